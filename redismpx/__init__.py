@@ -1,0 +1,38 @@
+"""A Redis Pub/Sub multiplexer: one shared connection, many subscriptions, alive after every disconnect."""
+
+from .channel import ChannelSubscription
+from .errors import (
+    ConnectionLost,
+    InactiveSubscription,
+    MultiplexerIsClosed,
+    PromiseInterrupted,
+    PromiseTimeout,
+    RedisMPXError,
+    SlowConsumer,
+    SubscriptionIsClosed,
+    SubscriptionRefused,
+)
+from .multiplexer import Multiplexer
+from .pattern import PatternSubscription
+from .promise import Promise, PromiseSubscription
+from .stats import Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChannelSubscription",
+    "ConnectionLost",
+    "InactiveSubscription",
+    "Multiplexer",
+    "MultiplexerIsClosed",
+    "PatternSubscription",
+    "Promise",
+    "PromiseInterrupted",
+    "PromiseSubscription",
+    "PromiseTimeout",
+    "RedisMPXError",
+    "SlowConsumer",
+    "Stats",
+    "SubscriptionIsClosed",
+    "SubscriptionRefused",
+]

@@ -1,0 +1,1 @@
+"""Pure decisions. No asyncio, no socket, no clock, no randomness, no logging."""

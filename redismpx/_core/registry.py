@@ -1,0 +1,382 @@
+"""Who wants which name, and what the server has confirmed. No I/O, no clock.
+
+A wish is written down first and answered by `flush()`, which says what to send. Replies are told to `confirm()`,
+`refuse()` and `pong()`, in wire order; a lost connection to `lost()`. Each returns whom to tell, and the caller tells
+them. At most one command is in flight for a name.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
+
+BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
+WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits in the socket and one flush
+
+
+class State(enum.Enum):
+    """What is known of a name on the server."""
+
+    ABSENT = "absent"
+    JOINING = "joining"  # (P)SUBSCRIBE in flight
+    JOINED = "joined"
+    LEAVING = "leaving"  # (P)UNSUBSCRIBE in flight
+    REFUSED = "refused"
+
+
+class Event(enum.Enum):
+    """What moves a name from one state to another."""
+
+    ASKED = "asked"  # a (P)SUBSCRIBE with it was sent
+    GIVEN_UP = "given up"  # a (P)UNSUBSCRIBE with it was sent
+    CONFIRMED = "confirmed"  # the command in flight was confirmed
+    REFUSED = "refused"  # the command in flight was refused, and it carried this name alone
+    HELD = "held"  # the command in flight was refused, and which of its names is forbidden is not known yet
+    DROPPED = "dropped"  # the server unsubscribed it without being asked
+    RETRIED = "retried"  # a refused name is to be asked for again
+    LOST = "lost"  # the connection is gone, and every subscription with it
+
+
+MOVES: dict[tuple[State, Event], State] = {
+    (State.ABSENT, Event.ASKED): State.JOINING,
+    (State.JOINING, Event.CONFIRMED): State.JOINED,
+    (State.JOINING, Event.REFUSED): State.REFUSED,
+    (State.JOINING, Event.HELD): State.ABSENT,
+    (State.JOINED, Event.GIVEN_UP): State.LEAVING,
+    (State.JOINED, Event.DROPPED): State.ABSENT,
+    (State.LEAVING, Event.CONFIRMED): State.ABSENT,
+    (State.LEAVING, Event.REFUSED): State.JOINED,
+    (State.LEAVING, Event.HELD): State.JOINED,
+    (State.REFUSED, Event.RETRIED): State.ABSENT,
+    **{(state, Event.LOST): State.ABSENT for state in State},
+}
+
+
+class Subscriber(Protocol):
+    """Whoever wants names. Called in wire order; must neither block nor raise."""
+
+    def deliver(self, channel: bytes, data: bytes) -> None: ...
+    def activate(self, name: bytes) -> None: ...
+    def disconnect(self, error: Exception) -> None: ...
+    def refuse(self, error: Exception) -> None: ...
+
+
+class Standing(enum.Enum):
+    """What a subscriber was last told of one name."""
+
+    WAITING = "waiting"
+    ACTIVE = "active"
+    REFUSED = "refused"
+
+
+class Entry:
+    """One name: who wants it, and what is known of it on the server."""
+
+    __slots__ = ("fanout", "kind", "name", "state", "subscribers")
+
+    def __init__(self, kind: Kind, name: bytes) -> None:
+        self.kind = kind
+        self.name = name
+        self.state = State.ABSENT
+        self.subscribers: dict[Subscriber, Standing] = {}
+        self.fanout: tuple[Subscriber, ...] | None = ()
+        """The active subscribers, never changed in place; None when it is to be built anew."""
+
+    def build_fanout(self) -> tuple[Subscriber, ...]:
+        """Take a fresh snapshot of the active subscribers."""
+        active = Standing.ACTIVE
+        self.fanout = fanout = tuple([s for s, standing in self.subscribers.items() if standing is active])
+        return fanout
+
+    def __repr__(self) -> str:
+        return f"<{self.kind.value} {self.name[:64]!r} {self.state.value} subscribers={len(self.subscribers)}>"
+
+
+class Registry:
+    """The names of one connection at a time."""
+
+    def __init__(self) -> None:
+        self.channels: dict[bytes, Entry] = {}
+        self.patterns: dict[bytes, Entry] = {}
+        self._tables = {Kind.CHANNEL: self.channels, Kind.PATTERN: self.patterns}
+        self._dirty: OrderedDict[Entry, None] = OrderedDict()  # where wish and fact may differ
+        self._late: list[tuple[Entry, Subscriber]] = []  # wanted by somebody new while joined already
+        self._in_flight: deque[Command] = deque()  # sent and not wholly answered, oldest first
+        self._names_in_flight = 0
+        self._probes: deque[Command] = deque()  # parts of a refused batch, to be sent alone
+        self._refused: dict[Entry, None] = {}  # not granted by the server; looked at again by retry()
+
+    # --- wishes
+
+    def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None:
+        """Want `name` for `subscriber`, which must not want it already."""
+        entry = self._tables[kind].get(name)
+        if entry is None:
+            entry = self._tables[kind][name] = Entry(kind, name)
+        first = not entry.subscribers
+        entry.subscribers[subscriber] = Standing.WAITING
+        if entry.state is State.JOINED:
+            self._late.append((entry, subscriber))
+        elif entry.state is State.REFUSED:
+            self._move(entry, Event.RETRIED)
+            self._look(entry)
+        elif first:
+            self._look(entry)
+
+    def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
+        """Stop wanting `name` for `subscriber`; tell whether it was active for it."""
+        entry = self._tables[kind][name]
+        standing = entry.subscribers.pop(subscriber)
+        if standing is Standing.ACTIVE:
+            entry.fanout = None
+        if not entry.subscribers:
+            self._look(entry)
+        return standing is Standing.ACTIVE
+
+    def standing(self, kind: Kind, name: bytes, subscriber: Subscriber) -> Standing | None:
+        """What `subscriber` was last told of `name`; None if it does not want it."""
+        entry = self._tables[kind].get(name)
+        return None if entry is None else entry.subscribers.get(subscriber)
+
+    def clear(self) -> None:
+        """Forget everything and everybody, also in the middle of a fan-out."""
+        for entry in self._entries():
+            entry.subscribers.clear()
+            entry.fanout = ()
+        self.channels.clear()
+        self.patterns.clear()
+        self._refused.clear()
+        self._forget_link()
+
+    # --- what to send, and whom to tell at the same time
+
+    @property
+    def has_work(self) -> bool:
+        """Whether flush() would find anything to do."""
+        return bool(self._late or self._probes or (self._dirty and self._names_in_flight < WINDOW))
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a command is not wholly answered yet."""
+        return bool(self._in_flight)
+
+    def flush(self) -> list[Command]:
+        """Return the commands to send now, in order. They count as sent from here on."""
+        commands: list[Command] = []
+        while self._probes:
+            self._send(self._probes.popleft(), commands)
+        batches: dict[Verb, list[bytes]] = {}
+        room = WINDOW - self._names_in_flight
+        while self._dirty and room > 0:
+            entry, _ = self._dirty.popitem(last=False)
+            verb = self._due(entry)
+            if verb is None:
+                continue
+            room -= 1
+            names = batches.setdefault(verb, [])
+            names.append(entry.name)
+            if len(names) == BATCH:
+                self._send(Command(verb, tuple(names)), commands)
+                names.clear()
+        for verb, names in batches.items():
+            if names:
+                self._send(Command(verb, tuple(names)), commands)
+        return commands
+
+    def welcome(self) -> Iterator[tuple[Subscriber, bytes]]:
+        """Activate those who came to a name that was joined already; yield each as it is."""
+        late, self._late = self._late, []
+        for entry, subscriber in late:
+            if entry.state is State.JOINED and entry.subscribers.get(subscriber) is Standing.WAITING:
+                self._stand(entry, subscriber, Standing.ACTIVE)
+                yield subscriber, entry.name
+
+    def ping(self) -> Command:
+        """Return a PING to send; its answer has its place among the others."""
+        command = Command(Verb.PING)
+        self._in_flight.append(command)
+        return command
+
+    def retry(self) -> bool:
+        """Ask again for what was refused; tell whether there was anything."""
+        refused, self._refused = self._refused, {}
+        for entry in refused:
+            if entry.state is State.REFUSED:
+                self._move(entry, Event.RETRIED)
+            self._look(entry)
+        return bool(refused)
+
+    # --- what the server said
+
+    def confirm(self, verb: Verb, name: bytes) -> Iterable[Subscriber]:
+        """Take a confirmation; yield whom to activate, or, for an unasked unsubscribe, whom to disconnect."""
+        head = self._in_flight[0] if self._in_flight else None
+        if head is not None and head.verb is verb and head.names[head.answered] == name:
+            entry = self._tables[verb.kind][name]  # there until its command is answered
+            self._move(entry, Event.CONFIRMED)
+            head.answered += 1
+            self._names_in_flight -= 1
+            if head.answered == len(head.names):
+                self._in_flight.popleft()
+                self._narrow(head)
+            self._look(entry)
+            return self._tell(entry, Standing.ACTIVE) if verb.joins else ()
+        if verb.joins:
+            raise Desync(f"a confirmation of {verb.name} {name[:64]!r} that answers no command in flight")
+        known = self._tables[verb.kind].get(name)
+        if known is None or known.state is not State.JOINED:
+            return ()  # either not ours at all, or the answer to our own command is still to come
+        self._move(known, Event.DROPPED)
+        self._look(known)
+        return self._tell(known, Standing.WAITING)
+
+    def pong(self) -> None:
+        """Take the answer to a PING."""
+        if not self._in_flight or self._in_flight[0].verb is not Verb.PING:
+            raise Desync("an answer to PING, while another command is to be answered first")
+        self._in_flight.popleft()
+
+    def refuse(self, *, passing: bool = False) -> tuple[Command, Iterable[Subscriber]]:
+        """Take an error reply: it answers the whole of the oldest command. Return that, and whom to tell.
+
+        Redis does not say which of the names it refused, so a batch is halved until the guilty name stands alone.
+        `passing` says that the error is not about the names at all: retry() asks for them again.
+        """
+        if not self._in_flight:
+            raise Desync("an error that answers no command in flight")
+        command = self._in_flight.popleft()
+        self._names_in_flight -= len(command.names) - command.answered
+        entries = [self._tables[command.verb.kind][name] for name in command.names[command.answered :]]
+        told: Iterable[Subscriber] = ()
+        if passing:
+            for entry in entries:
+                self._move(entry, Event.HELD)
+                self._refused[entry] = None
+                if entry.state is State.ABSENT and not entry.subscribers:
+                    self._look(entry)
+            self._release(command)
+        elif not command.verb.joins:
+            for entry in entries:
+                self._move(entry, Event.REFUSED)
+                self._refused[entry] = None  # not dirty: nothing can be done about it now
+        elif len(entries) == 1:
+            self._move(entries[0], Event.REFUSED)
+            self._refused[entries[0]] = None
+            self._release(command)
+            self._look(entries[0])
+            told = self._tell(entries[0], Standing.REFUSED)
+        else:
+            for entry in entries:
+                self._move(entry, Event.HELD)
+                if not entry.subscribers:
+                    self._look(entry)
+            self._halve(command.verb, command.names[command.answered :], command.suspects + command.deferred)
+        if not command.verb.joins:  # whoever came while the names were leaving finds them joined
+            self._late.extend((entry, subscriber) for entry in entries for subscriber in entry.subscribers)
+        return command, told
+
+    def lost(self) -> Iterator[Subscriber]:
+        """Take the loss of the connection; yield, once each, those who had anything active."""
+        self._forget_link()
+        active: dict[Subscriber, list[Entry]] = {}
+        for entry in self._entries():
+            for subscriber in entry.build_fanout():
+                active.setdefault(subscriber, []).append(entry)
+            self._move(entry, Event.LOST)
+            self._look(entry)
+        self._refused.clear()
+        return self._tell_lost(active)
+
+    # --- one at a time
+
+    def _move(self, entry: Entry, event: Event) -> None:
+        entry.state = MOVES[entry.state, event]
+
+    def _due(self, entry: Entry) -> Verb | None:
+        """The command that brings the server nearer to what is wanted, if one may be sent."""
+        if entry.state is State.ABSENT and entry.subscribers:
+            return JOIN[entry.kind]
+        if entry.state is State.JOINED and not entry.subscribers:
+            return LEAVE[entry.kind]
+        return None
+
+    def _look(self, entry: Entry) -> None:
+        """Note an entry that is due, or drop one that nobody needs any more."""
+        if self._due(entry) is not None:
+            self._dirty[entry] = None
+        elif not entry.subscribers and entry.state in (State.ABSENT, State.REFUSED):
+            self._tables[entry.kind].pop(entry.name, None)
+            self._dirty.pop(entry, None)
+            self._refused.pop(entry, None)
+
+    def _send(self, command: Command, commands: list[Command]) -> None:
+        """Count a command as sent, with those of its names that are still due."""
+        table = self._tables[command.verb.kind]
+        entries = [e for e in map(table.get, command.names) if e is not None and self._due(e) is command.verb]
+        if not entries:
+            self._narrow(command)
+            return
+        for entry in entries:
+            self._move(entry, Event.ASKED if command.verb.joins else Event.GIVEN_UP)
+            self._dirty.pop(entry, None)
+        command.names = tuple(entry.name for entry in entries)
+        self._in_flight.append(command)
+        self._names_in_flight += len(entries)
+        commands.append(command)
+
+    def _halve(self, verb: Verb, names: tuple[bytes, ...], deferred: tuple[bytes, ...]) -> None:
+        """Ask for one half of refused `names` alone. The other half, and what is deferred, wait for the answer.
+
+        So one forbidden name among n costs log2(n) + 2 commands: the good halves are asked for together at the end.
+        """
+        middle = (len(names) + 1) // 2
+        self._probes.append(Command(verb, names[:middle], suspects=names[middle:], deferred=deferred))
+
+    def _narrow(self, command: Command) -> None:
+        """A command went well: if its names were half of a refused batch, the culprit is in the other half."""
+        if command.suspects:
+            self._halve(command.verb, command.suspects, command.deferred)
+        elif command.deferred:
+            self._release(command)
+
+    def _release(self, command: Command) -> None:
+        """Let the names that waited for this command be asked for again."""
+        table = self._tables[command.verb.kind]
+        for name in command.suspects + command.deferred:
+            entry = table.get(name)
+            if entry is not None:
+                self._look(entry)
+
+    def _stand(self, entry: Entry, subscriber: Subscriber, standing: Standing) -> None:
+        entry.subscribers[subscriber] = standing
+        entry.fanout = None
+
+    def _tell(self, entry: Entry, standing: Standing) -> Iterator[Subscriber]:
+        """Yield each subscriber as its standing changes; whoever was taken away meanwhile is passed over."""
+        for subscriber in tuple(entry.subscribers):
+            known = entry.subscribers.get(subscriber)
+            if known is not None and known is not standing:
+                self._stand(entry, subscriber, standing)
+                yield subscriber
+
+    def _tell_lost(self, active: dict[Subscriber, list[Entry]]) -> Iterator[Subscriber]:
+        for subscriber, entries in active.items():
+            remaining = [e for e in entries if e.subscribers.get(subscriber) is Standing.ACTIVE]
+            for entry in remaining:
+                self._stand(entry, subscriber, Standing.WAITING)
+            if remaining:
+                yield subscriber
+
+    def _forget_link(self) -> None:
+        self._dirty.clear()
+        self._late.clear()
+        self._in_flight.clear()
+        self._names_in_flight = 0
+        self._probes.clear()
+
+    def _entries(self) -> list[Entry]:
+        return [*self.channels.values(), *self.patterns.values()]

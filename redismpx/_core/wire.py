@@ -1,0 +1,111 @@
+"""RESP as this library speaks it: commands to bytes, replies to what they answer. No I/O, no state."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import hiredis
+
+MESSAGE = b"message"
+PMESSAGE = b"pmessage"
+PONG = b"pong"  # the answer to PING on a RESP2 connection that has subscriptions
+
+NOT_ENOUGH = object()
+"""What a parser returns when no complete reply is left in it."""
+
+
+class Kind(enum.Enum):
+    """What a name stands for. The same bytes may be wanted as both, independently."""
+
+    CHANNEL = "channel"
+    PATTERN = "pattern"
+
+
+class Verb(enum.Enum):
+    """The commands that are ever sent. A confirmation begins with the command's name in lower case."""
+
+    SUBSCRIBE = b"subscribe"
+    UNSUBSCRIBE = b"unsubscribe"
+    PSUBSCRIBE = b"psubscribe"
+    PUNSUBSCRIBE = b"punsubscribe"
+    PING = b"ping"
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the names that this command carries."""
+        return Kind.PATTERN if self in (Verb.PSUBSCRIBE, Verb.PUNSUBSCRIBE) else Kind.CHANNEL
+
+    @property
+    def joins(self) -> bool:
+        """Whether the command asks for names rather than giving them up."""
+        return self in (Verb.SUBSCRIBE, Verb.PSUBSCRIBE)
+
+
+JOIN = {Kind.CHANNEL: Verb.SUBSCRIBE, Kind.PATTERN: Verb.PSUBSCRIBE}
+LEAVE = {Kind.CHANNEL: Verb.UNSUBSCRIBE, Kind.PATTERN: Verb.PUNSUBSCRIBE}
+
+CONFIRMATIONS = {verb.value: verb for verb in Verb if verb is not Verb.PING}
+"""The first element of a confirmation, to the command that it confirms."""
+
+
+@dataclass(slots=True)
+class Command:
+    """One command, and how far it is answered: the server confirms its names one by one, in order."""
+
+    verb: Verb
+    names: tuple[bytes, ...] = ()
+    answered: int = 0
+    suspects: tuple[bytes, ...] = ()  # refused together with `names`; asked for next when `names` turn out well
+    deferred: tuple[bytes, ...] = ()  # refused together with both; free again once the culprit is found
+
+    def __bytes__(self) -> bytes:
+        # Length-prefixed arguments only, so a name is data whatever bytes it has.
+        return hiredis.pack_command((self.verb.value.upper(), *self.names))
+
+
+class Desync(Exception):
+    """The server said something that answers nothing which was sent; what it holds is unknowable."""
+
+
+# Errors about the server's moment rather than about the names in the command.
+_PASSING = frozenset({"BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN"})
+# Errors about the connection as a whole.
+_FATAL = frozenset({"NOAUTH", "WRONGPASS"})
+
+
+class Refusal(enum.Enum):
+    """What an error reply to a command means for it."""
+
+    NAMES = "names"
+    PASSING = "passing"
+    FATAL = "fatal"
+
+
+def read_refusal(error: Exception) -> tuple[Refusal, str]:
+    """Tell what an error reply means, and its text. `redis-py` strips the code from some texts; hiredis does not."""
+    code = getattr(error, "status_code", None)
+    text = str(error) if code is None else f"{code} {error}"
+    word = text.partition(" ")[0]
+    if word in _PASSING:
+        return Refusal.PASSING, text
+    if word in _FATAL:
+        return Refusal.FATAL, text
+    return Refusal.NAMES, text
+
+
+def new_parser() -> hiredis.Reader:
+    """Build a parser of replies: bytes stay bytes, an error reply comes out as an exception object."""
+    return hiredis.Reader(notEnoughData=NOT_ENOUGH)
+
+
+_GLOB = frozenset(b"\\*?[")  # the characters that mean something in a Redis glob; no others do
+
+
+def escape_glob(name: bytes) -> bytes:
+    """Return the pattern that matches `name` and nothing else.
+
+    >>> escape_glob(b"user[1]:*")
+    b'user\\\\[1]:\\\\*'
+    """
+    return b"".join(b"\\%c" % byte if byte in _GLOB else b"%c" % byte for byte in name)

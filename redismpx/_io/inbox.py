@@ -1,0 +1,257 @@
+"""What the wire tells one subscription: counted, and handed to its callbacks one by one and in order.
+
+Never blocks its caller, never raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Coroutine
+from typing import NamedTuple, NoReturn, Protocol
+
+from .._core.backlog import Backlog, Signal
+from ..errors import ConnectionLost, SlowConsumer, SubscriptionRefused
+from ..stats import Counters
+from ..typing import OnActivation, OnDisconnect, OnError, OnMessage
+from .pulse import Pulse
+from .tasks import Tasks, running_task
+
+logger = logging.getLogger("redismpx")
+
+LOG_INTERVAL = 10.0  # seconds between two records of the same kind of failure of one subscription
+
+
+class Callbacks(NamedTuple):
+    """What a subscription was given to call."""
+
+    on_message: OnMessage
+    on_disconnect: OnDisconnect | None = None
+    on_activation: OnActivation | None = None
+    on_error: OnError | None = None
+
+
+class Host(Protocol):
+    """What an inbox needs of its multiplexer."""
+
+    tasks: Tasks
+    counters: Counters
+
+
+class Inbox:
+    """The callbacks of one subscription, and what waits for them.
+
+    A callback that returns nothing is done when it returns: events go straight to it. What a callback returns and can be
+    awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. So an idle
+    subscription has neither.
+    """
+
+    __slots__ = ("_backlog", "_callbacks", "_host", "_label", "_logged", "_max_pending", "_on_message", "_worker",
+                 "active", "closed", "dropped", "moved", "refusals")  # fmt: skip
+
+    def __init__(self, callbacks: Callbacks, label: str, max_pending: int, host: Host) -> None:
+        self._callbacks = callbacks
+        self._on_message = callbacks.on_message
+        self._label = label
+        self._max_pending = max_pending
+        self._host = host
+        self._backlog: Backlog | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._logged: dict[type[BaseException], tuple[float, int]] | None = None
+        self.closed = False
+        self.dropped = 0
+        self.active = 0
+        """How many names are active."""
+        self.refusals: dict[bytes, SubscriptionRefused] = {}
+        """The names that the server refuses, and how it said so."""
+        self.moved = Pulse()
+        """Fires when any of this changed."""
+
+    @property
+    def pending(self) -> int:
+        """Messages waiting."""
+        return 0 if self._backlog is None else len(self._backlog)
+
+    # --- events; what the registry's subscribers are asked for
+
+    def deliver(self, channel: bytes, data: bytes) -> None:
+        """Hand over a message."""
+        backlog = self._backlog
+        if backlog is not None:
+            dropped = backlog.message(channel, data)
+            if dropped:
+                self._overflow(backlog, dropped)
+            return
+        try:
+            result = self._on_message(channel, data)
+        except BaseException as error:
+            result = self._failed(error, "on_message")
+        if result is not None:
+            self._await(result)
+
+    def activate(self, name: bytes) -> None:
+        """Tell that a name is active."""
+        self.active += 1
+        self.refusals.pop(name, None)
+        self.moved.fire()
+        self._signal(Signal.ACTIVATION, name, frozenset((name,)))
+
+    def disconnect(self, error: ConnectionLost) -> None:
+        """Tell that a connection was lost, or one name on it."""
+        self.active = 0 if error.names is None else self.active - len(error.names)
+        if self._backlog is None:
+            self._signal(Signal.DISCONNECT, error, error.names)
+        else:
+            self._drop(self._backlog.disconnect(error, error.names))
+
+    def refuse(self, error: SubscriptionRefused) -> None:
+        """Tell that the server refused a name."""
+        self.refusals[error.name] = error
+        self.moved.fire()
+        self._signal(Signal.ERROR, error, frozenset((error.name,)))
+
+    def forget(self, name: bytes, was_active: bool, last: bool) -> None:
+        """Take back all that waits for callbacks about a name that is wanted no more, and was the `last` or not."""
+        self.active -= was_active
+        self.refusals.pop(name, None)
+        self.moved.fire()
+        self._discard(None if last else frozenset((name,)))
+
+    def close(self) -> None:
+        """Forget what waits, call nothing more, and cancel the callback that is being awaited, unless it calls this."""
+        self.closed = True
+        self.moved.fire()
+        self._discard(None)
+        if self._worker is not None and self._worker is not running_task():
+            self._worker.cancel()
+
+    def _discard(self, names: frozenset[bytes] | None) -> None:
+        if self._backlog is not None:
+            self._backlog.discard(names)
+
+    # --- calling
+
+    def _signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
+        if self._backlog is not None:
+            self._backlog.signal(signal, argument, names)
+            return
+        result = self._call(signal, argument)
+        if result is not None:
+            self._await(result)
+
+    def _call(self, first: bytes | Signal, second: object) -> object:
+        """Call the callback of one event; return what is to be awaited, if anything."""
+        callbacks = self._callbacks
+        callback: object
+        if isinstance(first, bytes):
+            name, callback, arguments = "on_message", callbacks.on_message, (first, second)
+        elif first is Signal.ERROR:
+            return self._report(second)
+        elif first is Signal.ACTIVATION:
+            name, callback, arguments = "on_activation", callbacks.on_activation, (second,)
+        else:
+            name, callback, arguments = "on_disconnect", callbacks.on_disconnect, (second,)
+        if callback is None:
+            return None
+        try:
+            return callback(*arguments)  # type: ignore[operator]
+        except BaseException as error:
+            return self._failed(error, name)
+
+    def _await(self, result: object) -> None:
+        """Let the worker await what a callback returned."""
+        if not inspect.isawaitable(result):
+            return
+        worker = self._host.tasks.start(self._work(result), f"redismpx {self._label}")
+        if not worker.done() and not self.closed:
+            self._worker = worker
+            self._backlog = Backlog(self._max_pending)
+
+    async def _work(self, awaitable: Awaitable[object]) -> None:
+        result: object = awaitable
+        try:
+            while True:
+                if inspect.isawaitable(result):
+                    try:
+                        await result
+                        result = None
+                    except BaseException as error:
+                        if _is_cancelled(error):
+                            raise
+                        result = self._failed(error, "a callback")
+                        continue
+                event = None if self._backlog is None else self._backlog.pop()
+                if event is None:
+                    return
+                result = self._call(*event)
+        finally:
+            self._drop(self.pending)  # none, unless the worker was cancelled
+            self._backlog = None
+            self._worker = None
+
+    # --- what went wrong
+
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        self._host.counters.dropped += count
+
+    def _overflow(self, backlog: Backlog, dropped: int) -> None:
+        self._drop(dropped)
+        if not backlog.overflowing:
+            backlog.overflowing = True
+            # At once, past the queue: a consumer that is stuck would never come to hear of it.
+            reporting = self._report(SlowConsumer(self.dropped, len(backlog)))
+            if reporting is not None:
+                self._host.tasks.start(reporting, f"redismpx on_error of {self._label}")
+
+    def _failed(self, error: BaseException, callback: str) -> Coroutine[object, object, None] | None:
+        """Report what a callback raised; return what is to be awaited, if anything."""
+        self._log(error, callback)
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            # Out of the loop, as it was meant, but not through the middle of a fan-out.
+            asyncio.get_running_loop().call_soon(_raise, error)
+        return self._report(error)
+
+    def _report(self, error: object) -> Coroutine[object, object, None] | None:
+        """Call on_error; return what is to be awaited, if anything. A failure of on_error itself is only logged."""
+        on_error = self._callbacks.on_error
+        if on_error is None or self.closed:
+            return None
+        try:
+            result = on_error(error)  # type: ignore[arg-type]
+        except BaseException as failure:
+            self._log(failure, "on_error")
+            return None
+        return self._finish_report(result) if inspect.isawaitable(result) else None
+
+    async def _finish_report(self, awaitable: Awaitable[object]) -> None:
+        try:
+            await awaitable
+        except BaseException as failure:
+            if _is_cancelled(failure):
+                raise
+            self._log(failure, "on_error")
+
+    def _log(self, error: BaseException, callback: str) -> None:
+        """Log a failure with its traceback, at most once in LOG_INTERVAL for each type, with a count of the others."""
+        now = asyncio.get_running_loop().time()
+        if self._logged is None:
+            self._logged = {}
+        next_time, suppressed = self._logged.get(type(error), (now, 0))
+        if now < next_time:
+            self._logged[type(error)] = (next_time, suppressed + 1)
+            return
+        self._logged[type(error)] = (now + LOG_INTERVAL, 0)
+        logger.error("%s of %s raised %s (%d more since the last record)", callback, self._label, type(error).__name__,
+                     suppressed, exc_info=error)  # fmt: skip
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether `error` ends the running task, rather than being something that a callback raised by itself."""
+    task = running_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

@@ -1,0 +1,115 @@
+"""Every exception of this library. The message says what, where and what to do; the facts are attributes."""
+
+from __future__ import annotations
+
+import asyncio
+
+_SHOWN = 64  # bytes of a name in a message or a log record
+
+
+def quote(name: bytes) -> str:
+    """Show a name in one line, escaped and cut: names are hostile data."""
+    return repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}... ({len(name)} bytes)"
+
+
+class RedisMPXError(Exception):
+    """The base of all errors of this library."""
+
+
+class MultiplexerIsClosed(RedisMPXError):
+    """The multiplexer was closed, and does nothing more. Make a new one."""
+
+    def __init__(self) -> None:
+        super().__init__("this multiplexer is closed; make a new one")
+
+
+class SubscriptionIsClosed(RedisMPXError):
+    """The subscription, or its multiplexer, was closed. Make a new one."""
+
+    def __init__(self) -> None:
+        super().__init__("this subscription is closed; make a new one from the multiplexer")
+
+
+class InactiveSubscription(RedisMPXError):
+    """A promise was wanted of a subscription that is not active now, so its message could be missed."""
+
+    def __init__(self, pattern: bytes) -> None:
+        super().__init__(f"pattern {quote(pattern)} is not active; await wait_for_activation() first")
+        self.pattern = pattern
+        """The pattern that is not active."""
+
+
+class ConnectionLost(RedisMPXError, ConnectionError):
+    """The connection to Redis is gone, or one name on it is; what was published meanwhile is missed.
+
+    The exception that caused it, if there was one, is its `__cause__`. It reconnects by itself.
+    """
+
+    def __init__(self, reason: str, names: frozenset[bytes] | None = None) -> None:
+        where = "" if names is None else f" for {', '.join(map(quote, sorted(names)[:10]))}"
+        super().__init__(f"connection lost{where}: {reason}")
+        self.reason = reason
+        """Why, in words."""
+        self.names = names
+        """The names concerned; None stands for all of the subscription's."""
+
+
+class SubscriptionRefused(RedisMPXError):
+    """Redis refused this one name, most often for lack of an ACL permission. It is asked for again once a minute.
+
+    Redis compares the name of a pattern with the permitted patterns literally: `&ok:*` permits the pattern `ok:*`, and
+    neither `ok:a*` nor `*` (https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/).
+    """
+
+    def __init__(self, kind: str, name: bytes, reason: str) -> None:
+        hint = "; a permitted pattern must be the same, letter for letter" if kind == "pattern" else ""
+        super().__init__(f"Redis refused {kind} {quote(name)}: {reason} (see ACL SETUSER ... &{kind}{hint})")
+        self.kind = kind
+        """`"channel"` or `"pattern"`."""
+        self.name = name
+        """The name that was refused."""
+        self.reason = reason
+        """What Redis answered."""
+
+
+class SlowConsumer(RedisMPXError):
+    """The callbacks of a subscription do not keep up with its messages: the oldest are dropped.
+
+    Reported once, and again only after no more than half of `max_pending` was left waiting.
+    """
+
+    def __init__(self, dropped: int, pending: int) -> None:
+        super().__init__(
+            f"the callbacks do not keep up: {pending} messages wait, {dropped} were dropped so far; "
+            "make on_message faster, or raise max_pending"
+        )
+        self.dropped = dropped
+        """Messages dropped by this subscription so far."""
+        self.pending = pending
+        """Messages waiting for its callback."""
+
+
+class PromiseTimeout(RedisMPXError, TimeoutError):
+    """The message of a promise did not come before its deadline."""
+
+    def __init__(self, channel: bytes, timeout: float) -> None:
+        super().__init__(f"no message on {quote(channel)} within {timeout:g} s")
+        self.channel = channel
+        """The channel that was waited for."""
+        self.timeout = timeout
+        """Seconds that the promise had."""
+
+
+class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
+    """A promise can no longer be kept: what it waits for could be missed.
+
+    It is an `asyncio.CancelledError` too, so code that catches that for a broken promise goes on working; left uncaught in
+    a task, it therefore ends the task as cancelled. For a lost connection, `ConnectionLost` is its `__cause__`.
+    """
+
+    def __init__(self, channel: bytes, reason: str) -> None:
+        super().__init__(f"the promise of {quote(channel)} is broken: {reason}")
+        self.channel = channel
+        """The channel that was waited for."""
+        self.reason = reason
+        """`"connection lost"`, `"cleared"` or `"closed"`."""

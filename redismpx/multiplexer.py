@@ -1,0 +1,273 @@
+"""The front door: builds and owns the rooms, decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+from redis.asyncio import Redis
+from redis.backoff import AbstractBackoff, FullJitterBackoff
+
+from ._io.inbox import Callbacks
+from ._io.supervisor import Phase, Supervisor
+from .arguments import check_callback, check_max_pending, check_seconds, to_bytes
+from .channel import ChannelSubscription
+from .errors import MultiplexerIsClosed
+from .pattern import PatternSubscription
+from .promise import PromiseSubscription
+from .stats import Stats
+from .subscription import CallbackSubscription
+from .typing import OnActivation, OnDisconnect, OnError, OnMessage
+
+
+class Multiplexer:
+    """One Redis connection for many subscriptions.
+
+    It can be made at import time: it needs neither a running event loop nor a server. It starts dialling with the first
+    subscription, `connect()` or `async with`, in the loop that runs then; subscriptions made before any loop runs are kept,
+    and start with the first call inside one. From another loop or thread, and in a forked child, calls raise `RuntimeError`.
+
+    When the connection is lost it dials again: at once, then with `backoff`, for as long as it takes. All that is
+    subscribed is subscribed again, and each subscription is told of the gap.
+
+    Args:
+        redis: a URL (`redis://`, `rediss://`, `unix://`), or a `redis.asyncio.Redis` client, also one from
+            `Sentinel.master_for()` or `fakeredis.FakeAsyncRedis`. A client stays yours: its options are used, and it is
+            never closed.
+        backoff: seconds between attempts, by redis-py's backoff classes; `compute(0)` comes after the second attempt. None:
+            full jitter, from 50 ms doubling up to 5 s. The first attempt after a loss is made at once. All begins anew after
+            a connection has lasted 10 s.
+        ping_interval: seconds of silence after which the server is pinged; None never pings.
+        ping_timeout: seconds after a ping in which something must be heard, or the connection is given up.
+        max_pending: messages that may wait for the callbacks of one subscription; beyond it the oldest are dropped, counted,
+            and reported as `SlowConsumer`.
+        on_error: called with the errors of subscriptions that have no `on_error` of their own.
+        connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
+
+    Raises `TypeError` and `ValueError` at once for what cannot work.
+    """
+
+    def __init__(
+        self,
+        redis: str | Redis = "redis://localhost:6379",
+        *,
+        backoff: AbstractBackoff | None = None,
+        ping_interval: float | None = 10.0,
+        ping_timeout: float = 5.0,
+        max_pending: int = 10_000,
+        on_error: OnError | None = None,
+        **connection_options: Any,
+    ) -> None:
+        if backoff is not None and not isinstance(backoff, AbstractBackoff):
+            raise TypeError(f"backoff must be one of redis.backoff's, not {type(backoff).__name__}")
+        if check_seconds(ping_interval, "ping_interval") == 0 or not check_seconds(ping_timeout, "ping_timeout"):
+            raise ValueError(
+                "ping_interval and ping_timeout must be more than 0 seconds; ping_interval=None disables pings"
+            )
+        self._max_pending = check_max_pending(max_pending)
+        self._on_error = check_callback(on_error, "on_error")
+        self._owned: Redis | None = None
+        if isinstance(redis, str):
+            redis = self._owned = _client_from_url(redis, connection_options)
+        elif connection_options:
+            raise TypeError(f"options ({', '.join(connection_options)}) go with a URL only; set them on the client")
+        elif not isinstance(redis, Redis):
+            raise TypeError(
+                f"redis must be a URL or a redis.asyncio.Redis client, not {type(redis).__module__}.{type(redis).__name__}"
+            )
+        self._client = redis  # kept alive: connections of a Sentinel client refer to it weakly
+        self._supervisor = Supervisor(
+            redis.connection_pool,
+            FullJitterBackoff(cap=5.0, base=0.05) if backoff is None else backoff,
+            ping_interval,
+            ping_timeout,
+        )
+
+    # --- subscriptions
+
+    def new_channel_subscription(
+        self,
+        on_message: OnMessage,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+    ) -> ChannelSubscription:
+        """Make a subscription without channels yet; `add()` them.
+
+        Returns at once, and works offline. Sync callbacks run in the order of the wire, between two reads of the socket: keep
+        them short. What a callback returns and can be awaited is awaited, one at a time; meanwhile this subscription's events
+        wait, and nobody else's. An exception goes to `on_error` and to the log, and delivery goes on.
+
+        Args:
+            on_message: called with the channel and the payload of each message.
+            on_disconnect: called with a `ConnectionLost`, once for each lost connection on which a channel was active.
+            on_activation: called with each channel when Redis has confirmed it, again after each reconnect. Never from
+                inside `add()`.
+            max_pending: as for the multiplexer, whose value is used if this is None.
+            on_error: called with what callbacks raise, `SlowConsumer`, and `SubscriptionRefused`; None: the multiplexer's.
+
+        Raises `MultiplexerIsClosed`; `TypeError` and `ValueError` for bad arguments.
+        """
+        self._enter()
+        callbacks = self._callbacks(on_message, on_disconnect, on_activation, on_error)
+        return ChannelSubscription(self._supervisor, callbacks, self._bound(max_pending))
+
+    def new_pattern_subscription(
+        self,
+        pattern: str | bytes,
+        on_message: OnMessage,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+    ) -> PatternSubscription:
+        """Make a subscription to all channels that match a glob pattern.
+
+        `on_message` gets the channel that the message was published to, `on_activation` the pattern. For the rest see
+        `new_channel_subscription()`. The pattern must not be empty (`ValueError`).
+        """
+        self._enter()
+        callbacks = self._callbacks(on_message, on_disconnect, on_activation, on_error)
+        name = to_bytes(pattern, "a pattern")
+        if not name:
+            raise ValueError("a pattern must not be empty: it would match no channel but the empty one")
+        return PatternSubscription(self._supervisor, callbacks, self._bound(max_pending), name)
+
+    def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
+        """Make a subscription for promises on all channels that begin with `prefix`.
+
+        Glob characters in the prefix mean themselves. Returns at once, and works offline. Raises `MultiplexerIsClosed`;
+        `TypeError` and `ValueError` for what cannot be a prefix.
+        """
+        self._enter()
+        return PromiseSubscription(self._supervisor, self._on_error, self._max_pending, to_bytes(prefix, "a prefix"))
+
+    # --- state
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._supervisor.phase is Phase.CONNECTED
+
+    async def connect(self, timeout: float | None = None) -> None:
+        """Wait until there is a connection, for `timeout` seconds at most; None waits as long as it takes.
+
+        Calling it is not needed: subscriptions start the dialling too. Cancelling it changes nothing else. Raises
+        `TimeoutError`, whose `__cause__` is the last `ConnectionLost`; `MultiplexerIsClosed`, also when closed meanwhile.
+        """
+        check_seconds(timeout, "timeout")
+        self._enter()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._supervisor.connected()
+        except TimeoutError:
+            last = self._supervisor.last_error
+            detail = "" if last is None else f"; the last attempt: {last.reason}"
+            raise TimeoutError(f"no connection to Redis within {timeout} s{detail}") from last
+
+    def stats(self) -> Stats:
+        """Take a snapshot of the state and the counters. Works in every state, closed too."""
+        supervisor = self._supervisor
+        counters = supervisor.counters
+        subscriptions = supervisor.subscriptions
+        return Stats(
+            state=supervisor.phase.value,
+            connections=counters.connections,
+            channels=sum(bool(entry.subscribers) for entry in supervisor.registry.channels.values()),
+            patterns=sum(bool(entry.subscribers) for entry in supervisor.registry.patterns.values()),
+            subscriptions=len(subscriptions),
+            messages=counters.messages,
+            ignored=counters.ignored,
+            pending=sum(s.pending for s in subscriptions if isinstance(s, CallbackSubscription)),
+            dropped=counters.dropped,
+            promises=sum(s.pending for s in subscriptions if isinstance(s, PromiseSubscription)),
+            last_error=supervisor.last_error,
+        )
+
+    def __repr__(self) -> str:
+        s = self.stats()
+        return (
+            f"<Multiplexer {s.state} epoch={s.connections} channels={s.channels} patterns={s.patterns} "
+            f"pending={s.pending} dropped={s.dropped}>"
+        )
+
+    # --- the end
+
+    def close(self) -> None:
+        """Close everything at once: no callback is called after this returns.
+
+        All subscriptions are closed, outstanding promises fail, async callbacks that are being awaited are cancelled, unless
+        one of them calls this. Closing twice is fine, at any moment, also from inside a callback. What is left to release is
+        released in the next ticks of the loop; `aclose()` waits for it.
+        """
+        self._supervisor.enter()
+        self._supervisor.close()
+
+    async def aclose(self) -> None:
+        """Close, and wait until every task and socket is gone; a few seconds at most, even if callbacks resist.
+
+        Called from inside a callback, it does not wait for that one. When it is cancelled, closing goes on nevertheless, and
+        another `aclose()` waits for the rest.
+        """
+        self.close()
+        await self._supervisor.tasks.ended()
+        if self._owned is not None:
+            await self._owned.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # --- arguments
+
+    def _enter(self) -> None:
+        if self._supervisor.phase is Phase.CLOSED:
+            raise MultiplexerIsClosed
+        self._supervisor.enter()
+
+    def _callbacks(
+        self,
+        on_message: OnMessage,
+        on_disconnect: OnDisconnect | None,
+        on_activation: OnActivation | None,
+        on_error: OnError | None,
+    ) -> Callbacks:
+        if on_message is None:
+            raise TypeError("on_message must be callable, not NoneType")
+        return Callbacks(
+            check_callback(on_message, "on_message"),
+            check_callback(on_disconnect, "on_disconnect"),
+            check_callback(on_activation, "on_activation"),
+            check_callback(on_error, "on_error") or self._on_error,
+        )
+
+    def _bound(self, max_pending: int | None) -> int:
+        return self._max_pending if max_pending is None else check_max_pending(max_pending)
+
+
+def _client_from_url(url: str, options: dict[str, Any]) -> Redis:
+    """Build a client from a URL and options, and make sure that they are good for a connection."""
+    try:
+        client = Redis.from_url(url, **options)
+    except ValueError as error:
+        # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated.
+        hint = str(error) if "scheme" in str(error) else "percent-encode special characters in the user and password"
+        raise ValueError(f"the Redis URL cannot be used: {hint}") from None
+    if client.connection_pool.connection_kwargs.get("decode_responses"):
+        raise ValueError(
+            "names and payloads are bytes here, so decode_responses=True cannot be used; decode in on_message"
+        )
+    try:
+        client.connection_pool.make_connection()
+    except TypeError as error:
+        raise TypeError(f"an option that redis-py does not know: {error}") from None
+    return client

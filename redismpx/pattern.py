@@ -1,0 +1,37 @@
+"""One glob pattern."""
+
+from __future__ import annotations
+
+from ._core.wire import Kind
+from ._io.inbox import Callbacks
+from .errors import quote
+from .subscription import CallbackSubscription, Hub
+
+
+class PatternSubscription(CallbackSubscription):
+    """All channels that match one pattern. Made by `Multiplexer.new_pattern_subscription()`.
+
+    A message on a channel that is also subscribed by its name arrives twice, once for each. A pattern is trusted input: one
+    that a stranger may choose reads what it likes.
+    """
+
+    __slots__ = ("_pattern",)
+
+    _kind = Kind.PATTERN
+
+    def __init__(self, hub: Hub, callbacks: Callbacks, max_pending: int, pattern: bytes) -> None:
+        self._pattern = pattern
+        super().__init__(hub, callbacks, f"pattern subscription {quote(pattern)}", max_pending)
+        hub.attach(self._kind, pattern, self._inbox)
+
+    @property
+    def pattern(self) -> bytes:
+        """The pattern, in Redis' glob syntax (https://redis.io/docs/latest/commands/psubscribe/)."""
+        return self._pattern
+
+    @property
+    def _names(self) -> tuple[bytes]:
+        return (self._pattern,)
+
+    def __repr__(self) -> str:
+        return self._describe(quote(self._pattern))

@@ -1,0 +1,173 @@
+"""Networked promises: waiting, with a deadline, for one message on one channel."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from ._core.wire import Kind, escape_glob
+from ._io.inbox import Callbacks
+from .arguments import check_seconds, to_bytes
+from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, quote
+from .subscription import Hub, Subscription
+from .typing import OnError
+
+
+class Promise(asyncio.Future[bytes]):
+    """One message on one channel. Await it, as often as you like; made by a `PromiseSubscription`.
+
+    It has exactly one outcome: the payload, `PromiseTimeout`, `PromiseInterrupted`, or `asyncio.CancelledError` after its own
+    `cancel()`. The message counts from when the promise was made, awaited or not.
+    """
+
+    def __init__(self, home: dict[bytes, list[Promise]], channel: bytes, timeout: float | None) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._home = home
+        self._channel = channel
+        self._timer = None
+        if timeout is not None:
+            self._timer = self.get_loop().call_later(timeout, self._expire, timeout)
+        home.setdefault(channel, []).append(self)
+
+    @property
+    def channel(self) -> bytes:
+        """The channel whose next message keeps the promise."""
+        return self._channel
+
+    def cancel(self, msg: object = None) -> bool:
+        """Give it up; return False if it has its outcome already. Done by itself when the only task awaiting is cancelled."""
+        if not super().cancel(msg):
+            return False
+        self._leave()
+        return True
+
+    def _keep(self, data: bytes) -> None:
+        self._stop()
+        if not self.done():
+            self.set_result(data)
+
+    def _break(self, error: BaseException) -> None:
+        self._stop()
+        if not self.done():
+            self.set_exception(error)
+            self.exception()  # seen: one that nobody awaits is no fault to be logged
+
+    def _expire(self, timeout: float) -> None:
+        self._leave()
+        self._break(PromiseTimeout(self._channel, timeout))
+
+    def _leave(self) -> None:
+        self._stop()
+        peers = self._home[self._channel]
+        peers.remove(self)
+        if not peers:
+            del self._home[self._channel]
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def __repr__(self) -> str:
+        return f"<Promise {quote(self._channel)} {'done' if self.done() else 'pending'}>"
+
+
+class PromiseSubscription(Subscription):
+    """Promises on all channels that begin with one prefix. Made by `Multiplexer.new_promise_subscription()`.
+
+    However many promises there are, Redis sees one pattern, so making one costs no round trip. When the connection is lost,
+    all outstanding promises fail with `PromiseInterrupted`: their messages could be missed.
+    """
+
+    __slots__ = ("_pattern", "_prefix", "_promises")
+
+    _kind = Kind.PATTERN
+
+    def __init__(self, hub: Hub, on_error: OnError | None, max_pending: int, prefix: bytes) -> None:
+        self._prefix = prefix
+        self._pattern = escape_glob(prefix) + b"*"
+        self._promises: dict[bytes, list[Promise]] = {}
+        callbacks = Callbacks(self._keep, self._interrupt, None, on_error)
+        super().__init__(hub, callbacks, f"promise subscription {quote(prefix)}", max_pending)
+        hub.attach(self._kind, self._pattern, self._inbox)
+
+    @property
+    def prefix(self) -> bytes:
+        """What the channels of its promises begin with."""
+        return self._prefix
+
+    @property
+    def pending(self) -> int:
+        """Promises that have no outcome yet."""
+        return sum(map(len, self._promises.values()))
+
+    def new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
+        """Promise the next message on the channel `prefix + suffix`, within `timeout` seconds from now (None: no deadline).
+
+        Without a suffix, an unguessable one is made up: publish to `promise.channel`. Any number of promises may wait for
+        one channel; all get the message. Raises `InactiveSubscription` if the subscription is not active now, for then the
+        message could be missed; `SubscriptionIsClosed`; `TypeError` or `ValueError` for a bad suffix or timeout.
+        """
+        self._check_open()
+        self._hub.enter()
+        if self._inbox.active == 0:
+            raise InactiveSubscription(self._pattern)
+        return Promise(self._promises, self._channel(suffix), check_seconds(timeout, "timeout"))
+
+    async def wait_for_new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
+        """Wait until the subscription is active, then promise as `new_promise()` does.
+
+        `timeout` seconds are for both together: `PromiseTimeout` is raised if the subscription does not become active in
+        time. Raises `SubscriptionRefused` and `SubscriptionIsClosed` as `wait_for_activation()` does.
+        """
+        channel = self._channel(suffix)
+        check_seconds(timeout, "timeout")
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        try:
+            await self.wait_for_activation(timeout)
+        except TimeoutError as error:
+            raise PromiseTimeout(channel, timeout or 0.0) from error
+        return Promise(self._promises, channel, None if deadline is None else max(0.0, deadline - loop.time()))
+
+    def clear(self) -> None:
+        """Break all outstanding promises: each fails with `PromiseInterrupted`. The subscription stays open."""
+        self._check_open()
+        self._hub.enter()
+        self._break_all("cleared")
+
+    def close(self) -> None:
+        """Break all outstanding promises and leave, at once and for good. Closing twice, or offline, is fine."""
+        super().close()
+        self._break_all("closed")
+
+    def _channel(self, suffix: str | bytes | None) -> bytes:
+        channel = self._prefix + (
+            secrets.token_urlsafe(16).encode() if suffix is None else to_bytes(suffix, "a suffix")
+        )
+        if not channel:
+            raise ValueError("the empty channel matches no prefix; give a suffix")
+        return channel
+
+    def _keep(self, channel: bytes, data: bytes) -> None:
+        for promise in self._promises.pop(channel, ()):
+            promise._keep(data)
+
+    def _interrupt(self, error: ConnectionLost) -> None:
+        self._break_all("connection lost", error)
+
+    def _break_all(self, reason: str, cause: Exception | None = None) -> None:
+        promises = list(self._promises.items())
+        self._promises.clear()
+        for channel, peers in promises:
+            for promise in peers:
+                error = PromiseInterrupted(channel, reason)
+                error.__cause__ = cause
+                promise._break(error)
+
+    @property
+    def _names(self) -> tuple[bytes]:
+        return (self._pattern,)
+
+    def __repr__(self) -> str:
+        return self._describe(f"{quote(self._prefix)} promises={self.pending}")

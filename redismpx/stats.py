@@ -1,0 +1,45 @@
+"""What a multiplexer tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import ConnectionLost
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of a multiplexer."""
+
+    state: str
+    """`"idle"`, `"dialling"`, `"connected"`, `"backing off"` or `"closed"`."""
+    connections: int
+    """Connections made so far; each after the first is a reconnect."""
+    channels: int
+    """Channels that somebody wants: each costs one subscription on the server, whatever the number of its subscribers."""
+    patterns: int
+    """Patterns that somebody wants, those of promises among them."""
+    subscriptions: int
+    """Subscription objects that are open."""
+    messages: int
+    """Messages that Redis put on the connection."""
+    ignored: int
+    """Replies that were no use to anybody: pushes of other kinds, payloads that are no bytes."""
+    pending: int
+    """Messages that wait for callbacks."""
+    dropped: int
+    """Messages dropped so far, because more than `max_pending` waited for callbacks."""
+    promises: int
+    """Promises without an outcome."""
+    last_error: ConnectionLost | None
+    """Why the last connection, or attempt at one, failed."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened so far; the running part of `Stats`."""
+
+    connections: int = 0
+    messages: int = 0
+    ignored: int = 0
+    dropped: int = 0

@@ -1,0 +1,120 @@
+"""What the three subscriptions share: a place in the multiplexer, an inbox, an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from types import TracebackType
+from typing import Protocol, Self
+
+from ._core.registry import Subscriber
+from ._core.wire import Kind
+from ._io.inbox import Callbacks, Host, Inbox
+from .arguments import check_seconds
+from .errors import SubscriptionIsClosed, SubscriptionRefused
+
+
+class Hub(Host, Protocol):
+    """What a subscription needs of its multiplexer."""
+
+    def enter(self) -> None: ...
+    def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None: ...
+    def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool: ...
+    def join(self, subscription: Subscription) -> None: ...
+    def leave(self, subscription: Subscription) -> None: ...
+
+
+class Subscription:
+    """The base of all subscriptions. Made by a multiplexer."""
+
+    __slots__ = ("__weakref__", "_hub", "_inbox")
+
+    _kind: Kind
+
+    def __init__(self, hub: Hub, callbacks: Callbacks, label: str, max_pending: int) -> None:
+        self._hub = hub
+        self._inbox = Inbox(callbacks, label, max_pending, hub)
+        hub.join(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by itself or with its multiplexer."""
+        return self._inbox.closed
+
+    def close(self) -> None:
+        """Leave everything, at once and for good.
+
+        No callback is called after this; messages that wait are forgotten; an async callback that is being awaited is
+        cancelled, unless it is the one that calls this. Closing twice, or offline, is fine.
+        """
+        if self._inbox.closed:
+            return
+        self._hub.enter()
+        for name in self._names:
+            self._hub.detach(self._kind, name, self._inbox)
+        self._inbox.close()
+        self._hub.leave(self)
+
+    async def wait_for_activation(self, timeout: float | None = None) -> None:
+        """Wait until every name of this subscription is active on the server.
+
+        Offline it goes on waiting, for `timeout` seconds at most; None waits as long as it takes. Cancelling it changes
+        nothing else. Raises `TimeoutError` after the timeout, `SubscriptionRefused` when the server refuses one of the
+        names, `SubscriptionIsClosed` when it is closed before or meanwhile.
+        """
+        check_seconds(timeout, "timeout")
+        self._hub.enter()
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._is_active():
+                    await self._inbox.moved.wait()
+        except TimeoutError:
+            missing = len(self._names) - self._inbox.active
+            raise TimeoutError(
+                f"{missing} of {len(self._names)} names not active after {timeout} s: {self!r}"
+            ) from None
+
+    @property
+    def _names(self) -> Collection[bytes]:
+        raise NotImplementedError
+
+    def _is_active(self) -> bool:
+        """Whether all is active; raise what makes waiting for it futile."""
+        self._check_open()
+        for refusal in self._inbox.refusals.values():
+            raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
+        return self._inbox.active == len(self._names)
+
+    def _check_open(self) -> None:
+        if self._inbox.closed:
+            raise SubscriptionIsClosed
+
+    def _describe(self, subject: str) -> str:
+        inbox = self._inbox
+        state = "closed" if inbox.closed else f"active={inbox.active}/{len(self._names)}"
+        return f"<{type(self).__name__} {subject} {state} pending={inbox.pending} dropped={inbox.dropped}>"
+
+    async def __aenter__(self) -> Self:
+        self._hub.enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CallbackSubscription(Subscription):
+    """A subscription whose messages go to callbacks, and may have to wait for them."""
+
+    __slots__ = ()
+
+    @property
+    def pending(self) -> int:
+        """Messages received and waiting for `on_message`."""
+        return self._inbox.pending
+
+    @property
+    def dropped(self) -> int:
+        """Messages dropped so far, because more than `max_pending` waited."""
+        return self._inbox.dropped

@@ -1,0 +1,268 @@
+"""The registry against a model of a server and of its users."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from redismpx._core.registry import BATCH, MOVES, WINDOW, Event, Registry, Standing, State
+from redismpx._core.wire import Command, Desync, Kind, Verb
+
+NAMES = [b"a", b"b", b"c", b"", b"\r\n", b"a*", b"\xff"]
+
+
+class Recorder:
+    """A subscriber that checks the grammar (Activation Message* Disconnect)* of each of its names."""
+
+    def __init__(self) -> None:
+        self.active: set[tuple[Kind, bytes]] = set()
+        self.refused: Counter[bytes] = Counter()
+        self.messages: list[tuple[bytes, bytes]] = []
+        self.wanted: set[tuple[Kind, bytes]] = set()
+        self.on_event: Callable[[], None] = lambda: None
+
+    def deliver(self, channel: bytes, data: bytes) -> None:
+        self.messages.append((channel, data))
+        self.on_event()
+
+    def activate(self, name: bytes, kind: Kind = Kind.CHANNEL) -> None:
+        assert (kind, name) in self.wanted, "activated after it was removed"
+        assert (kind, name) not in self.active, "activated twice"
+        self.active.add((kind, name))
+        self.on_event()
+
+    def disconnect(self, error: Exception) -> None: ...
+
+    def refuse(self, error: Exception) -> None: ...
+
+
+class Server:
+    """What a Redis server does with the commands of one connection, as far as a registry can tell."""
+
+    def __init__(self) -> None:
+        self.commands: deque[Command] = deque()
+        self.replies: deque[tuple[str, Verb, bytes]] = deque()
+        self.subscribed: set[tuple[Kind, bytes]] = set()
+        self.forbidden: set[bytes] = set()
+        self.sticky = False  # refuses every (P)UNSUBSCRIBE
+
+    def work(self) -> None:
+        command = self.commands.popleft()
+        if command.verb is Verb.PING:
+            self.replies.append(("pong", command.verb, b""))
+        elif self.forbidden.intersection(command.names) if command.verb.joins else self.sticky:
+            self.replies.append(("error", command.verb, b""))
+        else:
+            for name in command.names:
+                change = self.subscribed.add if command.verb.joins else self.subscribed.discard
+                change((command.verb.kind, name))
+                self.replies.append(("confirmation", command.verb, name))
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """Random wishes, replies, refusals, unasked unsubscribes and lost links, in every order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry = Registry()
+        self.server = Server()
+        self.users = [Recorder() for _ in range(4)]
+        self.in_flight: Counter[tuple[Kind, bytes]] = Counter()
+        self.linked = True
+
+    # --- wishes
+
+    @rule(user=st.integers(0, 3), kind=st.sampled_from(Kind), name=st.sampled_from(NAMES))
+    def attach(self, user: int, kind: Kind, name: bytes) -> None:
+        recorder = self.users[user]
+        if (kind, name) not in recorder.wanted:
+            recorder.wanted.add((kind, name))
+            self.registry.attach(kind, name, recorder)
+
+    @rule(user=st.integers(0, 3), kind=st.sampled_from(Kind), name=st.sampled_from(NAMES))
+    def detach(self, user: int, kind: Kind, name: bytes) -> None:
+        self.leave(self.users[user], kind, name)
+
+    def leave(self, recorder: Recorder, kind: Kind, name: bytes) -> None:
+        if (kind, name) in recorder.wanted:
+            recorder.wanted.discard((kind, name))
+            was_active = self.registry.detach(kind, name, recorder)
+            assert was_active == ((kind, name) in recorder.active)
+            recorder.active.discard((kind, name))
+
+    @rule(actor=st.integers(0, 3), victim=st.integers(0, 3), kind=st.sampled_from(Kind), name=st.sampled_from(NAMES))
+    def meddle(self, actor: int, victim: int, kind: Kind, name: bytes) -> None:
+        """The next callback of one user takes a name away from another, or gives it back."""
+
+        def act() -> None:
+            self.users[actor].on_event = lambda: None
+            self.leave(self.users[victim], kind, name)
+            self.attach(victim, kind, name)
+
+        self.users[actor].on_event = act
+
+    # --- the wire
+
+    @precondition(lambda self: self.linked)
+    @rule()
+    def flush(self) -> None:
+        for command in self.registry.flush():
+            assert command.names, "a command without names"
+            assert len(command.names) <= BATCH
+            for name in command.names:
+                self.in_flight[command.verb.kind, name] += 1
+            self.server.commands.append(command)
+        for user, name in self.registry.welcome():
+            kind = next(
+                k
+                for k in Kind
+                if (k, name) in user.wanted
+                and (k, name) not in user.active
+                and self.registry.standing(k, name, user) is Standing.ACTIVE
+            )
+            user.activate(name, kind)
+
+    @precondition(lambda self: self.linked)
+    @rule()
+    def ping(self) -> None:
+        self.server.commands.append(self.registry.ping())
+
+    @precondition(lambda self: self.server.commands)
+    @rule()
+    def serve(self) -> None:
+        self.server.work()
+
+    @precondition(lambda self: self.server.replies)
+    @rule()
+    def hear(self) -> None:
+        what, verb, name = self.server.replies.popleft()
+        if what == "pong":
+            self.registry.pong()
+        elif what == "error":
+            command, told = self.registry.refuse()
+            for each in command.names:
+                self.in_flight[command.verb.kind, each] -= 1
+            for user in told:
+                assert command.verb.joins
+                assert len(command.names) == 1 and command.names[0] in self.server.forbidden | self.ever_forbidden
+                user.refused[command.names[0]] += 1
+                user.on_event()
+        elif what == "message":
+            self.deliver(verb.kind, name)
+        else:
+            if what == "confirmation":
+                self.in_flight[verb.kind, name] -= 1
+            for user in self.registry.confirm(verb, name):
+                if verb.joins:
+                    user.activate(name, verb.kind)
+                else:
+                    user.active.remove((verb.kind, name))
+                    user.on_event()
+
+    def deliver(self, kind: Kind, name: bytes) -> None:
+        entry = (self.registry.channels if kind is Kind.CHANNEL else self.registry.patterns).get(name)
+        expected = [u for u in self.users if (kind, name) in u.active]
+        fanout = () if entry is None else (entry.fanout if entry.fanout is not None else entry.build_fanout())
+        assert sorted(map(id, fanout)) == sorted(map(id, expected)), "a message missed or reached the wrong users"
+
+    @rule(kind=st.sampled_from(Kind), name=st.sampled_from(NAMES))
+    def publish(self, kind: Kind, name: bytes) -> None:
+        if (kind, name) in self.server.subscribed:
+            verb = Verb.SUBSCRIBE if kind is Kind.CHANNEL else Verb.PSUBSCRIBE
+            self.server.replies.append(("message", verb, name))
+
+    @rule(kind=st.sampled_from(Kind), name=st.sampled_from(NAMES))
+    def drop(self, kind: Kind, name: bytes) -> None:
+        """The server unsubscribes a name without being asked."""
+        if (kind, name) in self.server.subscribed:
+            self.server.subscribed.discard((kind, name))
+            verb = Verb.UNSUBSCRIBE if kind is Kind.CHANNEL else Verb.PUNSUBSCRIBE
+            self.server.replies.append(("dropped", verb, name))
+
+    ever_forbidden: set[bytes] = set()
+
+    @rule(name=st.sampled_from(NAMES))
+    def forbid(self, name: bytes) -> None:
+        self.server.forbidden.add(name)
+        self.ever_forbidden = self.ever_forbidden | {name}
+
+    @rule(name=st.sampled_from(NAMES))
+    def permit(self, name: bytes) -> None:
+        self.server.forbidden.discard(name)
+
+    @rule(sticky=st.booleans())
+    def stick(self, sticky: bool) -> None:
+        self.server.sticky = sticky
+
+    @rule()
+    def retry(self) -> None:
+        self.registry.retry()
+
+    @rule()
+    def lose(self) -> None:
+        forbidden = self.server.forbidden
+        self.server = Server()
+        self.server.forbidden = forbidden
+        self.in_flight.clear()
+        told: Counter[int] = Counter()
+        had_active = {id(u) for u in self.users if u.active}
+        for user in self.registry.lost():
+            told[id(user)] += 1
+            assert user.active, "disconnected with nothing active"
+            user.active.clear()
+            user.on_event()
+        assert all(count == 1 for count in told.values()) and told.keys() <= had_active
+        assert not any(u.active for u in self.users), "somebody was not told of the loss"
+        self.linked = not self.linked
+
+    # --- what always holds
+
+    @invariant()
+    def one_command_per_name(self) -> None:
+        assert all(count in (0, 1) for count in self.in_flight.values()), self.in_flight
+
+    @invariant()
+    def nothing_is_kept_for_nobody(self) -> None:
+        for table in (self.registry.channels, self.registry.patterns):
+            for entry in table.values():
+                assert entry.subscribers or entry.state not in (State.ABSENT, State.REFUSED)
+
+    def teardown(self) -> None:
+        """Left alone, what is on the wire becomes what is wanted and allowed."""
+        if not self.linked:
+            self.lose()
+        for user in self.users:
+            user.on_event = lambda: None
+        self.server.sticky = False
+        self.settle()
+        self.registry.retry()  # whatever was refused and is allowed by now
+        self.settle()
+        wanted = {name for user in self.users for name in user.wanted}
+        allowed = {(kind, name) for kind, name in wanted if name not in self.server.forbidden}
+        assert self.server.subscribed - wanted == set(), "subscribed to what nobody wants"
+        assert self.server.subscribed >= allowed, "not subscribed to what is wanted"
+        for user in self.users:
+            assert user.active >= user.wanted & allowed
+        assert not self.registry.in_flight
+
+    def settle(self) -> None:
+        for _ in range(1000):
+            if self.registry.has_work:
+                self.flush()
+            elif self.server.commands:
+                self.serve()
+            elif self.server.replies:
+                self.hear()
+            else:
+                return
+        raise AssertionError("it never settles")
+
+
+RegistryMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestRegistryMachine = RegistryMachine.TestCase
