@@ -30,9 +30,9 @@ class ChannelSubscription(CallbackSubscription):
     def add(self, *channels: str | bytes) -> None:
         """Want more channels; those that are wanted already are left as they are.
 
-        Returns at once, and works offline: `on_activation` is called later with each channel, when Redis has confirmed it.
-        `str` stands for its UTF-8. Raises `TypeError` or `ValueError` for what cannot be a name, before anything is
-        changed, and `SubscriptionIsClosed`.
+        Returns at once, and works offline: `on_activation` is called later with each channel, when Redis has
+        confirmed it. `str` stands for its UTF-8. Raises `TypeError` or `ValueError` for what cannot be a name, before
+        anything is changed, and `SubscriptionIsClosed`.
         """
         self._check_open()
         names = [to_bytes(channel, "a channel") for channel in channels]
@@ -45,8 +45,8 @@ class ChannelSubscription(CallbackSubscription):
     def remove(self, *channels: str | bytes) -> None:
         """Stop wanting channels; those that are not wanted are passed over.
 
-        Returns at once, and works offline. From then on no callback is called for them, also not for messages that wait.
-        Raises as `add()` does.
+        Returns at once, and works offline. From then on no callback is called for them, also not for messages that
+        wait. Raises as `add()` does.
         """
         self._check_open()
         names = [to_bytes(channel, "a channel") for channel in channels]

@@ -103,8 +103,9 @@ class PromiseTimeout(RedisMPXError, TimeoutError):
 class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
     """A promise can no longer be kept: what it waits for could be missed.
 
-    It is an `asyncio.CancelledError` too, so code that catches that for a broken promise goes on working; left uncaught in
-    a task, it therefore ends the task as cancelled. For a lost connection, `ConnectionLost` is its `__cause__`.
+    It is an `asyncio.CancelledError` too, so code that catches that for a broken promise goes on working; left
+    uncaught in a task, it therefore ends the task as cancelled. For a lost connection, `ConnectionLost` is its
+    `__cause__`.
     """
 
     def __init__(self, channel: bytes, reason: str) -> None:

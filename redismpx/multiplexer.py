@@ -24,9 +24,10 @@ from .typing import OnActivation, OnDisconnect, OnError, OnMessage
 class Multiplexer:
     """One Redis connection for many subscriptions.
 
-    It can be made at import time: it needs neither a running event loop nor a server. It starts dialling with the first
-    subscription, `connect()` or `async with`, in the loop that runs then; subscriptions made before any loop runs are kept,
-    and start with the first call inside one. From another loop or thread, and in a forked child, calls raise `RuntimeError`.
+    It can be made at import time: it needs neither a running event loop nor a server. It starts dialling with the
+    first subscription, `connect()` or `async with`, in the loop that runs then; subscriptions made before any loop
+    runs are kept, and start with the first call inside one. From another loop or thread, and in a forked child, calls
+    raise `RuntimeError`.
 
     When the connection is lost it dials again: at once, then with `backoff`, for as long as it takes. All that is
     subscribed is subscribed again, and each subscription is told of the gap.
@@ -35,12 +36,14 @@ class Multiplexer:
         redis: a URL (`redis://`, `rediss://`, `unix://`), or a `redis.asyncio.Redis` client, also one from
             `Sentinel.master_for()` or `fakeredis.FakeAsyncRedis`. A client stays yours: its options are used, and it is
             never closed.
-        backoff: seconds between attempts, by redis-py's backoff classes; `compute(0)` comes after the second attempt. None:
-            full jitter, from 50 ms doubling up to 5 s. The first attempt after a loss is made at once. All begins anew after
-            a connection has lasted 10 s.
+        backoff: seconds between attempts, by redis-py's backoff classes; `compute(0)` comes after the second attempt.
+        None:
+            full jitter, from 50 ms doubling up to 5 s. The first attempt after a loss is made at once. All begins
+            anew after a connection has lasted 10 s.
         ping_interval: seconds of silence after which the server is pinged; None never pings.
         ping_timeout: seconds after a ping in which something must be heard, or the connection is given up.
-        max_pending: messages that may wait for the callbacks of one subscription; beyond it the oldest are dropped, counted,
+        max_pending: messages that may wait for the callbacks of one subscription; beyond it the oldest are dropped,
+        counted,
             and reported as `SlowConsumer`.
         on_error: called with the errors of subscriptions that have no `on_error` of their own.
         connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
@@ -73,9 +76,8 @@ class Multiplexer:
         elif connection_options:
             raise TypeError(f"options ({', '.join(connection_options)}) go with a URL only; set them on the client")
         elif not isinstance(redis, Redis):
-            raise TypeError(
-                f"redis must be a URL or a redis.asyncio.Redis client, not {type(redis).__module__}.{type(redis).__name__}"
-            )
+            kind = f"{type(redis).__module__}.{type(redis).__name__}"
+            raise TypeError(f"redis must be a URL or a redis.asyncio.Redis client, not {kind}")
         self._client = redis  # kept alive: connections of a Sentinel client refer to it weakly
         self._supervisor = Supervisor(
             redis.connection_pool,
@@ -97,9 +99,10 @@ class Multiplexer:
     ) -> ChannelSubscription:
         """Make a subscription without channels yet; `add()` them.
 
-        Returns at once, and works offline. Sync callbacks run in the order of the wire, between two reads of the socket: keep
-        them short. What a callback returns and can be awaited is awaited, one at a time; meanwhile this subscription's events
-        wait, and nobody else's. An exception goes to `on_error` and to the log, and delivery goes on.
+        Returns at once, and works offline. Sync callbacks run in the order of the wire, between two reads of the
+        socket: keep them short. What a callback returns and can be awaited is awaited, one at a time; meanwhile this
+        subscription's events wait, and nobody else's. An exception goes to `on_error` and to the log, and delivery
+        goes on.
 
         Args:
             on_message: called with the channel and the payload of each message.
@@ -107,7 +110,8 @@ class Multiplexer:
             on_activation: called with each channel when Redis has confirmed it, again after each reconnect. Never from
                 inside `add()`.
             max_pending: as for the multiplexer, whose value is used if this is None.
-            on_error: called with what callbacks raise, `SlowConsumer`, and `SubscriptionRefused`; None: the multiplexer's.
+            on_error: called with what callbacks raise, `SlowConsumer`, and `SubscriptionRefused`; None: the
+            multiplexer's.
 
         Raises `MultiplexerIsClosed`; `TypeError` and `ValueError` for bad arguments.
         """
@@ -157,7 +161,8 @@ class Multiplexer:
         """Wait until there is a connection, for `timeout` seconds at most; None waits as long as it takes.
 
         Calling it is not needed: subscriptions start the dialling too. Cancelling it changes nothing else. Raises
-        `TimeoutError`, whose `__cause__` is the last `ConnectionLost`; `MultiplexerIsClosed`, also when closed meanwhile.
+        `TimeoutError`, whose `__cause__` is the last `ConnectionLost`; `MultiplexerIsClosed`, also when closed
+        meanwhile.
         """
         check_seconds(timeout, "timeout")
         self._enter()
@@ -200,9 +205,9 @@ class Multiplexer:
     def close(self) -> None:
         """Close everything at once: no callback is called after this returns.
 
-        All subscriptions are closed, outstanding promises fail, async callbacks that are being awaited are cancelled, unless
-        one of them calls this. Closing twice is fine, at any moment, also from inside a callback. What is left to release is
-        released in the next ticks of the loop; `aclose()` waits for it.
+        All subscriptions are closed, outstanding promises fail, async callbacks that are being awaited are cancelled,
+        unless one of them calls this. Closing twice is fine, at any moment, also from inside a callback. What is left
+        to release is released in the next ticks of the loop; `aclose()` waits for it.
         """
         self._supervisor.enter()
         self._supervisor.close()
@@ -210,8 +215,8 @@ class Multiplexer:
     async def aclose(self) -> None:
         """Close, and wait until every task and socket is gone; a few seconds at most, even if callbacks resist.
 
-        Called from inside a callback, it does not wait for that one. When it is cancelled, closing goes on nevertheless, and
-        another `aclose()` waits for the rest.
+        Called from inside a callback, it does not wait for that one. When it is cancelled, closing goes on
+        nevertheless, and another `aclose()` waits for the rest.
         """
         self.close()
         await self._supervisor.tasks.ended()

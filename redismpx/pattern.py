@@ -11,8 +11,8 @@ from .subscription import CallbackSubscription, Hub
 class PatternSubscription(CallbackSubscription):
     """All channels that match one pattern. Made by `Multiplexer.new_pattern_subscription()`.
 
-    A message on a channel that is also subscribed by its name arrives twice, once for each. A pattern is trusted input: one
-    that a stranger may choose reads what it likes.
+    A message on a channel that is also subscribed by its name arrives twice, once for each. A pattern is trusted
+    input: one that a stranger may choose reads what it likes.
     """
 
     __slots__ = ("_pattern",)

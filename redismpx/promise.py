@@ -16,8 +16,8 @@ from .typing import OnError
 class Promise(asyncio.Future[bytes]):
     """One message on one channel. Await it, as often as you like; made by a `PromiseSubscription`.
 
-    It has exactly one outcome: the payload, `PromiseTimeout`, `PromiseInterrupted`, or `asyncio.CancelledError` after its own
-    `cancel()`. The message counts from when the promise was made, awaited or not.
+    It has exactly one outcome: the payload, `PromiseTimeout`, `PromiseInterrupted`, or `asyncio.CancelledError` after
+    its own `cancel()`. The message counts from when the promise was made, awaited or not.
     """
 
     def __init__(self, home: dict[bytes, list[Promise]], channel: bytes, timeout: float | None) -> None:
@@ -35,7 +35,7 @@ class Promise(asyncio.Future[bytes]):
         return self._channel
 
     def cancel(self, msg: object = None) -> bool:
-        """Give it up; return False if it has its outcome already. Done by itself when the only task awaiting is cancelled."""
+        """Give it up; return False if it has its outcome already. Cancelling a task that awaits it does the same."""
         if not super().cancel(msg):
             return False
         self._leave()
@@ -75,8 +75,8 @@ class Promise(asyncio.Future[bytes]):
 class PromiseSubscription(Subscription):
     """Promises on all channels that begin with one prefix. Made by `Multiplexer.new_promise_subscription()`.
 
-    However many promises there are, Redis sees one pattern, so making one costs no round trip. When the connection is lost,
-    all outstanding promises fail with `PromiseInterrupted`: their messages could be missed.
+    However many promises there are, Redis sees one pattern, so making one costs no round trip. When the connection is
+    lost, all outstanding promises fail with `PromiseInterrupted`: their messages could be missed.
     """
 
     __slots__ = ("_pattern", "_prefix", "_promises")
@@ -102,11 +102,14 @@ class PromiseSubscription(Subscription):
         return sum(map(len, self._promises.values()))
 
     def new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
-        """Promise the next message on the channel `prefix + suffix`, within `timeout` seconds from now (None: no deadline).
+        """Promise the next message on the channel `prefix + suffix`.
 
-        Without a suffix, an unguessable one is made up: publish to `promise.channel`. Any number of promises may wait for
-        one channel; all get the message. Raises `InactiveSubscription` if the subscription is not active now, for then the
-        message could be missed; `SubscriptionIsClosed`; `TypeError` or `ValueError` for a bad suffix or timeout.
+        The deadline is `timeout` seconds from now; None: there is none.
+
+        Without a suffix, an unguessable one is made up: publish to `promise.channel`. Any number of promises may wait
+        for one channel; all get the message. Raises `InactiveSubscription` if the subscription is not active now, for
+        then the message could be missed; `SubscriptionIsClosed`; `TypeError` or `ValueError` for a bad suffix or
+        timeout.
         """
         self._check_open()
         self._hub.enter()
@@ -117,8 +120,8 @@ class PromiseSubscription(Subscription):
     async def wait_for_new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
         """Wait until the subscription is active, then promise as `new_promise()` does.
 
-        `timeout` seconds are for both together: `PromiseTimeout` is raised if the subscription does not become active in
-        time. Raises `SubscriptionRefused` and `SubscriptionIsClosed` as `wait_for_activation()` does.
+        `timeout` seconds are for both together: `PromiseTimeout` is raised if the subscription does not become active
+        in time. Raises `SubscriptionRefused` and `SubscriptionIsClosed` as `wait_for_activation()` does.
         """
         channel = self._channel(suffix)
         check_seconds(timeout, "timeout")

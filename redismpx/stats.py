@@ -16,7 +16,7 @@ class Stats:
     connections: int
     """Connections made so far; each after the first is a reconnect."""
     channels: int
-    """Channels that somebody wants: each costs one subscription on the server, whatever the number of its subscribers."""
+    """Channels that somebody wants; each is subscribed once on the server, whatever the number of its subscribers."""
     patterns: int
     """Patterns that somebody wants, those of promises among them."""
     subscriptions: int

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Protocol, Self
 
-from ._core.registry import Subscriber
 from ._core.wire import Kind
 from ._io.inbox import Callbacks, Host, Inbox
 from .arguments import check_seconds
@@ -17,11 +16,21 @@ from .errors import SubscriptionIsClosed, SubscriptionRefused
 class Hub(Host, Protocol):
     """What a subscription needs of its multiplexer."""
 
-    def enter(self) -> None: ...
-    def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None: ...
-    def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool: ...
-    def join(self, subscription: Subscription) -> None: ...
-    def leave(self, subscription: Subscription) -> None: ...
+    def enter(self) -> None:
+        """Begin a public call: bind to the running loop, or refuse it."""
+
+    def attach(self, kind: Kind, name: bytes, subscriber: Inbox) -> None:
+        """Want a name."""
+
+    def detach(self, kind: Kind, name: bytes, subscriber: Inbox) -> bool:
+        """Stop wanting a name; tell whether it was active."""
+        ...
+
+    def join(self, subscription: Subscription) -> None:
+        """Take in a subscription, to be closed at the end."""
+
+    def leave(self, subscription: Subscription) -> None:
+        """Let go of a subscription that is closed."""
 
 
 class Subscription:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import enum
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Generic, TypeVar
 
 from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
 
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
 WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits in the socket and one flush
+
+
+S = TypeVar("S")  # a subscriber: hashable, and otherwise the caller's affair
 
 
 class State(enum.Enum):
@@ -56,15 +59,6 @@ MOVES: dict[tuple[State, Event], State] = {
 }
 
 
-class Subscriber(Protocol):
-    """Whoever wants names. Called in wire order; must neither block nor raise."""
-
-    def deliver(self, channel: bytes, data: bytes) -> None: ...
-    def activate(self, name: bytes) -> None: ...
-    def disconnect(self, error: Exception) -> None: ...
-    def refuse(self, error: Exception) -> None: ...
-
-
 class Standing(enum.Enum):
     """What a subscriber was last told of one name."""
 
@@ -73,7 +67,7 @@ class Standing(enum.Enum):
     REFUSED = "refused"
 
 
-class Entry:
+class Entry(Generic[S]):
     """One name: who wants it, and what is known of it on the server."""
 
     __slots__ = ("fanout", "kind", "name", "state", "subscribers")
@@ -82,11 +76,11 @@ class Entry:
         self.kind = kind
         self.name = name
         self.state = State.ABSENT
-        self.subscribers: dict[Subscriber, Standing] = {}
-        self.fanout: tuple[Subscriber, ...] | None = ()
+        self.subscribers: dict[S, Standing] = {}
+        self.fanout: tuple[S, ...] | None = ()
         """The active subscribers, never changed in place; None when it is to be built anew."""
 
-    def build_fanout(self) -> tuple[Subscriber, ...]:
+    def build_fanout(self) -> tuple[S, ...]:
         """Take a fresh snapshot of the active subscribers."""
         active = Standing.ACTIVE
         self.fanout = fanout = tuple([s for s, standing in self.subscribers.items() if standing is active])
@@ -96,23 +90,23 @@ class Entry:
         return f"<{self.kind.value} {self.name[:64]!r} {self.state.value} subscribers={len(self.subscribers)}>"
 
 
-class Registry:
-    """The names of one connection at a time."""
+class Registry(Generic[S]):
+    """The names of one connection at a time, and the subscribers `S` that want them."""
 
     def __init__(self) -> None:
-        self.channels: dict[bytes, Entry] = {}
-        self.patterns: dict[bytes, Entry] = {}
+        self.channels: dict[bytes, Entry[S]] = {}
+        self.patterns: dict[bytes, Entry[S]] = {}
         self._tables = {Kind.CHANNEL: self.channels, Kind.PATTERN: self.patterns}
-        self._dirty: OrderedDict[Entry, None] = OrderedDict()  # where wish and fact may differ
-        self._late: list[tuple[Entry, Subscriber]] = []  # wanted by somebody new while joined already
+        self._dirty: OrderedDict[Entry[S], None] = OrderedDict()  # where wish and fact may differ
+        self._late: list[tuple[Entry[S], S]] = []  # wanted by somebody new while joined already
         self._in_flight: deque[Command] = deque()  # sent and not wholly answered, oldest first
         self._names_in_flight = 0
         self._probes: deque[Command] = deque()  # parts of a refused batch, to be sent alone
-        self._refused: dict[Entry, None] = {}  # not granted by the server; looked at again by retry()
+        self._refused: dict[Entry[S], None] = {}  # not granted by the server; looked at again by retry()
 
     # --- wishes
 
-    def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None:
+    def attach(self, kind: Kind, name: bytes, subscriber: S) -> None:
         """Want `name` for `subscriber`, which must not want it already."""
         entry = self._tables[kind].get(name)
         if entry is None:
@@ -127,7 +121,7 @@ class Registry:
         elif first:
             self._look(entry)
 
-    def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
+    def detach(self, kind: Kind, name: bytes, subscriber: S) -> bool:
         """Stop wanting `name` for `subscriber`; tell whether it was active for it."""
         entry = self._tables[kind][name]
         standing = entry.subscribers.pop(subscriber)
@@ -137,8 +131,8 @@ class Registry:
             self._look(entry)
         return standing is Standing.ACTIVE
 
-    def standing(self, kind: Kind, name: bytes, subscriber: Subscriber) -> Standing | None:
-        """What `subscriber` was last told of `name`; None if it does not want it."""
+    def standing(self, kind: Kind, name: bytes, subscriber: S) -> Standing | None:
+        """Tell what `subscriber` was last told of `name`; None if it does not want it."""
         entry = self._tables[kind].get(name)
         return None if entry is None else entry.subscribers.get(subscriber)
 
@@ -187,7 +181,7 @@ class Registry:
                 self._send(Command(verb, tuple(names)), commands)
         return commands
 
-    def welcome(self) -> Iterator[tuple[Subscriber, bytes]]:
+    def welcome(self) -> Iterator[tuple[S, bytes]]:
         """Activate those who came to a name that was joined already; yield each as it is."""
         late, self._late = self._late, []
         for entry, subscriber in late:
@@ -212,7 +206,7 @@ class Registry:
 
     # --- what the server said
 
-    def confirm(self, verb: Verb, name: bytes) -> Iterable[Subscriber]:
+    def confirm(self, verb: Verb, name: bytes) -> Iterable[S]:
         """Take a confirmation; yield whom to activate, or, for an unasked unsubscribe, whom to disconnect."""
         head = self._in_flight[0] if self._in_flight else None
         if head is not None and head.verb is verb and head.names[head.answered] == name:
@@ -240,7 +234,7 @@ class Registry:
             raise Desync("an answer to PING, while another command is to be answered first")
         self._in_flight.popleft()
 
-    def refuse(self, *, passing: bool = False) -> tuple[Command, Iterable[Subscriber]]:
+    def refuse(self, *, passing: bool = False) -> tuple[Command, Iterable[S]]:
         """Take an error reply: it answers the whole of the oldest command. Return that, and whom to tell.
 
         Redis does not say which of the names it refused, so a batch is halved until the guilty name stands alone.
@@ -251,7 +245,7 @@ class Registry:
         command = self._in_flight.popleft()
         self._names_in_flight -= len(command.names) - command.answered
         entries = [self._tables[command.verb.kind][name] for name in command.names[command.answered :]]
-        told: Iterable[Subscriber] = ()
+        told: Iterable[S] = ()
         if passing:
             for entry in entries:
                 self._move(entry, Event.HELD)
@@ -279,10 +273,10 @@ class Registry:
             self._late.extend((entry, subscriber) for entry in entries for subscriber in entry.subscribers)
         return command, told
 
-    def lost(self) -> Iterator[Subscriber]:
+    def lost(self) -> Iterator[S]:
         """Take the loss of the connection; yield, once each, those who had anything active."""
         self._forget_link()
-        active: dict[Subscriber, list[Entry]] = {}
+        active: dict[S, list[Entry[S]]] = {}
         for entry in self._entries():
             for subscriber in entry.build_fanout():
                 active.setdefault(subscriber, []).append(entry)
@@ -293,18 +287,18 @@ class Registry:
 
     # --- one at a time
 
-    def _move(self, entry: Entry, event: Event) -> None:
+    def _move(self, entry: Entry[S], event: Event) -> None:
         entry.state = MOVES[entry.state, event]
 
-    def _due(self, entry: Entry) -> Verb | None:
-        """The command that brings the server nearer to what is wanted, if one may be sent."""
+    def _due(self, entry: Entry[S]) -> Verb | None:
+        """Return the command that brings the server nearer to what is wanted, if one may be sent."""
         if entry.state is State.ABSENT and entry.subscribers:
             return JOIN[entry.kind]
         if entry.state is State.JOINED and not entry.subscribers:
             return LEAVE[entry.kind]
         return None
 
-    def _look(self, entry: Entry) -> None:
+    def _look(self, entry: Entry[S]) -> None:
         """Note an entry that is due, or drop one that nobody needs any more."""
         if self._due(entry) is not None:
             self._dirty[entry] = None
@@ -337,7 +331,7 @@ class Registry:
         self._probes.append(Command(verb, names[:middle], suspects=names[middle:], deferred=deferred))
 
     def _narrow(self, command: Command) -> None:
-        """A command went well: if its names were half of a refused batch, the culprit is in the other half."""
+        """Go on after a command that went well: if it was half of a refused batch, the culprit is in the other."""
         if command.suspects:
             self._halve(command.verb, command.suspects, command.deferred)
         elif command.deferred:
@@ -351,11 +345,11 @@ class Registry:
             if entry is not None:
                 self._look(entry)
 
-    def _stand(self, entry: Entry, subscriber: Subscriber, standing: Standing) -> None:
+    def _stand(self, entry: Entry[S], subscriber: S, standing: Standing) -> None:
         entry.subscribers[subscriber] = standing
         entry.fanout = None
 
-    def _tell(self, entry: Entry, standing: Standing) -> Iterator[Subscriber]:
+    def _tell(self, entry: Entry[S], standing: Standing) -> Iterator[S]:
         """Yield each subscriber as its standing changes; whoever was taken away meanwhile is passed over."""
         for subscriber in tuple(entry.subscribers):
             known = entry.subscribers.get(subscriber)
@@ -363,7 +357,7 @@ class Registry:
                 self._stand(entry, subscriber, standing)
                 yield subscriber
 
-    def _tell_lost(self, active: dict[Subscriber, list[Entry]]) -> Iterator[Subscriber]:
+    def _tell_lost(self, active: dict[S, list[Entry[S]]]) -> Iterator[S]:
         for subscriber, entries in active.items():
             remaining = [e for e in entries if e.subscribers.get(subscriber) is Standing.ACTIVE]
             for entry in remaining:
@@ -378,5 +372,5 @@ class Registry:
         self._names_in_flight = 0
         self._probes.clear()
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[Entry[S]]:
         return [*self.channels.values(), *self.patterns.values()]

@@ -61,7 +61,7 @@ class Command:
 
     def __bytes__(self) -> bytes:
         # Length-prefixed arguments only, so a name is data whatever bytes it has.
-        return hiredis.pack_command((self.verb.value.upper(), *self.names))
+        return bytes(hiredis.pack_command((self.verb.value.upper(), *self.names)))  # type: ignore[arg-type]
 
 
 class Desync(Exception):
@@ -103,9 +103,5 @@ _GLOB = frozenset(b"\\*?[")  # the characters that mean something in a Redis glo
 
 
 def escape_glob(name: bytes) -> bytes:
-    """Return the pattern that matches `name` and nothing else.
-
-    >>> escape_glob(b"user[1]:*")
-    b'user\\\\[1]:\\\\*'
-    """
+    """Return the pattern that matches `name` and nothing else."""
     return b"".join(b"\\%c" % byte if byte in _GLOB else b"%c" % byte for byte in name)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Coroutine
-from typing import NamedTuple, NoReturn, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from .._core.backlog import Backlog, Signal
 from ..errors import ConnectionLost, SlowConsumer, SubscriptionRefused
@@ -42,8 +42,8 @@ class Host(Protocol):
 class Inbox:
     """The callbacks of one subscription, and what waits for them.
 
-    A callback that returns nothing is done when it returns: events go straight to it. What a callback returns and can be
-    awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. So an idle
+    A callback that returns nothing is done when it returns: events go straight to it. What a callback returns and can
+    be awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. So an idle
     subscription has neither.
     """
 
@@ -85,7 +85,7 @@ class Inbox:
             return
         try:
             result = self._on_message(channel, data)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001, users' code
             result = self._failed(error, "on_message")
         if result is not None:
             self._await(result)
@@ -140,23 +140,22 @@ class Inbox:
         if result is not None:
             self._await(result)
 
-    def _call(self, first: bytes | Signal, second: object) -> object:
+    def _call(self, first: bytes | Signal, second: Any) -> object:
         """Call the callback of one event; return what is to be awaited, if anything."""
         callbacks = self._callbacks
-        callback: object
-        if isinstance(first, bytes):
-            name, callback, arguments = "on_message", callbacks.on_message, (first, second)
-        elif first is Signal.ERROR:
-            return self._report(second)
-        elif first is Signal.ACTIVATION:
-            name, callback, arguments = "on_activation", callbacks.on_activation, (second,)
-        else:
-            name, callback, arguments = "on_disconnect", callbacks.on_disconnect, (second,)
-        if callback is None:
-            return None
+        callback: Callable[[Any], object] | None
+        name = "on_message"
         try:
-            return callback(*arguments)  # type: ignore[operator]
-        except BaseException as error:
+            if isinstance(first, bytes):
+                return callbacks.on_message(first, second)
+            if first is Signal.ERROR:
+                return self._report(second)
+            if first is Signal.ACTIVATION:
+                name, callback = "on_activation", callbacks.on_activation
+            else:
+                name, callback = "on_disconnect", callbacks.on_disconnect
+            return None if callback is None else callback(second)
+        except BaseException as error:  # noqa: BLE001, users' code
             return self._failed(error, name)
 
     def _await(self, result: object) -> None:
@@ -213,14 +212,14 @@ class Inbox:
             asyncio.get_running_loop().call_soon(_raise, error)
         return self._report(error)
 
-    def _report(self, error: object) -> Coroutine[object, object, None] | None:
+    def _report(self, error: Any) -> Coroutine[object, object, None] | None:
         """Call on_error; return what is to be awaited, if anything. A failure of on_error itself is only logged."""
         on_error = self._callbacks.on_error
         if on_error is None or self.closed:
             return None
         try:
-            result = on_error(error)  # type: ignore[arg-type]
-        except BaseException as failure:
+            result = on_error(error)
+        except BaseException as failure:  # noqa: BLE001, users' code
             self._log(failure, "on_error")
             return None
         return self._finish_report(result) if inspect.isawaitable(result) else None

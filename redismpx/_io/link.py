@@ -6,7 +6,9 @@ import asyncio
 import enum
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
@@ -41,8 +43,16 @@ class Phase(enum.Enum):
 class Link(asyncio.BufferedProtocol):
     """A connection after its handshake. `lost` resolves, once, with why it ended."""
 
-    def __init__(self, connection: AbstractConnection, receive: Receive, owes_answer: Callable[[], bool],
-                 send_ping: Callable[[], None], ping_interval: float | None, ping_timeout: float, tasks: Tasks) -> None:  # fmt: skip
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        receive: Receive,
+        owes_answer: Callable[[], bool],
+        send_ping: Callable[[], None],
+        ping_interval: float | None,
+        ping_timeout: float,
+        tasks: Tasks,
+    ) -> None:
         self._connection = connection
         self._receive = receive
         self._owes_answer = owes_answer
@@ -119,26 +129,28 @@ class Link(asyncio.BufferedProtocol):
                 parser.feed(data, start, min(SLICE_SIZE, size - start))  # type: ignore[arg-type]
                 if self._receive(parser.gets):
                     self._heard = self._loop.time()
-        except Exception as error:  # the parsers raise anything on garbage; all of it means the same
+        except Exception as error:  # noqa: BLE001, the parsers raise anything on garbage; all of it means the same
             self._lose(f"protocol error: {error}", error)
 
     async def _poll(self) -> None:
         """Read replies one by one through redis-py."""
-        connection = self._connection
-        replies: list[object] = []
+        replies: deque[object] = deque()
+        read = partial(
+            self._connection.read_response,
+            disable_decoding=True,
+            timeout=math.inf,
+            disconnect_on_error=False,
+            push_request=True,
+        )
         try:
             while True:
                 try:
-                    replies = [
-                        await connection.read_response(
-                            disable_decoding=True, timeout=math.inf, disconnect_on_error=False, push_request=True
-                        )
-                    ]
+                    replies.append(await read())
                 except ResponseError as error:
-                    replies = [error]
-                self._receive(lambda: replies.pop() if replies else NOT_ENOUGH)
+                    replies.append(error)
+                self._receive(lambda: replies.popleft() if replies else NOT_ENOUGH)
                 self._heard = self._loop.time()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001, as in _take
             self._lose(str(error) or repr(error), error)
 
     # --- the end

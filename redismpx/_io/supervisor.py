@@ -13,10 +13,11 @@ from typing import Protocol
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import AbstractBackoff
 
-from .._core.registry import Registry, Standing, Subscriber
+from .._core.registry import Registry, Standing
 from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Kind, Refusal, read_refusal
 from ..errors import ConnectionLost, MultiplexerIsClosed, SubscriptionRefused
 from ..stats import Counters
+from .inbox import Inbox
 from .link import Link, dial
 from .pulse import Pulse
 from .tasks import Tasks
@@ -63,7 +64,7 @@ class Supervisor:
         self._backoff = backoff
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
-        self.registry = Registry()
+        self.registry: Registry[Inbox] = Registry()
         self.tasks = Tasks()
         self.counters = Counters()
         self.subscriptions: set[Closable] = set()  # all that are open
@@ -88,12 +89,12 @@ class Supervisor:
         """Let go of a subscription that is closed."""
         self.subscriptions.discard(subscription)
 
-    def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None:
+    def attach(self, kind: Kind, name: bytes, subscriber: Inbox) -> None:
         """Want a name for a subscriber."""
         self.registry.attach(kind, name, subscriber)
         self._flush_soon()
 
-    def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
+    def detach(self, kind: Kind, name: bytes, subscriber: Inbox) -> bool:
         """Stop wanting a name for a subscriber; tell whether it was active."""
         was_active = self.registry.detach(kind, name, subscriber)
         self._flush_soon()
@@ -157,12 +158,19 @@ class Supervisor:
         self._move(Phase.DIALLING)
         try:
             connection = await dial(self._pool)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001, whatever fails here is tried again
             lost = ConnectionLost(f"cannot connect to {describe(self._pool)}: {error or repr(error)}")
             lost.__cause__ = error
             return lost
-        link = self._link = Link(connection, self._receive, lambda: self.registry.in_flight, self._send_ping,
-                                 self._ping_interval, self._ping_timeout, self.tasks)  # fmt: skip
+        link = self._link = Link(
+            connection,
+            self._receive,
+            lambda: self.registry.in_flight,
+            self._send_ping,
+            self._ping_interval,
+            self._ping_timeout,
+            self.tasks,
+        )
         since = self._loop.time()
         try:
             link.open()

@@ -52,7 +52,7 @@ class Tasks:
 
 
 def running_task() -> asyncio.Task[object] | None:
-    """The task that runs now; None also outside any loop."""
+    """Return the task that runs now; None also outside any loop."""
     try:
         return asyncio.current_task()
     except RuntimeError:
