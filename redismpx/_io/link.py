@@ -195,7 +195,8 @@ class Link(asyncio.BufferedProtocol):
             self._transport.abort()
         error = ConnectionLost(reason)
         error.__cause__ = cause
-        self.lost.set_result(error)
+        if not self.lost.done():  # who awaited it may have been cancelled
+            self.lost.set_result(error)
 
 
 async def dial(pool: ConnectionPool, protocol: int | None = None) -> AbstractConnection:

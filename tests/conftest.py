@@ -1,0 +1,92 @@
+"""Servers for the live tests, and what is checked around every test."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from .servers import Server, find_binary
+
+FLAVOURS = ("valkey", "redis")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
+    """Where REDISMPX_NO_SKIP is set (in CI), a skipped test is a failed one."""
+    report = yield
+    if report.skipped and os.environ.get("REDISMPX_NO_SKIP"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
+    return report
+
+
+def start_server(flavour: str, *options: str) -> Server:
+    binary = find_binary(flavour)
+    if binary is None:
+        pytest.skip(f"{flavour}-server is not on PATH")
+    return Server(binary, *options).start()
+
+
+@pytest.fixture(scope="session", params=FLAVOURS)
+def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of each flavour, for tests that leave it as it was."""
+    server = start_server(request.param)
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=FLAVOURS)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of each flavour, for this test alone: it may be killed, frozen and configured."""
+    server = start_server(request.param)
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def url(shared_server: Server) -> str:
+    return shared_server.url
+
+
+@pytest.fixture
+async def admin(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """A client of the test's server, whichever it is, for publishing and for the server's own word."""
+    name = "server" if "server" in request.fixturenames else "shared_server"
+    client = Redis.from_url(request.getfixturevalue(name).url)
+    yield client
+    await client.aclose()
+
+
+def open_sockets() -> int:
+    """How many sockets this process has open."""
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        return 0
+    count = 0
+    for link in folder.iterdir():
+        try:
+            count += os.readlink(link).startswith("socket:")
+        except OSError:  # closed meanwhile
+            continue
+    return count
+
+
+@pytest.fixture
+async def no_leaks() -> AsyncIterator[None]:
+    """Nothing that the test started is left when it ends: no task, no timer, no socket."""
+    sockets = open_sockets()
+    tasks = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)
+    left = [t for t in asyncio.all_tasks() - tasks if "pytest" not in t.get_name() and "redismpx" in repr(t)]
+    assert not left, left
+    timers = [h for h in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not h.cancelled()]
+    assert not [h for h in timers if "redismpx" in repr(h)], timers
+    gc.collect()
+    assert open_sockets() <= sockets

