@@ -43,11 +43,11 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:
+        """Run it, and wait until it answers."""
+        log = self.folder / "log"
         self.process = subprocess.Popen(
-            [
-                self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder),
-                "--unixsocket", str(self.socket_path), "--logfile", str(self.folder / "log"), *self.options,
-            ],
+            [self.binary, *self._arguments, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+             "--unixsocket", str(self.socket_path), "--logfile", str(log), *self.options],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         give_up = time.monotonic() + DEADLINE
@@ -60,8 +60,12 @@ class Server:
             except OSError:
                 pass
             if time.monotonic() > give_up or self.process.poll() is not None:
-                raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-500:]}")
+                raise RuntimeError(f"the server did not start: {log.read_text()[-500:]}")
             time.sleep(0.01)
+
+    @property
+    def _arguments(self) -> tuple[str, ...]:
+        return "--save", ""
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -81,6 +85,19 @@ class Server:
     def remove(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SentinelServer(Server):
+    """A Sentinel that watches one master, by the name `main`."""
+
+    def __init__(self, binary: str, master: Server) -> None:
+        super().__init__(binary)
+        self._config = self.folder / "sentinel.conf"
+        self._config.write_text(f"sentinel monitor main 127.0.0.1 {master.port} 1\n")
+
+    @property
+    def _arguments(self) -> tuple[str, ...]:
+        return str(self._config), "--sentinel"
 
 
 class FakeServer:

@@ -40,6 +40,14 @@ class Phase(enum.Enum):
     LOST = "lost"
 
 
+MOVES: dict[Phase, frozenset[Phase]] = {
+    Phase.LIVE: frozenset({Phase.PINGED, Phase.LOST}),
+    Phase.PINGED: frozenset({Phase.LIVE, Phase.DOUBTED, Phase.LOST}),
+    Phase.DOUBTED: frozenset({Phase.LIVE, Phase.LOST}),
+    Phase.LOST: frozenset(),
+}
+
+
 class Link(asyncio.BufferedProtocol):
     """A connection after its handshake. `lost` resolves, once, with why it ended."""
 
@@ -65,6 +73,7 @@ class Link(asyncio.BufferedProtocol):
         self.phase = Phase.LIVE
         self._parser = new_parser()
         self._buffer = bytearray(READ_SIZE)
+        self._view = memoryview(self._buffer)
         self._heard = self._loop.time()  # when the last complete reply came
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -86,8 +95,8 @@ class Link(asyncio.BufferedProtocol):
                 self._take(reader._buffer, len(reader._buffer))
             if reader.at_eof():
                 self._lose("the server closed the connection")
-        if self._ping_interval is not None and self.phase is Phase.LIVE:
-            self._timer = self._loop.call_later(self._ping_interval, self._watch)
+        if self.phase is Phase.LIVE:
+            self._watch_in(self._ping_interval)
 
     def write(self, data: bytes) -> None:
         """Send bytes; to a link that is lost, nothing."""
@@ -98,7 +107,10 @@ class Link(asyncio.BufferedProtocol):
                 self._transport.write(data)
         else:
             writer: Any = self._connection._writer
-            writer.writelines([data])
+            try:
+                writer.writelines([data])
+            except Exception as error:  # noqa: BLE001, as in _take
+                self._lose(str(error) or repr(error), error)
 
     def abort(self, reason: str) -> None:
         """End the link at once, whatever its other end does."""
@@ -110,8 +122,8 @@ class Link(asyncio.BufferedProtocol):
 
     # --- reading
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view  # not the bytearray: asyncio's TLS fills slices of it, and a slice of that would be a copy
 
     def buffer_updated(self, nbytes: int) -> None:
         self._take(self._buffer, nbytes)
@@ -128,7 +140,7 @@ class Link(asyncio.BufferedProtocol):
             for start in range(0, size, SLICE_SIZE):
                 parser.feed(data, start, min(SLICE_SIZE, size - start))  # type: ignore[arg-type]
                 if self._receive(parser.gets):
-                    self._heard = self._loop.time()
+                    self._hear()
         except Exception as error:  # noqa: BLE001, the parsers raise anything on garbage; all of it means the same
             self._lose(f"protocol error: {error}", error)
 
@@ -149,46 +161,56 @@ class Link(asyncio.BufferedProtocol):
                 except ResponseError as error:
                     replies.append(error)
                 self._receive(lambda: replies.popleft() if replies else NOT_ENOUGH)
-                self._heard = self._loop.time()
+                self._hear()
         except Exception as error:  # noqa: BLE001, as in _take
             self._lose(str(error) or repr(error), error)
 
     # --- the end
 
+    def _hear(self) -> None:
+        """Note that a complete reply came, an error too: that is life."""
+        self._heard = self._loop.time()
+        if self.phase is Phase.PINGED or self.phase is Phase.DOUBTED:
+            self._move(Phase.LIVE)
+            self._watch_in(self._ping_interval)
+
     def _watch(self) -> None:
         """Ping when nothing was heard for ping_interval, or an answer is owed; give up when a ping brings nothing.
 
-        Any complete reply is life, an error too. The verdict waits for DOUBT after the ping's time is over: when this
-        process itself stood still, timers may run before the socket is read, and what it holds is read in between.
+        The verdict waits for DOUBT after the ping's time is over: when this process itself stood still, timers may run
+        before the socket is read, and what it holds is read in between.
         """
         assert self._ping_interval is not None
-        now = self._loop.time()
         if self.phase is Phase.LIVE:
-            silent = now - self._heard
+            silent = self._loop.time() - self._heard
             if silent < self._ping_interval and not self._owes_answer():
-                delay = self._ping_interval - silent
+                self._watch_in(self._ping_interval - silent)
             else:
-                self.phase = Phase.PINGED
-                self._pinged = now
+                self._move(Phase.PINGED)
+                self._watch_in(self._ping_timeout)
                 self._send_ping()
-                delay = self._ping_timeout
-        elif self._heard >= self._pinged:
-            self.phase = Phase.LIVE
-            delay = max(0.0, self._ping_interval - (now - self._heard))
         elif self.phase is Phase.PINGED:
-            self.phase = Phase.DOUBTED
-            delay = DOUBT
+            self._move(Phase.DOUBTED)
+            self._watch_in(DOUBT)
         else:
             self._lose(f"no answer to PING within {self._ping_timeout:g} s")
-            return
-        self._timer = self._loop.call_later(delay, self._watch)
+
+    def _watch_in(self, delay: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if delay is None else self._loop.call_later(delay, self._watch)
+
+    def _move(self, phase: Phase) -> None:
+        if phase not in MOVES[self.phase]:
+            raise AssertionError(f"{self.phase} to {phase}")
+        logger.debug("link %s -> %s", self.phase.value, phase.value)
+        self.phase = phase
 
     def _lose(self, reason: str, cause: BaseException | None = None) -> None:
         if self.phase is Phase.LOST:
             return
-        self.phase = Phase.LOST
-        if self._timer is not None:
-            self._timer.cancel()
+        self._move(Phase.LOST)
+        self._watch_in(None)
         if self._task is not None:
             self._task.cancel()
         if self._transport is not None:

@@ -203,7 +203,7 @@ class Supervisor:
     def _move(self, phase: Phase) -> None:
         if phase not in MOVES[self.phase]:
             raise AssertionError(f"{self.phase} to {phase}")
-        logger.debug("%s -> %s", self.phase.value, phase.value)
+        logger.debug("supervisor %s -> %s", self.phase.value, phase.value)
         self.phase = phase
         self._moved.fire()
 

@@ -1,0 +1,378 @@
+"""Before a loop runs, in another one, after a fork, at the end: no task, no socket, no callback is left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.backoff import ConstantBackoff
+
+from redismpx import (
+    Multiplexer,
+    MultiplexerIsClosed,
+    PromiseInterrupted,
+    Stats,
+    SubscriptionIsClosed,
+)
+from redismpx._io import tasks as tasks_module
+
+from .checker import Checker
+from .conftest import open_sockets
+from .servers import FakeServer, Server, settled, shake_hands, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def test_made_before_any_loop_runs_it_starts_with_the_first_call_inside_one(url: str) -> None:
+    checker = Checker()
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(*checker.callbacks)
+    sub.add("a", "b")
+    sub.remove("b")
+    promises = mpx.new_promise_subscription("p-")
+    assert mpx.stats().state == "idle"
+    assert not mpx.connected
+
+    async def main() -> None:
+        await sub.wait_for_activation(5)
+        promise = await promises.wait_for_new_promise("x", 5)
+        async with Redis.from_url(url) as client:
+            await client.publish("a", "1")
+            await client.publish("p-x", "2")
+            assert await promise == b"2"
+            await until(lambda: checker.payloads == [b"1"])
+        await mpx.aclose()
+
+    asyncio.run(main())
+    assert checker.kinds == ["activation", "message"]
+
+
+def test_another_loop_and_another_thread_are_refused(url: str) -> None:
+    mpx = Multiplexer(url)
+
+    async def bind() -> None:
+        await mpx.connect(5)
+
+    def use() -> None:
+        for call in (lambda: mpx.new_channel_subscription(print), lambda: mpx.new_promise_subscription("x"), mpx.close):
+            with pytest.raises(RuntimeError, match="another event loop or thread"):
+                call()
+
+    async def elsewhere() -> None:
+        use()
+        with pytest.raises(RuntimeError):
+            await mpx.connect()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(bind())
+    asyncio.run(elsewhere())
+    failures: list[BaseException] = []
+
+    def in_thread() -> None:
+        try:
+            use()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert failures == []
+    sub = mpx.new_channel_subscription(print)  # between two runs of its own loop
+    sub.add("a")
+    loop.run_until_complete(sub.wait_for_activation(5))
+    loop.run_until_complete(mpx.aclose())
+    loop.close()
+
+
+async def test_a_forked_child_is_refused_and_the_parent_unaffected(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        with pytest.warns(DeprecationWarning, match="fork") if sys.version_info >= (3, 12) and threading.active_count() > 1 else _nothing():
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                sub.add("b")
+            except RuntimeError as error:
+                code = 0 if "forked" in str(error) else 2
+            finally:
+                os._exit(code)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        for number in range(100):
+            await admin.publish("a", number)
+        await until(lambda: checker.messages == 100)
+        assert not checker.faults
+        assert checker.disconnects == 0
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_multiplexer_made_before_a_fork_and_started_after_works(url: str) -> None:
+    program = """
+import asyncio, os, sys
+from redismpx import Multiplexer
+mpx = Multiplexer(sys.argv[1])
+sub = mpx.new_channel_subscription(print)
+sub.add("a")
+async def main():
+    await sub.wait_for_activation(5)
+    await mpx.aclose()
+child = os.fork()
+asyncio.run(main())
+if child:
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run_program(program, url)
+
+
+def run_program(program: str, *arguments: str) -> None:
+    """Run a program of its own; it must exit well and say nothing."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("how", ["return", "raise", "cancel"])
+def test_a_loop_that_ends_without_closing_leaves_nothing_behind(url: str, how: str) -> None:
+    program = """
+import asyncio, sys
+from redismpx import Multiplexer
+url, how = sys.argv[1:]
+async def main():
+    mpx = Multiplexer(url)
+    async def hang(*_): await asyncio.Event().wait()
+    sub = mpx.new_channel_subscription(hang, None, hang)
+    sub.add("a")
+    await mpx.new_promise_subscription("p").wait_for_new_promise("x", 5)
+    if how == "raise":
+        raise KeyError
+    if how == "cancel":
+        asyncio.current_task().cancel()
+        await asyncio.sleep(1)
+try:
+    asyncio.run(main())
+except (KeyError, asyncio.CancelledError):
+    pass
+"""
+    run_program(program, url, how)
+
+
+async def test_after_aclose_everything_raises_by_name_and_can_still_be_looked_at(url: str) -> None:
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(print)
+    sub.add("a")
+    pattern = mpx.new_pattern_subscription("a*", print)
+    promises = mpx.new_promise_subscription("p-")
+    promise = await promises.wait_for_new_promise("x", 5)
+    waiter = asyncio.ensure_future(mpx.connect())
+    await mpx.aclose()
+    await mpx.aclose()
+    mpx.close()
+    await asyncio.gather(waiter, return_exceptions=True)
+    with pytest.raises(PromiseInterrupted) as interrupted:
+        await promise
+    assert interrupted.value.reason == "closed"
+    for call in (
+        lambda: mpx.new_channel_subscription(print),
+        lambda: mpx.new_pattern_subscription("a", print),
+        lambda: mpx.new_promise_subscription("a"),
+    ):
+        with pytest.raises(MultiplexerIsClosed):
+            call()
+    with pytest.raises(MultiplexerIsClosed):
+        await mpx.connect()
+    with pytest.raises(MultiplexerIsClosed):
+        async with mpx:
+            pass
+    for each in (sub, pattern, promises):
+        assert each.closed
+        assert "closed" in repr(each)
+        each.close()
+        with pytest.raises(SubscriptionIsClosed):
+            await each.wait_for_activation()
+    with pytest.raises(SubscriptionIsClosed):
+        sub.add("b")
+    assert isinstance(mpx.stats(), Stats)
+    assert not mpx.connected
+    assert "closed" in repr(mpx)
+
+
+async def test_close_while_it_waits_for_a_connection_wakes_who_waits(server: Server) -> None:
+    server.kill()
+    mpx = Multiplexer(server.url)
+    waiter = asyncio.ensure_future(mpx.connect())
+    await until(lambda: mpx.stats().state == "backing off")
+    mpx.close()
+    with pytest.raises(MultiplexerIsClosed):
+        await waiter
+
+
+async def test_no_callback_after_close_returns(url: str, admin: Redis) -> None:
+    mpx = Multiplexer(url)
+    checker = Checker()
+    sub = mpx.new_channel_subscription(*checker.callbacks)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    pipe = admin.pipeline(transaction=False)
+    for number in range(1000):
+        pipe.publish("a", number)
+    await pipe.execute()  # waiting in the socket
+    mpx.close()
+    seen = len(checker.events)
+    await mpx.aclose()
+    await asyncio.sleep(0.05)
+    assert len(checker.events) == seen
+    await settled(admin, set())
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2, 3, 4, 5, 8, 12, 16, 20, 25, 30, 40])
+async def test_aclose_at_any_moment_of_the_start(url: str, delay: int) -> None:
+    """In the dial, in the handshake, in the middle of subscribing: after some ticks of the loop."""
+    mpx = Multiplexer(url, backoff=ConstantBackoff(0))
+    sub = mpx.new_channel_subscription(lambda *_: None)
+    sub.add(*map(str, range(2000)))
+    for _ in range(delay):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(mpx.aclose(), 1)
+    assert mpx._supervisor._link is None
+
+
+async def test_aclose_while_the_server_does_not_answer_the_handshake() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # accepts, and never says a word
+
+    fake = FakeServer(script)
+    async with fake.run() as url:
+        mpx = Multiplexer(url.partition("?")[0])
+        mpx.new_channel_subscription(lambda *_: None).add("a")
+        await until(lambda: fake.accepted == 1)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await mpx.aclose()
+        assert loop.time() - began < 1
+
+
+async def test_a_peer_that_stops_reading_does_not_hinder_closing_or_adding() -> None:
+    stuck = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await stuck.wait()
+
+    async with FakeServer(script).run() as url:
+        mpx = Multiplexer(url)
+        sub = mpx.new_channel_subscription(lambda *_: None)
+        sub.add("a")
+        await mpx.connect(5)
+        for number in range(50):
+            sub.add(*(b"%d-%d" % (number, each) + b"x" * 1000 for each in range(100)))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(mpx.aclose(), 1)
+        stuck.set()
+
+
+async def test_a_cancelled_aclose_goes_on_and_a_second_one_waits_for_the_rest(url: str, admin: Redis) -> None:
+    release = asyncio.Event()
+    entered = asyncio.Event()
+
+    async def stubborn(channel: bytes, message: bytes) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await release.wait()
+
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(stubborn)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "1")
+    await entered.wait()
+    closing = asyncio.ensure_future(mpx.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    again = asyncio.ensure_future(mpx.aclose())
+    await asyncio.sleep(0.01)
+    assert not again.done()
+    release.set()
+    await again
+
+
+async def test_a_callback_that_resists_cancelling_does_not_hold_closing_for_ever(
+    url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tasks_module, "END_TIMEOUT", 0.05)
+    release = asyncio.Event()
+
+    async def stubborn(channel: bytes, message: bytes) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(stubborn)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "1")
+    await until(lambda: sub._inbox._worker is not None)
+    await asyncio.wait_for(mpx.aclose(), 1)
+    assert "did not end" in caplog.text
+    release.set()
+    await mpx.aclose()
+
+
+async def test_opened_and_closed_a_thousand_times(url: str) -> None:
+    before = open_sockets()
+    for number in range(1000):
+        mpx = Multiplexer(url)
+        sub = mpx.new_channel_subscription(lambda *_: None)
+        sub.add("a")
+        if number % 2:
+            await sub.wait_for_activation(5)
+        await mpx.aclose()
+    await asyncio.sleep(0)
+    assert open_sockets() <= before
+    assert not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()]
+
+
+async def test_an_error_of_our_own_is_critical_and_not_the_end(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mpx = Multiplexer(url, backoff=ConstantBackoff(0))
+    calls = 0
+    flush: Callable[[], Any] = mpx._supervisor._flush
+
+    def faulty() -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("injected")
+        return flush()
+
+    monkeypatch.setattr(mpx._supervisor, "_flush", faulty)
+    sub = mpx.new_channel_subscription(lambda *_: None)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    assert [r.levelno for r in caplog.records if "internal error" in r.getMessage()][0] == logging.CRITICAL
+    await mpx.aclose()
