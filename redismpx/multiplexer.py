@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, FullJitterBackoff
+from redis.exceptions import RedisError
 
 from ._io.inbox import Callbacks
 from ._io.supervisor import Phase, Supervisor
@@ -37,14 +38,12 @@ class Multiplexer:
             `Sentinel.master_for()` or `fakeredis.FakeAsyncRedis`. A client stays yours: its options are used, and it is
             never closed.
         backoff: seconds between attempts, by redis-py's backoff classes; `compute(0)` comes after the second attempt.
-        None:
-            full jitter, from 50 ms doubling up to 5 s. The first attempt after a loss is made at once. All begins
-            anew after a connection has lasted 10 s.
+            None is full jitter, from 50 ms doubling up to 5 s. The first attempt after a loss is made at once. All
+            begins anew after a connection has lasted 10 s.
         ping_interval: seconds of silence after which the server is pinged; None never pings.
         ping_timeout: seconds after a ping in which something must be heard, or the connection is given up.
         max_pending: messages that may wait for the callbacks of one subscription; beyond it the oldest are dropped,
-        counted,
-            and reported as `SlowConsumer`.
+            counted, and reported as `SlowConsumer`.
         on_error: called with the errors of subscriptions that have no `on_error` of their own.
         connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
 
@@ -110,8 +109,8 @@ class Multiplexer:
             on_activation: called with each channel when Redis has confirmed it, again after each reconnect. Never from
                 inside `add()`.
             max_pending: as for the multiplexer, whose value is used if this is None.
-            on_error: called with what callbacks raise, `SlowConsumer`, and `SubscriptionRefused`; None: the
-            multiplexer's.
+            on_error: called with what callbacks raise, `SlowConsumer`, and `SubscriptionRefused`; None stands for the
+                multiplexer's.
 
         Raises `MultiplexerIsClosed`; `TypeError` and `ValueError` for bad arguments.
         """
@@ -170,9 +169,9 @@ class Multiplexer:
             async with asyncio.timeout(timeout):
                 await self._supervisor.connected()
         except TimeoutError:
-            last = self._supervisor.last_error
-            detail = "" if last is None else f"; the last attempt: {last.reason}"
-            raise TimeoutError(f"no connection to Redis within {timeout} s{detail}") from last
+            outage = self._supervisor.outage
+            detail = "" if outage is None else f"; the last attempt: {outage.reason}"
+            raise TimeoutError(f"no connection to Redis within {timeout} s{detail}") from outage
 
     def stats(self) -> Stats:
         """Take a snapshot of the state and the counters. Works in every state, closed too."""
@@ -275,4 +274,6 @@ def _client_from_url(url: str, options: dict[str, Any]) -> Redis:
         client.connection_pool.make_connection()
     except TypeError as error:
         raise TypeError(f"an option that redis-py does not know: {error}") from None
+    except RedisError as error:
+        raise ValueError(f"an option that redis-py cannot use: {error}") from None
     return client

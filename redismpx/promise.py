@@ -20,13 +20,16 @@ class Promise(asyncio.Future[bytes]):
     its own `cancel()`. The message counts from when the promise was made, awaited or not.
     """
 
-    def __init__(self, home: dict[bytes, list[Promise]], channel: bytes, timeout: float | None) -> None:
-        super().__init__(loop=asyncio.get_running_loop())
+    def __init__(
+        self, home: dict[bytes, list[Promise]], channel: bytes, timeout: float | None, since: float | None = None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop=loop)
         self._home = home
         self._channel = channel
         self._timer = None
-        if timeout is not None:
-            self._timer = self.get_loop().call_later(timeout, self._expire, timeout)
+        if timeout is not None:  # it runs from `since`, by the loop's clock; None is now
+            self._timer = loop.call_at((loop.time() if since is None else since) + timeout, self._expire, timeout)
         home.setdefault(channel, []).append(self)
 
     @property
@@ -125,13 +128,12 @@ class PromiseSubscription(Subscription):
         """
         channel = self._channel(suffix)
         check_seconds(timeout, "timeout")
-        loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
+        since = asyncio.get_running_loop().time()
         try:
             await self.wait_for_activation(timeout)
         except TimeoutError as error:
             raise PromiseTimeout(channel, timeout or 0.0) from error
-        return Promise(self._promises, channel, None if deadline is None else max(0.0, deadline - loop.time()))
+        return Promise(self._promises, channel, timeout, since)
 
     def clear(self) -> None:
         """Break all outstanding promises: each fails with `PromiseInterrupted`. The subscription stays open."""

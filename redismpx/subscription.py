@@ -10,11 +10,15 @@ from typing import Protocol, Self
 from ._core.wire import Kind
 from ._io.inbox import Callbacks, Host, Inbox
 from .arguments import check_seconds
-from .errors import SubscriptionIsClosed, SubscriptionRefused
+from .errors import ConnectionLost, SubscriptionIsClosed, SubscriptionRefused
 
 
 class Hub(Host, Protocol):
     """What a subscription needs of its multiplexer."""
+
+    @property
+    def outage(self) -> ConnectionLost | None:
+        """Why there is no connection now; None while there is one."""
 
     def enter(self) -> None:
         """Begin a public call: bind to the running loop, or refuse it."""
@@ -79,9 +83,11 @@ class Subscription:
                     await self._inbox.moved.wait()
         except TimeoutError:
             missing = len(self._names) - self._inbox.active
+            outage = self._hub.outage
+            reason = "the server has not confirmed them yet" if outage is None else outage.reason
             raise TimeoutError(
-                f"{missing} of {len(self._names)} names not active after {timeout} s: {self!r}"
-            ) from None
+                f"{missing} of {len(self._names)} names not active after {timeout} s ({reason}): {self!r}"
+            ) from outage
 
     @property
     def _names(self) -> Collection[bytes]:

@@ -1,4 +1,4 @@
-"""Callbacks that check the order of events: (Activation Message* Disconnect)* for each name, no message lost in between."""
+"""Callbacks that check the events of each name: (Activation Message* Disconnect)*, no message lost in between."""
 
 from __future__ import annotations
 

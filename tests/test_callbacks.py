@@ -46,7 +46,7 @@ class Bound:
         await remember(channel, message)
 
 
-class Callable_:
+class Functor:
     async def __call__(self, channel: bytes, message: bytes) -> None:
         await remember(channel, message)
 
@@ -67,7 +67,7 @@ class Awaited:
         lambda channel, message: got.append((channel, message)),
         functools.partial(remember),
         Bound().method,
-        Callable_(),
+        Functor(),
         Awaited,
         lambda channel, message: asyncio.ensure_future(remember(channel, message)),
         lambda channel, message: (got.append((channel, message)), "not awaitable")[1],
@@ -81,7 +81,9 @@ async def test_whatever_returns_an_awaitable_is_awaited(mpx: Multiplexer, admin:
     await until(lambda: got == [(b"a", b"1"), (b"a", b"2")])
 
 
-async def test_async_callbacks_of_one_subscription_run_one_at_a_time_and_in_order(mpx: Multiplexer, admin: Redis) -> None:
+async def test_async_callbacks_of_one_subscription_run_one_at_a_time_and_in_order(
+    mpx: Multiplexer, admin: Redis
+) -> None:
     running = 0
     seen: list[object] = []
 
@@ -130,7 +132,9 @@ async def test_a_callback_that_never_returns_delays_nobody_else(mpx: Multiplexer
     assert not checker.faults
 
 
-@pytest.mark.parametrize("failure", [ValueError("no"), asyncio.CancelledError(), GeneratorExit(), BaseException("base")])
+@pytest.mark.parametrize(
+    "failure", [ValueError("no"), asyncio.CancelledError(), GeneratorExit(), BaseException("base")]
+)
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 async def test_an_exception_goes_to_on_error_and_the_log_and_delivery_goes_on(
     mpx: Multiplexer, admin: Redis, caplog: pytest.LogCaptureFixture, failure: BaseException, is_async: bool

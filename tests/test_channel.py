@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Self
 
 import pytest
 from redis.asyncio import Redis
@@ -22,7 +23,7 @@ class Monitor:
         self._client = Redis.from_url(url)
         self.commands: list[str] = []
 
-    async def __aenter__(self) -> Monitor:
+    async def __aenter__(self) -> Self:
         self._monitor = self._client.monitor()
         await self._monitor.__aenter__()
         self._task = asyncio.create_task(self._listen())
@@ -47,7 +48,9 @@ class Monitor:
         await self._client.aclose()
 
 
-async def test_ten_subscribers_cost_one_subscribe_and_the_last_one_to_go_one_unsubscribe(url: str, admin: Redis) -> None:
+async def test_ten_subscribers_cost_one_subscribe_and_the_last_one_to_go_one_unsubscribe(
+    url: str, admin: Redis
+) -> None:
     async with Monitor(url) as monitor, Multiplexer(url) as mpx:
         checkers = [Checker() for _ in range(10)]
         subs = [mpx.new_channel_subscription(*c.callbacks) for c in checkers]
@@ -129,6 +132,7 @@ async def test_add_and_remove_before_the_confirmation_end_as_wanted(url: str, ad
             checker.active.clear()  # silence after removal, and no disconnect
             await settled(admin, set())
             assert not checker.faults
+        assert mpx.stats().connections == 1
 
 
 async def test_clear_leaves_all_and_stays_open_close_ends_it(url: str, admin: Redis) -> None:
@@ -199,7 +203,18 @@ async def test_the_same_text_as_channel_and_as_pattern_are_two_names(url: str, a
 
 @pytest.mark.parametrize(
     "name",
-    [b"", b"\r\n", b"a\r\n$3\r\nfoo", b"\x00", bytes(range(256)), b"\xff\xfe", "čau".encode(), b"x" * 65536, b"*", b" "],
+    [
+        b"",
+        b"\r\n",
+        b"a\r\n$3\r\nfoo",
+        b"\x00",
+        bytes(range(256)),
+        b"\xff\xfe",
+        "čau".encode(),
+        b"x" * 65536,
+        b"*",
+        b" ",
+    ],
 )
 async def test_any_bytes_are_a_channel(url: str, admin: Redis, name: bytes) -> None:
     async with Multiplexer(url) as mpx:

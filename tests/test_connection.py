@@ -74,7 +74,9 @@ class Rotating(CredentialProvider):
 
 async def test_a_credential_provider_is_asked_at_every_dial(server: Server, admin: Redis) -> None:
     async def set_password(password: str) -> None:
-        await admin.execute_command("ACL", "SETUSER", "someone", "on", "resetpass", f">{password}", "allchannels", "+@all")
+        await admin.execute_command(
+            "ACL", "SETUSER", "someone", "on", "resetpass", f">{password}", "allchannels", "+@all"
+        )
 
     await set_password("old")
     provider = Rotating()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -55,21 +59,62 @@ async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
         assert checker.kinds == ["activation"]
 
 
-async def test_our_own_loop_standing_still_is_no_reason(server: Server) -> None:
-    async with patient(server.url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+async def test_our_own_loop_standing_still_is_no_reason(url: str) -> None:
+    async with patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
         await sub.wait_for_activation(5)
-        for _ in range(5):
+        link = mpx._supervisor._link
+        assert link is not None
+        for _ in range(3):
+            await until(lambda: link.phase.value == "live")
+            await until(lambda: link.phase.value == "pinged")  # the answer comes while nobody reads
             time.sleep(0.5)
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
+        await until(lambda: link.phase.value == "live")
         assert checker.kinds == ["activation"]
         assert mpx.stats().connections == 1
 
 
-@pytest.mark.parametrize("answer", [b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", b"-NOPERM no ping\r\n", b"-LOADING wait\r\n"])
+def test_our_own_process_suspended_is_no_reason(server: Server) -> None:
+    """After SIGCONT asyncio runs what timers are due before it looks at its sockets."""
+    program = """
+import asyncio, sys
+from redismpx import Multiplexer
+async def main():
+    async with Multiplexer(sys.argv[1], ping_interval=0.1, ping_timeout=0.3) as mpx:
+        await mpx.connect(5)
+        link = mpx._supervisor._link
+        print("connected", flush=True)
+        sys.stdin.readline()
+        while link.phase.value != "pinged":
+            await asyncio.sleep(0.001)
+        print("pinged", flush=True)
+        while link.phase.value in ("pinged", "doubted"):
+            await asyncio.sleep(1)
+        print(link.phase.value, flush=True)
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", program, server.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "connected\n"
+        server.freeze()
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "pinged\n"
+        child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)
+        server.thaw()  # its answer is in the socket long before the deadline
+        time.sleep(0.5)  # the deadline passes
+        child.send_signal(signal.SIGCONT)
+        assert child.stdout.readline() == "live\n"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", b"-NOPERM no ping\r\n", b"-LOADING wait\r\n"]
+)
 async def test_any_complete_answer_to_a_ping_is_life(answer: bytes) -> None:
     pings = 0
 

@@ -193,9 +193,7 @@ async def test_cancelling_the_task_that_awaits_gives_the_promise_up(url: str) ->
         assert promises.pending == 0
 
 
-async def test_a_broken_promise_that_nobody_awaits_is_no_fault(
-    url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_broken_promise_that_nobody_awaits_is_no_fault(url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -248,7 +246,9 @@ async def test_a_hundred_thousand_promises_have_exactly_one_outcome_each(server:
         assert mpx.stats().promises == 0
 
 
-@pytest.mark.parametrize("prefix", [b"user[1]:", b"a*", b"a?", b"\\", b"[a-z]", b"\r\n", b"\x00", b"\xff", b"*", b"^", b"-", b"]", b""])
+@pytest.mark.parametrize(
+    "prefix", [b"user[1]:", b"a*", b"a?", b"\\", b"[a-z]", b"\r\n", b"\x00", b"\xff", b"*", b"^", b"-", b"]", b""]
+)
 async def test_a_prefix_matches_itself_and_nothing_else(url: str, admin: Redis, prefix: bytes) -> None:
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription(prefix)

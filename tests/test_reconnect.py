@@ -24,7 +24,9 @@ async def kill_clients(admin: Redis) -> None:
     await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
-async def test_a_killed_connection_is_a_disconnect_and_an_activation_for_each_name(server: Server, admin: Redis) -> None:
+async def test_a_killed_connection_is_a_disconnect_and_an_activation_for_each_name(
+    server: Server, admin: Redis
+) -> None:
     async with Multiplexer(server.url) as mpx:
         checker, other = Checker(), Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -278,7 +280,9 @@ async def test_a_confirmation_that_answers_nothing_is_a_reason_for_a_new_connect
         await mpx.aclose()
 
 
-@pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*3\r\n:x\r\n", b"$-5\r\n", b"\x15\x03\x01\x00\x02"])
+@pytest.mark.parametrize(
+    "garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*3\r\n:x\r\n", b"$-5\r\n", b"\x15\x03\x01\x00\x02"]
+)
 async def test_garbage_means_a_new_connection(garbage: bytes) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)

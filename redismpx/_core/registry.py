@@ -37,7 +37,7 @@ class Event(enum.Enum):
     ASKED = "asked"  # a (P)SUBSCRIBE with it was sent
     GIVEN_UP = "given up"  # a (P)UNSUBSCRIBE with it was sent
     CONFIRMED = "confirmed"  # the command in flight was confirmed
-    REFUSED = "refused"  # the command in flight was refused, and it carried this name alone
+    REFUSED = "refused"  # the command in flight was refused; a (P)SUBSCRIBE, for this name alone
     HELD = "held"  # the command in flight was refused, and which of its names is forbidden is not known yet
     DROPPED = "dropped"  # the server unsubscribed it without being asked
     RETRIED = "retried"  # a refused name is to be asked for again

@@ -149,7 +149,7 @@ class Inbox:
             if isinstance(first, bytes):
                 return callbacks.on_message(first, second)
             if first is Signal.ERROR:
-                return self._report(second)
+                return self._tell(second)
             if first is Signal.ACTIVATION:
                 name, callback = "on_activation", callbacks.on_activation
             else:
@@ -200,7 +200,7 @@ class Inbox:
         if not backlog.overflowing:
             backlog.overflowing = True
             # At once, past the queue: a consumer that is stuck would never come to hear of it.
-            reporting = self._report(SlowConsumer(self.dropped, len(backlog)))
+            reporting = self._tell(SlowConsumer(self.dropped, len(backlog)))
             if reporting is not None:
                 self._host.tasks.start(reporting, f"redismpx on_error of {self._label}")
 
@@ -210,6 +210,12 @@ class Inbox:
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
             # Out of the loop, as it was meant, but not through the middle of a fan-out.
             asyncio.get_running_loop().call_soon(_raise, error)
+        return self._report(error)
+
+    def _tell(self, error: Exception) -> Coroutine[object, object, None] | None:
+        """Report what happened to the subscription; to the log, if there is nobody else to tell."""
+        if self._callbacks.on_error is None:
+            self._log(error)
         return self._report(error)
 
     def _report(self, error: Any) -> Coroutine[object, object, None] | None:
@@ -232,8 +238,11 @@ class Inbox:
                 raise
             self._log(failure, "on_error")
 
-    def _log(self, error: BaseException, callback: str) -> None:
-        """Log a failure with its traceback, at most once in LOG_INTERVAL for each type, with a count of the others."""
+    def _log(self, error: BaseException, callback: str | None = None) -> None:
+        """Log an error, with its traceback if a callback raised it.
+
+        At most once in LOG_INTERVAL for each type, with a count of the others.
+        """
         now = asyncio.get_running_loop().time()
         if self._logged is None:
             self._logged = {}
@@ -242,8 +251,11 @@ class Inbox:
             self._logged[type(error)] = (next_time, suppressed + 1)
             return
         self._logged[type(error)] = (now + LOG_INTERVAL, 0)
-        logger.error("%s of %s raised %s (%d more since the last record)", callback, self._label, type(error).__name__,
-                     suppressed, exc_info=error)  # fmt: skip
+        more = f" ({suppressed} more since the last record)" if suppressed else ""
+        if callback is None:
+            logger.warning("%s: %s%s", self._label, error, more)
+        else:
+            logger.error("%s of %s raised %s%s", callback, self._label, type(error).__name__, more, exc_info=error)
 
 
 def _is_cancelled(error: BaseException) -> bool:

@@ -124,6 +124,11 @@ class Supervisor:
             "loop.call_soon_threadsafe() or asyncio.run_coroutine_threadsafe()"
         )
 
+    @property
+    def outage(self) -> ConnectionLost | None:
+        """Why there is no connection now; None while there is one."""
+        return None if self.phase is Phase.CONNECTED else self.last_error
+
     async def connected(self) -> None:
         """Wait until there is a connection; raise MultiplexerIsClosed if there never will be."""
         while self.phase is not Phase.CONNECTED:

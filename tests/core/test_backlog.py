@@ -1,0 +1,95 @@
+"""The backlog against a model: order, bound, counts, and the grammar of events after any disconnects."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redismpx._core.backlog import Backlog, Signal
+
+NAMES = [b"a", b"b"]
+BOUND = 3
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("message"), st.sampled_from(NAMES)),
+        st.tuples(st.just("lose"), st.none()),
+        st.tuples(st.just("lose"), st.sampled_from(NAMES)),
+        st.tuples(st.just("activate"), st.sampled_from(NAMES)),
+        st.tuples(st.just("pop"), st.none()),
+        st.tuples(st.just("remove"), st.sampled_from(NAMES)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(actions)
+def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(script: list[tuple[str, bytes | None]]) -> None:
+    backlog = Backlog(BOUND)
+    server: set[bytes] = set()  # active, as the wire has it
+    seen: set[bytes] = set()  # active, as the callbacks were told
+    received = delivered = dropped = forgotten = 0
+    removed = False
+    last = dict.fromkeys(NAMES, -1)
+
+    def take() -> bool:
+        nonlocal delivered
+        event = backlog.pop()
+        if event is None:
+            return False
+        first, second = event
+        if isinstance(first, bytes):
+            delivered += 1
+            assert first in seen, "a message of what is not active"
+            assert int(second) > last[first], "out of order"  # type: ignore[call-overload]
+            last[first] = int(second)  # type: ignore[call-overload]
+        elif first is Signal.ACTIVATION:
+            assert second not in seen, "activated twice"
+            seen.add(second)  # type: ignore[arg-type]
+        elif first is Signal.DISCONNECT:
+            names = set(NAMES) if second is None else second
+            # A connection that had been active for a name removed since is a gap of its subscription all the same.
+            assert names & seen or (second is None and removed), "a disconnect with nothing active"  # type: ignore[operator]
+            seen.difference_update(names)  # type: ignore[arg-type]
+        return True
+
+    for number, (action, name) in enumerate(script):
+        if action == "pop":
+            take()
+        elif action == "lose":
+            names = None if name is None else frozenset({name})
+            if server & (set(NAMES) if names is None else names):
+                dropped += backlog.disconnect(names, names)
+                server -= set(NAMES) if names is None else names
+        elif action == "activate" and name not in server:
+            assert name is not None
+            server.add(name)
+            backlog.signal(Signal.ACTIVATION, name, frozenset({name}))
+        elif action == "message" and name in server:
+            assert name is not None
+            received += 1
+            dropped += backlog.message(name, b"%d" % number)
+        elif action == "remove" and name is not None:
+            removed = True
+            server.discard(name)
+            forgotten += backlog.discard(None if not server else frozenset({name}))
+            seen.discard(name)
+            if not server:
+                seen.clear()
+        assert len(backlog) <= BOUND
+        assert received == delivered + dropped + forgotten + len(backlog)
+    while take():
+        pass
+    assert seen == server, "what the callbacks were told is not what is so"
+
+
+def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnects() -> None:
+    backlog = Backlog(BOUND)
+    for _ in range(1000):
+        for name in NAMES:
+            backlog.signal(Signal.ACTIVATION, name, frozenset({name}))
+            backlog.message(name, b"x")
+        backlog.disconnect("lost", None)
+    assert len(backlog._signals) <= 2 * len(NAMES) + 1
+    assert len(backlog) <= BOUND

@@ -1,0 +1,376 @@
+"""Puts known faults back into a copy of the package, and shows that a test fails for each: `python -m tests.mutants`.
+
+Each mutant is one replacement in one file, with the tests that must notice it. Give names to run only those.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    fault: str
+    file: str
+    old: str
+    new: str
+    tests: str  # arguments for pytest
+
+
+CHANNEL = "tests/test_channel.py"
+CALLBACKS = "tests/test_callbacks.py"
+PROMISE = "tests/test_promise.py"
+RECONNECT = "tests/test_reconnect.py"
+REGISTRY = "tests/core/test_registry.py"
+
+MUTANTS = [
+    # The faults of the Python original.
+    Mutant(
+        "only the newest of two subscribers is called",
+        "_core/registry.py",
+        "self.fanout = fanout = tuple(",
+        "self.fanout = fanout = tuple(list(",
+        f"{CHANNEL} -k ten_subscribers",
+    ),
+    Mutant(
+        "removing one of two subscribers unsubscribes the other",
+        "_core/registry.py",
+        "        if not entry.subscribers:\n            self._look(entry)\n        return standing",
+        "        entry.subscribers.clear()\n        self._look(entry)\n        return standing",
+        f"{CHANNEL} -k ten_subscribers",
+    ),
+    Mutant(
+        "clear() raises NameError",
+        "channel.py",
+        "self.remove(*self._channels)",
+        "self.remove(*channels)",
+        f"{CHANNEL} -k clear_leaves",
+    ),
+    Mutant(
+        "close() raises NameError",
+        "_io/inbox.py",
+        "        self.closed = True\n",
+        "        self.closed = yes\n",
+        f"{CHANNEL} -k clear_leaves",
+    ),
+    Mutant(
+        "pattern confirmations are recorded as channels",
+        "_core/wire.py",
+        "return Kind.PATTERN if self in (Verb.PSUBSCRIBE, Verb.PUNSUBSCRIBE) else Kind.CHANNEL",
+        "return Kind.CHANNEL",
+        f"{CHANNEL} -k same_text",
+    ),
+    Mutant(
+        "removing a channel before its confirmation raises KeyError",
+        "_core/registry.py",
+        "        elif not entry.subscribers and entry.state in (State.ABSENT, State.REFUSED):",
+        "        elif not entry.subscribers:",
+        f"{CHANNEL} -k before_the_confirmation",
+    ),
+    Mutant(
+        "wait_for_new_promise loops for ever",
+        "subscription.py",
+        "while not self._is_active():",
+        "while self._is_active() is not None:",
+        f"{PROMISE} -k counts_from_when",
+    ),
+    Mutant(
+        "a promise's deadline begins only when it is awaited",
+        "promise.py",
+        "        if timeout is not None:\n",
+        "        if timeout is None:\n",
+        f"{PROMISE} -k deadline_begins",
+    ),
+    Mutant(
+        "set_result on a finished promise breaks the others",
+        "promise.py",
+        "        if not self.done():\n            self.set_result(data)",
+        "        self.set_result(data)",
+        f"{PROMISE} -k all_promises_of_one_channel",
+    ),
+    Mutant(
+        "the prefix of promises is not escaped",
+        "promise.py",
+        "escape_glob(prefix) + b",
+        "prefix + b",
+        f"{PROMISE} -k prefix_matches_itself",
+    ),
+    Mutant(
+        "one slow async callback stops everybody",
+        "_io/supervisor.py",
+        "                if entry is None:\n                    continue\n",
+        "                if entry is None or len(self.tasks._tasks) > 1:\n                    continue\n",
+        f"{CALLBACKS} -k never_returns",
+    ),
+    Mutant(
+        "a CancelledError of a callback ends the reader",
+        "_io/inbox.py",
+        "        except BaseException as error:  # noqa: BLE001, users' code\n            result = ",
+        "        except Exception as error:\n            result = ",
+        f"{CALLBACKS} -k exception_goes_to_on_error",
+    ),
+    Mutant(
+        "the socket leaks at each reconnect",
+        "_io/link.py",
+        "            self._transport.abort()\n",
+        "            self._connection._writer = None\n",
+        "tests/test_liveness.py -k longer_than",
+    ),
+    Mutant(
+        "NOPERM is an endless reconnect",
+        "_core/wire.py",
+        '_FATAL = frozenset({"NOAUTH"',
+        '_FATAL = frozenset({"NOPERM", "NOAUTH"',
+        "tests/test_refusals.py -k ten_forbidden",
+    ),
+    Mutant(
+        "a confirmation that comes late marks the wrong state",
+        "_core/registry.py",
+        "if head is not None and head.verb is verb and head.names[head.answered] == name:",
+        "if head is not None and head.verb.kind is verb.kind and name in self._tables[verb.kind]:",
+        REGISTRY,
+    ),
+    Mutant(
+        "no PING",
+        "_io/link.py",
+        "            self._watch_in(self._ping_interval)\n\n    def write",
+        "            pass\n\n    def write",
+        "tests/test_liveness.py -k longer_than",
+    ),
+    Mutant(
+        "no running loop, no constructor",
+        "multiplexer.py",
+        "        self._max_pending = check",
+        "        asyncio.get_running_loop()\n        self._max_pending = check",
+        "tests/test_lifecycle.py -k before_any_loop",
+    ),
+    Mutant(
+        "one giant SUBSCRIBE",
+        "_core/registry.py",
+        "BATCH = 512",
+        "BATCH = 1_000_000",
+        f"{CHANNEL} -k hundred_thousand",
+    ),
+    # The promises.
+    Mutant(
+        "P1: a late joiner is not activated before its first message",
+        "_core/registry.py",
+        "            self._late.append((entry, subscriber))\n",
+        "            self._stand(entry, subscriber, Standing.ACTIVE)\n",
+        f"{CHANNEL} -k events_come_in_order",
+    ),
+    Mutant(
+        "P1: no disconnect",
+        "_io/supervisor.py",
+        "                    subscriber.disconnect(lost)\n",
+        "                    pass\n",
+        f"{RECONNECT} -k killed_connection",
+    ),
+    Mutant(
+        "P2: what is parsed when a callback leaves the loop is lost",
+        "_io/inbox.py",
+        "asyncio.get_running_loop().call_soon(_raise, error)",
+        "raise error",
+        f"{CALLBACKS} -k system_exit",
+    ),
+    Mutant(
+        "P3: after a loss only the old names are asked for",
+        "_core/registry.py",
+        "            self._move(entry, Event.LOST)\n            self._look(entry)\n",
+        "            self._move(entry, Event.LOST)\n",
+        f"{RECONNECT} -k started_again",
+    ),
+    Mutant(
+        "P3: a remove in flight comes back",
+        "_core/registry.py",
+        "            self._move(entry, Event.LOST)\n",
+        "            if entry.state is State.LEAVING:\n                entry.subscribers[None] = Standing.WAITING\n"
+        "            self._move(entry, Event.LOST)\n",
+        f"{RECONNECT} -k remove_in_flight",
+    ),
+    Mutant(
+        "P4: a subscriber taken away during a fan-out is called all the same",
+        "_io/supervisor.py",
+        "if entry.fanout is fanout or entry.subscribers.get(subscriber) is Standing.ACTIVE:",
+        "if True:",
+        f"{CALLBACKS} -k middle_of_a_fan_out",
+    ),
+    Mutant(
+        "P5: activation from inside add()",
+        "_io/supervisor.py",
+        "            self._flushing = self._loop.call_soon(self._flush)",
+        "            self._flush()",
+        f"{CHANNEL} -k events_come_in_order",
+    ),
+    Mutant(
+        "P6: tasks survive aclose()",
+        "_io/supervisor.py",
+        "        self.tasks.cancel()\n",
+        "        pass\n",
+        "tests/test_lifecycle.py -k does_not_answer_the_handshake",
+    ),
+    Mutant(
+        "P6: callbacks go on after close()",
+        "_io/supervisor.py",
+        "            subscription.close()\n        self.registry.clear()\n        if",
+        "            pass\n        if",
+        "tests/test_lifecycle.py -k read_already",
+    ),
+    Mutant(
+        "P6: closing from a callback waits for the callback",
+        "_io/tasks.py",
+        "return [task for task in self._tasks if task is not current]",
+        "return list(self._tasks)",
+        f"{CALLBACKS} -k closing_from_inside",
+    ),
+    Mutant(
+        "P7: the inbox has no bound",
+        "_core/backlog.py",
+        "if len(self._messages) <= self._max_pending:",
+        "if True:",
+        f"{CALLBACKS} -k inbox_is_bounded",
+    ),
+    Mutant(
+        "P7: reconnects fill the queue of a stuck consumer",
+        "_core/backlog.py",
+        "if signal is Signal.DISCONNECT and earlier == names:",
+        "if False:",
+        "tests/core/test_backlog.py -k stuck",
+    ),
+    Mutant(
+        "P8: a warning for each attempt",
+        "_io/supervisor.py",
+        'logger.debug("attempt',
+        'logger.warning("attempt',
+        f"{RECONNECT} -k one_warning",
+    ),
+    Mutant(
+        "P8: a URL that cannot be parsed is repeated",
+        "multiplexer.py",
+        'the Redis URL cannot be used: {hint}")',
+        'the Redis URL {url} cannot be used: {hint}")',
+        "tests/test_arguments.py -k multiplexer_that_cannot",
+    ),
+    # Others that were seen on the way.
+    Mutant(
+        "the backoff begins anew with every connection",
+        "_io/supervisor.py",
+        "if self._loop.time() - since >= STABLE_AFTER:",
+        "if True:",
+        f"{RECONNECT} -k first_retry",
+    ),
+    Mutant(
+        "the backoff overflows after a long outage",
+        "_io/supervisor.py",
+        "min(self._failures - 2, 64)",
+        "self._failures - 2",
+        f"{RECONNECT} -k any_number_of_failures",
+    ),
+    Mutant(
+        "our own standing still is taken for the server's",
+        "_io/link.py",
+        "            self._move(Phase.DOUBTED)\n            self._watch_in(DOUBT)\n",
+        '            self._lose("no answer")\n',
+        "tests/test_liveness.py -k suspended",
+    ),
+    Mutant(
+        "half a frame is taken for life",
+        "_io/link.py",
+        "if self._receive(parser.gets):",
+        "if self._receive(parser.gets) is not None:",
+        "tests/test_liveness.py -k half_a_frame",
+    ),
+    Mutant(
+        "a refused batch is refused as a whole",
+        "_core/registry.py",
+        "elif len(entries) == 1:",
+        "elif len(entries) >= 1:",
+        "tests/test_refusals.py -k ten_forbidden",
+    ),
+    Mutant(
+        "TLS gets a copy of the buffer",
+        "_io/link.py",
+        "        return self._view ",
+        "        return self._buffer ",
+        "tests/test_connection.py -k tls",
+    ),
+    Mutant(
+        "cancelled from outside, the supervisor goes on",
+        "_io/link.py",
+        "        if not self.lost.done():  # who",
+        "        if True:  # who",
+        "tests/test_lifecycle.py -k loop_that_ends",
+    ),
+    Mutant(
+        "what waits for a removed channel is delivered after all",
+        "_io/inbox.py",
+        "        self._discard(None if last else frozenset((name,)))\n",
+        "",
+        f"{CALLBACKS} -k waits_for_a_removed",
+    ),
+    Mutant(
+        "a busy server is asked in a hot loop",
+        "_core/registry.py",
+        "                if entry.state is State.ABSENT and not entry.subscribers:\n                    self._look(entry)\n"
+        "            self._release",
+        "                self._look(entry)\n            self._release",
+        "tests/test_refusals.py -k only_busy",
+    ),
+]
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests pass with the fault in place; then they guard nothing."""
+    with tempfile.TemporaryDirectory(prefix="redismpx-mutant-") as folder:
+        for name in ("redismpx", "tests", "pyproject.toml"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder)
+        path = Path(folder, "redismpx", mutant.file)
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            raise SystemExit(f"{mutant.fault}: its text is {text.count(mutant.old)} times in {mutant.file}")
+        text = text.replace(mutant.old, mutant.new)
+        if mutant.new.endswith("tuple(list("):
+            text = text.replace("if standing is active])", "if standing is active])[-1:])")
+        path.write_text(text)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-qx",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=20",
+            *mutant.tests.split(),
+        ]
+        environment = {**os.environ, "PYTHONPATH": folder}
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if result.returncode not in (0, 1) and "Timeout" not in result.stdout + result.stderr:
+            raise SystemExit(f"{mutant.fault}: pytest ended with {result.returncode}\n{result.stdout[-2000:]}")
+        return result.returncode == 0
+
+
+def main() -> None:
+    chosen = [m for m in MUTANTS if not sys.argv[1:] or any(word in m.fault for word in sys.argv[1:])]
+    survivors = 0
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, alive in zip(chosen, pool.map(survives, chosen), strict=True):
+            survivors += alive
+            print("NOT NOTICED" if alive else "noticed", "-", mutant.fault, flush=True)
+    print(f"{len(chosen)} faults put back, {len(chosen) - survivors} noticed by the tests")
+    raise SystemExit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Bad input: an exception at once that says what, where and what to do; the state unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis.backoff import ConstantBackoff
+
+from redismpx import Multiplexer
+
+PASSWORD = "canary-password"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "text"),
+    [
+        ((None,), {}, TypeError, "redis must be a URL"),
+        ((b"redis://localhost",), {}, TypeError, "not builtins.bytes"),
+        ((redis.Redis(),), {}, TypeError, "redis.asyncio.Redis"),
+        (("http://localhost",), {}, ValueError, "redis://, rediss://, unix://"),
+        (("localhost:6379",), {}, ValueError, "schemes"),
+        ((f"redis://:{PASSWORD}@localhost:99999",), {}, ValueError, "cannot be used"),
+        ((f"redis://:{PASSWORD}#x@localhost",), {}, ValueError, "percent-encode"),
+        ((f"redis://localhost?db={PASSWORD}",), {}, ValueError, "cannot be used"),
+        ((), {"decode_responses": True}, ValueError, "decode in on_message"),
+        (("redis://localhost?decode_responses=1",), {}, ValueError, "decode_responses"),
+        ((), {"bogus": 1}, TypeError, "bogus"),
+        (("redis://localhost?bogus=1",), {}, TypeError, "bogus"),
+        ((redis.asyncio.Redis(),), {"db": 1}, TypeError, "db.*URL only"),
+        ((), {"backoff": 1.0}, TypeError, "backoff"),
+        ((), {"ping_interval": 0}, ValueError, "ping_interval=None disables"),
+        ((), {"ping_interval": -1}, ValueError, "ping_interval"),
+        ((), {"ping_interval": "1"}, TypeError, "ping_interval"),
+        ((), {"ping_timeout": 0}, ValueError, "ping_timeout"),
+        ((), {"ping_timeout": None}, ValueError, "ping_timeout"),
+        ((), {"ping_timeout": float("nan")}, ValueError, "ping_timeout"),
+        ((), {"max_pending": 0}, ValueError, "max_pending"),
+        ((), {"max_pending": 1.5}, TypeError, "max_pending"),
+        ((), {"max_pending": True}, TypeError, "max_pending"),
+        ((), {"on_error": "print"}, TypeError, "on_error"),
+        (("redis://localhost", "surplus"), {}, TypeError, "positional"),
+    ],
+)
+def test_a_multiplexer_that_cannot_work_is_not_made(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text) as caught:
+        Multiplexer(*arguments, **options)
+    assert PASSWORD not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "options", "error", "text"),
+    [
+        ("new_channel_subscription", (), {}, TypeError, "on_message"),
+        ("new_channel_subscription", (None,), {}, TypeError, "on_message"),
+        ("new_channel_subscription", ("print",), {}, TypeError, "on_message must be callable"),
+        ("new_channel_subscription", (print, 1), {}, TypeError, "on_disconnect"),
+        ("new_channel_subscription", (print, None, 1), {}, TypeError, "on_activation"),
+        ("new_channel_subscription", (print,), {"on_error": 1}, TypeError, "on_error"),
+        ("new_channel_subscription", (print,), {"max_pending": -1}, ValueError, "max_pending"),
+        ("new_channel_subscription", (print,), {"bogus": 1}, TypeError, "bogus"),
+        ("new_pattern_subscription", ("", print), {}, ValueError, "empty"),
+        ("new_pattern_subscription", (b"", print), {}, ValueError, "empty"),
+        ("new_pattern_subscription", (None, print), {}, TypeError, "a pattern must be str or bytes"),
+        ("new_pattern_subscription", ("a",), {}, TypeError, "on_message"),
+        ("new_pattern_subscription", (print, "a"), {}, TypeError, "on_message"),
+        ("new_promise_subscription", (1,), {}, TypeError, "a prefix must be str or bytes"),
+        ("new_promise_subscription", ("\ud800",), {}, ValueError, "UTF-8"),
+    ],
+)
+def test_a_subscription_that_cannot_work_is_not_made(
+    method: str, arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    mpx = Multiplexer()
+    with pytest.raises(error, match=text):
+        getattr(mpx, method)(*arguments, **options)
+    assert mpx.stats() == Multiplexer().stats()
+
+
+@pytest.mark.parametrize(
+    ("channel", "error", "text"),
+    [
+        (1, TypeError, "a channel must be str or bytes, not int"),
+        (None, TypeError, "NoneType"),
+        (["a"], TypeError, r"unpack it"),
+        (bytearray(b"a"), TypeError, "bytearray"),
+        (memoryview(b"a"), TypeError, "memoryview"),
+        ("a\ud800", ValueError, "at index 1"),
+    ],
+)
+def test_a_bad_channel_changes_nothing(channel: Any, error: type[Exception], text: str) -> None:
+    mpx = Multiplexer()
+    sub = mpx.new_channel_subscription(print)
+    sub.add("kept")
+    for call in (sub.add, sub.remove):
+        with pytest.raises(error, match=text):
+            call("kept", "new", channel)
+        assert sub.channels == {b"kept"}
+
+
+def test_text_and_its_utf8_are_the_same_name() -> None:
+    sub = Multiplexer().new_channel_subscription(print)
+    sub.add("ž", "ž".encode(), "ž")
+    assert sub.channels == {"ž".encode()}
+    sub.remove("ž", "not there")
+    assert sub.channels == frozenset()
+    sub.add()
+    sub.clear()
+
+
+def test_callers_cannot_change_the_channels_but_by_add_and_remove() -> None:
+    sub = Multiplexer().new_channel_subscription(print)
+    assert isinstance(sub.channels, frozenset)
+    with pytest.raises(AttributeError):
+        sub.channels = frozenset()  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        sub.chanels = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
+async def test_a_bad_timeout(timeout: Any) -> None:
+    mpx = Multiplexer("redis://127.0.0.1:1", backoff=ConstantBackoff(1))
+    sub = mpx.new_channel_subscription(print)
+    promises = mpx.new_promise_subscription("p-")
+    for wait in (mpx.connect, sub.wait_for_activation, promises.wait_for_activation):
+        with pytest.raises((TypeError, ValueError), match="timeout"):
+            await wait(timeout)
+    with pytest.raises((TypeError, ValueError), match="timeout"):
+        await promises.wait_for_new_promise("x", timeout)
+    await mpx.aclose()
+
+
+async def test_a_bad_suffix_or_deadline_of_a_promise(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        for suffix, timeout in ((1, 1), ("\ud800", 1), ("x", -1), ("x", "1")):
+            with pytest.raises((TypeError, ValueError)):
+                promises.new_promise(suffix, timeout)  # type: ignore[arg-type]
+        assert promises.pending == 0
+        empty = mpx.new_promise_subscription("")
+        await empty.wait_for_activation(5)
+        with pytest.raises(ValueError, match="empty channel"):
+            empty.new_promise("", 1)
+
+
+async def test_waiting_for_nothing_is_over_at_once() -> None:
+    mpx = Multiplexer("redis://127.0.0.1:1", backoff=ConstantBackoff(1))
+    await asyncio.wait_for(mpx.new_channel_subscription(print).wait_for_activation(), 1)
+    await mpx.aclose()
