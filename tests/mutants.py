@@ -319,8 +319,8 @@ MUTANTS = [
     Mutant(
         "a busy server is asked in a hot loop",
         "_core/registry.py",
-        "                if entry.state is State.ABSENT and not entry.subscribers:\n                    self._look(entry)\n"
-        "            self._release",
+        "                if entry.state is State.ABSENT and not entry.subscribers:\n"
+        "                    self._look(entry)\n            self._release",
         "                self._look(entry)\n            self._release",
         "tests/test_refusals.py -k only_busy",
     ),

@@ -217,12 +217,13 @@ async def test_a_server_that_hangs_up_at_once_is_not_dialled_in_a_hot_loop() -> 
     assert 3 <= fake.accepted <= 25
 
 
-def test_the_backoff_survives_any_number_of_failures() -> None:
+async def test_the_backoff_survives_any_number_of_failures() -> None:
     """redis-py computes 2 to the power of the failures as a float, which overflows after a long outage."""
-    mpx = Multiplexer()
-    sup = mpx._supervisor
-    sup._failures = 5000
-    assert 0 <= sup._failed(ConnectionLost("test")) <= 5.0
+    mpx = Multiplexer("redis://127.0.0.1:1")
+    mpx.new_channel_subscription(print)
+    mpx._supervisor._failures = 5000
+    assert 0 <= mpx._supervisor._failed(ConnectionLost("test")) <= 5.0
+    await mpx.aclose()
 
 
 async def test_one_warning_per_outage(server: Server, admin: Redis, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,6 +237,26 @@ async def test_one_warning_per_outage(server: Server, admin: Redis, caplog: pyte
         server.start()
         await sub.wait_for_activation(10)
     assert sum(r.levelno >= logging.WARNING for r in caplog.records) == 1
+
+
+async def test_a_connection_that_comes_and_goes_is_warned_of_once_a_minute(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose(times: int) -> int:
+        for _ in range(times):
+            connections = mpx.stats().connections
+            await kill_clients(admin)
+            await until(lambda since=connections: mpx.stats().connections > since)
+            await sub.wait_for_activation(5)
+        return sum(r.levelno >= logging.WARNING for r in caplog.records)
+
+    async with Multiplexer(server.url, backoff=QUICK) as mpx:
+        sub = mpx.new_channel_subscription(lambda *_: None)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        assert await lose(5) == 1
+        monkeypatch.setattr(supervisor_module, "WARN_INTERVAL", 0.0)  # the minute is over
+        assert await lose(2) == 3
 
 
 async def test_an_unasked_unsubscribe_is_a_gap_of_that_name_only() -> None:

@@ -25,6 +25,7 @@ from .tasks import Tasks
 logger = logging.getLogger("redismpx")
 
 STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and the backoff begins anew
+WARN_INTERVAL = 60.0  # seconds between two warnings of a connection that comes and goes without ever proving itself
 RETRY_REFUSED = 60.0  # seconds after which refused names are asked for again, so that a later grant heals
 RETRY_PASSING = 1.0  # seconds after which names are asked for again when the server was only busy
 
@@ -71,6 +72,7 @@ class Supervisor:
         self.phase = Phase.IDLE
         self.last_error: ConnectionLost | None = None
         self._failures = 0  # dials and connections that failed since the last one that proved stable
+        self._warned = 0.0  # when the last warning was logged, by the loop's clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner = (0, 0)  # process and thread of the loop
         self._link: Link | None = None
@@ -195,10 +197,15 @@ class Supervisor:
 
     def _failed(self, lost: ConnectionLost) -> float:
         """Note a failure; return the seconds to wait: none after the first, then as the backoff says."""
+        assert self._loop is not None
         self.last_error = lost
         self._failures += 1
-        if self._failures == 1:
+        now = self._loop.time()
+        flapping = self.phase is Phase.CONNECTED and now >= self._warned + WARN_INTERVAL
+        if self._failures == 1 or flapping:
+            self._warned = now
             logger.warning("no connection to Redis at %s; reconnecting (%s)", describe(self._pool), lost.reason)
+        if self._failures == 1:
             return 0.0
         # Capped, for redis-py computes 2 to its power as a float.
         delay = self._backoff.compute(min(self._failures - 2, 64))

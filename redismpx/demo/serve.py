@@ -1,0 +1,117 @@
+"""Starts what the demo needs, serves it, and stops all of it again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+import websockets  # noqa: F401, uvicorn serves WebSockets with it, and finds out late that it is missing
+
+from .app import new_app
+from .backend import Backend
+from .errors import CannotStart
+from .vocabulary import MAX_SIZE
+
+MAX_CONNECTIONS = 500  # of browsers; more get 503
+
+
+def run(host: str, port: int, redis_url: str | None) -> None:
+    """Serve until SIGINT or SIGTERM. Raises `CannotStart`, and `KeyboardInterrupt` if stopped before it has begun."""
+    with _on_signal(_interrupt), _listen(host, port) as listener, _redis(redis_url) as url:
+        asyncio.run(_serve(listener, host, url))
+
+
+async def _serve(listener: socket.socket, host: str, redis_url: str) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        stopping.set()
+        server.should_exit = True
+
+    # While uvicorn serves it has handlers of its own; when it has stopped, it raises the signal again for this one.
+    with _on_signal(lambda number, frame: loop.call_soon_threadsafe(stop)):
+        backend = Backend(redis_url)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                new_app(backend),
+                lifespan="on",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                ws_max_size=MAX_SIZE,
+                ws_per_message_deflate=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=3,
+            )
+        )
+        async with aclosing(backend):  # the application does it too, if it comes to run
+            if await _connect(backend, stopping):
+                print(f"Redis is at {backend.where}")  # noqa: T201
+                print(f"Serving on {_url(host, listener)} (Ctrl-C stops it)", flush=True)  # noqa: T201
+                await server.serve(sockets=[listener])
+
+
+async def _connect(backend: Backend, stopping: asyncio.Event) -> bool:
+    """Wait until there is a connection to Redis; return False if asked to stop first. Raises `CannotStart`."""
+    connecting = asyncio.create_task(backend.connect())
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait([connecting, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if connecting.done():
+        connecting.result()
+        return not stopping.is_set()
+    connecting.cancel()
+    return False
+
+
+@contextmanager
+def _on_signal(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Let a handler take SIGINT and SIGTERM; asyncio then leaves SIGINT alone."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise CannotStart(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with --port or --host"
+        ) from error
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    if host in {"", "0.0.0.0", "::"}:  # noqa: S104, all interfaces: this one is sure to be reachable from here
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def _redis(url: str | None) -> Iterator[str]:
+    """Give the URL of the Redis server: the one that is there, or an embedded one that lives as long as this."""
+    if url is not None:
+        yield url
+        return
+    from .embedded import start  # the extra brings no server for Windows
+
+    server = start()
+    try:
+        yield f"redis://127.0.0.1:{server.port}"
+    finally:
+        server.stop()
