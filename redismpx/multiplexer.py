@@ -208,7 +208,7 @@ class Multiplexer:
         unless one of them calls this. Closing twice is fine, at any moment, also from inside a callback. What is left
         to release is released in the next ticks of the loop; `aclose()` waits for it.
         """
-        self._supervisor.enter()
+        self._supervisor.check()
         self._supervisor.close()
 
     async def aclose(self) -> None:

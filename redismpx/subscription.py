@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from types import TracebackType
 from typing import Protocol, Self
@@ -37,7 +38,7 @@ class Hub(Host, Protocol):
         """Let go of a subscription that is closed."""
 
 
-class Subscription:
+class Subscription(ABC):
     """The base of all subscriptions. Made by a multiplexer."""
 
     __slots__ = ("__weakref__", "_hub", "_inbox")
@@ -90,8 +91,9 @@ class Subscription:
             ) from outage
 
     @property
+    @abstractmethod
     def _names(self) -> Collection[bytes]:
-        raise NotImplementedError
+        """The names that it wants."""
 
     def _is_active(self) -> bool:
         """Whether all is active; raise what makes waiting for it futile."""

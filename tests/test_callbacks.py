@@ -427,6 +427,26 @@ async def test_a_slow_on_disconnect_does_not_delay_the_reconnect(mpx: Multiplexe
     assert not checker.faults
 
 
+@pytest.mark.parametrize("is_report", [False, True], ids=["message", "error"])
+async def test_a_callback_that_never_came_to_run_is_no_warning(url: str, admin: Redis, is_report: bool) -> None:
+    mpx = Multiplexer(url)
+
+    async def never(*_: object) -> None:
+        await asyncio.sleep(0)
+
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    if is_report:
+        await joined(mpx, "a", fail, on_error=never)
+    else:
+        await joined(mpx, "a", never)
+    await joined(mpx, "a", lambda *_: mpx.close())
+    await admin.publish("a", "1")
+    await until(lambda: mpx.stats().state == "closed")
+    await mpx.aclose()
+
+
 def test_system_exit_from_a_callback_leaves_the_loop_and_not_a_fan_out_half_done(url: str) -> None:
     seen: list[bytes] = []
 

@@ -210,6 +210,18 @@ async def test_after_aclose_everything_raises_by_name_and_can_still_be_looked_at
     assert "closed" in repr(mpx)
 
 
+async def test_closing_one_that_never_started_starts_nothing() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    fake = FakeServer(script)
+    async with fake.run() as url:
+        await Multiplexer(url).aclose()
+        Multiplexer(url).close()
+        await asyncio.sleep(0.05)
+    assert fake.accepted == 0
+
+
 async def test_close_while_it_waits_for_a_connection_wakes_who_waits(server: Server) -> None:
     server.kill()
     mpx = Multiplexer(server.url)

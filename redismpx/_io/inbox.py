@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import sys
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from .._core.backlog import Backlog, Signal
@@ -30,6 +31,12 @@ class Callbacks(NamedTuple):
     on_disconnect: OnDisconnect | None = None
     on_activation: OnActivation | None = None
     on_error: OnError | None = None
+
+
+class _Report(NamedTuple):
+    """What on_error returned, and is to be awaited: a failure of it is logged, and not reported for ever."""
+
+    awaitable: Awaitable[object]
 
 
 class Host(Protocol):
@@ -57,15 +64,15 @@ class Inbox:
         self._max_pending = max_pending
         self._host = host
         self._backlog: Backlog | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[object] | None = None
         self._logged: dict[type[BaseException], tuple[float, int]] | None = None
-        self.closed = False
-        self.dropped = 0
-        self.active = 0
+        self.closed: bool = False
+        self.dropped: int = 0
+        self.active: int = 0
         """How many names are active."""
         self.refusals: dict[bytes, SubscriptionRefused] = {}
         """The names that the server refuses, and how it said so."""
-        self.moved = Pulse()
+        self.moved: Pulse = Pulse()
         """Fires when any of this changed."""
 
     @property
@@ -158,36 +165,46 @@ class Inbox:
         except BaseException as error:  # noqa: BLE001, users' code
             return self._failed(error, name)
 
+    def _next(self) -> object:
+        """Hand over what waits, up to the first that is to be awaited; return that."""
+        while self._backlog is not None and (event := self._backlog.pop()) is not None:
+            result = self._call(*event)
+            if _is_pending(result):
+                return result
+        return None
+
     def _await(self, result: object) -> None:
         """Let the worker await what a callback returned."""
-        if not inspect.isawaitable(result):
+        if not _is_pending(result):
             return
         worker = self._host.tasks.start(self._work(result), f"redismpx {self._label}")
+        if sys.version_info < (3, 12):  # where it has not begun yet, and may be cancelled before it does
+            worker.add_done_callback(lambda _: _close_unbegun(result))
         if not worker.done() and not self.closed:
             self._worker = worker
             self._backlog = Backlog(self._max_pending)
 
-    async def _work(self, awaitable: Awaitable[object]) -> None:
-        result: object = awaitable
+    async def _work(self, result: object) -> None:
         try:
-            while True:
-                if inspect.isawaitable(result):
-                    try:
-                        await result
-                        result = None
-                    except BaseException as error:
-                        if _is_cancelled(error):
-                            raise
-                        result = self._failed(error, "a callback")
-                        continue
-                event = None if self._backlog is None else self._backlog.pop()
-                if event is None:
-                    return
-                result = self._call(*event)
+            while result is not None:
+                result = await self._settle(result) or self._next()
         finally:
             self._drop(self.pending)  # none, unless the worker was cancelled
             self._backlog = None
             self._worker = None
+
+    async def _settle(self, result: Any) -> object:
+        """Await what a callback returned; return what on_error returned for its failure, if that is to be awaited."""
+        is_report = isinstance(result, _Report)
+        try:
+            await (result.awaitable if is_report else result)
+        except BaseException as error:
+            if _is_cancelled(error):
+                raise
+            if not is_report:
+                return self._failed(error, "a callback")
+            self._log(error, "on_error")
+        return None
 
     # --- what went wrong
 
@@ -202,9 +219,9 @@ class Inbox:
             # At once, past the queue: a consumer that is stuck would never come to hear of it.
             reporting = self._tell(SlowConsumer(self.dropped, len(backlog)))
             if reporting is not None:
-                self._host.tasks.start(reporting, f"redismpx on_error of {self._label}")
+                self._host.tasks.start(self._settle(reporting), f"redismpx on_error of {self._label}")
 
-    def _failed(self, error: BaseException, callback: str) -> Coroutine[object, object, None] | None:
+    def _failed(self, error: BaseException, callback: str) -> _Report | None:
         """Report what a callback raised; return what is to be awaited, if anything."""
         self._log(error, callback)
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
@@ -212,13 +229,13 @@ class Inbox:
             asyncio.get_running_loop().call_soon(_raise, error)
         return self._report(error)
 
-    def _tell(self, error: Exception) -> Coroutine[object, object, None] | None:
+    def _tell(self, error: Exception) -> _Report | None:
         """Report what happened to the subscription; to the log, if there is nobody else to tell."""
         if self._callbacks.on_error is None:
             self._log(error)
         return self._report(error)
 
-    def _report(self, error: Any) -> Coroutine[object, object, None] | None:
+    def _report(self, error: Any) -> _Report | None:
         """Call on_error; return what is to be awaited, if anything. A failure of on_error itself is only logged."""
         on_error = self._callbacks.on_error
         if on_error is None or self.closed:
@@ -228,15 +245,7 @@ class Inbox:
         except BaseException as failure:  # noqa: BLE001, users' code
             self._log(failure, "on_error")
             return None
-        return self._finish_report(result) if inspect.isawaitable(result) else None
-
-    async def _finish_report(self, awaitable: Awaitable[object]) -> None:
-        try:
-            await awaitable
-        except BaseException as failure:
-            if _is_cancelled(failure):
-                raise
-            self._log(failure, "on_error")
+        return _Report(result) if inspect.isawaitable(result) else None
 
     def _log(self, error: BaseException, callback: str | None = None) -> None:
         """Log an error, with its traceback if a callback raised it.
@@ -256,6 +265,17 @@ class Inbox:
             logger.warning("%s: %s%s", self._label, error, more)
         else:
             logger.error("%s of %s raised %s%s", callback, self._label, type(error).__name__, more, exc_info=error)
+
+
+def _is_pending(result: object) -> bool:
+    return result is not None and (isinstance(result, _Report) or inspect.isawaitable(result))
+
+
+def _close_unbegun(result: object) -> None:
+    """Spare a coroutine that will never run the warning that it was never awaited."""
+    coroutine = result.awaitable if isinstance(result, _Report) else result
+    if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()
 
 
 def _is_cancelled(error: BaseException) -> bool:

@@ -77,7 +77,7 @@ class Link(asyncio.BufferedProtocol):
         self._heard = self._loop.time()  # when the last complete reply came
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[object] | None = None
 
     def open(self) -> None:
         """Take the connection over from redis-py, and begin to read."""

@@ -76,7 +76,6 @@ class Supervisor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner = (0, 0)  # process and thread of the loop
         self._link: Link | None = None
-        self._task: asyncio.Task[None] | None = None
         self._flushing: asyncio.Handle | None = None
         self._retrying: asyncio.TimerHandle | None = None
         self._moved = Pulse()
@@ -103,24 +102,26 @@ class Supervisor:
         return was_active
 
     def enter(self) -> None:
-        """Begin every public call: bind to the first loop that runs, start, and refuse any other loop or thread."""
+        """Begin a public call: bind to the first loop that runs, and start; refuse any other."""
+        loop = self.check()
+        if loop is not None and self._loop is None and self.phase is Phase.IDLE:
+            self._loop = loop
+            self._owner = (os.getpid(), threading.get_ident())
+            self.tasks.start(self._run(), "redismpx supervisor")
+
+    def check(self) -> asyncio.AbstractEventLoop | None:
+        """Refuse any loop, thread and process but its own; return the loop that runs."""
         try:
             loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        if loop is self._loop or self.phase is Phase.CLOSED:
-            return
-        if self._loop is None:
-            if loop is not None:
-                self._loop = loop
-                self._owner = (os.getpid(), threading.get_ident())
-                self._task = self.tasks.start(self._run(), "redismpx supervisor")
-            return
+        if loop is self._loop or self._loop is None or self.phase is Phase.CLOSED:
+            return loop
         pid, thread = self._owner
         if pid != os.getpid():
             raise RuntimeError("this multiplexer was started before the process forked; make a new one in the child")
         if loop is None and thread == threading.get_ident():
-            return  # between two runs of its own loop
+            return None  # between two runs of its own loop
         raise RuntimeError(
             "this multiplexer belongs to another event loop or thread; make one for each loop, or come over with "
             "loop.call_soon_threadsafe() or asyncio.run_coroutine_threadsafe()"
@@ -166,7 +167,7 @@ class Supervisor:
         try:
             connection = await dial(self._pool)
         except Exception as error:  # noqa: BLE001, whatever fails here is tried again
-            lost = ConnectionLost(f"cannot connect to {describe(self._pool)}: {error or repr(error)}")
+            lost = ConnectionLost(f"cannot connect to {describe(self._pool)}: {str(error) or repr(error)}")
             lost.__cause__ = error
             return lost
         link = self._link = Link(

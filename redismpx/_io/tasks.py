@@ -16,12 +16,12 @@ class Tasks:
     """Starts tasks, keeps them until they end, and ends them."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
-    def start(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+    def start(self, coroutine: Coroutine[object, object, object], name: str) -> asyncio.Task[object]:
         """Run `coroutine` in a task; where Python can (3.12), its first step runs before this returns."""
         loop = asyncio.get_running_loop()
-        task: asyncio.Task[None]
+        task: asyncio.Task[object]
         if sys.version_info >= (3, 12):
             task = asyncio.Task(coroutine, loop=loop, name=name, eager_start=True)
             if task.done():
@@ -46,7 +46,7 @@ class Tasks:
         for task in stuck:
             logger.error("%s did not end within %g s of being cancelled; left behind", task.get_name(), END_TIMEOUT)
 
-    def _others(self) -> list[asyncio.Task[None]]:
+    def _others(self) -> list[asyncio.Task[object]]:
         current = running_task()
         return [task for task in self._tasks if task is not current]
 

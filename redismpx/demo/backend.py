@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from .. import Multiplexer
+from .. import Multiplexer, PromiseSubscription
 from .errors import CannotStart, Refused
 from .vocabulary import PROMISE_PREFIX
 
@@ -34,9 +34,9 @@ class Backend:
         self._name = f"redismpx-demo-{secrets.token_hex(4)}"  # by which Redis tells our connections from others
         options |= {"client_name": self._name, "decode_responses": False, "retry": Retry(NoBackoff(), 1)}
         self._redis = Redis.from_pool(ConnectionPool(**options))
-        self.where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-        self.mpx = Multiplexer(self._redis)
-        self.promises = self.mpx.new_promise_subscription(PROMISE_PREFIX)
+        self.where: str = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+        self.mpx: Multiplexer = Multiplexer(self._redis)
+        self.promises: PromiseSubscription = self.mpx.new_promise_subscription(PROMISE_PREFIX)
         self.clients: set[object] = set()  # the chat clients that are connected
 
     async def connect(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +15,7 @@ from .errors import Refused
 from .vocabulary import load, read, room_of
 
 
-class Session:
+class Session(ABC):
     """The base of both kinds of session. `run()` lasts as long as the WebSocket."""
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
@@ -29,9 +30,9 @@ class Session:
             except Refused as refusal:
                 await self.tell("error", text=str(refusal))
 
+    @abstractmethod
     async def do(self, request: dict[str, Any]) -> None:
         """Do one thing. Raises `Refused`."""
-        raise NotImplementedError
 
     async def tell(self, kind: str, **facts: object) -> None:
         """Send the page one message; if it has left, nothing."""
