@@ -85,8 +85,8 @@ MUTANTS = [
     Mutant(
         "a promise's deadline begins only when it is awaited",
         "promise.py",
-        "        if timeout is not None:\n",
-        "        if timeout is None:\n",
+        "        if timeout is not None:  #",
+        "        if timeout is None:  #",
         f"{PROMISE} -k deadline_begins",
     ),
     Mutant(

@@ -10,6 +10,8 @@ import pytest
 
 import redismpx
 
+from .mutants import MUTANTS, Mutant
+
 PACKAGE = Path(redismpx.__file__).parent
 
 FLOORS = [
@@ -115,3 +117,8 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
         assert not imported(name, tree) & {"pickle:", "marshal:", "shelve:", "yaml:"}, name
         calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
         assert not {"eval", "exec", "compile", "__import__"} & set(calls), name
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.fault)
+def test_the_text_of_each_mutant_is_there_once(mutant: Mutant) -> None:
+    assert (PACKAGE / mutant.file).read_text().count(mutant.old) == 1
