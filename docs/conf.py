@@ -29,7 +29,7 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 autodoc_type_aliases = {
-    name: f"redismpx.typing.{name}" for name in ("OnMessage", "OnDisconnect", "OnActivation", "OnError")
+    name: f"redismpx.typing.{name}" for name in ("OnMessage", "Decode", "OnDisconnect", "OnActivation", "OnError")
 }
 
 # --- references that lead out of this site: it is built without a network, so without other projects' inventories
@@ -40,6 +40,9 @@ nitpick_ignore = [
     ("py:class", "redis.backoff.AbstractBackoff"),
     ("py:class", "collections.abc.Callable"),  # Python
     ("py:class", "asyncio.exceptions.CancelledError"),
+    ("py:class", "T"),  # what `decode` returns
+    ("py:class", "redismpx.typing.T"),
+    ("py:obj", "redismpx.typing.T"),
 ]
 
 # --- HTML

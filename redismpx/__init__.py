@@ -1,8 +1,10 @@
 """A Redis Pub/Sub multiplexer: one shared connection, many subscriptions, alive after every disconnect."""
 
+from ._core.backlog import Overflow
 from .channel import ChannelSubscription
 from .errors import (
     ConnectionLost,
+    DecodeError,
     InactiveSubscription,
     MultiplexerIsClosed,
     PromiseInterrupted,
@@ -12,6 +14,7 @@ from .errors import (
     SubscriptionIsClosed,
     SubscriptionRefused,
 )
+from .message import Message
 from .multiplexer import Multiplexer
 from .pattern import PatternSubscription
 from .promise import Promise, PromiseSubscription
@@ -22,9 +25,12 @@ __version__ = "0.1.0"
 __all__ = [
     "ChannelSubscription",
     "ConnectionLost",
+    "DecodeError",
     "InactiveSubscription",
+    "Message",
     "Multiplexer",
     "MultiplexerIsClosed",
+    "Overflow",
     "PatternSubscription",
     "Promise",
     "PromiseInterrupted",

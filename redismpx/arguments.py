@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from ._core.backlog import Overflow
+
 _T = TypeVar("_T")
 
 
@@ -31,8 +33,8 @@ def check_seconds(seconds: float | None, what: str) -> float | None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{what} must be a number of seconds or None, not {type(seconds).__name__}")
-    if not seconds >= 0:
-        raise ValueError(f"{what} must not be negative, and is {seconds}")
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{what} must not be negative or longer than a lifetime, and is {seconds!s:.20}")
     return seconds
 
 
@@ -50,3 +52,16 @@ def check_max_pending(max_pending: int) -> int:
     if max_pending < 1:
         raise ValueError(f"max_pending must be at least 1, and is {max_pending}")
     return max_pending
+
+
+def check_overflow(overflow: Overflow | str) -> Overflow:
+    """Return an overflow policy, also by its name; raise `TypeError` or `ValueError` for anything else."""
+    if isinstance(overflow, Overflow):
+        return overflow
+    if not isinstance(overflow, str):
+        raise TypeError(f"overflow must be an Overflow or its name, not {type(overflow).__name__}")
+    try:
+        return Overflow(overflow)
+    except ValueError:
+        names = ", ".join(policy.value for policy in Overflow)
+        raise ValueError(f"overflow must be one of {names}, and is {overflow!r}") from None

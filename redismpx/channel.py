@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ._core.wire import Kind
-from ._io.inbox import Callbacks
+from ._io.inbox import Consumer
 from .arguments import to_bytes
-from .subscription import CallbackSubscription, Hub
+from .errors import MultiplexerIsClosed
+from .subscription import Hub, MessageSubscription
+from .typing import T
 
 
-class ChannelSubscription(CallbackSubscription):
-    """Any number of channels, one set of callbacks. Made by `Multiplexer.new_channel_subscription()`.
+class ChannelSubscription(MessageSubscription[T]):
+    """Any number of channels, one consumer. Made by `Multiplexer.new_channel_subscription()`.
 
     Each channel goes through Activation, Message, ..., Disconnect, Activation, ... in that order, until it is removed.
     """
@@ -18,9 +20,9 @@ class ChannelSubscription(CallbackSubscription):
 
     _kind = Kind.CHANNEL
 
-    def __init__(self, hub: Hub, callbacks: Callbacks, max_pending: int) -> None:
+    def __init__(self, hub: Hub, consumer: Consumer) -> None:
         self._channels: set[bytes] = set()
-        super().__init__(hub, callbacks, "a channel subscription", max_pending)
+        super().__init__(hub, consumer, "a channel subscription")
 
     @property
     def channels(self) -> frozenset[bytes]:
@@ -32,11 +34,13 @@ class ChannelSubscription(CallbackSubscription):
 
         Returns at once, and works offline: `on_activation` is called later with each channel, when Redis has
         confirmed it. `str` stands for its UTF-8. Raises `TypeError` or `ValueError` for what cannot be a name, before
-        anything is changed, and `SubscriptionIsClosed`.
+        anything is changed; `SubscriptionIsClosed`; `MultiplexerIsClosed` while the multiplexer drains.
         """
         self._check_open()
         names = [to_bytes(channel, "a channel") for channel in channels]
         self._hub.enter()
+        if self._hub.draining:
+            raise MultiplexerIsClosed
         for name in names:
             if name not in self._channels:
                 self._channels.add(name)
@@ -46,16 +50,14 @@ class ChannelSubscription(CallbackSubscription):
         """Stop wanting channels; those that are not wanted are passed over.
 
         Returns at once, and works offline. From then on no callback is called for them, also not for messages that
-        wait. Raises as `add()` does.
+        wait: those count as dropped. Raises `TypeError` or `ValueError` as `add()` does, and `SubscriptionIsClosed`.
         """
         self._check_open()
-        names = [to_bytes(channel, "a channel") for channel in channels]
+        names = self._channels.intersection([to_bytes(channel, "a channel") for channel in channels])
         self._hub.enter()
-        for name in names:
-            if name in self._channels:
-                self._channels.remove(name)
-                was_active = self._hub.detach(self._kind, name, self._inbox)
-                self._inbox.forget(name, was_active, last=not self._channels)
+        self._channels -= names
+        were_active = sum([self._hub.detach(self._kind, name, self._inbox) for name in names])
+        self._inbox.forget(frozenset(names), were_active, rest=bool(self._channels))
 
     def clear(self) -> None:
         """Stop wanting all channels, as `remove()` does. The subscription stays open."""

@@ -17,10 +17,10 @@ class RedisMPXError(Exception):
 
 
 class MultiplexerIsClosed(RedisMPXError):
-    """The multiplexer was closed, and does nothing more. Make a new one."""
+    """The multiplexer was closed, or drains, and takes nothing new. Make a new one."""
 
     def __init__(self) -> None:
-        super().__init__("this multiplexer is closed; make a new one")
+        super().__init__("this multiplexer is closed or closing; make a new one")
 
 
 class SubscriptionIsClosed(RedisMPXError):
@@ -73,20 +73,21 @@ class SubscriptionRefused(RedisMPXError):
 
 
 class SlowConsumer(RedisMPXError):
-    """The callbacks of a subscription do not keep up with its messages: the oldest are dropped.
+    """The consumer of a subscription does not keep up with its messages, and `overflow` says what gives way.
 
-    Reported once, and again only after no more than half of `max_pending` was left waiting.
+    Reported once an episode, which ends when no more than half of `max_pending` waits; with `latest`, when nothing
+    does.
     """
 
     def __init__(self, dropped: int, pending: int) -> None:
         super().__init__(
-            f"the callbacks do not keep up: {pending} messages wait, {dropped} were dropped so far; "
-            "make on_message faster, or raise max_pending"
+            f"the consumer does not keep up: {pending} messages wait, {dropped} were dropped so far; "
+            "make it faster, raise max_pending, or choose another overflow"
         )
         self.dropped = dropped
         """Messages dropped by this subscription so far."""
         self.pending = pending
-        """Messages waiting for its callback."""
+        """Messages waiting for its consumer."""
 
 
 class PromiseTimeout(RedisMPXError, TimeoutError):
@@ -114,3 +115,14 @@ class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
         """The channel that was waited for."""
         self.reason = reason
         """`"connection lost"`, `"cleared"` or `"closed"`."""
+
+
+class DecodeError(RedisMPXError):
+    """A payload could not be decoded, and is dropped. What `decode` raised is its `__cause__`."""
+
+    def __init__(self, channel: bytes, data: bytes) -> None:
+        super().__init__(f"a payload of {len(data)} bytes on {quote(channel)} cannot be decoded")
+        self.channel = channel
+        """The channel that it came on."""
+        self.data = data
+        """The payload as it came. Hostile data: mind where you show it."""

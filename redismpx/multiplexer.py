@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, FullJitterBackoff
 from redis.exceptions import RedisError
 
-from ._io.inbox import Callbacks
+from ._core.backlog import Overflow
+from ._io.inbox import Consumer
 from ._io.supervisor import Phase, Supervisor
-from .arguments import check_callback, check_max_pending, check_seconds, to_bytes
+from .arguments import check_callback, check_max_pending, check_overflow, check_seconds, to_bytes
 from .channel import ChannelSubscription
 from .errors import MultiplexerIsClosed
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
 from .stats import Stats
-from .subscription import CallbackSubscription
-from .typing import OnActivation, OnDisconnect, OnError, OnMessage
+from .subscription import MessageSubscription
+from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, T
+
+logger = logging.getLogger("redismpx")
 
 
 class Multiplexer:
@@ -42,8 +46,10 @@ class Multiplexer:
             begins anew after a connection has lasted 10 s.
         ping_interval: seconds of silence after which the server is pinged; None never pings.
         ping_timeout: seconds after a ping in which something must be heard, or the connection is given up.
-        max_pending: messages that may wait for the callbacks of one subscription; beyond it the oldest are dropped,
-            counted, and reported as `SlowConsumer`.
+        max_pending: messages that may wait for the consumer of one subscription.
+        overflow: what gives way beyond that, an `Overflow` or its name: `drop_oldest`, `drop_newest`, `latest` (only
+            the newest message of each channel waits), `close` (the subscription is closed). What is dropped is counted,
+            and reported as `SlowConsumer`.
         on_error: called with the errors of subscriptions that have no `on_error` of their own.
         connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
 
@@ -58,6 +64,7 @@ class Multiplexer:
         ping_interval: float | None = 10.0,
         ping_timeout: float = 5.0,
         max_pending: int = 10_000,
+        overflow: Overflow | str = "drop_oldest",
         on_error: OnError | None = None,
         **connection_options: Any,
     ) -> None:
@@ -68,6 +75,7 @@ class Multiplexer:
                 "ping_interval and ping_timeout must be more than 0 seconds; ping_interval=None disables pings"
             )
         self._max_pending = check_max_pending(max_pending)
+        self._overflow = check_overflow(overflow)
         self._on_error = check_callback(on_error, "on_error")
         self._owned: Redis | None = None
         if isinstance(redis, str):
@@ -87,15 +95,43 @@ class Multiplexer:
 
     # --- subscriptions
 
+    @overload
     def new_channel_subscription(
         self,
-        on_message: OnMessage,
+        on_message: OnMessage[bytes] | None = None,
         on_disconnect: OnDisconnect | None = None,
         on_activation: OnActivation | None = None,
         *,
+        decode: None = None,
         max_pending: int | None = None,
+        overflow: Overflow | str | None = None,
         on_error: OnError | None = None,
-    ) -> ChannelSubscription:
+    ) -> ChannelSubscription[bytes]: ...
+
+    @overload
+    def new_channel_subscription(
+        self,
+        on_message: OnMessage[T] | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: Decode[T],
+        max_pending: int | None = None,
+        overflow: Overflow | str | None = None,
+        on_error: OnError | None = None,
+    ) -> ChannelSubscription[T]: ...
+
+    def new_channel_subscription(
+        self,
+        on_message: OnMessage[Any] | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: Decode[Any] | None = None,
+        max_pending: int | None = None,
+        overflow: Overflow | str | None = None,
+        on_error: OnError | None = None,
+    ) -> ChannelSubscription[Any]:
         """Make a subscription without channels yet; `add()` them.
 
         Returns at once, and works offline. Sync callbacks run in the order of the wire, between two reads of the
@@ -104,41 +140,76 @@ class Multiplexer:
         goes on.
 
         Args:
-            on_message: called with the channel and the payload of each message.
+            on_message: called with the channel and the payload of each message. None: the subscription is read, by
+                `async for`, `get()` or `get_nowait()`; the other callbacks are called when the messages before them
+                have been read.
             on_disconnect: called with a `ConnectionLost`, once for each lost connection on which a channel was active.
             on_activation: called with each channel when Redis has confirmed it, again after each reconnect. Never from
                 inside `add()`.
+            decode: makes what the consumer gets of the bytes of a payload: `bytes.decode`, `json.loads`. What it cannot
+                decode goes to `on_error` as `DecodeError`, and counts as dropped.
             max_pending: as for the multiplexer, whose value is used if this is None.
-            on_error: called with what callbacks raise, `SlowConsumer`, and `SubscriptionRefused`; None stands for the
-                multiplexer's.
+            overflow: as for the multiplexer, whose value is used if this is None.
+            on_error: called with what callbacks raise, `SlowConsumer`, `DecodeError`, and `SubscriptionRefused`; None
+                stands for the multiplexer's.
 
         Raises `MultiplexerIsClosed`; `TypeError` and `ValueError` for bad arguments.
         """
         self._enter()
-        callbacks = self._callbacks(on_message, on_disconnect, on_activation, on_error)
-        return ChannelSubscription(self._supervisor, callbacks, self._bound(max_pending))
+        consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
+        return ChannelSubscription(self._supervisor, consumer)
+
+    @overload
+    def new_pattern_subscription(
+        self,
+        pattern: str | bytes,
+        on_message: OnMessage[bytes] | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: None = None,
+        max_pending: int | None = None,
+        overflow: Overflow | str | None = None,
+        on_error: OnError | None = None,
+    ) -> PatternSubscription[bytes]: ...
+
+    @overload
+    def new_pattern_subscription(
+        self,
+        pattern: str | bytes,
+        on_message: OnMessage[T] | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: Decode[T],
+        max_pending: int | None = None,
+        overflow: Overflow | str | None = None,
+        on_error: OnError | None = None,
+    ) -> PatternSubscription[T]: ...
 
     def new_pattern_subscription(
         self,
         pattern: str | bytes,
-        on_message: OnMessage,
+        on_message: OnMessage[Any] | None = None,
         on_disconnect: OnDisconnect | None = None,
         on_activation: OnActivation | None = None,
         *,
+        decode: Decode[Any] | None = None,
         max_pending: int | None = None,
+        overflow: Overflow | str | None = None,
         on_error: OnError | None = None,
-    ) -> PatternSubscription:
+    ) -> PatternSubscription[Any]:
         """Make a subscription to all channels that match a glob pattern.
 
         `on_message` gets the channel that the message was published to, `on_activation` the pattern. For the rest see
         `new_channel_subscription()`. The pattern must not be empty (`ValueError`).
         """
         self._enter()
-        callbacks = self._callbacks(on_message, on_disconnect, on_activation, on_error)
+        consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
         name = to_bytes(pattern, "a pattern")
         if not name:
             raise ValueError("a pattern must not be empty: it would match no channel but the empty one")
-        return PatternSubscription(self._supervisor, callbacks, self._bound(max_pending), name)
+        return PatternSubscription(self._supervisor, consumer, name)
 
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
         """Make a subscription for promises on all channels that begin with `prefix`.
@@ -147,7 +218,7 @@ class Multiplexer:
         `TypeError` and `ValueError` for what cannot be a prefix.
         """
         self._enter()
-        return PromiseSubscription(self._supervisor, self._on_error, self._max_pending, to_bytes(prefix, "a prefix"))
+        return PromiseSubscription(self._supervisor, self._on_error, to_bytes(prefix, "a prefix"))
 
     # --- state
 
@@ -186,7 +257,7 @@ class Multiplexer:
             subscriptions=len(subscriptions),
             messages=counters.messages,
             ignored=counters.ignored,
-            pending=sum(s.pending for s in subscriptions if isinstance(s, CallbackSubscription)),
+            pending=sum(s.pending for s in subscriptions if isinstance(s, MessageSubscription)),
             dropped=counters.dropped,
             promises=sum(s.pending for s in subscriptions if isinstance(s, PromiseSubscription)),
             last_error=supervisor.last_error,
@@ -211,6 +282,40 @@ class Multiplexer:
         self._supervisor.check()
         self._supervisor.close()
 
+    async def drain(self, timeout: float | None = None) -> None:
+        """Unsubscribe everything, let what was received be consumed, then close as `aclose()` does.
+
+        Messages that arrive until Redis has confirmed the unsubscribing are delivered too. During an outage there is
+        nothing to unsubscribe. From here on nothing new can be wanted (`MultiplexerIsClosed`). After `timeout` seconds
+        (None: as long as it takes) it closes all the same and raises `TimeoutError`; what still waits is dropped.
+        Cancelled, it closes at once. Called from inside a callback it returns at once, and goes on by itself: it cannot
+        wait for that callback. Without effect when closed.
+        """
+        check_seconds(timeout, "timeout")
+        self._supervisor.check()
+        if self._supervisor.phase is Phase.CLOSED:
+            return
+        self._supervisor.draining = True
+        if self._supervisor.tasks.are_running:
+            self._supervisor.tasks.start(self._drain_alone(timeout), "redismpx drain")
+        else:
+            await self._drain(timeout)
+
+    async def _drain_alone(self, timeout: float | None) -> None:
+        try:
+            await self._drain(timeout)
+        except TimeoutError as error:
+            logger.warning("%s", error)
+
+    async def _drain(self, timeout: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._supervisor.drain()
+        except TimeoutError:
+            raise TimeoutError(f"{self.stats().pending} messages not consumed within {timeout} s; dropped") from None
+        finally:
+            await self.aclose()
+
     async def aclose(self) -> None:
         """Close, and wait until every task and socket is gone; a few seconds at most, even if callbacks resist.
 
@@ -218,6 +323,7 @@ class Multiplexer:
         nevertheless, and another `aclose()` waits for the rest.
         """
         self.close()
+        self._supervisor.tasks.cancel()  # also a callback that closed, and went on
         await self._supervisor.tasks.ended()
         if self._owned is not None:
             await self._owned.aclose()
@@ -234,28 +340,29 @@ class Multiplexer:
     # --- arguments
 
     def _enter(self) -> None:
-        if self._supervisor.phase is Phase.CLOSED:
+        if self._supervisor.phase is Phase.CLOSED or self._supervisor.draining:
             raise MultiplexerIsClosed
         self._supervisor.enter()
 
-    def _callbacks(
+    def _consumer(
         self,
-        on_message: OnMessage,
+        on_message: OnMessage[Any] | None,
         on_disconnect: OnDisconnect | None,
         on_activation: OnActivation | None,
+        decode: Decode[Any] | None,
+        max_pending: int | None,
+        overflow: Overflow | str | None,
         on_error: OnError | None,
-    ) -> Callbacks:
-        if on_message is None:
-            raise TypeError("on_message must be callable, not NoneType")
-        return Callbacks(
+    ) -> Consumer:
+        return Consumer(
             check_callback(on_message, "on_message"),
             check_callback(on_disconnect, "on_disconnect"),
             check_callback(on_activation, "on_activation"),
             check_callback(on_error, "on_error") or self._on_error,
+            check_callback(decode, "decode"),
+            self._max_pending if max_pending is None else check_max_pending(max_pending),
+            self._overflow if overflow is None else check_overflow(overflow),
         )
-
-    def _bound(self, max_pending: int | None) -> int:
-        return self._max_pending if max_pending is None else check_max_pending(max_pending)
 
 
 def _client_from_url(url: str, options: dict[str, Any]) -> Redis:
@@ -264,11 +371,12 @@ def _client_from_url(url: str, options: dict[str, Any]) -> Redis:
         client = Redis.from_url(url, **options)
     except ValueError as error:
         # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated.
-        hint = str(error) if "scheme" in str(error) else "percent-encode special characters in the user and password"
+        known = "scheme" in str(error) or str(error).startswith("Invalid value for")
+        hint = str(error) if known else "check the port, and percent-encode special characters in user and password"
         raise ValueError(f"the Redis URL cannot be used: {hint}") from None
     if client.connection_pool.connection_kwargs.get("decode_responses"):
         raise ValueError(
-            "names and payloads are bytes here, so decode_responses=True cannot be used; decode in on_message"
+            "names and payloads are bytes here, so decode_responses=True cannot be used; give decode=bytes.decode"
         )
     try:
         client.connection_pool.make_connection()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ._core.wire import Kind
-from ._io.inbox import Callbacks
+from ._io.inbox import Consumer
 from .errors import quote
-from .subscription import CallbackSubscription, Hub
+from .subscription import Hub, MessageSubscription
+from .typing import T
 
 
-class PatternSubscription(CallbackSubscription):
+class PatternSubscription(MessageSubscription[T]):
     """All channels that match one pattern. Made by `Multiplexer.new_pattern_subscription()`.
 
     A message on a channel that is also subscribed by its name arrives twice, once for each. A pattern is trusted
@@ -19,14 +20,18 @@ class PatternSubscription(CallbackSubscription):
 
     _kind = Kind.PATTERN
 
-    def __init__(self, hub: Hub, callbacks: Callbacks, max_pending: int, pattern: bytes) -> None:
+    def __init__(self, hub: Hub, consumer: Consumer, pattern: bytes) -> None:
         self._pattern = pattern
-        super().__init__(hub, callbacks, f"pattern subscription {quote(pattern)}", max_pending)
+        super().__init__(hub, consumer, f"pattern subscription {quote(pattern)}")
         hub.attach(self._kind, pattern, self._inbox)
 
     @property
     def pattern(self) -> bytes:
         """The pattern, in Redis' glob syntax (https://redis.io/docs/latest/commands/psubscribe/)."""
+        return self._pattern
+
+    @property
+    def _source(self) -> bytes:
         return self._pattern
 
     @property

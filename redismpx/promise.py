@@ -6,7 +6,7 @@ import asyncio
 import secrets
 
 from ._core.wire import Kind, escape_glob
-from ._io.inbox import Callbacks
+from ._io.inbox import Consumer
 from .arguments import check_seconds, to_bytes
 from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, quote
 from .subscription import Hub, Subscription
@@ -21,7 +21,7 @@ class Promise(asyncio.Future[bytes]):
     """
 
     def __init__(
-        self, home: dict[bytes, list[Promise]], channel: bytes, timeout: float | None, since: float | None = None
+        self, home: dict[bytes, dict[Promise, None]], channel: bytes, timeout: float | None, since: float | None = None
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
@@ -30,7 +30,7 @@ class Promise(asyncio.Future[bytes]):
         self._timer = None
         if timeout is not None:  # it runs from `since`, by the loop's clock; None is now
             self._timer = loop.call_at((loop.time() if since is None else since) + timeout, self._expire, timeout)
-        home.setdefault(channel, []).append(self)
+        home.setdefault(channel, {})[self] = None
 
     @property
     def channel(self) -> bytes:
@@ -44,16 +44,24 @@ class Promise(asyncio.Future[bytes]):
         self._leave()
         return True
 
+    def set_result(self, result: bytes) -> None:
+        """Keep it by hand. Raises `asyncio.InvalidStateError` if it has its outcome."""
+        super().set_result(result)
+        self._leave()
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        """Break it by hand. Raises `asyncio.InvalidStateError` if it has its outcome."""
+        super().set_exception(exception)
+        self._leave()
+
     def _keep(self, data: bytes) -> None:
         self._stop()
-        if not self.done():
-            self.set_result(data)
+        super().set_result(data)
 
     def _break(self, error: BaseException) -> None:
         self._stop()
-        if not self.done():
-            self.set_exception(error)
-            self.exception()  # seen: one that nobody awaits is no fault to be logged
+        super().set_exception(error)
+        self.exception()  # seen: one that nobody awaits is no fault to be logged
 
     def _expire(self, timeout: float) -> None:
         self._leave()
@@ -61,10 +69,10 @@ class Promise(asyncio.Future[bytes]):
 
     def _leave(self) -> None:
         self._stop()
-        peers = self._home[self._channel]
-        peers.remove(self)
+        peers = self._home.get(self._channel, {})
+        peers.pop(self, None)
         if not peers:
-            del self._home[self._channel]
+            self._home.pop(self._channel, None)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -86,12 +94,12 @@ class PromiseSubscription(Subscription):
 
     _kind = Kind.PATTERN
 
-    def __init__(self, hub: Hub, on_error: OnError | None, max_pending: int, prefix: bytes) -> None:
+    def __init__(self, hub: Hub, on_error: OnError | None, prefix: bytes) -> None:
         self._prefix = prefix
         self._pattern = escape_glob(prefix) + b"*"
-        self._promises: dict[bytes, list[Promise]] = {}
-        callbacks = Callbacks(self._keep, self._interrupt, None, on_error)
-        super().__init__(hub, callbacks, f"promise subscription {quote(prefix)}", max_pending)
+        self._promises: dict[bytes, dict[Promise, None]] = {}
+        consumer = Consumer(self._keep, self._interrupt, on_error=on_error, is_own=True)
+        super().__init__(hub, consumer, f"promise subscription {quote(prefix)}")
         hub.attach(self._kind, self._pattern, self._inbox)
 
     @property

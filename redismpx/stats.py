@@ -26,9 +26,9 @@ class Stats:
     ignored: int
     """Replies that were no use to anybody: pushes of other kinds, payloads that are no bytes."""
     pending: int
-    """Messages that wait for callbacks."""
+    """Messages that wait for their consumers."""
     dropped: int
-    """Messages dropped so far, because more than `max_pending` waited for callbacks."""
+    """Messages dropped so far; see the `dropped` of a subscription."""
     promises: int
     """Promises without an outcome."""
     last_error: ConnectionLost | None

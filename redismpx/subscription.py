@@ -6,16 +6,22 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self
 
 from ._core.wire import Kind
-from ._io.inbox import Callbacks, Host, Inbox
+from ._io.inbox import Consumer, Host, Inbox
 from .arguments import check_seconds
 from .errors import ConnectionLost, SubscriptionIsClosed, SubscriptionRefused
+from .message import Message
+from .typing import T
 
 
 class Hub(Host, Protocol):
     """What a subscription needs of its multiplexer."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new may be wanted any more."""
 
     @property
     def outage(self) -> ConnectionLost | None:
@@ -23,6 +29,9 @@ class Hub(Host, Protocol):
 
     def enter(self) -> None:
         """Begin a public call: bind to the running loop, or refuse it."""
+
+    def check(self) -> object:
+        """Refuse any loop but its own."""
 
     def attach(self, kind: Kind, name: bytes, subscriber: Inbox) -> None:
         """Want a name."""
@@ -45,9 +54,9 @@ class Subscription(ABC):
 
     _kind: Kind
 
-    def __init__(self, hub: Hub, callbacks: Callbacks, label: str, max_pending: int) -> None:
+    def __init__(self, hub: Hub, consumer: Consumer, label: str) -> None:
         self._hub = hub
-        self._inbox = Inbox(callbacks, label, max_pending, hub)
+        self._inbox = Inbox(consumer, label, self, hub)
         hub.join(self)
 
     @property
@@ -63,7 +72,7 @@ class Subscription(ABC):
         """
         if self._inbox.closed:
             return
-        self._hub.enter()
+        self._hub.check()
         for name in self._names:
             self._hub.detach(self._kind, name, self._inbox)
         self._inbox.close()
@@ -89,6 +98,11 @@ class Subscription(ABC):
             raise TimeoutError(
                 f"{missing} of {len(self._names)} names not active after {timeout} s ({reason}): {self!r}"
             ) from outage
+
+    async def _consumed(self) -> None:
+        """Wait until the consumer is through with all that was received."""
+        while not (self._inbox.idle or self._inbox.closed):
+            await self._inbox.moved.wait()
 
     @property
     @abstractmethod
@@ -121,17 +135,80 @@ class Subscription(ABC):
         self.close()
 
 
-class CallbackSubscription(Subscription):
-    """A subscription whose messages go to callbacks, and may have to wait for them."""
+class MessageSubscription(Subscription, Generic[T]):
+    """A subscription whose messages go to `on_message`, or, without one, are read."""
 
     __slots__ = ()
 
     @property
     def pending(self) -> int:
-        """Messages received and waiting for `on_message`."""
+        """Messages received and waiting for the consumer."""
         return self._inbox.pending
 
     @property
     def dropped(self) -> int:
-        """Messages dropped so far, because more than `max_pending` waited."""
+        """Messages dropped so far.
+
+        Because more than `max_pending` waited, because they could not be decoded, or because they still waited when
+        their channel was removed or the subscription closed. Received are: those handed over, those dropped, and those
+        pending.
+        """
         return self._inbox.dropped
+
+    async def get(self, timeout: float | None = None) -> Message[T]:
+        """Wait for the next message, for `timeout` seconds at most; None waits as long as it takes.
+
+        Offline it goes on waiting. A cancelled `get()` loses nothing. Raises `TimeoutError`; `SubscriptionIsClosed`,
+        also when closed meanwhile; `RuntimeError` for a subscription that has `on_message`, or that another task is
+        reading.
+        """
+        self._check_read()
+        check_seconds(timeout, "timeout")
+        self._check_open()
+        self._hub.enter()
+        try:
+            if timeout is None:
+                channel, data = await self._inbox.read()
+            elif (message := self._inbox.read_nowait()) is not None:  # even with no time at all
+                channel, data = message
+            else:
+                async with asyncio.timeout(timeout):
+                    channel, data = await self._inbox.read()
+        except EOFError:
+            raise SubscriptionIsClosed from None
+        except TimeoutError:
+            raise TimeoutError(f"no message within {timeout} s: {self!r}") from self._hub.outage
+        return Message(channel, data, self._source)
+
+    def get_nowait(self) -> Message[T]:
+        """Return the next message, if one waits.
+
+        Raises `asyncio.QueueEmpty` if none does, and otherwise what `get()` raises.
+        """
+        self._check_read()
+        self._check_open()
+        self._hub.enter()
+        message = self._inbox.read_nowait()
+        if message is None:
+            raise asyncio.QueueEmpty
+        return Message(*message, self._source)
+
+    def __aiter__(self) -> Self:
+        """Read message by message; the iteration ends when the subscription closes."""
+        self._check_read()
+        return self
+
+    async def __anext__(self) -> Message[T]:
+        try:
+            return await self.get()
+        except SubscriptionIsClosed:
+            raise StopAsyncIteration from None
+
+    @property
+    def _source(self) -> bytes | None:
+        """The pattern by which its messages come, if it is one."""
+        return None
+
+    def _check_read(self) -> None:
+        if not self._inbox.is_read:
+            raise RuntimeError("this subscription has on_message, which gets its messages; make one without it to read")

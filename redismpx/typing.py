@@ -1,14 +1,19 @@
-"""The types of callbacks. Each may be a plain function, a coroutine function, or return any awaitable."""
+"""The types of what callers hand in. A callback may be plain, a coroutine function, or return any awaitable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from .errors import ConnectionLost
 
-OnMessage: TypeAlias = Callable[[bytes, bytes], object]
+T = TypeVar("T")
+
+OnMessage: TypeAlias = Callable[[bytes, T], object]
 """Called with the channel and the payload of each message."""
+
+Decode: TypeAlias = Callable[[bytes], T]
+"""Makes a `T` of a payload; what it raises means that the payload cannot be decoded."""
 
 OnDisconnect: TypeAlias = Callable[[ConnectionLost], object]
 """Called once when a connection is lost on which the subscription was active."""
@@ -17,4 +22,4 @@ OnActivation: TypeAlias = Callable[[bytes], object]
 """Called with each name (channel or pattern) as it becomes active, again after each reconnect."""
 
 OnError: TypeAlias = Callable[[Exception], object]
-"""Called with what a callback raised, `SlowConsumer` and `SubscriptionRefused`."""
+"""Called with what a callback raised, `SlowConsumer`, `DecodeError` and `SubscriptionRefused`."""

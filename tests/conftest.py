@@ -5,15 +5,32 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
 
 from .servers import Server, find_binary
 
 FLAVOURS = ("valkey", "redis")
+
+
+def new_eager_loop() -> asyncio.AbstractEventLoop:
+    """A loop whose tasks begin at once; from Python 3.12 on there are such."""
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory", None))
+    return loop
+
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "eager": new_eager_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The kind of loop that the tests run in; REDISMPX_LOOP names another than asyncio's own."""
+    kind = os.environ.get("REDISMPX_LOOP", "asyncio")
+    return {kind: LOOPS[kind]}
 
 
 @pytest.hookimpl(wrapper=True)

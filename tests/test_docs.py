@@ -58,9 +58,11 @@ def read_blocks() -> list[Block]:
 BLOCKS = read_blocks()
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 CHATS = [block for block in PYTHON if block.text.startswith("# chat.py\n")]
-PROGRAMS = [block for block in PYTHON if "REDIS_URL" in block.text and block not in CHATS]
-ENDLESS = [block for block in PYTHON if "input(" in block.text or "Event().wait()" in block.text]
-SNIPPETS = [block for block in PYTHON if block not in CHATS + PROGRAMS + ENDLESS]
+SUITES = [block for block in PYTHON if block.text.startswith("# test_")]
+(WORKER,) = [block for block in PYTHON if "add_signal_handler" in block.text]
+PROGRAMS = [block for block in PYTHON if "REDIS_URL" in block.text and block not in [*CHATS, WORKER]]
+ENDLESS = [block for block in PYTHON if "input(" in block.text or block.page == "index.md"]
+SNIPPETS = [block for block in PYTHON if block not in [*CHATS, *SUITES, WORKER, *PROGRAMS, *ENDLESS]]
 
 
 def read_table(marker: str) -> list[tuple[str, ...]]:
@@ -371,7 +373,37 @@ async def test_programs_run(block: Block, valkey: ValkeyServer, tmp_path: Path) 
     arguments = ["-X", "dev", "-W", "error", "program.py"]
     async with run_python(*arguments, cwd=tmp_path, redis_url=url_of(valkey)) as process:
         assert await process.end() == 0, process.lines
-    assert process.lines == {"tutorial/chat.md": ["room:lobby: hello\n"]}.get(block.page, ["HELLO\n"])
+    after = BLOCKS[BLOCKS.index(block) + 1 :][:1]
+    if after and after[0].page == block.page and after[0].language == "text" and block.page != "tutorial/chat.md":
+        assert "".join(process.lines) == after[0].text
+    else:
+        assert process.lines == {"tutorial/chat.md": ["room:lobby: hello\n"]}.get(block.page, ["HELLO\n"])
+
+
+async def test_the_worker_drains_as_told(valkey: ValkeyServer, tmp_path: Path) -> None:
+    """After the signal it consumes what it has received, and prints what the page shows."""
+    (tmp_path / "worker.py").write_text(WORKER.text)
+    arguments = ["-X", "dev", "-W", "error", "worker.py"]
+    async with run_python(*arguments, cwd=tmp_path, redis_url=url_of(valkey)) as process:
+        await process.read_until("ready")
+        async with Redis(port=valkey.port) as redis:
+            for job in "one", "two":
+                assert await redis.publish("jobs", job) == 1
+        await process.read_until("begin one")
+        assert await process.end(signal.SIGTERM) == 0, process.lines
+    assert "".join(process.lines) == BLOCKS[BLOCKS.index(WORKER) + 1].text
+
+
+@pytest.mark.parametrize("block", SUITES, ids=str)
+async def test_tests_pass(block: Block, valkey: ValkeyServer, tmp_path: Path) -> None:
+    """The tests that a page shows pass, as files of their own and without configuration."""
+    name = block.text.partition("\n")[0].removeprefix("# ")
+    (tmp_path / name).write_text(block.text)
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir=.", "-o", "asyncio_default_fixture_loop_scope=function"]
+    arguments = ["-X", "dev", "-W", "error", "-m", "pytest", *options, name]
+    async with run_python(*arguments, cwd=tmp_path, redis_url=url_of(valkey)) as process:
+        assert await process.end() == 0, "".join(process.lines)
+    assert f"{block.text.count('async def test_')} passed" in process.lines[-1]
 
 
 @pytest.mark.parametrize("block", SNIPPETS, ids=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import re
 import runpy
@@ -22,7 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ("channel", "pattern", "promise")
+EXAMPLES = ("channel", "pattern", "promise", "sse", "typed")
 DEADLINE = 15.0  # seconds after which a test gives up waiting for something that should happen
 COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("examples/{}.py",)}
 
@@ -418,3 +419,221 @@ async def test_what_cannot_be_waited_for_is_refused(redis_url: str) -> None:
             assert (await app.get(f"/wait?suffix=a&timeout={timeout}"))[0] == 400
         assert (await app.post("/fulfil/*", b"x"))[0] == 400
         assert (await app.post("/fulfil/a", b"x" * 501))[0] == 413
+
+
+# --- sse.py
+
+
+class Events:
+    """A client of a stream of events."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._text = ""
+
+    async def hear(self) -> str:
+        """Return the next event, without the empty line that ends it."""
+        async with asyncio.timeout(DEADLINE):
+            while "\n\n" not in self._text:
+                chunk = await self._chunk()
+                assert chunk, "the stream ended"
+                self._text += chunk
+        event, _, self._text = self._text.partition("\n\n")
+        return event
+
+    async def end(self) -> None:
+        """Wait for a proper end of the stream, with nothing before it."""
+        assert not self._text
+        async with asyncio.timeout(DEADLINE):
+            assert await self._chunk() == ""
+
+    def abort(self) -> None:
+        self._writer.transport.abort()
+
+    async def _chunk(self) -> str:
+        size = int(await self._reader.readline(), 16)
+        return (await self._reader.readexactly(size + 2))[:-2].decode()
+
+
+@contextlib.asynccontextmanager
+async def streaming(app: App, topic: str) -> AsyncIterator[Events]:
+    """Open a stream, and wait until nothing is missed from then on."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
+    try:
+        writer.write(f"GET /events/{topic} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        async with asyncio.timeout(DEADLINE):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        assert head.startswith("http/1.1 200 ")
+        assert "content-type: text/event-stream" in head
+        assert "transfer-encoding: chunked" in head
+        events = Events(reader, writer)
+        assert await events.hear() == "event: active\ndata:"
+        yield events
+    finally:
+        writer.transport.abort()
+
+
+async def test_an_event_is_streamed_to_all_who_listen_to_its_topic(redis_url: str, redis: Redis) -> None:
+    async with (
+        run("sse", redis_url) as app,
+        streaming(app, "weather") as ann,
+        streaming(app, "weather") as bob,
+        streaming(app, "news") as eve,
+    ):
+        assert await connections(redis) == 1
+        for text in "sunny", "rain":
+            assert await app.post("/events/weather", text.encode()) == (200, '{"receivers":1}')
+            assert [await ann.hear(), await bob.hear()] == [f"data: {text}"] * 2
+        await app.post("/events/news", b"one\r\ntwo\nevent: three\r\n\nfour")
+        assert await eve.hear() == "data: one\ndata: two\ndata: event: three\ndata: \ndata: four"
+        await redis.publish("example:events:news", b"\xff" + b"x" * 100_000)
+        assert await eve.hear() == "data: \N{REPLACEMENT CHARACTER}" + "x" * 499
+
+
+async def test_a_stream_is_told_of_a_gap(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
+        await cut(redis)
+        async with asyncio.timeout(DEADLINE):
+            while (await app.post("/events/weather", b"again"))[1] != '{"receivers":1}':
+                await asyncio.sleep(0.005)
+        assert await ann.hear() == "event: active\ndata:"
+        assert await ann.hear() == "data: again"
+
+
+async def test_a_stream_with_nothing_new_has_a_heartbeat(
+    redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTBEAT", "0.05")
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
+        assert await ann.hear() == await ann.hear() == ": nothing new"
+        await cut(redis)
+        async with asyncio.timeout(DEADLINE):
+            while (line := await ann.hear()) != "event: active\ndata:":  # without any message
+                assert line == ": nothing new"
+
+
+async def test_a_stream_that_goes_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app:
+        async with streaming(app, "weather") as ann, streaming(app, "news") as bob:
+            ann.abort()  # without a word
+            async with asyncio.timeout(DEADLINE):
+                while await redis.pubsub_channels() != [b"example:events:news"]:
+                    await asyncio.sleep(0.005)
+            await app.post("/events/news", b"still here")
+            assert await bob.hear() == "data: still here"
+        async with asyncio.timeout(DEADLINE):
+            while await redis.pubsub_channels():
+                await asyncio.sleep(0.005)
+
+
+async def test_a_client_that_stops_reading_holds_up_nobody_and_nothing_piles_up(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "weather") as stuck:
+        payload = b"x" * 500
+        for _ in range(200):  # 20 MB, more than all buffers on the way to a client that does not read
+            async with redis.pipeline(transaction=False) as pipe:
+                for _ in range(200):
+                    pipe.publish("example:events:weather", payload)
+                await pipe.execute()
+        await redis.publish("example:events:weather", "the last one")
+        async with asyncio.timeout(DEADLINE):
+            while await ann.hear() != "data: the last one":
+                pass
+            skipped = 40_000
+            while await stuck.hear() != "data: the last one":  # it reads again, and the newest comes at the end
+                skipped -= 1
+        assert skipped > 0
+
+
+async def test_stopping_the_server_ends_each_stream(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "news") as bob:
+        await app.post("/events/weather", b"sunny")
+        assert await ann.hear() == "data: sunny"
+        app.process.send_signal(signal.SIGTERM)
+        await ann.end()
+        await bob.end()
+        await app.stop()
+        await idle(redis)
+
+
+async def test_what_is_no_topic_is_refused(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app:
+        for topic in "*", "TEA", "a%0Ab", "%00", "x" * 33:
+            assert (await app.get(f"/events/{topic}"))[0] == 404
+            assert (await app.post(f"/events/{topic}", b"x"))[0] == 404
+        assert (await app.post("/events/weather", b"x" * 501))[0] == 413
+        assert await redis.pubsub_channels() == []
+
+
+async def test_a_stream_outlives_a_redis_server_that_is_away(
+    no_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTBEAT", "0.05")
+    async with run("sse", no_redis_url) as app:
+        reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
+        writer.write(b"GET /events/weather HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            await reader.readuntil(b"\r\n\r\n")
+        events = Events(reader, writer)
+        assert await events.hear() == await events.hear() == ": nothing new"
+        assert await app.post("/events/weather", b"x") == (503, "Redis cannot be reached")
+        events.abort()
+
+
+# --- typed.py
+
+
+async def totals(app: App) -> object:
+    """What was counted, of all that was published before."""
+    async with asyncio.timeout(DEADLINE):
+        while (seen := json.loads((await app.get("/totals"))[1]))["totals"].get("probe") is None:
+            await app.post("/orders", b'{"item": "probe", "count": 1}')
+    del seen["totals"]["probe"]
+    return seen
+
+
+async def test_orders_are_counted_by_every_process(redis_url: str, redis: Redis) -> None:
+    async with run("typed", redis_url) as one, run("typed", redis_url) as two:
+        async with asyncio.timeout(DEADLINE):
+            while (await redis.pubsub_numsub("example:orders"))[0][1] != 2:
+                await asyncio.sleep(0.005)
+        for app, count in (one, 3), (two, 4):
+            body = json.dumps({"item": "tea", "count": count}).encode()
+            assert await app.post("/orders", body) == (200, '{"receivers":2}')
+        for app in one, two:
+            assert await totals(app) == {"totals": {"tea": 7}, "undecodable": 0}
+
+
+async def test_what_is_no_order_is_refused_and_from_elsewhere_passed_over(redis_url: str, redis: Redis) -> None:
+    nonsense = [
+        b"",
+        b"\xff\0",
+        b"not json",
+        b"[]",
+        b"[" * 400,
+        b'{"item": "tea"}',
+        b'{"item": "tea", "count": "3"}',
+        b'{"item": "tea", "count": true}',
+        b'{"item": "tea", "count": 0}',
+        b'{"item": "tea", "count": 1e400}',
+        b'{"item": "tea", "count": 1000001}',
+        b'{"item": "", "count": 3}',
+        b'{"item": "\\ud800", "count": 3}',
+        b'{"item": "' + b"x" * 33 + b'", "count": 3}',
+    ]
+    async with run("typed", redis_url) as app:
+        async with asyncio.timeout(DEADLINE):
+            while not await redis.pubsub_channels():
+                await asyncio.sleep(0.005)
+        for body in nonsense:
+            assert (await app.post("/orders", body))[0] == 400
+            assert await redis.publish("example:orders", body) == 1
+        await redis.publish("example:orders", b'{"item": "tea", "count": 3}' + b" " * 500)
+        assert (await app.post("/orders", b"x" * 501))[0] == 413
+        assert await totals(app) == {"totals": {}, "undecodable": len(nonsense) + 1}
+
+
+async def test_orders_cannot_be_placed_while_redis_is_away(no_redis_url: str) -> None:
+    async with run("typed", no_redis_url) as app:
+        assert await app.post("/orders", b'{"item": "tea", "count": 3}') == (503, "Redis cannot be reached")
+        assert await app.get("/totals") == (200, '{"totals":{},"undecodable":0}')

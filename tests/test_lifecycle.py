@@ -287,6 +287,17 @@ async def test_aclose_at_any_moment_of_the_start(url: str, delay: int) -> None:
     assert mpx._supervisor._link is None
 
 
+@pytest.mark.parametrize("pauses", [1, 2, 3, 4, 5, 6, 8])
+async def test_aclose_while_dialling_is_no_internal_error(
+    url: str, pauses: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        async with Multiplexer(url):
+            for _ in range(pauses):
+                await asyncio.sleep(0.00005)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
 async def test_aclose_while_the_server_does_not_answer_the_handshake() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()  # accepts, and never says a word
@@ -298,6 +309,8 @@ async def test_aclose_while_the_server_does_not_answer_the_handshake() -> None:
         await until(lambda: fake.accepted == 1)
         loop = asyncio.get_running_loop()
         began = loop.time()
+        mpx.close()
+        await until(lambda: not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()], 1)
         await mpx.aclose()
         assert loop.time() - began < 1
 

@@ -160,13 +160,14 @@ async def test_a_swallowed_subscribe_is_found_out_though_pings_are_answered_and_
 async def test_half_a_frame_is_no_life() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
-        writer.write(b"$100000000\r\n")
+        writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n$100000000\r\n")
         while True:  # bytes without end, and never a complete reply
             writer.write(b"x" * 100)
             await asyncio.sleep(0.01)
 
     fake = FakeServer(script)
-    async with fake.run() as url, patient(url, ping_interval=0.1, ping_timeout=0.1):
+    async with fake.run() as url, patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+        mpx.new_channel_subscription().add("a")
         await until(lambda: fake.accepted >= 2)
 
 

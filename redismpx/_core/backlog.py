@@ -1,9 +1,23 @@
-"""The events that wait for a subscription's callbacks: in order, bounded, counted. No I/O, no clock."""
+"""The events that wait for a subscription's consumer: in order, bounded, counted. No I/O, no clock."""
 
 from __future__ import annotations
 
 import enum
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+
+class Overflow(enum.Enum):
+    """What gives way when more than `max_pending` messages would wait for a subscription's consumer."""
+
+    DROP_OLDEST = "drop_oldest"
+    """The oldest message that waits."""
+    DROP_NEWEST = "drop_newest"
+    """The message that just came."""
+    LATEST = "latest"
+    """Whenever one waits, the earlier message of the same channel; beyond `max_pending` channels, the oldest."""
+    CLOSE = "close"
+    """The subscription: it is closed."""
 
 
 class Signal(enum.Enum):
@@ -14,32 +28,115 @@ class Signal(enum.Enum):
     ERROR = "error"
 
 
+Waiting = tuple[int, bytes, bytes]  # a message, with its place in the order of events
+
+
+class _Queue:
+    """Messages in order; beyond the room there is, the oldest or the newest gives way."""
+
+    __slots__ = ("_drop_newest", "_messages", "_room")
+
+    def __init__(self, room: int, drop_newest: bool) -> None:
+        self._room = room
+        self._drop_newest = drop_newest
+        self._messages: deque[Waiting] = deque()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def push(self, message: Waiting) -> int:
+        """Add a message; return how many were dropped for it."""
+        full = len(self._messages) >= self._room
+        if full and self._drop_newest:
+            return 1
+        self._messages.append(message)
+        if full:
+            self._messages.popleft()
+        return int(full)
+
+    def oldest(self) -> int:
+        """Return the place of the oldest message."""
+        return self._messages[0][0]
+
+    def take(self) -> Waiting:
+        """Remove and return the oldest message."""
+        return self._messages.popleft()
+
+    def keep(self, wanted: Callable[[Waiting], bool]) -> None:
+        """Remove all but the wanted."""
+        self._messages = deque(filter(wanted, self._messages))
+
+
+class _Latest:
+    """The newest message of each channel, in order; beyond the room there is, the oldest gives way."""
+
+    __slots__ = ("_messages", "_room")
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._messages: OrderedDict[bytes, Waiting] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def push(self, message: Waiting) -> int:
+        """Add a message; return how many were dropped for it."""
+        replaced = self._messages.pop(message[1], None) is not None
+        self._messages[message[1]] = message
+        if len(self._messages) <= self._room:
+            return int(replaced)
+        self._messages.popitem(last=False)
+        return 1
+
+    def oldest(self) -> int:
+        """Return the place of the oldest message."""
+        return next(iter(self._messages.values()))[0]
+
+    def take(self) -> Waiting:
+        """Remove and return the oldest message."""
+        return self._messages.popitem(last=False)[1]
+
+    def keep(self, wanted: Callable[[Waiting], bool]) -> None:
+        """Remove all but the wanted."""
+        self._messages = OrderedDict((m[1], m) for m in self._messages.values() if wanted(m))
+
+
 class Backlog:
     """A FIFO of messages and signals, of which at most `max_pending` messages."""
 
-    __slots__ = ("_max_pending", "_messages", "_sequence", "_signals", "overflowing")
+    __slots__ = ("_messages", "_rearm_at", "_sequence", "_signals", "overflowing")
 
-    def __init__(self, max_pending: int) -> None:
-        self._max_pending = max_pending
-        # Two queues, merged by sequence number, so that the oldest message is at hand when it has to go.
-        self._messages: deque[tuple[int, bytes, bytes]] = deque()
+    def __init__(self, max_pending: int, overflow: Overflow) -> None:
+        # Two queues, merged by their place in the order, so that the message which gives way is at hand.
+        self._messages: _Queue | _Latest
+        if overflow is Overflow.LATEST:
+            self._messages = _Latest(max_pending)
+            self._rearm_at = 0  # replacing is what it is for: an episode lasts until the consumer has caught up
+        else:
+            self._messages = _Queue(max_pending, overflow is not Overflow.DROP_OLDEST)
+            self._rearm_at = max_pending // 2
         self._signals: deque[tuple[int, Signal, object, frozenset[bytes] | None]] = deque()
         self._sequence = 0
         self.overflowing = False
-        """Whether messages were dropped and more than half of the room is still taken."""
+        """Whether messages were dropped, and the consumer has not caught up since."""
 
     def __len__(self) -> int:
         """Messages waiting."""
         return len(self._messages)
 
+    def __bool__(self) -> bool:
+        """Whether anything waits, a message or a signal."""
+        return bool(self._messages or self._signals)
+
+    @property
+    def signal_is_next(self) -> bool:
+        """Whether the oldest event is a signal."""
+        return bool(self._signals) and not (self._messages and self._messages.oldest() < self._signals[0][0])
+
     def message(self, channel: bytes, data: bytes) -> int:
         """Add a message; return how many were dropped for it."""
         self._sequence += 1
-        self._messages.append((self._sequence, channel, data))
-        if len(self._messages) <= self._max_pending:
-            return 0
-        self._messages.popleft()
-        return 1
+        return self._messages.push((self._sequence, channel, data))
 
     def signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
         """Add a signal that concerns `names`; None stands for all of them."""
@@ -52,33 +149,46 @@ class Backlog:
         If the same disconnect waits already, the connection between the two came and went unseen: both become one
         gap, and what was received in between is dropped. So reconnects cannot fill the queue of a stuck consumer.
         """
-        for sequence, signal, _, earlier in self._signals:
-            if signal is Signal.DISCONNECT and earlier == names:
-                return self._remove(names, since=sequence)
+        for sequence, signal, _, earlier in reversed(self._signals):
+            if signal is Signal.DISCONNECT:
+                if earlier == names:
+                    return self._remove(names, since=sequence, errors=False)
+                if earlier is None or names is None or earlier & names:
+                    break  # another gap of these names is between
         self.signal(Signal.DISCONNECT, error, names)
         return 0
 
     def discard(self, names: frozenset[bytes] | None) -> int:
         """Remove all that concerns only `names`; return how many messages that were."""
-        return self._remove(names, since=0)
+        return self._remove(names, since=0, errors=True)
 
-    def pop(self) -> tuple[Signal, object] | tuple[bytes, bytes] | None:
-        """Remove and return the oldest event: a message as (channel, data), a signal with its argument."""
-        messages, signals = self._messages, self._signals
-        if messages and not (signals and signals[0][0] < messages[0][0]):
-            _, channel, data = messages.popleft()
-            if self.overflowing and len(messages) <= self._max_pending // 2:
-                self.overflowing = False
-            return channel, data
-        if signals:
-            _, signal, argument, _ = signals.popleft()
-            return signal, argument
-        return None
+    def pop_message(self) -> tuple[bytes, bytes] | None:
+        """Remove and return the oldest event, if that is a message: its channel and payload."""
+        if not self._messages or self.signal_is_next:
+            return None
+        _, channel, data = self._messages.take()
+        if self.overflowing and len(self._messages) <= self._rearm_at:
+            self.overflowing = False
+        return channel, data
 
-    def _remove(self, names: frozenset[bytes] | None, since: int) -> int:
+    def pop_signal(self) -> tuple[Signal, object] | None:
+        """Remove and return the oldest event, if that is a signal: which, and its argument."""
+        if not self.signal_is_next:
+            return None
+        _, signal, argument, _ = self._signals.popleft()
+        return signal, argument
+
+    def _remove(self, names: frozenset[bytes] | None, since: int, errors: bool) -> int:
+        """Remove what came after `since` and concerns only `names`; return how many messages that were."""
         before = len(self._messages)
-        self._messages = deque(m for m in self._messages if m[0] < since or not (names is None or m[1] in names))
+        self._messages.keep(lambda m: m[0] < since or not (names is None or m[1] in names))
         self._signals = deque(
-            s for s in self._signals if s[0] <= since or not (names is None or (s[3] is not None and s[3] <= names))
+            s
+            for s in self._signals
+            if s[0] <= since
+            or (s[1] is Signal.ERROR and not errors)
+            or not (names is None or (s[3] is not None and s[3] <= names))
         )
+        if len(self._messages) <= self._rearm_at:
+            self.overflowing = False
         return before - len(self._messages)

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
 
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
+DENSE = 4  # forbidden names found, without a larger part of a batch that went well, from which on there are many
 WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits in the socket and one flush
 
 
@@ -37,8 +38,8 @@ class Event(enum.Enum):
     ASKED = "asked"  # a (P)SUBSCRIBE with it was sent
     GIVEN_UP = "given up"  # a (P)UNSUBSCRIBE with it was sent
     CONFIRMED = "confirmed"  # the command in flight was confirmed
-    REFUSED = "refused"  # the command in flight was refused; a (P)SUBSCRIBE, for this name alone
-    HELD = "held"  # the command in flight was refused, and which of its names is forbidden is not known yet
+    REFUSED = "refused"  # a (P)SUBSCRIBE in flight was refused, and it carried this name alone
+    HELD = "held"  # the command in flight was refused, and this name is as it was before
     DROPPED = "dropped"  # the server unsubscribed it without being asked
     RETRIED = "retried"  # a refused name is to be asked for again
     LOST = "lost"  # the connection is gone, and every subscription with it
@@ -52,7 +53,6 @@ MOVES: dict[tuple[State, Event], State] = {
     (State.JOINED, Event.GIVEN_UP): State.LEAVING,
     (State.JOINED, Event.DROPPED): State.ABSENT,
     (State.LEAVING, Event.CONFIRMED): State.ABSENT,
-    (State.LEAVING, Event.REFUSED): State.JOINED,
     (State.LEAVING, Event.HELD): State.JOINED,
     (State.REFUSED, Event.RETRIED): State.ABSENT,
     **{(state, Event.LOST): State.ABSENT for state in State},
@@ -102,6 +102,8 @@ class Registry(Generic[S]):
         self._in_flight: deque[Command] = deque()  # sent and not wholly answered, oldest first
         self._names_in_flight = 0
         self._probes: deque[Command] = deque()  # parts of a refused batch, to be sent alone
+        self._guilty = 0  # forbidden names found lately
+        self._draining = False  # nothing is wanted any more
         self._refused: dict[Entry[S], None] = {}  # not granted by the server; looked at again by retry()
 
     # --- wishes
@@ -123,7 +125,9 @@ class Registry(Generic[S]):
 
     def detach(self, kind: Kind, name: bytes, subscriber: S) -> bool:
         """Stop wanting `name` for `subscriber`; tell whether it was active for it."""
-        entry = self._tables[kind][name]
+        entry = self._tables[kind].get(name)
+        if entry is None:  # given up by drain()
+            return False
         standing = entry.subscribers.pop(subscriber)
         if standing is Standing.ACTIVE:
             entry.fanout = None
@@ -146,17 +150,23 @@ class Registry(Generic[S]):
         self._refused.clear()
         self._forget_link()
 
+    def drain(self) -> None:
+        """Want nothing any more; who is active goes on getting messages until the server has confirmed it."""
+        self._draining = True
+        for entry in self._entries():
+            self._look(entry)
+
     # --- what to send, and whom to tell at the same time
 
     @property
     def has_work(self) -> bool:
-        """Whether flush() would find anything to do."""
+        """Whether there is anything to send, or somebody to welcome."""
         return bool(self._late or self._probes or (self._dirty and self._names_in_flight < WINDOW))
 
     @property
-    def in_flight(self) -> bool:
-        """Whether a command is not wholly answered yet."""
-        return bool(self._in_flight)
+    def in_flight(self) -> Command | None:
+        """The oldest command that is not wholly answered yet."""
+        return self._in_flight[0] if self._in_flight else None
 
     def flush(self) -> list[Command]:
         """Return the commands to send now, in order. They count as sent from here on."""
@@ -255,9 +265,10 @@ class Registry(Generic[S]):
             self._release(command)
         elif not command.verb.joins:
             for entry in entries:
-                self._move(entry, Event.REFUSED)
+                self._move(entry, Event.HELD)
                 self._refused[entry] = None  # not dirty: nothing can be done about it now
         elif len(entries) == 1:
+            self._guilty += 1
             self._move(entries[0], Event.REFUSED)
             self._refused[entries[0]] = None
             self._release(command)
@@ -268,7 +279,13 @@ class Registry(Generic[S]):
                 self._move(entry, Event.HELD)
                 if not entry.subscribers:
                     self._look(entry)
-            self._halve(command.verb, command.names[command.answered :], command.suspects + command.deferred)
+            names = command.names[command.answered :]
+            if self._guilty < DENSE:
+                self._halve(command.verb, names, command.suspects + command.deferred)
+            else:
+                middle = len(names) // 2
+                self._probes += (Command(command.verb, names[:middle]), Command(command.verb, names[middle:]))
+                self._release(command)
         if not command.verb.joins:  # whoever came while the names were leaving finds them joined
             self._late.extend((entry, subscriber) for entry in entries for subscriber in entry.subscribers)
         return command, told
@@ -292,9 +309,10 @@ class Registry(Generic[S]):
 
     def _due(self, entry: Entry[S]) -> Verb | None:
         """Return the command that brings the server nearer to what is wanted, if one may be sent."""
-        if entry.state is State.ABSENT and entry.subscribers:
+        wanted = entry.subscribers and not self._draining
+        if entry.state is State.ABSENT and wanted:
             return JOIN[entry.kind]
-        if entry.state is State.JOINED and not entry.subscribers:
+        if entry.state is State.JOINED and not wanted:
             return LEAVE[entry.kind]
         return None
 
@@ -302,7 +320,7 @@ class Registry(Generic[S]):
         """Note an entry that is due, or drop one that nobody needs any more."""
         if self._due(entry) is not None:
             self._dirty[entry] = None
-        elif not entry.subscribers and entry.state in (State.ABSENT, State.REFUSED):
+        elif entry.state in (State.ABSENT, State.REFUSED) and (self._draining or not entry.subscribers):
             self._tables[entry.kind].pop(entry.name, None)
             self._dirty.pop(entry, None)
             self._refused.pop(entry, None)
@@ -326,12 +344,15 @@ class Registry(Generic[S]):
         """Ask for one half of refused `names` alone. The other half, and what is deferred, wait for the answer.
 
         So one forbidden name among n costs log2(n) + 2 commands: the good halves are asked for together at the end.
+        Where many are forbidden (DENSE), both halves are asked for at once, which then costs less.
         """
         middle = (len(names) + 1) // 2
         self._probes.append(Command(verb, names[:middle], suspects=names[middle:], deferred=deferred))
 
     def _narrow(self, command: Command) -> None:
         """Go on after a command that went well: if it was half of a refused batch, the culprit is in the other."""
+        if len(command.names) > BATCH // DENSE:
+            self._guilty = 0
         if command.suspects:
             self._halve(command.verb, command.suspects, command.deferred)
         elif command.deferred:

@@ -1,4 +1,4 @@
-"""What the wire tells one subscription: counted, and handed to its callbacks one by one and in order.
+"""What the wire tells one subscription: counted, and handed to its consumer one by one and in order.
 
 Never blocks its caller, never raises.
 """
@@ -7,36 +7,41 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, NoReturn, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Protocol
 
-from .._core.backlog import Backlog, Signal
-from ..errors import ConnectionLost, SlowConsumer, SubscriptionRefused
+from .._core.backlog import Backlog, Overflow, Signal
+from ..errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
 from ..stats import Counters
-from ..typing import OnActivation, OnDisconnect, OnError, OnMessage
+from ..typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from .pulse import Pulse
-from .tasks import Tasks, running_task
+from .reporter import Report, Reporter
+from .tasks import Tasks, is_cancelled, running_task
 
-logger = logging.getLogger("redismpx")
+_NOTHING = object()
 
-LOG_INTERVAL = 10.0  # seconds between two records of the same kind of failure of one subscription
+TURN = 0.001  # seconds that a consumer may go on without letting the loop do other things
 
 
-class Callbacks(NamedTuple):
-    """What a subscription was given to call."""
+class Consumer(NamedTuple):
+    """What a subscription was given to consume its events with. Without `on_message` it is read."""
 
-    on_message: OnMessage
+    on_message: OnMessage[Any] | None = None
     on_disconnect: OnDisconnect | None = None
     on_activation: OnActivation | None = None
     on_error: OnError | None = None
+    decode: Decode[Any] | None = None
+    max_pending: int = 10_000
+    overflow: Overflow = Overflow.DROP_OLDEST
+    is_own: bool = False  # on_message and on_disconnect are the library's: nothing that on_error does may hold them up
 
 
-class _Report(NamedTuple):
-    """What on_error returned, and is to be awaited: a failure of it is logged, and not reported for ever."""
+class Owner(Protocol):
+    """What an inbox needs of its subscription."""
 
-    awaitable: Awaitable[object]
+    def close(self) -> None:
+        """Close the subscription."""
 
 
 class Host(Protocol):
@@ -47,25 +52,29 @@ class Host(Protocol):
 
 
 class Inbox:
-    """The callbacks of one subscription, and what waits for them.
+    """The events of one subscription, on their way to its consumer.
 
     A callback that returns nothing is done when it returns: events go straight to it. What a callback returns and can
-    be awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. So an idle
-    subscription has neither.
+    be awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. Messages that
+    are to be read wait there until somebody does. So an idle subscription has neither worker nor backlog.
     """
 
-    __slots__ = ("_backlog", "_callbacks", "_host", "_label", "_logged", "_max_pending", "_on_message", "_worker",
-                 "active", "closed", "dropped", "moved", "refusals")  # fmt: skip
+    __slots__ = ("_backlog", "_consumer", "_decode", "_host", "_label", "_on_message", "_owner", "_reader", "_reporter",
+                 "_reporting", "_turn", "_worker", "active", "closed", "dropped", "moved", "refusals")  # fmt: skip
 
-    def __init__(self, callbacks: Callbacks, label: str, max_pending: int, host: Host) -> None:
-        self._callbacks = callbacks
-        self._on_message = callbacks.on_message
+    def __init__(self, consumer: Consumer, label: str, owner: Owner, host: Host) -> None:
+        self._consumer = consumer
+        self._on_message = consumer.on_message
+        self._decode = consumer.decode
         self._label = label
-        self._max_pending = max_pending
+        self._owner = owner
         self._host = host
+        self._reporter = Reporter(consumer.on_error, label)
         self._backlog: Backlog | None = None
         self._worker: asyncio.Task[object] | None = None
-        self._logged: dict[type[BaseException], tuple[float, int]] | None = None
+        self._reporting: asyncio.Task[object] | None = None  # awaits on_error beside the queue
+        self._reader: asyncio.Future[None] | None = None  # resolves when there may be something to read
+        self._turn = 0.0  # when the consumer last let the loop do other things, by its clock
         self.closed: bool = False
         self.dropped: int = 0
         self.active: int = 0
@@ -73,29 +82,39 @@ class Inbox:
         self.refusals: dict[bytes, SubscriptionRefused] = {}
         """The names that the server refuses, and how it said so."""
         self.moved: Pulse = Pulse()
-        """Fires when any of this changed."""
+        """Fires when any of this changed, and when nothing waits any more."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether messages are read, rather than handed to a callback."""
+        return self._on_message is None
 
     @property
     def pending(self) -> int:
         """Messages waiting."""
         return 0 if self._backlog is None else len(self._backlog)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits, and no callback is being awaited."""
+        return self._backlog is None
+
     # --- events; what the registry's subscribers are asked for
 
     def deliver(self, channel: bytes, data: bytes) -> None:
         """Hand over a message."""
         backlog = self._backlog
-        if backlog is not None:
-            dropped = backlog.message(channel, data)
-            if dropped:
-                self._overflow(backlog, dropped)
-            return
-        try:
-            result = self._on_message(channel, data)
-        except BaseException as error:  # noqa: BLE001, users' code
-            result = self._failed(error, "on_message")
-        if result is not None:
-            self._await(result)
+        if backlog is None:
+            if self._on_message is not None:
+                result = self._hand_over(channel, data)
+                if result is not None:
+                    self._await(result)
+                return
+            backlog = self._backlog = self._new_backlog()
+        dropped = backlog.message(channel, data)
+        if dropped:
+            self._overflow(backlog, dropped)
+        self._wake_reader()
 
     def activate(self, name: bytes) -> None:
         """Tell that a name is active."""
@@ -116,26 +135,83 @@ class Inbox:
         """Tell that the server refused a name."""
         self.refusals[error.name] = error
         self.moved.fire()
-        self._signal(Signal.ERROR, error, frozenset((error.name,)))
+        if self._consumer.is_own:
+            self._tell_beside(error)
+        else:
+            self._signal(Signal.ERROR, error, frozenset((error.name,)))
 
-    def forget(self, name: bytes, was_active: bool, last: bool) -> None:
-        """Take back all that waits for callbacks about a name that is wanted no more, and was the `last` or not."""
-        self.active -= was_active
-        self.refusals.pop(name, None)
+    def forget(self, names: frozenset[bytes], were_active: int, rest: bool) -> None:
+        """Drop all that waits about names that are wanted no more; tell whether there is a rest of others."""
+        self.active -= were_active
+        for name in names & self.refusals.keys():
+            del self.refusals[name]
         self.moved.fire()
-        self._discard(None if last else frozenset((name,)))
+        self._discard(names if rest else None)
 
     def close(self) -> None:
-        """Forget what waits, call nothing more, and cancel the callback that is being awaited, unless it calls this."""
+        """Drop what waits, call nothing more, and cancel the callback that is being awaited, unless it calls this."""
         self.closed = True
         self.moved.fire()
         self._discard(None)
-        if self._worker is not None and self._worker is not running_task():
-            self._worker.cancel()
+        self._wake_reader()
+        for task in (self._worker, self._reporting):
+            if task is not None and task is not running_task() and not task.get_loop().is_closed():
+                task.cancel()
 
-    def _discard(self, names: frozenset[bytes] | None) -> None:
-        if self._backlog is not None:
-            self._backlog.discard(names)
+    # --- reading
+
+    async def read(self) -> tuple[bytes, Any]:
+        """Wait for the next message; return its channel and its payload, decoded.
+
+        Raises `RuntimeError` if somebody else is reading, and `EOFError` when closed. Cancelled, it has taken nothing.
+        """
+        self._check_reader()
+        loop = asyncio.get_running_loop()
+        if self._backlog is not None and loop.time() - self._turn > TURN:
+            self._reader = loop.create_future()
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self._reader = None
+            self._turn = loop.time()
+        while (message := self.read_nowait()) is None:
+            if self.closed:
+                raise EOFError
+            self._reader = loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+            self._turn = loop.time()
+        return message
+
+    def read_nowait(self) -> tuple[bytes, Any] | None:
+        """Return the next message, if one waits and nothing is ahead of it; raise `RuntimeError` as read() does."""
+        self._check_reader()
+        while self._backlog is not None and self._worker is None:
+            message = self._backlog.pop_message()
+            if message is None:
+                break  # a signal is ahead, and its turn comes at the end of this tick
+            if self._backlog.signal_is_next:
+                asyncio.get_running_loop().call_soon(self._go_on)
+            elif not self._backlog:
+                self._rest()
+            channel, data = message
+            if self._decode is None:
+                return channel, data
+            try:
+                return channel, self._decode(data)
+            except Exception as error:  # noqa: BLE001, users' code
+                self._await(self._undecodable(channel, data, error))
+        return None
+
+    def _check_reader(self) -> None:
+        if self._reader is not None:
+            raise RuntimeError("another task is reading this subscription; it has one reader at a time")
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     # --- calling
 
@@ -147,66 +223,126 @@ class Inbox:
         if result is not None:
             self._await(result)
 
-    def _call(self, first: bytes | Signal, second: Any) -> object:
-        """Call the callback of one event; return what is to be awaited, if anything."""
-        callbacks = self._callbacks
-        callback: Callable[[Any], object] | None
-        name = "on_message"
+    def _hand_over(self, channel: bytes, data: Any) -> object:
+        """Call on_message; return what is to be awaited, if anything."""
+        decode = self._decode
+        if decode is not None:
+            try:
+                data = decode(data)
+            except Exception as error:  # noqa: BLE001, users' code
+                return self._undecodable(channel, data, error)
         try:
-            if isinstance(first, bytes):
-                return callbacks.on_message(first, second)
-            if first is Signal.ERROR:
-                return self._tell(second)
-            if first is Signal.ACTIVATION:
-                name, callback = "on_activation", callbacks.on_activation
-            else:
-                name, callback = "on_disconnect", callbacks.on_disconnect
-            return None if callback is None else callback(second)
+            return self._on_message(channel, data)  # type: ignore[misc]
         except BaseException as error:  # noqa: BLE001, users' code
-            return self._failed(error, name)
+            return self._reporter.failed(error, "on_message", self.closed)
 
-    def _next(self) -> object:
-        """Hand over what waits, up to the first that is to be awaited; return that."""
-        while self._backlog is not None and (event := self._backlog.pop()) is not None:
-            result = self._call(*event)
-            if _is_pending(result):
-                return result
-        return None
+    def _call(self, signal: Signal, argument: Any) -> object:
+        """Call the callback of a signal; return what is to be awaited, if anything."""
+        if signal is Signal.ERROR:
+            return self._reporter.tell(argument)
+        callback: Callable[[Any], object] | None
+        if signal is Signal.ACTIVATION:
+            name, callback = "on_activation", self._consumer.on_activation
+        else:
+            name, callback = "on_disconnect", self._consumer.on_disconnect
+        if callback is None:
+            return None
+        try:
+            return callback(argument)
+        except BaseException as error:  # noqa: BLE001, users' code
+            return self._reporter.failed(error, name, self.closed)
+
+    def _step(self) -> object:
+        """Hand over one event that waits; return what is to be awaited, if anything, or _NOTHING if none is due."""
+        if self._backlog is None:
+            return _NOTHING
+        signal = self._backlog.pop_signal()
+        if signal is not None:
+            result = self._call(*signal)
+        elif self._on_message is not None and (message := self._backlog.pop_message()) is not None:
+            result = self._hand_over(*message)
+        else:
+            return _NOTHING
+        return result if _is_pending(result) else None
 
     def _await(self, result: object) -> None:
-        """Let the worker await what a callback returned."""
-        if not _is_pending(result):
-            return
-        worker = self._host.tasks.start(self._work(result), f"redismpx {self._label}")
-        if sys.version_info < (3, 12):  # where it has not begun yet, and may be cancelled before it does
-            worker.add_done_callback(lambda _: _close_unbegun(result))
+        """Let the worker await what a callback returned, if that is to be awaited."""
+        if _is_pending(result):
+            self._begin(result)
+
+    def _go_on(self) -> None:
+        """Let the worker hand over what waits, if it does not do so already."""
+        if self._worker is None and self._backlog is not None:
+            self._begin(None)
+
+    def _begin(self, result: object) -> None:
+        worker = self._start(self._work(result), result)
         if not worker.done() and not self.closed:
             self._worker = worker
-            self._backlog = Backlog(self._max_pending)
+            if self._backlog is None:
+                self._backlog = self._new_backlog()
 
     async def _work(self, result: object) -> None:
+        loop = asyncio.get_running_loop()
+        turn_ends = loop.time() + TURN
         try:
-            while result is not None:
-                result = await self._settle(result) or self._next()
+            while result is not _NOTHING:
+                if result is not None:
+                    result = await self._settle(result)
+                    continue
+                if loop.time() > turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = loop.time() + TURN
+                result = self._step()
         finally:
-            self._drop(self.pending)  # none, unless the worker was cancelled
-            self._backlog = None
             self._worker = None
+            if self.closed:
+                self._discard(None)
+            elif self._backlog and (not self.is_read or self._backlog.signal_is_next):
+                loop.call_soon(self._go_on)  # it was cancelled; another one goes on
+            else:
+                self._rest()
 
     async def _settle(self, result: Any) -> object:
         """Await what a callback returned; return what on_error returned for its failure, if that is to be awaited."""
-        is_report = isinstance(result, _Report)
+        is_report = isinstance(result, Report)
+        task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
         try:
             await (result.awaitable if is_report else result)
         except BaseException as error:
-            if _is_cancelled(error):
+            if is_cancelled(error, before) or running_task() is not task:  # or it is collected with its loop
                 raise
             if not is_report:
-                return self._failed(error, "a callback")
-            self._log(error, "on_error")
+                return self._reporter.failed(error, "a callback", self.closed)
+            self._reporter.log(error, "on_error")
         return None
 
-    # --- what went wrong
+    def _start(self, coroutine: Coroutine[object, object, object], result: object) -> asyncio.Task[object]:
+        task = self._host.tasks.start(coroutine, f"redismpx {self._label}")
+        if sys.version_info < (3, 12):  # where it has not begun yet, and may be cancelled before it does
+            task.add_done_callback(lambda _: _close_unbegun(result))
+        return task
+
+    # --- what waits
+
+    def _new_backlog(self) -> Backlog:
+        return Backlog(self._consumer.max_pending, self._consumer.overflow)
+
+    def _rest(self) -> None:
+        """End a burst: either nothing waits any more, or what waits is to be read."""
+        if self._backlog:
+            self._wake_reader()
+        else:
+            self._backlog = None
+            self.moved.fire()
+
+    def _discard(self, names: frozenset[bytes] | None) -> None:
+        if self._backlog is not None:
+            self._drop(self._backlog.discard(names))
+            if self._worker is None:
+                self._rest()
 
     def _drop(self, count: int) -> None:
         self.dropped += count
@@ -214,75 +350,38 @@ class Inbox:
 
     def _overflow(self, backlog: Backlog, dropped: int) -> None:
         self._drop(dropped)
-        if not backlog.overflowing:
-            backlog.overflowing = True
-            # At once, past the queue: a consumer that is stuck would never come to hear of it.
-            reporting = self._tell(SlowConsumer(self.dropped, len(backlog)))
-            if reporting is not None:
-                self._host.tasks.start(self._settle(reporting), f"redismpx on_error of {self._label}")
-
-    def _failed(self, error: BaseException, callback: str) -> _Report | None:
-        """Report what a callback raised; return what is to be awaited, if anything."""
-        self._log(error, callback)
-        if isinstance(error, (SystemExit, KeyboardInterrupt)):
-            # Out of the loop, as it was meant, but not through the middle of a fan-out.
-            asyncio.get_running_loop().call_soon(_raise, error)
-        return self._report(error)
-
-    def _tell(self, error: Exception) -> _Report | None:
-        """Report what happened to the subscription; to the log, if there is nobody else to tell."""
-        if self._callbacks.on_error is None:
-            self._log(error)
-        return self._report(error)
-
-    def _report(self, error: Any) -> _Report | None:
-        """Call on_error; return what is to be awaited, if anything. A failure of on_error itself is only logged."""
-        on_error = self._callbacks.on_error
-        if on_error is None or self.closed:
-            return None
-        try:
-            result = on_error(error)
-        except BaseException as failure:  # noqa: BLE001, users' code
-            self._log(failure, "on_error")
-            return None
-        return _Report(result) if inspect.isawaitable(result) else None
-
-    def _log(self, error: BaseException, callback: str | None = None) -> None:
-        """Log an error, with its traceback if a callback raised it.
-
-        At most once in LOG_INTERVAL for each type, with a count of the others.
-        """
-        now = asyncio.get_running_loop().time()
-        if self._logged is None:
-            self._logged = {}
-        next_time, suppressed = self._logged.get(type(error), (now, 0))
-        if now < next_time:
-            self._logged[type(error)] = (next_time, suppressed + 1)
+        is_latest = self._consumer.overflow is Overflow.LATEST
+        if backlog.overflowing or (is_latest and self._reader is not None):  # who waits is not slow, and runs soon
             return
-        self._logged[type(error)] = (now + LOG_INTERVAL, 0)
-        more = f" ({suppressed} more since the last record)" if suppressed else ""
-        if callback is None:
-            logger.warning("%s: %s%s", self._label, error, more)
-        else:
-            logger.error("%s of %s raised %s%s", callback, self._label, type(error).__name__, more, exc_info=error)
+        backlog.overflowing = True
+        # At once, beside the queue: a consumer that is stuck would never come to hear of it.
+        self._tell_beside(SlowConsumer(self.dropped, len(backlog)))
+        if self._consumer.overflow is Overflow.CLOSE:
+            self._owner.close()
+
+    def _undecodable(self, channel: bytes, data: bytes, cause: Exception) -> Report | None:
+        """Report a payload that cannot be decoded; return what is to be awaited, if anything."""
+        self._drop(1)
+        error = DecodeError(channel, data)
+        error.__cause__ = cause
+        return self._reporter.tell(error)
+
+    def _tell_beside(self, error: Exception) -> None:
+        """Report beside the queue. While on_error is busy with an earlier such report, the log has to do."""
+        if self._reporting is not None and not self._reporting.done():
+            self._reporter.log(error)
+            return
+        report = self._reporter.tell(error)
+        if report is not None:
+            self._reporting = self._start(self._settle(report), report)
 
 
 def _is_pending(result: object) -> bool:
-    return result is not None and (isinstance(result, _Report) or inspect.isawaitable(result))
+    return result is not None and (isinstance(result, Report) or inspect.isawaitable(result))
 
 
 def _close_unbegun(result: object) -> None:
     """Spare a coroutine that will never run the warning that it was never awaited."""
-    coroutine = result.awaitable if isinstance(result, _Report) else result
+    coroutine = result.awaitable if isinstance(result, Report) else result
     if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
         coroutine.close()
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether `error` ends the running task, rather than being something that a callback raised by itself."""
-    task = running_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error

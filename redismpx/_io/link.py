@@ -27,8 +27,11 @@ READ_SIZE = 64 * 1024
 SLICE_SIZE = 16 * 1024  # hiredis moves what is left in its buffer at every reply: less in it, less to move
 DOUBT = 0.1  # seconds between the end of a ping's time and the verdict; see Link._watch
 
-Receive = Callable[[Callable[[], object]], int]
-"""Takes replies out of a parser's `gets` until it has none left; returns how many there were."""
+TURN = 0.001  # seconds that replies are handed on before the loop may do other things
+
+Receive = Callable[[Callable[[], object], float], tuple[int, bool]]
+"""Takes replies out of a parser's `gets`, until it has none left or the loop's clock shows the time given; returns how
+many there were, and whether none is left."""
 
 
 class Phase(enum.Enum):
@@ -55,7 +58,7 @@ class Link(asyncio.BufferedProtocol):
         self,
         connection: AbstractConnection,
         receive: Receive,
-        owes_answer: Callable[[], bool],
+        oldest_in_flight: Callable[[], object],
         send_ping: Callable[[], None],
         ping_interval: float | None,
         ping_timeout: float,
@@ -63,7 +66,8 @@ class Link(asyncio.BufferedProtocol):
     ) -> None:
         self._connection = connection
         self._receive = receive
-        self._owes_answer = owes_answer
+        self._oldest_in_flight = oldest_in_flight
+        self._owed: tuple[object, float] = (None, 0.0)  # the oldest command without an answer, and since when
         self._send_ping = send_ping
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
@@ -74,6 +78,8 @@ class Link(asyncio.BufferedProtocol):
         self._parser = new_parser()
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
+        self._start = self._end = 0  # what was read into the buffer and not parsed yet
+        self._resuming: asyncio.Handle | None = None  # while reading pauses, because a turn was over
         self._heard = self._loop.time()  # when the last complete reply came
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -92,9 +98,11 @@ class Link(asyncio.BufferedProtocol):
             transport.set_protocol(self)
             transport.resume_reading()
             if reader._buffer:
-                self._take(reader._buffer, len(reader._buffer))
-            if reader.at_eof():
-                self._lose("the server closed the connection")
+                self._parser.feed(bytes(reader._buffer))
+                self._take()
+            if transport.is_closing() or reader.at_eof():  # since the handshake
+                cause = reader.exception()
+                self._lose("the server closed the connection" if cause is None else str(cause) or repr(cause), cause)
         if self.phase is Phase.LIVE:
             self._watch_in(self._ping_interval)
 
@@ -126,7 +134,8 @@ class Link(asyncio.BufferedProtocol):
         return self._view  # not the bytearray: asyncio's TLS fills slices of it, and a slice of that would be a copy
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._take(self._buffer, nbytes)
+        self._start, self._end = 0, nbytes
+        self._take()
 
     def eof_received(self) -> None:
         self._lose("the server closed the connection")
@@ -134,15 +143,34 @@ class Link(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose("the server closed the connection" if exc is None else str(exc) or repr(exc), exc)
 
-    def _take(self, data: bytearray, size: int) -> None:
+    def _take(self) -> None:
+        """Parse and hand on what was read, for one turn; pause reading and go on in the next tick if more is left."""
         parser = self._parser
+        turn_ends = self._loop.time() + TURN
         try:
-            for start in range(0, size, SLICE_SIZE):
-                parser.feed(data, start, min(SLICE_SIZE, size - start))  # type: ignore[arg-type]
-                if self._receive(parser.gets):
+            while True:
+                heard, is_empty = self._receive(parser.gets, turn_ends)
+                if heard:
                     self._hear()
+                if not is_empty:
+                    break
+                if self._start == self._end:
+                    self._resume()
+                    return
+                size = min(SLICE_SIZE, self._end - self._start)
+                parser.feed(self._buffer, self._start, size)  # type: ignore[arg-type]
+                self._start += size
         except Exception as error:  # noqa: BLE001, the parsers raise anything on garbage; all of it means the same
             self._lose(f"protocol error: {error}", error)
+        if self.phase is not Phase.LOST and self._transport is not None:
+            if self._resuming is None:
+                self._transport.pause_reading()
+            self._resuming = self._loop.call_soon(self._take)
+
+    def _resume(self) -> None:
+        if self._resuming is not None and self._transport is not None:
+            self._resuming = None
+            self._transport.resume_reading()
 
     async def _poll(self) -> None:
         """Read replies one by one through redis-py."""
@@ -160,10 +188,17 @@ class Link(asyncio.BufferedProtocol):
                     replies.append(await read())
                 except ResponseError as error:
                     replies.append(error)
-                self._receive(lambda: replies.popleft() if replies else NOT_ENOUGH)
+                is_empty = False
+                while not is_empty:
+                    await asyncio.sleep(0)
+                    _, is_empty = self._receive(
+                        lambda: replies.popleft() if replies else NOT_ENOUGH, self._loop.time() + TURN
+                    )
                 self._hear()
         except Exception as error:  # noqa: BLE001, as in _take
             self._lose(str(error) or repr(error), error)
+        finally:
+            self._lose("reading was cancelled")
 
     # --- the end
 
@@ -177,13 +212,21 @@ class Link(asyncio.BufferedProtocol):
     def _watch(self) -> None:
         """Ping when nothing was heard for ping_interval, or an answer is owed; give up when a ping brings nothing.
 
-        The verdict waits for DOUBT after the ping's time is over: when this process itself stood still, timers may run
+        An answer that stays away, though other things come, ends the link after the time of an interval and a ping. The
+        verdict waits for DOUBT after the ping's time is over: when this process itself stood still, timers may run
         before the socket is read, and what it holds is read in between.
         """
         assert self._ping_interval is not None
         if self.phase is Phase.LIVE:
-            silent = self._loop.time() - self._heard
-            if silent < self._ping_interval and not self._owes_answer():
+            now = self._loop.time()
+            silent = now - self._heard
+            oldest = self._oldest_in_flight()
+            owed, since = self._owed
+            if oldest is not owed:
+                self._owed = (oldest, now)
+            if oldest is not None and oldest is owed and now - since >= self._ping_interval + self._ping_timeout:
+                self._lose("no answer to a command")
+            elif silent < self._ping_interval and (oldest is None or oldest is owed):
                 self._watch_in(self._ping_interval - silent)
             else:
                 self._move(Phase.PINGED)
@@ -211,6 +254,8 @@ class Link(asyncio.BufferedProtocol):
             return
         self._move(Phase.LOST)
         self._watch_in(None)
+        if self._resuming is not None:
+            self._resuming.cancel()
         if self._task is not None:
             self._task.cancel()
         if self._transport is not None:

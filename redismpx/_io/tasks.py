@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Coroutine
+from contextvars import Context
 
 logger = logging.getLogger("redismpx")
 
@@ -17,25 +18,41 @@ class Tasks:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
+        self._beginning = 0  # tasks whose first step runs right now, inside start()
 
-    def start(self, coroutine: Coroutine[object, object, object], name: str) -> asyncio.Task[object]:
-        """Run `coroutine` in a task; where Python can (3.12), its first step runs before this returns."""
+    def start(
+        self, coroutine: Coroutine[object, object, object], name: str, context: Context | None = None
+    ) -> asyncio.Task[object]:
+        """Run `coroutine` in a task, in a copy of the present context or in the one given.
+
+        Where Python can (3.12), its first step runs before this returns.
+        """
         loop = asyncio.get_running_loop()
         task: asyncio.Task[object]
         if sys.version_info >= (3, 12):
-            task = asyncio.Task(coroutine, loop=loop, name=name, eager_start=True)
+            self._beginning += 1
+            try:
+                task = asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
+            finally:
+                self._beginning -= 1
             if task.done():
                 return task
         else:
-            task = asyncio.Task(coroutine, loop=loop, name=name)
+            task = asyncio.Task(coroutine, loop=loop, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
+    @property
+    def are_running(self) -> bool:
+        """Whether one of them calls this."""
+        return self._beginning > 0 or running_task() in self._tasks
+
     def cancel(self) -> None:
-        """Cancel all tasks but the one that calls."""
+        """Cancel all tasks but the one that calls, once each."""
         for task in self._others():
-            task.cancel()
+            if not task.cancelling():
+                task.cancel()
 
     async def ended(self) -> None:
         """Wait until all tasks but the one that calls have ended, for END_TIMEOUT at most."""
@@ -57,3 +74,12 @@ def running_task() -> asyncio.Task[object] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+def is_cancelled(error: BaseException, before: int = 0) -> bool:
+    """Whether `error` ends the running task, rather than being something that was raised in it by itself.
+
+    `before` is how often the task had been cancelled, by its own count, when that began.
+    """
+    task = running_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > before

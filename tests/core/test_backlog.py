@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redismpx._core.backlog import Backlog, Signal
+from redismpx._core.backlog import Backlog, Overflow, Signal
 
 NAMES = [b"a", b"b"]
 BOUND = 3
@@ -24,9 +24,11 @@ actions = st.lists(
 
 
 @settings(max_examples=500, deadline=None)
-@given(actions)
-def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(script: list[tuple[str, bytes | None]]) -> None:
-    backlog = Backlog(BOUND)
+@given(actions, st.sampled_from(Overflow))
+def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(
+    script: list[tuple[str, bytes | None]], overflow: Overflow
+) -> None:
+    backlog = Backlog(BOUND, overflow)
     server: set[bytes] = set()  # active, as the wire has it
     seen: set[bytes] = set()  # active, as the callbacks were told
     received = delivered = dropped = forgotten = 0
@@ -35,7 +37,7 @@ def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(script: list[t
 
     def take() -> bool:
         nonlocal delivered
-        event = backlog.pop()
+        event = backlog.pop_message() or backlog.pop_signal()
         if event is None:
             return False
         first, second = event
@@ -85,7 +87,7 @@ def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(script: list[t
 
 
 def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnects() -> None:
-    backlog = Backlog(BOUND)
+    backlog = Backlog(BOUND, Overflow.DROP_OLDEST)
     for _ in range(1000):
         for name in NAMES:
             backlog.signal(Signal.ACTIVATION, name, frozenset({name}))

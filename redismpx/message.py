@@ -1,0 +1,20 @@
+"""What a subscription that is read hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic
+
+from .typing import T
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Generic[T]):
+    """One message."""
+
+    channel: bytes
+    """The channel that it was published to."""
+    data: T = field(repr=False)
+    """The payload: bytes, or what `decode` made of them. Not shown in the `repr`."""
+    pattern: bytes | None = None
+    """The pattern by which it was subscribed; None for a channel subscription."""

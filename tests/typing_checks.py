@@ -1,0 +1,52 @@
+"""What type checkers infer. Checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, assert_type
+
+from redismpx import ChannelSubscription, Message, Multiplexer, Overflow, PatternSubscription, Promise
+
+
+class Order:
+    """A payload type."""
+
+    @classmethod
+    def parse(cls, data: bytes) -> Order:
+        return cls()
+
+
+def take_bytes(channel: bytes, data: bytes) -> None: ...
+def take_order(channel: bytes, data: Order) -> None: ...
+async def take_order_later(channel: bytes, data: Order) -> None: ...
+
+
+async def inferred(mpx: Multiplexer) -> None:
+    plain = mpx.new_channel_subscription()
+    assert_type(plain, ChannelSubscription[bytes])
+    assert_type(await plain.get(), Message[bytes])
+    assert_type(mpx.new_channel_subscription(take_bytes), ChannelSubscription[bytes])
+
+    orders = mpx.new_channel_subscription(decode=Order.parse)
+    assert_type(orders, ChannelSubscription[Order])
+    assert_type((await orders.get(1)).data, Order)
+    assert_type(orders.get_nowait().data, Order)
+    async for message in orders:
+        assert_type(message, Message[Order])
+    assert_type(mpx.new_channel_subscription(take_order, decode=Order.parse), ChannelSubscription[Order])
+    assert_type(mpx.new_channel_subscription(take_order_later, decode=Order.parse), ChannelSubscription[Order])
+
+    text = mpx.new_pattern_subscription("a*", decode=bytes.decode, overflow="latest")
+    assert_type(text, PatternSubscription[str])
+    anything = mpx.new_pattern_subscription(b"a*", decode=json.loads, overflow=Overflow.CLOSE)
+    assert_type(anything, PatternSubscription[Any])
+
+    promise = mpx.new_promise_subscription("p").new_promise("x", 1)
+    assert_type(promise, Promise)
+    assert_type(await promise, bytes)
+
+
+def refused(mpx: Multiplexer) -> None:
+    mpx.new_channel_subscription(take_order)  # type: ignore[arg-type] # pyright: ignore
+    mpx.new_channel_subscription(take_bytes, decode=Order.parse)  # type: ignore[misc] # pyright: ignore
+    mpx.new_pattern_subscription(1)  # type: ignore[call-overload] # pyright: ignore
