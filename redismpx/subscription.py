@@ -22,6 +22,7 @@ class Hub(Host, Protocol):
     @property
     def draining(self) -> bool:
         """Whether nothing new may be wanted any more."""
+        ...
 
     @property
     def outage(self) -> ConnectionLost | None:
