@@ -23,7 +23,7 @@ from .stats import Stats
 from .subscription import MessageSubscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, T
 
-logger = logging.getLogger("redismpx")
+_logger = logging.getLogger("redismpx")
 
 
 class Multiplexer:
@@ -305,7 +305,7 @@ class Multiplexer:
         try:
             await self._drain(timeout)
         except TimeoutError as error:
-            logger.warning("%s", error)
+            _logger.warning("%s", error)
 
     async def _drain(self, timeout: float | None) -> None:
         try:
