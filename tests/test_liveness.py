@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -104,6 +105,9 @@ asyncio.run(main())
         child.stdin.write("\n")
         child.stdin.flush()
         assert child.stdout.readline() == "pinged\n"
+        stat = Path(f"/proc/{child.pid}/stat")
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.001)  # until it waits for its sockets
         child.send_signal(signal.SIGSTOP)
         os.waitpid(child.pid, os.WUNTRACED)
         server.thaw()  # its answer is in the socket long before the deadline
