@@ -237,7 +237,7 @@ MUTANTS = [
     Mutant(
         "P7: the inbox has no bound",
         "_core/backlog.py",
-        "full = len(self._messages) >= self._room",
+        "full = len(self) >= self._room",
         "full = False",
         f"{CALLBACKS} -k inbox_is_bounded",
     ),

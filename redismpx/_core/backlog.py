@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import chain
+from typing import Any
 
 
 class Overflow(enum.Enum):
@@ -34,37 +36,42 @@ Waiting = tuple[int, bytes, bytes]  # a message, with its place in the order of 
 class _Queue:
     """Messages in order; beyond the room there is, the oldest or the newest gives way."""
 
-    __slots__ = ("_drop_newest", "_messages", "_room")
+    __slots__ = ("_drop_newest", "_flat", "_room")
 
     def __init__(self, room: int, drop_newest: bool) -> None:
         self._room = room
         self._drop_newest = drop_newest
-        self._messages: deque[Waiting] = deque()
+        # Place, channel, payload, place, ...: a tuple for each would have the garbage collector walk the whole heap
+        # again and again while many come.
+        self._flat: deque[Any] = deque()
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._flat) // 3
 
     def push(self, message: Waiting) -> int:
         """Add a message; return how many were dropped for it."""
-        full = len(self._messages) >= self._room
+        full = len(self) >= self._room
         if full and self._drop_newest:
             return 1
-        self._messages.append(message)
+        self._flat.extend(message)
         if full:
-            self._messages.popleft()
+            self.take()
         return int(full)
 
     def oldest(self) -> int:
         """Return the place of the oldest message."""
-        return self._messages[0][0]
+        place: int = self._flat[0]
+        return place
 
     def take(self) -> Waiting:
         """Remove and return the oldest message."""
-        return self._messages.popleft()
+        pop = self._flat.popleft
+        return pop(), pop(), pop()
 
     def keep(self, wanted: Callable[[Waiting], bool]) -> None:
         """Remove all but the wanted."""
-        self._messages = deque(filter(wanted, self._messages))
+        items = iter(self._flat)
+        self._flat = deque(chain.from_iterable(filter(wanted, zip(items, items, items, strict=True))))
 
 
 class _Latest:

@@ -1,0 +1,210 @@
+"""A TCP proxy on loopback that stands for the network between a client and its server, in all its moods."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+
+@dataclass
+class Flow:
+    """What happens to the bytes of one direction. Change it at any time; it holds for the next bytes."""
+
+    hole: bool = False
+    """They are swallowed. A connection that lost bytes this way never passes any again, as it would make no sense."""
+    stall: bool = False
+    """They are not read at all, so that the sender's buffers fill; afterwards they go on."""
+    delay: float = 0.0
+    """Seconds that each piece is held back."""
+    chunk: int | None = None
+    """How many bytes go in one piece."""
+    limit: int | None = None
+    """How many bytes of a connection pass before it is cut."""
+    corrupt: Callable[[bytes], bytes] | None = None
+    """What becomes of each piece."""
+
+
+@dataclass(eq=False)
+class Connection:
+    """One client's connection and the proxy's own to the server."""
+
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter
+    heard: float = 0.0
+    passed: dict[int, int] = field(default_factory=dict)
+    holes: set[int] = field(default_factory=set)
+
+    def end(self, *, reset: bool) -> None:
+        for writer in (self.client, self.server):
+            if reset:
+                sock = writer.get_extra_info("socket")
+                with suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort() if reset else writer.close()
+
+
+class Proxy:
+    """Passes connections on to a port of this machine. It runs in a thread, so that no test's loop holds it up."""
+
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+        self.target = target
+        """The port that new connections are passed on to."""
+        self.to_server = Flow()
+        self.to_client = Flow()
+        self.idle_limit: float | None = None
+        """Seconds of silence after which a connection is forgotten, without a word to either side."""
+        self.refusing = False
+        """Whether new connections are reset as soon as they are accepted."""
+        self.accepted: list[float] = []
+        """When each connection came, by the clock of asyncio's loops."""
+        self.port = 0
+        self._tls = tls
+        self._host = host
+        self._loop = asyncio.new_event_loop()
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis{'s' if self._tls else ''}://localhost:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._call(self._open).result(5)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call(self._close).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    def cut(self) -> int:
+        """Close every connection, as a peer does that goes; return how many there were."""
+        return self._end_all(reset=False)
+
+    def reset(self) -> int:
+        """Reset every connection; return how many there were."""
+        return self._end_all(reset=True)
+
+    def heal(self) -> None:
+        """Let everything pass again. What was swallowed stays lost, and its connections dead."""
+        self.to_server = Flow()
+        self.to_client = Flow()
+        self.idle_limit = None
+        self.refusing = False
+
+    def stop_listening(self) -> None:
+        """Refuse new connections, as a port does where nobody listens."""
+
+        async def stop() -> None:
+            assert self._server is not None
+            self._server.close()
+
+        self._call(stop).result(5)
+
+    def listen_again(self) -> None:
+        self._call(self._open).result(5)
+
+    # --- in the thread
+
+    def _call(self, function: Callable[[], Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(function(), self._loop)
+
+    def _end_all(self, *, reset: bool) -> int:
+        async def end() -> int:
+            connections = tuple(self._connections)
+            for connection in connections:
+                connection.end(reset=reset)
+            return len(connections)
+
+        count: int = self._call(end).result(5)
+        return count
+
+    async def _open(self) -> None:
+        self._server = await asyncio.start_server(
+            self._accept, self._host, self.port, ssl=self._tls, ssl_handshake_timeout=5 if self._tls else None
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for connection in tuple(self._connections):
+            connection.end(reset=True)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    async def _accept(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.accepted.append(self._loop.time())
+        connection = Connection(to_client, to_client)
+        try:
+            if self.refusing:
+                connection.end(reset=True)
+                return
+            from_server, connection.server = await asyncio.open_connection("127.0.0.1", self.target)
+            connection.heard = self._loop.time()
+            self._connections.add(connection)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(connection, from_client, connection.server, 0))
+                pumps.create_task(self._pump(connection, from_server, to_client, 1))
+        except (OSError, asyncio.CancelledError, ExceptionGroup):
+            pass
+        finally:
+            self._tasks.discard(task)
+            self._connections.discard(connection)
+            connection.end(reset=False)
+
+    async def _pump(
+        self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int
+    ) -> None:
+        while True:
+            while self._flow(way).stall:
+                await asyncio.sleep(0.002)
+            data = await reader.read(65536)
+            if not data:
+                if connection.holes:  # nobody gets to hear of the end either
+                    await asyncio.Event().wait()
+                raise EOFError
+            now = self._loop.time()
+            if self.idle_limit is not None and now - connection.heard > self.idle_limit:
+                connection.holes |= {0, 1}
+            connection.heard = now
+            while data:
+                flow = self._flow(way)
+                if flow.hole:
+                    connection.holes.add(way)
+                if way in connection.holes:
+                    break
+                piece, data = (data, b"") if flow.chunk is None else (data[: flow.chunk], data[flow.chunk :])
+                if flow.limit is not None:
+                    piece = piece[: max(0, flow.limit - connection.passed.get(way, 0))]
+                if flow.corrupt is not None:
+                    piece = flow.corrupt(piece)
+                if flow.delay:
+                    await asyncio.sleep(flow.delay)
+                elif flow.chunk is not None:
+                    await asyncio.sleep(0)
+                writer.write(piece)
+                await writer.drain()
+                connection.passed[way] = connection.passed.get(way, 0) + len(piece)
+                if flow.limit is not None and connection.passed[way] >= flow.limit:
+                    raise EOFError
+
+    def _flow(self, way: int) -> Flow:
+        return self.to_client if way else self.to_server
