@@ -233,7 +233,7 @@ class Registry(Generic[S]):
             raise Desync(f"a confirmation of {verb.name} {name[:64]!r} that answers no command in flight")
         known = self._tables[verb.kind].get(name)
         if known is None or known.state is not State.JOINED:
-            return ()  # either not ours at all, or the answer to our own command is still to come
+            return ()  # not ours at all; or our own command crossed an unasked one, and one of the two says nothing new
         self._move(known, Event.DROPPED)
         self._look(known)
         return self._tell(known, Standing.WAITING)
