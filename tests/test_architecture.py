@@ -19,7 +19,7 @@ FLOORS = [
     {"typing", "stats", "arguments", "_core.registry"},
     {"message"},
     {"_io.tasks", "_io.pulse", "_io.reporter"},
-    {"_io.inbox", "_io.link"},
+    {"_io.inbox", "_io.link", "_io.dispatch"},
     {"_io.supervisor", "subscription"},
     {"channel", "pattern", "promise"},
     {"multiplexer"},

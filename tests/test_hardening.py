@@ -19,6 +19,7 @@ from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
 from redismpx._core.backlog import Backlog, Overflow, Signal
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
+from redismpx._io import dispatch as dispatch_module
 from redismpx._io import supervisor as supervisor_module
 
 from .checker import Checker
@@ -43,7 +44,7 @@ async def kill_clients(admin: Redis, mpx: Multiplexer) -> None:
 async def test_promises_do_not_wait_for_an_on_error_that_hangs(
     server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "RETRY_REFUSED", 0.05)
+    monkeypatch.setattr(dispatch_module, "RETRY_REFUSED", 0.05)
 
     async def on_error(error: Exception) -> None:
         await asyncio.Event().wait()

@@ -12,7 +12,7 @@ from redis.backoff import ConstantBackoff
 from redismpx import Multiplexer, SubscriptionRefused
 from redismpx._core.registry import BATCH, Registry, Standing
 from redismpx._core.wire import Kind
-from redismpx._io import supervisor as supervisor_module
+from redismpx._io import dispatch as dispatch_module
 
 from .checker import Checker
 from .servers import FakeServer, Server, read_command, settled, shake_hands, until
@@ -87,7 +87,7 @@ async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
 
 
 async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "RETRY_REFUSED", 0.05)
+    monkeypatch.setattr(dispatch_module, "RETRY_REFUSED", 0.05)
     await set_user(admin)
     async with limited(server) as mpx:
         checker = Checker()
@@ -162,7 +162,7 @@ async def test_a_permission_taken_away_refuses_that_name_and_keeps_the_others(se
 
 
 async def test_a_server_that_is_only_busy_is_asked_again_and_not_in_a_hot_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "RETRY_PASSING", 0.1)
+    monkeypatch.setattr(dispatch_module, "RETRY_PASSING", 0.1)
     asked: list[list[bytes]] = []
     busy = True
 

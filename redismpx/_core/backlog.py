@@ -71,7 +71,8 @@ class _Queue:
     def keep(self, wanted: Callable[[Waiting], bool]) -> None:
         """Remove all but the wanted."""
         items = iter(self._flat)
-        self._flat = deque(chain.from_iterable(filter(wanted, zip(items, items, items, strict=True))))
+        messages = zip(items, items, items, strict=True)
+        self._flat = deque(chain.from_iterable(m for m in messages if wanted(m)))
 
 
 class _Latest:

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from .._core.backlog import Backlog, Overflow, Signal
@@ -74,7 +75,7 @@ class Inbox:
         self._worker: asyncio.Task[object] | None = None
         self._reporting: asyncio.Task[object] | None = None  # awaits on_error beside the queue
         self._reader: asyncio.Future[None] | None = None  # resolves when there may be something to read
-        self._turn = 0.0  # when the consumer last let the loop do other things, by its clock
+        self._turn = 0.0  # when the consumer last let the loop do other things
         self.closed: bool = False
         self.dropped: int = 0
         self.active: int = 0
@@ -167,13 +168,13 @@ class Inbox:
         """
         self._check_reader()
         loop = asyncio.get_running_loop()
-        if self._backlog is not None and loop.time() - self._turn > TURN:
+        if self._backlog is not None and monotonic() - self._turn > TURN:
             self._reader = loop.create_future()
             try:
                 await asyncio.sleep(0)
             finally:
                 self._reader = None
-            self._turn = loop.time()
+            self._turn = monotonic()
         while (message := self.read_nowait()) is None:
             if self.closed:
                 raise EOFError
@@ -182,7 +183,7 @@ class Inbox:
                 await self._reader
             finally:
                 self._reader = None
-            self._turn = loop.time()
+            self._turn = monotonic()
         return message
 
     def read_nowait(self) -> tuple[bytes, Any] | None:
@@ -284,15 +285,15 @@ class Inbox:
 
     async def _work(self, result: object) -> None:
         loop = asyncio.get_running_loop()
-        turn_ends = loop.time() + TURN
+        turn_ends = monotonic() + TURN
         try:
             while result is not _NOTHING:
                 if result is not None:
                     result = await self._settle(result)
                     continue
-                if loop.time() > turn_ends:
+                if monotonic() > turn_ends:
                     await asyncio.sleep(0)
-                    turn_ends = loop.time() + TURN
+                    turn_ends = monotonic() + TURN
                 result = self._step()
         finally:
             self._worker = None

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
@@ -146,7 +147,7 @@ class Link(asyncio.BufferedProtocol):
     def _take(self) -> None:
         """Parse and hand on what was read, for one turn; pause reading and go on in the next tick if more is left."""
         parser = self._parser
-        turn_ends = self._loop.time() + TURN
+        turn_ends = monotonic() + TURN
         try:
             while True:
                 heard, is_empty = self._receive(parser.gets, turn_ends)
@@ -192,7 +193,7 @@ class Link(asyncio.BufferedProtocol):
                 while not is_empty:
                     await asyncio.sleep(0)
                     _, is_empty = self._receive(
-                        lambda: replies.popleft() if replies else NOT_ENOUGH, self._loop.time() + TURN
+                        lambda: replies.popleft() if replies else NOT_ENOUGH, monotonic() + TURN
                     )
                 self._hear()
         except Exception as error:  # noqa: BLE001, as in _take

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import math
 import os
 import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import AbstractBackoff
 
-from .._core.registry import Entry, Registry, Standing
-from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Kind, Refusal, read_refusal
-from ..errors import ConnectionLost, MultiplexerIsClosed, SubscriptionRefused
+from .._core.registry import Registry
+from .._core.wire import Kind
+from ..errors import ConnectionLost, MultiplexerIsClosed
 from ..stats import Counters
-from .inbox import Inbox
+from .dispatch import Dispatcher, Subscriber
 from .link import Link, dial
 from .pulse import Pulse
 from .tasks import Tasks, is_cancelled
@@ -29,11 +28,7 @@ logger = logging.getLogger("redismpx")
 
 FALLBACK_DELAY = 5.0  # seconds between attempts when the backoff raises
 STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and the backoff begins anew
-PORTION = 256  # subscribers that get a message before a look at the clock
-LOOK_AFTER = 16  # messages and deliveries before a look at the clock
 WARN_INTERVAL = 60.0  # seconds between two warnings of a connection that comes and goes without ever proving itself
-RETRY_REFUSED = 60.0  # seconds after which refused names are asked for again, so that a later grant heals
-RETRY_PASSING = 1.0  # seconds after which names are asked for again when the server was only busy
 
 
 class Phase(enum.Enum):
@@ -55,16 +50,6 @@ MOVES: dict[Phase, frozenset[Phase]] = {
 }
 
 
-class FanOut(NamedTuple):
-    """One message on its way to more subscribers than there is time for in one turn."""
-
-    entry: Entry[Inbox]
-    subscribers: tuple[Inbox, ...]
-    channel: bytes
-    data: bytes
-    start: int = 0  # those before it have the message
-
-
 class Closable(Protocol):
     """What a supervisor knows of a subscription."""
 
@@ -82,21 +67,20 @@ class Supervisor:
         self._backoff = backoff
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
-        self.registry: Registry[Inbox] = Registry()
+        self.registry: Registry[Subscriber] = Registry()
         self.tasks = Tasks()
         self.counters = Counters()
+        self._dispatcher = Dispatcher(self.registry, self.counters, self._retry_in)
         self.subscriptions: set[Closable] = set()  # all that are open
         self.phase = Phase.IDLE
         self.draining = False
         self.last_error: ConnectionLost | None = None
         self._failures = 0  # dials and connections that failed since the last one that proved stable
-        self._kept_names = False  # whether Redis refused to unsubscribe, which is warned of once
         self._warned = 0.0  # when the last warning was logged, by the loop's clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None  # of all callbacks: an empty one, not that of whoever came first
         self._owner = (0, 0)  # process and thread of the loop
         self._link: Link | None = None
-        self._fan_out: FanOut | None = None
         self._flushing: asyncio.Handle | None = None
         self._retrying: asyncio.TimerHandle | None = None
         self._moved = Pulse()
@@ -111,12 +95,12 @@ class Supervisor:
         """Let go of a subscription that is closed."""
         self.subscriptions.discard(subscription)
 
-    def attach(self, kind: Kind, name: bytes, subscriber: Inbox) -> None:
+    def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None:
         """Want a name for a subscriber."""
         self.registry.attach(kind, name, subscriber)
         self._flush_soon()
 
-    def detach(self, kind: Kind, name: bytes, subscriber: Inbox) -> bool:
+    def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
         """Stop wanting a name for a subscriber; tell whether it was active."""
         was_active = self.registry.detach(kind, name, subscriber)
         self._flush_soon()
@@ -168,12 +152,12 @@ class Supervisor:
             while True:
                 try:
                     lost = await self._live()
-                    self._announce(lost)
+                    self._dispatcher.lose(lost)
                 except Exception as error:  # a fault of this library; never a silent end
                     logger.critical("internal error; reconnecting", exc_info=True)
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
-                    self._announce(lost)
+                    self._dispatcher.lose(lost)
                 if self.phase is Phase.CLOSED:  # by one of those who heard of it
                     return
                 delay = self._failed(lost)
@@ -181,13 +165,6 @@ class Supervisor:
                 await asyncio.sleep(delay)
         finally:
             self.close()
-
-    def _announce(self, lost: ConnectionLost) -> None:
-        """Tell everybody who had something to lose."""
-        if self._fan_out is not None:  # some have its last message; so must all, before they hear of its end
-            self._go_on(math.inf)
-        for subscriber in self.registry.lost():
-            subscriber.disconnect(lost)
 
     async def _live(self) -> ConnectionLost:
         """Live through one link, from the dial to its end; return why it ended."""
@@ -287,114 +264,13 @@ class Supervisor:
     # --- in: replies to events
 
     def _receive(self, gets: Callable[[], object], turn_ends: float) -> tuple[int, bool]:
-        """Take complete replies, for one turn, and hand each to whom it concerns."""
-        assert self._loop is not None
-        time = self._loop.time
-        registry = self.registry
-        channels, patterns = registry.channels, registry.patterns
-        messages = others = work = 0
-        is_empty = False
-        try:
-            while self._fan_out is None or self._go_on(turn_ends):
-                reply = gets()
-                if reply is NOT_ENOUGH:
-                    is_empty = True
-                    break
-                if not isinstance(reply, list):
-                    others += 1
-                    self._answer(reply)
-                    continue
-                if len(reply) == 3 and reply[0] == MESSAGE:
-                    _, channel, data = reply
-                    entry = channels.get(channel)
-                elif len(reply) == 4 and reply[0] == PMESSAGE:
-                    _, pattern, channel, data = reply
-                    entry = patterns.get(pattern)
-                else:
-                    others += 1
-                    self._confirm(reply)
-                    continue
-                messages += 1
-                if entry is None:
-                    continue
-                if type(data) is not bytes:
-                    self.counters.ignored += 1
-                    continue
-                fanout = entry.fanout
-                if fanout is None:
-                    fanout = entry.build_fanout()
-                if len(fanout) > PORTION:
-                    self._fan_out = FanOut(entry, fanout, channel, data)
-                    continue
-                for subscriber in fanout:
-                    # A callback may take anybody away: the tuple stays, the entry tells.
-                    if entry.fanout is fanout or entry.subscribers.get(subscriber) is Standing.ACTIVE:
-                        subscriber.deliver(channel, data)
-                work += 1 + len(fanout)
-                if work >= LOOK_AFTER:
-                    work = 0
-                    if time() > turn_ends:
-                        break
-        finally:
-            self.counters.messages += messages
-        if registry.has_work:
+        """Take complete replies, for one turn; return how many those were, and whether no more are there."""
+        taken = self._dispatcher.receive(gets, turn_ends)
+        if self.registry.has_work:
             self._flush_soon()
         if self.draining:
             self._moved.fire()
-        return messages + others, is_empty
-
-    def _go_on(self, turn_ends: float) -> bool:
-        """Hand one message to many, portion by portion, until all have it or the turn ends; return whether all have."""
-        assert self._loop is not None
-        assert self._fan_out is not None
-        entry, fanout, channel, data, start = self._fan_out
-        while start < len(fanout):
-            for subscriber in fanout[start : start + PORTION]:
-                if entry.fanout is fanout or entry.subscribers.get(subscriber) is Standing.ACTIVE:
-                    subscriber.deliver(channel, data)
-            start += PORTION
-            if self._loop.time() > turn_ends:
-                self._fan_out = FanOut(entry, fanout, channel, data, start)
-                return False
-        self._fan_out = None
-        return True
-
-    def _confirm(self, reply: list[object]) -> None:
-        """Take a confirmation, or the answer to PING on a RESP2 connection with subscriptions."""
-        first = reply[0] if reply else None
-        verb = CONFIRMATIONS.get(first) if isinstance(first, bytes) else None
-        if first == PONG:
-            self.registry.pong()
-        elif verb is None or len(reply) != 3 or not isinstance(reply[1], bytes):
-            self.counters.ignored += 1  # a push of some other kind
-        else:
-            name = reply[1]
-            if verb.joins:
-                for subscriber in self.registry.confirm(verb, name):
-                    subscriber.activate(name)
-            else:
-                names = frozenset({name}) if verb.kind is Kind.CHANNEL else None
-                error = ConnectionLost("the server unsubscribed it", names)
-                for subscriber in self.registry.confirm(verb, name):
-                    subscriber.disconnect(error)
-
-    def _answer(self, reply: object) -> None:
-        """Take a reply that is not a list: the answer to PING, or the refusal of a command."""
-        if not isinstance(reply, Exception):
-            self.registry.pong()
-            return
-        meaning, text = read_refusal(reply)
-        if meaning is Refusal.FATAL or not self.registry.in_flight:
-            raise reply
-        passing = meaning is Refusal.PASSING
-        command, told = self.registry.refuse(passing=passing)
-        if command.names:
-            self._retry_in(RETRY_PASSING if passing else RETRY_REFUSED)
-            if not (command.verb.joins or passing or self._kept_names):
-                self._kept_names = True
-                logger.warning("Redis refuses to unsubscribe (%s); what comes for such names is ignored", text)
-        for subscriber in told:
-            subscriber.refuse(SubscriptionRefused(command.verb.kind.value, command.names[0], text))
+        return taken
 
     def _retry_in(self, delay: float) -> None:
         assert self._loop is not None
