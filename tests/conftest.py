@@ -17,14 +17,18 @@ from .servers import Server, find_binary
 FLAVOURS = ("valkey", "redis")
 
 
-def new_eager_loop() -> asyncio.AbstractEventLoop:
+def eager(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     """A loop whose tasks begin at once; from Python 3.12 on there are such."""
-    loop = asyncio.new_event_loop()
     loop.set_task_factory(getattr(asyncio, "eager_task_factory", None))
     return loop
 
 
-LOOPS = {"asyncio": asyncio.new_event_loop, "eager": new_eager_loop, "uvloop": uvloop.new_event_loop}
+LOOPS = {
+    "asyncio": asyncio.new_event_loop,
+    "eager": lambda: eager(asyncio.new_event_loop()),
+    "uvloop": uvloop.new_event_loop,
+    "eager-uvloop": lambda: eager(uvloop.new_event_loop()),
+}
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
