@@ -6,6 +6,7 @@ from .errors import (
     ConnectionLost,
     DecodeError,
     InactiveSubscription,
+    LimitReached,
     MultiplexerIsClosed,
     PromiseInterrupted,
     PromiseTimeout,
@@ -13,6 +14,9 @@ from .errors import (
     SlowConsumer,
     SubscriptionIsClosed,
     SubscriptionRefused,
+    TooManyChannels,
+    TooManyPatterns,
+    TooManyPromises,
 )
 from .message import Message
 from .multiplexer import Multiplexer
@@ -27,6 +31,7 @@ __all__ = [
     "ConnectionLost",
     "DecodeError",
     "InactiveSubscription",
+    "LimitReached",
     "Message",
     "Multiplexer",
     "MultiplexerIsClosed",
@@ -41,4 +46,7 @@ __all__ = [
     "Stats",
     "SubscriptionIsClosed",
     "SubscriptionRefused",
+    "TooManyChannels",
+    "TooManyPatterns",
+    "TooManyPromises",
 ]

@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ._core.backlog import Overflow
 
 _T = TypeVar("_T")
 
 
-def to_bytes(name: str | bytes, what: str) -> bytes:
+class Limits(NamedTuple):
+    """How much may be asked of one multiplexer. None: as much as you like."""
+
+    max_channels: int | None
+    max_patterns: int | None
+    max_promises: int | None
+    max_name_bytes: int | None
+    max_pattern_bytes: int | None
+    max_pattern_stars: int | None
+
+
+def to_bytes(name: str | bytes, what: str, max_bytes: int | None = None) -> bytes:
     """Return the bytes of a name; `str` stands for its UTF-8. `what` names it in the error.
 
-    Raises `TypeError` for anything that is neither, and `ValueError` for text that UTF-8 cannot carry.
+    Raises `TypeError` for anything that is neither, and `ValueError` for text that UTF-8 cannot carry, or that is too
+    long.
     """
+    if isinstance(name, str):
+        name = _encode(name, what)
     if isinstance(name, bytes):
+        if max_bytes is not None and len(name) > max_bytes:
+            raise ValueError(f"{what} of {len(name)} bytes is longer than the {max_bytes} that are allowed")
         return name
-    if not isinstance(name, str):
-        hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
-        raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
+    hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
+    raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
+
+
+def to_pattern(pattern: str | bytes, limits: Limits) -> bytes:
+    """Return the bytes of a glob pattern, as to_bytes() does; raise `ValueError` for one that matches nothing or harms.
+
+    A server's matching is recursive: many stars cost it time, and more than a thousand crashed some (CVE-2022-36021,
+    CVE-2024-31228).
+    """
+    name = to_bytes(pattern, "a pattern", limits.max_pattern_bytes)
+    if not name:
+        raise ValueError("a pattern must not be empty: it would match no channel but the empty one")
+    stars = name.count(b"*")
+    if limits.max_pattern_stars is not None and stars > limits.max_pattern_stars:
+        raise ValueError(f"a pattern with {stars} stars is not for a server to match; max_pattern_stars bounds them")
+    return name
+
+
+def _encode(name: str, what: str) -> bytes:
     try:
         return name.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{what} has a character that UTF-8 cannot carry, at index {error.start}; pass bytes"
         ) from None
+
+
+def check_bound(bound: int | None, what: str) -> int | None:
+    """Return a bound on something, or None; raise `TypeError` or `ValueError` for anything else."""
+    return None if bound is None else check_positive(bound, what)
 
 
 def check_seconds(seconds: float | None, what: str) -> float | None:
@@ -45,13 +83,13 @@ def check_callback(callback: _T, what: str) -> _T:
     return callback
 
 
-def check_max_pending(max_pending: int) -> int:
-    """Return a bound on waiting messages; raise `TypeError` or `ValueError` for anything else."""
-    if isinstance(max_pending, bool) or not isinstance(max_pending, int):
-        raise TypeError(f"max_pending must be an int, not {type(max_pending).__name__}")
-    if max_pending < 1:
-        raise ValueError(f"max_pending must be at least 1, and is {max_pending}")
-    return max_pending
+def check_positive(number: int, what: str) -> int:
+    """Return an int from 1 on; raise `TypeError` or `ValueError` for anything else."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{what} must be an int, not {type(number).__name__}")
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, and is {number}")
+    return number
 
 
 def check_overflow(overflow: Overflow | str) -> Overflow:

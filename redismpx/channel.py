@@ -33,18 +33,21 @@ class ChannelSubscription(MessageSubscription[T]):
         """Want more channels; those that are wanted already are left as they are.
 
         Returns at once, and works offline: `on_activation` is called later with each channel, when Redis has
-        confirmed it. `str` stands for its UTF-8. Raises `TypeError` or `ValueError` for what cannot be a name, before
-        anything is changed; `SubscriptionIsClosed`; `MultiplexerIsClosed` while the multiplexer drains.
+        confirmed it. `str` stands for its UTF-8. Raises `TypeError` or `ValueError` for what cannot be a name, and
+        `TooManyChannels`, before anything is changed; `SubscriptionIsClosed`; `MultiplexerIsClosed` while the
+        multiplexer drains.
         """
         self._check_open()
-        names = [to_bytes(channel, "a channel") for channel in channels]
+        longest = self._hub.limits.max_name_bytes
+        names = dict.fromkeys([to_bytes(channel, "a channel", longest) for channel in channels])
         self._hub.enter()
         if self._hub.draining:
             raise MultiplexerIsClosed
-        for name in names:
-            if name not in self._channels:
-                self._channels.add(name)
-                self._hub.attach(self._kind, name, self._inbox)
+        new = [name for name in names if name not in self._channels]
+        self._hub.admit(self._kind, new)
+        for name in new:
+            self._channels.add(name)
+            self._hub.attach(self._kind, name, self._inbox)
 
     def remove(self, *channels: str | bytes) -> None:
         """Stop wanting channels; those that are not wanted are passed over.

@@ -39,6 +39,29 @@ class InactiveSubscription(RedisMPXError):
         """The pattern that is not active."""
 
 
+class LimitReached(RedisMPXError):
+    """More was asked of a multiplexer than one of its limits allows. Nothing was changed."""
+
+    def __init__(self, limit: str, value: int) -> None:
+        super().__init__(f"{limit}={value} is reached; find out who asks for so many, or raise it")
+        self.limit = limit
+        """The option of the multiplexer that is in the way."""
+        self.value = value
+        """What it is."""
+
+
+class TooManyChannels(LimitReached):
+    """More channels were wanted than `max_channels`."""
+
+
+class TooManyPatterns(LimitReached):
+    """More patterns were wanted than `max_patterns`; the prefix of a promise subscription is one, too."""
+
+
+class TooManyPromises(LimitReached):
+    """More promises were outstanding than `max_promises`."""
+
+
 class ConnectionLost(RedisMPXError, ConnectionError):
     """The connection to Redis is gone, or one name on it is; what was published meanwhile is missed.
 

@@ -11,10 +11,20 @@ from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, FullJitterBackoff
 from redis.exceptions import RedisError
 
-from ._core.backlog import Overflow
+from ._core.backlog import Budget, Overflow
+from ._core.wire import Kind
 from ._io.inbox import Consumer
 from ._io.supervisor import Phase, Supervisor
-from .arguments import check_callback, check_max_pending, check_overflow, check_seconds, to_bytes
+from .arguments import (
+    Limits,
+    check_bound,
+    check_callback,
+    check_overflow,
+    check_positive,
+    check_seconds,
+    to_bytes,
+    to_pattern,
+)
 from .channel import ChannelSubscription
 from .errors import MultiplexerIsClosed
 from .pattern import PatternSubscription
@@ -51,6 +61,13 @@ class Multiplexer:
             the newest message of each channel waits), `close` (the subscription is closed). What is dropped is counted,
             and reported as `SlowConsumer`.
         on_error: called with the errors of subscriptions that have no `on_error` of their own.
+        max_channels, max_patterns, max_promises: how many different channels and patterns may be wanted, and how many
+            promises outstanding, at a time. Beyond, `TooManyChannels`, `TooManyPatterns` and `TooManyPromises` are
+            raised. A promise subscription is a pattern too. None: no bound, as for all that follow.
+        max_name_bytes, max_pattern_bytes, max_pattern_stars: the longest channel and pattern, in bytes, and the most
+            stars in a pattern: beyond, `ValueError`. Each pattern costs the server time with each message of anybody.
+        max_pending_bytes, max_total_pending_bytes: bytes of channels and payloads that may wait for the consumer of
+            one subscription, and for all together. Beyond, `overflow` says what gives way, as for `max_pending`.
         connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
 
     Raises `TypeError` and `ValueError` at once for what cannot work.
@@ -66,6 +83,14 @@ class Multiplexer:
         max_pending: int = 10_000,
         overflow: Overflow | str = "drop_oldest",
         on_error: OnError | None = None,
+        max_channels: int | None = 1_000_000,
+        max_patterns: int | None = 1_000,
+        max_promises: int | None = 100_000,
+        max_name_bytes: int | None = 65_536,
+        max_pattern_bytes: int | None = 1_024,
+        max_pattern_stars: int | None = 100,
+        max_pending_bytes: int | None = 67_108_864,
+        max_total_pending_bytes: int | None = 536_870_912,
         **connection_options: Any,
     ) -> None:
         if backoff is not None and not isinstance(backoff, AbstractBackoff):
@@ -74,7 +99,19 @@ class Multiplexer:
             raise ValueError(
                 "ping_interval and ping_timeout must be more than 0 seconds; ping_interval=None disables pings"
             )
-        self._max_pending = check_max_pending(max_pending)
+        self._max_pending = check_positive(max_pending, "max_pending")
+        limits = {
+            "max_channels": max_channels,
+            "max_patterns": max_patterns,
+            "max_promises": max_promises,
+            "max_name_bytes": max_name_bytes,
+            "max_pattern_bytes": max_pattern_bytes,
+            "max_pattern_stars": max_pattern_stars,
+        }
+        budget = Budget(
+            check_bound(max_pending_bytes, "max_pending_bytes"),
+            check_bound(max_total_pending_bytes, "max_total_pending_bytes"),
+        )
         self._overflow = check_overflow(overflow)
         self._on_error = check_callback(on_error, "on_error")
         self._owned: Redis | None = None
@@ -91,6 +128,8 @@ class Multiplexer:
             FullJitterBackoff(cap=5.0, base=0.05) if backoff is None else backoff,
             ping_interval,
             ping_timeout,
+            Limits(**{name: check_bound(limit, name) for name, limit in limits.items()}),
+            budget,
         )
 
     # --- subscriptions
@@ -202,23 +241,22 @@ class Multiplexer:
         """Make a subscription to all channels that match a glob pattern.
 
         `on_message` gets the channel that the message was published to, `on_activation` the pattern. For the rest see
-        `new_channel_subscription()`. The pattern must not be empty (`ValueError`).
+        `new_channel_subscription()`. The pattern must not be empty, too long or full of stars (`ValueError`). Raises
+        `TooManyPatterns`.
         """
         self._enter()
         consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
-        name = to_bytes(pattern, "a pattern")
-        if not name:
-            raise ValueError("a pattern must not be empty: it would match no channel but the empty one")
-        return PatternSubscription(self._supervisor, consumer, name)
+        return PatternSubscription(self._supervisor, consumer, to_pattern(pattern, self._supervisor.limits))
 
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
         """Make a subscription for promises on all channels that begin with `prefix`.
 
-        Glob characters in the prefix mean themselves. Returns at once, and works offline. Raises `MultiplexerIsClosed`;
-        `TypeError` and `ValueError` for what cannot be a prefix.
+        Glob characters in the prefix mean themselves. Returns at once, and works offline. Raises `MultiplexerIsClosed`,
+        `TooManyPatterns`; `TypeError` and `ValueError` for what cannot be a prefix.
         """
         self._enter()
-        return PromiseSubscription(self._supervisor, self._on_error, to_bytes(prefix, "a prefix"))
+        name = to_bytes(prefix, "a prefix", self._supervisor.limits.max_pattern_bytes)
+        return PromiseSubscription(self._supervisor, self._on_error, name)
 
     # --- state
 
@@ -252,14 +290,15 @@ class Multiplexer:
         return Stats(
             state=supervisor.phase.value,
             connections=counters.connections,
-            channels=sum(bool(entry.subscribers) for entry in supervisor.registry.channels.values()),
-            patterns=sum(bool(entry.subscribers) for entry in supervisor.registry.patterns.values()),
+            channels=supervisor.registry.wanted[Kind.CHANNEL],
+            patterns=supervisor.registry.wanted[Kind.PATTERN],
             subscriptions=len(subscriptions),
             messages=counters.messages,
             ignored=counters.ignored,
             pending=sum(s.pending for s in subscriptions if isinstance(s, MessageSubscription)),
+            pending_bytes=supervisor.budget.used,
             dropped=counters.dropped,
-            promises=sum(s.pending for s in subscriptions if isinstance(s, PromiseSubscription)),
+            promises=counters.promises,
             last_error=supervisor.last_error,
         )
 
@@ -360,7 +399,7 @@ class Multiplexer:
             check_callback(on_activation, "on_activation"),
             check_callback(on_error, "on_error") or self._on_error,
             check_callback(decode, "decode"),
-            self._max_pending if max_pending is None else check_max_pending(max_pending),
+            self._max_pending if max_pending is None else check_positive(max_pending, "max_pending"),
             self._overflow if overflow is None else check_overflow(overflow),
         )
 

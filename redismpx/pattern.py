@@ -21,6 +21,7 @@ class PatternSubscription(MessageSubscription[T]):
     _kind = Kind.PATTERN
 
     def __init__(self, hub: Hub, consumer: Consumer, pattern: bytes) -> None:
+        hub.admit(self._kind, (pattern,))
         self._pattern = pattern
         super().__init__(hub, consumer, f"pattern subscription {quote(pattern)}")
         hub.attach(self._kind, pattern, self._inbox)

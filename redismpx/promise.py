@@ -8,7 +8,8 @@ import secrets
 from ._core.wire import Kind, escape_glob
 from ._io.inbox import Consumer
 from .arguments import check_seconds, to_bytes
-from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, quote
+from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, TooManyPromises, quote
+from .stats import Counters
 from .subscription import Hub, Subscription
 from .typing import OnError
 
@@ -21,16 +22,23 @@ class Promise(asyncio.Future[bytes]):
     """
 
     def __init__(
-        self, home: dict[bytes, dict[Promise, None]], channel: bytes, timeout: float | None, since: float | None = None
+        self,
+        home: dict[bytes, dict[Promise, None]],
+        counters: Counters,
+        channel: bytes,
+        timeout: float | None,
+        since: float | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
         self._home = home
+        self._counters = counters
         self._channel = channel
         self._timer = None
         if timeout is not None:  # it runs from `since`, by the loop's clock; None is now
             self._timer = loop.call_at((loop.time() if since is None else since) + timeout, self._expire, timeout)
         home.setdefault(channel, {})[self] = None
+        counters.promises += 1
 
     @property
     def channel(self) -> bytes:
@@ -55,29 +63,35 @@ class Promise(asyncio.Future[bytes]):
         self._leave()
 
     def _keep(self, data: bytes) -> None:
-        self._stop()
+        """Keep it; whoever calls this has taken it out of its home."""
+        self._finish()
         super().set_result(data)
 
     def _break(self, error: BaseException) -> None:
-        self._stop()
+        """Break it; whoever calls this has taken it out of its home."""
+        self._finish()
         super().set_exception(error)
         self.exception()  # seen: one that nobody awaits is no fault to be logged
 
     def _expire(self, timeout: float) -> None:
-        self._leave()
+        self._go()
         self._break(PromiseTimeout(self._channel, timeout))
 
     def _leave(self) -> None:
-        self._stop()
+        self._finish()
+        self._go()
+
+    def _go(self) -> None:
         peers = self._home.get(self._channel, {})
         peers.pop(self, None)
         if not peers:
             self._home.pop(self._channel, None)
 
-    def _stop(self) -> None:
+    def _finish(self) -> None:
+        """Note that it has its outcome, or gets it now."""
+        self._counters.promises -= 1
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
     def __repr__(self) -> str:
         return f"<Promise {quote(self._channel)} {'done' if self.done() else 'pending'}>"
@@ -98,6 +112,7 @@ class PromiseSubscription(Subscription):
         self._prefix = prefix
         self._pattern = escape_glob(prefix) + b"*"
         self._promises: dict[bytes, dict[Promise, None]] = {}
+        hub.admit(self._kind, (self._pattern,))
         consumer = Consumer(self._keep, self._interrupt, on_error=on_error, is_own=True)
         super().__init__(hub, consumer, f"promise subscription {quote(prefix)}")
         hub.attach(self._kind, self._pattern, self._inbox)
@@ -119,20 +134,21 @@ class PromiseSubscription(Subscription):
 
         Without a suffix, an unguessable one is made up: publish to `promise.channel`. Any number of promises may wait
         for one channel; all get the message. Raises `InactiveSubscription` if the subscription is not active now, for
-        then the message could be missed; `SubscriptionIsClosed`; `TypeError` or `ValueError` for a bad suffix or
-        timeout.
+        then the message could be missed; `TooManyPromises`; `SubscriptionIsClosed`; `TypeError` or `ValueError` for
+        a bad suffix or timeout.
         """
         self._check_open()
         self._hub.enter()
         if self._inbox.active == 0:
             raise InactiveSubscription(self._pattern)
-        return Promise(self._promises, self._channel(suffix), check_seconds(timeout, "timeout"))
+        return self._promise(self._channel(suffix), check_seconds(timeout, "timeout"))
 
     async def wait_for_new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
         """Wait until the subscription is active, then promise as `new_promise()` does.
 
         `timeout` seconds are for both together: `PromiseTimeout` is raised if the subscription does not become active
-        in time. Raises `SubscriptionRefused` and `SubscriptionIsClosed` as `wait_for_activation()` does.
+        in time. Raises `SubscriptionRefused` and `SubscriptionIsClosed` as `wait_for_activation()` does, and
+        `TooManyPromises`.
         """
         channel = self._channel(suffix)
         check_seconds(timeout, "timeout")
@@ -141,7 +157,7 @@ class PromiseSubscription(Subscription):
             await self.wait_for_activation(timeout)
         except TimeoutError as error:
             raise PromiseTimeout(channel, timeout or 0.0) from error
-        return Promise(self._promises, channel, timeout, since)
+        return self._promise(channel, timeout, since)
 
     def clear(self) -> None:
         """Break all outstanding promises: each fails with `PromiseInterrupted`. The subscription stays open."""
@@ -154,9 +170,17 @@ class PromiseSubscription(Subscription):
         super().close()
         self._break_all("closed")
 
+    def _promise(self, channel: bytes, timeout: float | None, since: float | None = None) -> Promise:
+        counters, limit = self._hub.counters, self._hub.limits.max_promises
+        if limit is not None and counters.promises >= limit:
+            raise TooManyPromises("max_promises", limit)
+        return Promise(self._promises, counters, channel, timeout, since)
+
     def _channel(self, suffix: str | bytes | None) -> bytes:
         channel = self._prefix + (
-            secrets.token_urlsafe(16).encode() if suffix is None else to_bytes(suffix, "a suffix")
+            secrets.token_urlsafe(16).encode()
+            if suffix is None
+            else to_bytes(suffix, "a suffix", self._hub.limits.max_name_bytes)
         )
         if not channel:
             raise ValueError("the empty channel matches no prefix; give a suffix")

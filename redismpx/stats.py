@@ -27,6 +27,8 @@ class Stats:
     """Replies that were no use to anybody: pushes of other kinds, payloads that are no bytes."""
     pending: int
     """Messages that wait for their consumers."""
+    pending_bytes: int
+    """The bytes of their channels and payloads."""
     dropped: int
     """Messages dropped so far; see the `dropped` of a subscription."""
     promises: int
@@ -43,3 +45,4 @@ class Counters:
     messages: int = 0
     ignored: int = 0
     dropped: int = 0
+    promises: int = 0  # outstanding now

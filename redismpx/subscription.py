@@ -10,7 +10,7 @@ from typing import Generic, Protocol, Self
 
 from ._core.wire import Kind
 from ._io.inbox import Consumer, Host, Inbox
-from .arguments import check_seconds
+from .arguments import Limits, check_seconds
 from .errors import ConnectionLost, SubscriptionIsClosed, SubscriptionRefused
 from .message import Message
 from .typing import T
@@ -18,6 +18,8 @@ from .typing import T
 
 class Hub(Host, Protocol):
     """What a subscription needs of its multiplexer."""
+
+    limits: Limits
 
     @property
     def draining(self) -> bool:
@@ -33,6 +35,9 @@ class Hub(Host, Protocol):
 
     def check(self) -> object:
         """Refuse any loop but its own."""
+
+    def admit(self, kind: Kind, names: Collection[bytes]) -> None:
+        """Refuse more names than the limits allow, before any is wanted."""
 
     def attach(self, kind: Kind, name: bytes, subscriber: Inbox) -> None:
         """Want a name."""

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -19,7 +20,9 @@ FLAVOURS = ("valkey", "redis")
 
 def eager(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     """A loop whose tasks begin at once; from Python 3.12 on there are such."""
-    loop.set_task_factory(getattr(asyncio, "eager_task_factory", None))
+    factory: Any = getattr(asyncio, "eager_task_factory", None)
+    if factory is not None:  # uvloop hands on an `eager_start`, which the factory of Python 3.13.0 does not know
+        loop.set_task_factory(lambda loop, coroutine, eager_start=None, **options: factory(loop, coroutine, **options))
     return loop
 
 

@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         "removing one of two subscribers unsubscribes the other",
         "_core/registry.py",
-        "        if not entry.subscribers:\n            self._look(entry)\n        return standing",
-        "        entry.subscribers.clear()\n        self._look(entry)\n        return standing",
+        "            self.wanted[kind] -= 1\n            self._look(entry)\n        return standing",
+        "            pass\n        entry.subscribers.clear()\n        self._look(entry)\n        return standing",
         f"{CHANNEL} -k ten_subscribers",
     ),
     Mutant(
@@ -237,9 +237,23 @@ MUTANTS = [
     Mutant(
         "P7: the inbox has no bound",
         "_core/backlog.py",
-        "full = len(self) >= self._room",
-        "full = False",
+        "return self.give_way() if len(self) > self._room else None",
+        "return None",
         f"{CALLBACKS} -k inbox_is_bounded",
+    ),
+    Mutant(
+        "P7: the bytes that wait have no bound",
+        "_core/backlog.py",
+        "while self._bytes > budget.each or",
+        "while",
+        "tests/test_limits.py -k bytes_that_wait",
+    ),
+    Mutant(
+        "a limit is reached with half of the names added",
+        "channel.py",
+        "        self._hub.admit(self._kind, new)\n",
+        "",
+        "tests/test_limits.py -k channels",
     ),
     Mutant(
         "P7: reconnects fill the queue of a stuck consumer",

@@ -105,10 +105,10 @@ def test_the_core_is_pure() -> None:
 def test_the_public_names() -> None:
     assert sorted(redismpx.__all__) == redismpx.__all__
     assert set(redismpx.__all__) == {
-        "ChannelSubscription", "ConnectionLost", "DecodeError", "InactiveSubscription", "Message", "Multiplexer",
-        "MultiplexerIsClosed", "Overflow", "PatternSubscription", "Promise", "PromiseInterrupted",
+        "ChannelSubscription", "ConnectionLost", "DecodeError", "InactiveSubscription", "LimitReached", "Message",
+        "Multiplexer", "MultiplexerIsClosed", "Overflow", "PatternSubscription", "Promise", "PromiseInterrupted",
         "PromiseSubscription", "PromiseTimeout", "RedisMPXError", "SlowConsumer", "Stats", "SubscriptionIsClosed",
-        "SubscriptionRefused",
+        "SubscriptionRefused", "TooManyChannels", "TooManyPatterns", "TooManyPromises",
     }  # fmt: skip
     for name in redismpx.__all__:
         assert getattr(redismpx, name).__doc__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import chain
@@ -10,7 +11,7 @@ from typing import Any
 
 
 class Overflow(enum.Enum):
-    """What gives way when more than `max_pending` messages would wait for a subscription's consumer."""
+    """What gives way when more messages, or more bytes, would wait for a subscription's consumer than may."""
 
     DROP_OLDEST = "drop_oldest"
     """The oldest message that waits."""
@@ -30,7 +31,22 @@ class Signal(enum.Enum):
     ERROR = "error"
 
 
+class Budget:
+    """The bytes of names and payloads that may wait: in each backlog, and in all of a multiplexer's together."""
+
+    __slots__ = ("each", "total", "used")
+
+    def __init__(self, each: int | None = None, total: int | None = None) -> None:
+        self.each = sys.maxsize if each is None else each
+        self.total = sys.maxsize if total is None else total
+        self.used = 0
+
+
 Waiting = tuple[int, bytes, bytes]  # a message, with its place in the order of events
+
+
+def _size(message: Waiting) -> int:
+    return len(message[1]) + len(message[2])
 
 
 class _Queue:
@@ -48,15 +64,10 @@ class _Queue:
     def __len__(self) -> int:
         return len(self._flat) // 3
 
-    def push(self, message: Waiting) -> int:
-        """Add a message; return how many were dropped for it."""
-        full = len(self) >= self._room
-        if full and self._drop_newest:
-            return 1
+    def push(self, message: Waiting) -> Waiting | None:
+        """Add a message; return the one that gives way to it, if any."""
         self._flat.extend(message)
-        if full:
-            self.take()
-        return int(full)
+        return self.give_way() if len(self) > self._room else None
 
     def oldest(self) -> int:
         """Return the place of the oldest message."""
@@ -67,6 +78,14 @@ class _Queue:
         """Remove and return the oldest message."""
         pop = self._flat.popleft
         return pop(), pop(), pop()
+
+    def give_way(self) -> Waiting:
+        """Remove and return the message that is to go when there is no room."""
+        if not self._drop_newest:
+            return self.take()
+        pop = self._flat.pop
+        data, channel, place = pop(), pop(), pop()
+        return place, channel, data
 
     def keep(self, wanted: Callable[[Waiting], bool]) -> None:
         """Remove all but the wanted."""
@@ -87,14 +106,11 @@ class _Latest:
     def __len__(self) -> int:
         return len(self._messages)
 
-    def push(self, message: Waiting) -> int:
-        """Add a message; return how many were dropped for it."""
-        replaced = self._messages.pop(message[1], None) is not None
+    def push(self, message: Waiting) -> Waiting | None:
+        """Add a message; return the one that gives way to it, if any."""
+        replaced = self._messages.pop(message[1], None)
         self._messages[message[1]] = message
-        if len(self._messages) <= self._room:
-            return int(replaced)
-        self._messages.popitem(last=False)
-        return 1
+        return self.take() if len(self._messages) > self._room else replaced
 
     def oldest(self) -> int:
         """Return the place of the oldest message."""
@@ -104,17 +120,19 @@ class _Latest:
         """Remove and return the oldest message."""
         return self._messages.popitem(last=False)[1]
 
+    give_way = take
+
     def keep(self, wanted: Callable[[Waiting], bool]) -> None:
         """Remove all but the wanted."""
         self._messages = OrderedDict((m[1], m) for m in self._messages.values() if wanted(m))
 
 
 class Backlog:
-    """A FIFO of messages and signals, of which at most `max_pending` messages."""
+    """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows."""
 
-    __slots__ = ("_messages", "_rearm_at", "_sequence", "_signals", "overflowing")
+    __slots__ = ("_budget", "_bytes", "_messages", "_rearm_at", "_sequence", "_signals", "overflowing")
 
-    def __init__(self, max_pending: int, overflow: Overflow) -> None:
+    def __init__(self, max_pending: int, overflow: Overflow, budget: Budget) -> None:
         # Two queues, merged by their place in the order, so that the message which gives way is at hand.
         self._messages: _Queue | _Latest
         if overflow is Overflow.LATEST:
@@ -125,6 +143,8 @@ class Backlog:
             self._rearm_at = max_pending // 2
         self._signals: deque[tuple[int, Signal, object, frozenset[bytes] | None]] = deque()
         self._sequence = 0
+        self._budget = budget
+        self._bytes = 0  # that wait here
         self.overflowing = False
         """Whether messages were dropped, and the consumer has not caught up since."""
 
@@ -144,7 +164,18 @@ class Backlog:
     def message(self, channel: bytes, data: bytes) -> int:
         """Add a message; return how many were dropped for it."""
         self._sequence += 1
-        return self._messages.push((self._sequence, channel, data))
+        message = (self._sequence, channel, data)
+        self._grow(_size(message))
+        gone = self._messages.push(message)
+        dropped = 0
+        if gone is not None:
+            self._grow(-_size(gone))
+            dropped = 1
+        budget = self._budget
+        while self._bytes > budget.each or budget.used > budget.total:
+            self._grow(-_size(self._messages.give_way()))
+            dropped += 1
+        return dropped
 
     def signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
         """Add a signal that concerns `names`; None stands for all of them."""
@@ -174,10 +205,11 @@ class Backlog:
         """Remove and return the oldest event, if that is a message: its channel and payload."""
         if not self._messages or self.signal_is_next:
             return None
-        _, channel, data = self._messages.take()
-        if self.overflowing and len(self._messages) <= self._rearm_at:
-            self.overflowing = False
-        return channel, data
+        message = self._messages.take()
+        self._grow(-_size(message))
+        if self.overflowing:
+            self._rearm()
+        return message[1:]
 
     def pop_signal(self) -> tuple[Signal, object] | None:
         """Remove and return the oldest event, if that is a signal: which, and its argument."""
@@ -188,8 +220,17 @@ class Backlog:
 
     def _remove(self, names: frozenset[bytes] | None, since: int, errors: bool) -> int:
         """Remove what came after `since` and concerns only `names`; return how many messages that were."""
-        before = len(self._messages)
-        self._messages.keep(lambda m: m[0] < since or not (names is None or m[1] in names))
+        before, freed = len(self._messages), 0
+
+        def stays(message: Waiting) -> bool:
+            nonlocal freed
+            if message[0] < since or not (names is None or message[1] in names):
+                return True
+            freed += _size(message)
+            return False
+
+        self._messages.keep(stays)
+        self._grow(-freed)
         self._signals = deque(
             s
             for s in self._signals
@@ -197,6 +238,14 @@ class Backlog:
             or (s[1] is Signal.ERROR and not errors)
             or not (names is None or (s[3] is not None and s[3] <= names))
         )
-        if len(self._messages) <= self._rearm_at:
-            self.overflowing = False
+        self._rearm()
         return before - len(self._messages)
+
+    def _grow(self, size: int) -> None:
+        self._bytes += size
+        self._budget.used += size
+
+    def _rearm(self) -> None:
+        """End the episode of an overflow, if the consumer has caught up."""
+        if len(self._messages) <= self._rearm_at and self._bytes <= self._budget.each // 2:
+            self.overflowing = False

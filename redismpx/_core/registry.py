@@ -104,6 +104,7 @@ class Registry(Generic[S]):
         self._probes: deque[Command] = deque()  # parts of a refused batch, to be sent alone
         self._guilty = 0  # forbidden names found lately
         self._draining = False  # nothing is wanted any more
+        self.wanted: dict[Kind, int] = dict.fromkeys(Kind, 0)  # how many names somebody wants
         self._refused: dict[Entry[S], None] = {}  # not granted by the server; looked at again by retry()
 
     # --- wishes
@@ -114,6 +115,7 @@ class Registry(Generic[S]):
         if entry is None:
             entry = self._tables[kind][name] = Entry(kind, name)
         first = not entry.subscribers
+        self.wanted[kind] += first
         entry.subscribers[subscriber] = Standing.WAITING
         if entry.state is State.JOINED:
             self._late.append((entry, subscriber))
@@ -132,6 +134,7 @@ class Registry(Generic[S]):
         if standing is Standing.ACTIVE:
             entry.fanout = None
         if not entry.subscribers:
+            self.wanted[kind] -= 1
             self._look(entry)
         return standing is Standing.ACTIVE
 
@@ -140,11 +143,17 @@ class Registry(Generic[S]):
         entry = self._tables[kind].get(name)
         return None if entry is None else entry.subscribers.get(subscriber)
 
+    def count_new(self, kind: Kind, names: Iterable[bytes]) -> int:
+        """Tell how many of `names` nobody wants yet."""
+        entries = map(self._tables[kind].get, names)
+        return sum([entry is None or not entry.subscribers for entry in entries])
+
     def clear(self) -> None:
         """Forget everything and everybody, also in the middle of a fan-out."""
         for entry in self._entries():
             entry.subscribers.clear()
             entry.fanout = ()
+        self.wanted = dict.fromkeys(Kind, 0)
         self.channels.clear()
         self.patterns.clear()
         self._refused.clear()
@@ -321,7 +330,8 @@ class Registry(Generic[S]):
         if self._due(entry) is not None:
             self._dirty[entry] = None
         elif entry.state in (State.ABSENT, State.REFUSED) and (self._draining or not entry.subscribers):
-            self._tables[entry.kind].pop(entry.name, None)
+            if self._tables[entry.kind].pop(entry.name, None) is not None and entry.subscribers:
+                self.wanted[entry.kind] -= 1
             self._dirty.pop(entry, None)
             self._refused.pop(entry, None)
 

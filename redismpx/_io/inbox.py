@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from .._core.backlog import Backlog, Overflow, Signal
+from .._core.backlog import Backlog, Budget, Overflow, Signal
 from ..errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
 from ..stats import Counters
 from ..typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
@@ -50,6 +50,7 @@ class Host(Protocol):
 
     tasks: Tasks
     counters: Counters
+    budget: Budget
 
 
 class Inbox:
@@ -329,7 +330,7 @@ class Inbox:
     # --- what waits
 
     def _new_backlog(self) -> Backlog:
-        return Backlog(self._consumer.max_pending, self._consumer.overflow)
+        return Backlog(self._consumer.max_pending, self._consumer.overflow, self._host.budget)
 
     def _rest(self) -> None:
         """End a burst: either nothing waits any more, or what waits is to be read."""

@@ -8,16 +8,18 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import Context
 from typing import Protocol
 
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import AbstractBackoff
 
+from .._core.backlog import Budget
 from .._core.registry import Registry
 from .._core.wire import Kind
-from ..errors import ConnectionLost, MultiplexerIsClosed
+from ..arguments import Limits
+from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyChannels, TooManyPatterns
 from ..stats import Counters
 from .dispatch import Dispatcher, Subscriber
 from .link import Link, dial
@@ -61,12 +63,20 @@ class Supervisor:
     """Keeps one link alive, and what is subscribed on it equal to what is wanted."""
 
     def __init__(
-        self, pool: ConnectionPool, backoff: AbstractBackoff, ping_interval: float | None, ping_timeout: float
+        self,
+        pool: ConnectionPool,
+        backoff: AbstractBackoff,
+        ping_interval: float | None,
+        ping_timeout: float,
+        limits: Limits,
+        budget: Budget,
     ) -> None:
         self._pool = pool
         self._backoff = backoff
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
+        self.limits = limits
+        self.budget = budget
         self.registry: Registry[Subscriber] = Registry()
         self.tasks = Tasks()
         self.counters = Counters()
@@ -94,6 +104,19 @@ class Supervisor:
     def leave(self, subscription: Closable) -> None:
         """Let go of a subscription that is closed."""
         self.subscriptions.discard(subscription)
+
+    def admit(self, kind: Kind, names: Collection[bytes]) -> None:
+        """Refuse more names than the limits allow, before any is wanted."""
+        error: type[LimitReached]
+        if kind is Kind.CHANNEL:
+            error, option, limit = TooManyChannels, "max_channels", self.limits.max_channels
+        else:
+            error, option, limit = TooManyPatterns, "max_patterns", self.limits.max_patterns
+        wanted = self.registry.wanted[kind]
+        if limit is None or wanted + len(names) <= limit:
+            return
+        if wanted + self.registry.count_new(kind, names) > limit:
+            raise error(option, limit)
 
     def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None:
         """Want a name for a subscriber."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redismpx._core.backlog import Backlog, Overflow, Signal
+from redismpx._core.backlog import Backlog, Budget, Overflow, Signal
 
 NAMES = [b"a", b"b"]
 BOUND = 3
@@ -13,6 +13,7 @@ BOUND = 3
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("message"), st.sampled_from(NAMES)),
+        st.tuples(st.just("neighbour"), st.sampled_from(NAMES)),
         st.tuples(st.just("lose"), st.none()),
         st.tuples(st.just("lose"), st.sampled_from(NAMES)),
         st.tuples(st.just("activate"), st.sampled_from(NAMES)),
@@ -24,11 +25,12 @@ actions = st.lists(
 
 
 @settings(max_examples=500, deadline=None)
-@given(actions, st.sampled_from(Overflow))
-def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(
-    script: list[tuple[str, bytes | None]], overflow: Overflow
+@given(actions, st.sampled_from(Overflow), st.sampled_from([(None, None), (7, None), (None, 7), (6, 9)]))
+def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
+    script: list[tuple[str, bytes | None]], overflow: Overflow, bounds: tuple[int | None, int | None]
 ) -> None:
-    backlog = Backlog(BOUND, overflow)
+    budget = Budget(*bounds)
+    backlog, neighbour = Backlog(BOUND, overflow, budget), Backlog(BOUND, overflow, budget)
     server: set[bytes] = set()  # active, as the wire has it
     seen: set[bytes] = set()  # active, as the callbacks were told
     received = delivered = dropped = forgotten = 0
@@ -72,6 +74,8 @@ def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(
             assert name is not None
             received += 1
             dropped += backlog.message(name, b"%d" % number)
+        elif action == "neighbour" and name is not None:
+            neighbour.message(name, b"%d" % number)
         elif action == "remove" and name is not None:
             removed = True
             server.discard(name)
@@ -80,14 +84,19 @@ def test_what_comes_out_is_in_order_counted_and_keeps_the_grammar(
             if not server:
                 seen.clear()
         assert len(backlog) <= BOUND
+        assert budget.used <= budget.total
+        assert backlog._bytes <= budget.each
         assert received == delivered + dropped + forgotten + len(backlog)
     while take():
         pass
     assert seen == server, "what the callbacks were told is not what is so"
+    while neighbour.pop_message() is not None:
+        pass
+    assert budget.used == backlog._bytes == 0
 
 
 def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnects() -> None:
-    backlog = Backlog(BOUND, Overflow.DROP_OLDEST)
+    backlog = Backlog(BOUND, Overflow.DROP_OLDEST, Budget())
     for _ in range(1000):
         for name in NAMES:
             backlog.signal(Signal.ACTIVATION, name, frozenset({name}))

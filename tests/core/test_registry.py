@@ -254,6 +254,13 @@ class RegistryMachine(RuleBasedStateMachine):
         assert all(count == 1 for count in commands.values()), self.in_flight
 
     @invariant()
+    def the_wanted_are_counted(self) -> None:
+        wanted = {name for user in self.users for name in user.wanted}
+        assert self.registry.wanted == {k: sum(kind is k for kind, _ in wanted) for k in Kind}
+        for kind in Kind:
+            assert self.registry.count_new(kind, NAMES) == len(NAMES) - self.registry.wanted[kind]
+
+    @invariant()
     def nothing_is_kept_for_nobody(self) -> None:
         for table in (self.registry.channels, self.registry.patterns):
             for entry in table.values():
