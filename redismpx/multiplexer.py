@@ -56,6 +56,10 @@ class Multiplexer:
             begins anew after a connection has lasted 10 s.
         ping_interval: seconds of silence after which the server is pinged; None never pings.
         ping_timeout: seconds after a ping in which something must be heard, or the connection is given up.
+        delivery_probe: seconds between two messages to ourselves, each published over a new connection to wherever the
+            server is by then. One that Redis took, and that does not come back in as many seconds, ends the connection:
+            it leads to a server to which nobody publishes any more, such as a former master, though it answers pings.
+            Needs the rights to publish and subscribe `__mpx_probe:*`. None: no probe.
         max_pending: messages that may wait for the consumer of one subscription.
         overflow: what gives way beyond that, an `Overflow` or its name: `drop_oldest`, `drop_newest`, `latest` (only
             the newest message of each channel waits), `close` (the subscription is closed). What is dropped is counted,
@@ -80,6 +84,7 @@ class Multiplexer:
         backoff: AbstractBackoff | None = None,
         ping_interval: float | None = 10.0,
         ping_timeout: float = 5.0,
+        delivery_probe: float | None = None,
         max_pending: int = 10_000,
         overflow: Overflow | str = "drop_oldest",
         on_error: OnError | None = None,
@@ -99,6 +104,8 @@ class Multiplexer:
             raise ValueError(
                 "ping_interval and ping_timeout must be more than 0 seconds; ping_interval=None disables pings"
             )
+        if check_seconds(delivery_probe, "delivery_probe") == 0:
+            raise ValueError("delivery_probe must be more than 0 seconds; None disables it")
         self._max_pending = check_positive(max_pending, "max_pending")
         limits = {
             "max_channels": max_channels,
@@ -128,6 +135,7 @@ class Multiplexer:
             FullJitterBackoff(cap=5.0, base=0.05) if backoff is None else backoff,
             ping_interval,
             ping_timeout,
+            delivery_probe,
             Limits(**{name: check_bound(limit, name) for name, limit in limits.items()}),
             budget,
         )

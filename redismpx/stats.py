@@ -16,7 +16,9 @@ class Stats:
     connections: int
     """Connections made so far; each after the first is a reconnect."""
     channels: int
-    """Channels that somebody wants; each is subscribed once on the server, whatever the number of its subscribers."""
+    """Channels that somebody wants; each is subscribed once on the server, whatever the number of its subscribers.
+
+    That of a delivery probe is one of them."""
     patterns: int
     """Patterns that somebody wants, those of promises among them."""
     subscriptions: int

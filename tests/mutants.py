@@ -292,6 +292,20 @@ MUTANTS = [
         f"{RECONNECT} -k any_number_of_failures",
     ),
     Mutant(
+        "a former master is kept",
+        "_io/supervisor.py",
+        "            self._link.abort(reason)\n",
+        "            pass\n",
+        "tests/test_delivery_probe.py -k former_master_that",
+    ),
+    Mutant(
+        "a probe that was not accepted condemns",
+        "_io/probe.py",
+        "            return True\n        return False\n",
+        "            return True\n        return True\n",
+        "tests/test_delivery_probe.py -k not_take",
+    ),
+    Mutant(
         "our own standing still is taken for the server's",
         "_io/link.py",
         "            self._move(Phase.DOUBTED)\n            self._watch_in(DOUBT)\n",

@@ -20,6 +20,7 @@ FLOORS = [
     {"message"},
     {"_io.tasks", "_io.pulse", "_io.reporter"},
     {"_io.inbox", "_io.link", "_io.dispatch"},
+    {"_io.probe"},
     {"_io.supervisor", "subscription"},
     {"channel", "pattern", "promise"},
     {"multiplexer"},

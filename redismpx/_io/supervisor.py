@@ -23,6 +23,7 @@ from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyC
 from ..stats import Counters
 from .dispatch import Dispatcher, Subscriber
 from .link import Link, dial
+from .probe import Probe
 from .pulse import Pulse
 from .tasks import Tasks, is_cancelled
 
@@ -68,6 +69,7 @@ class Supervisor:
         backoff: AbstractBackoff,
         ping_interval: float | None,
         ping_timeout: float,
+        delivery_probe: float | None,
         limits: Limits,
         budget: Budget,
     ) -> None:
@@ -94,6 +96,10 @@ class Supervisor:
         self._flushing: asyncio.Handle | None = None
         self._retrying: asyncio.TimerHandle | None = None
         self._moved = Pulse()
+        self._probe: Probe | None = None
+        if delivery_probe is not None:
+            self._probe = Probe(pool, delivery_probe, self._condemn)
+            self.registry.attach(Kind.CHANNEL, self._probe.channel, self._probe)
 
     # --- wishes; what subscriptions call
 
@@ -137,6 +143,8 @@ class Supervisor:
             self._owner = (os.getpid(), threading.get_ident())
             self._context = Context()
             self.tasks.start(self._run(), "redismpx supervisor", self._context)
+            if self._probe is not None:
+                self.tasks.start(self._probe.run(), "redismpx delivery probe", self._context)
 
     def check(self) -> asyncio.AbstractEventLoop | None:
         """Refuse any loop, thread and process but its own; return the loop that runs."""
@@ -283,6 +291,10 @@ class Supervisor:
     def _send_ping(self) -> None:
         if self._link is not None:
             self._link.write(bytes(self.registry.ping()))
+
+    def _condemn(self, reason: str) -> None:
+        if self._link is not None:
+            self._link.abort(reason)
 
     # --- in: replies to events
 
