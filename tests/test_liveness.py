@@ -17,9 +17,12 @@ from redis.backoff import ConstantBackoff
 from redismpx import Multiplexer
 
 from .checker import Checker
+from .proxy import Proxy
 from .servers import FakeServer, Server, read_command, settled, shake_hands, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+
+NOISE = 3.0  # seconds that a busy machine may be late
 
 
 def patient(url: str, **options: float) -> Multiplexer:
@@ -43,6 +46,39 @@ async def test_a_server_frozen_for_longer_than_the_ping_deadline_is_left_and_fou
         await settled(admin, {b"a"})
         await admin.publish("a", "1")
         await until(lambda: checker.kinds == ["activation", "disconnect", "activation", "message"])
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("how", ["frozen", "both ways", "to the client", "to the server"])
+async def test_a_silence_is_found_out_when_the_ping_deadline_is_over_and_not_before(server: Server, how: str) -> None:
+    """A dead network swallows what is sent without an error: only what is received is a sign of life."""
+    interval, timeout = 0.2, 0.4
+    loop = asyncio.get_running_loop()
+    ended: list[float] = []
+    with Proxy(server.port) as proxy:
+        async with patient(proxy.url, ping_interval=interval, ping_timeout=timeout) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await sub.wait_for_activation(5)
+            link = mpx._supervisor._link
+            assert link is not None
+            link.lost.add_done_callback(lambda _: ended.append(loop.time()))
+            await until(lambda: link.phase.value == "pinged")
+            await until(lambda: link.phase.value == "live")
+            silent = loop.time()
+            if how == "frozen":
+                server.freeze()
+            proxy.to_client.hole = how in ("both ways", "to the client")
+            proxy.to_server.hole = how in ("both ways", "to the server")
+            await until(lambda: checker.kinds == ["activation", "disconnect"])
+            assert "PING" in checker.events[1][1].reason
+            assert ended[0] >= link._heard + interval + timeout
+            assert ended[0] <= silent + interval + timeout + 0.5 + NOISE
+            server.thaw()
+            proxy.heal()
+            await sub.wait_for_activation(10)
+            assert checker.kinds == ["activation", "disconnect", "activation"]
 
 
 async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
