@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +77,47 @@ def test_a_host_that_moves_is_resolved_at_every_attempt(server: Server, monkeypa
                 await sub.wait_for_activation(5)
                 assert (len(old.accepted), len(new.accepted)) == (1, 1)
                 assert checker.kinds == ["activation", "disconnect", "activation"]
+
+    run(main())
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A port that swallows whoever connects: its queue of connections to be accepted is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        while True:
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.1)
+            try:
+                filler.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield listener.getsockname()[1]
+
+
+@one_flavour
+def test_an_address_that_swallows_everything_does_not_keep_us_from_the_next(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPv6 that leads nowhere, before IPv4 that works: one after the other, the first uses up the time of each dial.
+
+    The second dial tries them side by side.
+    """
+
+    async def main() -> None:
+        with black_hole() as hole:
+            asked = resolve(monkeypatch, ("127.0.0.1", hole), ("127.0.0.1", server.port))
+            async with Multiplexer("redis://redis.test", socket_connect_timeout=1) as mpx:
+                await mpx.connect(10)
+                assert len(asked) >= 2
+            asked = resolve(monkeypatch, ("127.0.0.1", hole), ("127.0.0.1", hole))
+            async with Multiplexer("redis://redis.test", socket_connect_timeout=1) as mpx:
+                await until(lambda: len(asked) == 2)
+                with pytest.raises(TimeoutError):
+                    await mpx.connect(0.5)  # both are being tried: no_leaks sees that closing ends that
 
     run(main())
 

@@ -24,6 +24,7 @@ from .tasks import Tasks
 logger = logging.getLogger("redismpx")
 
 DIAL_TIMEOUT = 30.0  # seconds for a whole dial; redis-py's own timeouts (5 s by default) bound each of its steps
+NEXT_ADDRESS_AFTER = 0.25  # seconds before a host's next address is tried too (RFC 8305)
 READ_SIZE = 64 * 1024
 SLICE_SIZE = 16 * 1024  # hiredis moves what is left in its buffer at every reply: less in it, less to move
 DOUBT = 0.1  # seconds between the end of a ping's time and the verdict; see Link._watch
@@ -267,16 +268,20 @@ class Link(asyncio.BufferedProtocol):
             self.lost.set_result(error)
 
 
-async def dial(pool: ConnectionPool, protocol: int | None = None) -> AbstractConnection:
+async def dial(pool: ConnectionPool, protocol: int | None = None, *, side_by_side: bool = False) -> AbstractConnection:
     """Make a connection with all the options of a redis-py client, and do its handshake.
 
-    `protocol` replaces the RESP version of the options. Raises what redis-py raises.
+    `protocol` replaces the RESP version of the options. `side_by_side` tries all addresses of the host, rather than one
+    after the other. That is not done without need: asyncio forgets to close a socket when such a dial is cancelled just
+    as it succeeds. Raises what redis-py raises.
     """
     connection: AbstractConnection = pool.make_connection()
     connection.retry = Retry(NoBackoff(), 0)  # retrying is the supervisor's
     connection.health_check_interval = 0  # it would read beside our reader
     if protocol is not None:
         connection.protocol = protocol
+    if side_by_side:
+        _try_side_by_side(connection)
     try:
         async with asyncio.timeout(DIAL_TIMEOUT):
             await connection.connect()
@@ -285,9 +290,21 @@ async def dial(pool: ConnectionPool, protocol: int | None = None) -> AbstractCon
         # Old servers and some proxies know no HELLO, and redis-py does not fall back by itself.
         if protocol is None and ("unknown command" in str(error).lower() or "NOPROTO" in str(error)):
             logger.info("the server refused HELLO (%s); falling back to RESP2", error)
-            return await dial(pool, protocol=2)
+            return await dial(pool, protocol=2, side_by_side=side_by_side)
         raise
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
     return connection
+
+
+def _try_side_by_side(connection: Any) -> None:
+    """Keep an address of the host that swallows everything from using up the time of the others.
+
+    redis-py does not ask asyncio for it. uvloop cannot do it, nor can eager tasks before Python 3.12.8 and 3.13.1
+    (https://github.com/python/cpython/issues/124639).
+    """
+    arguments = getattr(connection, "_connection_arguments", None)  # not public; without it, one after the other
+    loop = asyncio.get_running_loop()
+    if arguments is not None and isinstance(loop, asyncio.BaseEventLoop) and loop.get_task_factory() is None:
+        connection._connection_arguments = lambda: {"happy_eyeballs_delay": NEXT_ADDRESS_AFTER, **arguments()}

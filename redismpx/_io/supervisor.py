@@ -14,6 +14,7 @@ from typing import Protocol
 
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import AbstractBackoff
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from .._core.backlog import Budget
 from .._core.registry import Registry
@@ -201,8 +202,9 @@ class Supervisor:
         """Live through one link, from the dial to its end; return why it ended."""
         assert self._loop is not None
         self._move(Phase.DIALLING)
+        timed_out = self.last_error is not None and isinstance(self.last_error.__cause__, RedisTimeout)
         try:
-            connection = await dial(self._pool)
+            connection = await dial(self._pool, side_by_side=timed_out)
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled(error):
                 raise
