@@ -248,6 +248,35 @@ async def test_a_proxy_that_knows_no_patterns_refuses_those_and_keeps_the_channe
         assert fake.accepted == 1
 
 
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x0a", b""])
+async def test_who_speaks_another_protocol_is_asked_whether_it_is_redis(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong port is a puzzle: what comes from HTTP, or from TLS, is garbage or a closed connection."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_command(reader)
+        writer.write(answer)
+        await writer.drain()
+        writer.write_eof()
+        await reader.read()
+
+    fake = FakeServer(script)
+    async with fake.run() as url, Multiplexer(url.partition("?")[0], backoff=ConstantBackoff(0.1)) as mpx:
+        began = asyncio.get_running_loop().time()
+        await until(lambda: fake.accepted == 5)
+        assert asyncio.get_running_loop().time() - began >= 3 * 0.1  # the second is at once
+        assert "is it Redis that answers there, and without TLS" in str(mpx.stats().last_error)
+    assert len(warnings(caplog)) == 1
+
+
+@one_flavour
+async def test_tls_towards_a_port_without_it_is_asked_about(server: Server) -> None:
+    """Redis waits for the rest of what it takes for a long command, and the TLS handshake for an answer."""
+    async with Multiplexer(f"rediss://127.0.0.1:{server.port}", socket_connect_timeout=0.2, backoff=QUICK) as mpx:
+        await until(lambda: "does it speak TLS there" in str(mpx.stats().last_error))
+
+
 @one_flavour
 async def test_without_a_free_file_descriptor_it_waits_for_one(server: Server, admin: Redis) -> None:
     """A process at its limit of open files cannot dial: no busy loop, one warning, and on it goes when one is free."""

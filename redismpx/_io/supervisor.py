@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection
 from contextvars import Context
 from typing import Protocol
 
-from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.connection import ConnectionPool, SSLConnection
 from redis.backoff import AbstractBackoff
+from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from .._core.backlog import Budget
@@ -208,7 +209,8 @@ class Supervisor:
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled(error):
                 raise
-            lost = ConnectionLost(f"cannot connect to {describe(self._pool)}: {str(error) or repr(error)}")
+            reason = (str(error) or repr(error)) + tls_hint(self._pool, error)
+            lost = ConnectionLost(f"cannot connect to {describe(self._pool)}: {reason}")
             lost.__cause__ = error
             return lost
         if self.phase is Phase.CLOSED:  # Python 3.11's wait_for may swallow a cancellation
@@ -360,3 +362,11 @@ def describe(pool: ConnectionPool) -> str:
     service = getattr(pool, "service_name", None)
     options = pool.connection_kwargs
     return str(service or options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+
+
+def tls_hint(pool: ConnectionPool, error: BaseException) -> str:
+    """Ask what redis-py does not say: whether only one side speaks TLS."""
+    if issubclass(pool.connection_class, SSLConnection):
+        return " (does it speak TLS there?)" if isinstance(error, RedisTimeout) else ""
+    is_strange = isinstance(error, InvalidResponse) or "closed by server" in str(error)
+    return " (is it Redis that answers there, and without TLS?)" if is_strange else ""
