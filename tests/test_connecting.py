@@ -278,6 +278,37 @@ async def test_tls_towards_a_port_without_it_is_asked_about(server: Server) -> N
 
 
 @one_flavour
+async def test_connections_that_die_young_come_at_growing_intervals_and_the_log_names_the_buffer_limit(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message larger than the server lets wait for us kills each connection that it is published to, for ever."""
+    monkeypatch.setattr("redismpx._io.supervisor.WARN_INTERVAL", 0.2)
+
+    async def publish() -> None:
+        while True:
+            await admin.publish("a", "poison" * 1000)
+            await asyncio.sleep(0.002)
+
+    with Proxy(server.port) as proxy:
+        proxy.to_client.limit = 3000
+        publisher = asyncio.create_task(publish())
+        async with Multiplexer(proxy.url, backoff=ExponentialBackoff(cap=10, base=0.02)) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await until(lambda: checker.disconnects >= 6)
+            assert checker.kinds[:4] == ["activation", "disconnect"] * 2
+            assert not checker.faults + checker.payloads
+        publisher.cancel()
+        for number, (before, after) in enumerate(pairwise(proxy.accepted[1:])):
+            assert after - before >= 0.02 * 2**number
+    first, *others = warnings(caplog)
+    assert "client-output-buffer-limit" not in first
+    assert others
+    assert all("client-output-buffer-limit" in each for each in others)
+
+
+@one_flavour
 async def test_without_a_free_file_descriptor_it_waits_for_one(server: Server, admin: Redis) -> None:
     """A process at its limit of open files cannot dial: no busy loop, one warning, and on it goes when one is free."""
     program = """

@@ -34,6 +34,7 @@ logger = logging.getLogger("redismpx")
 FALLBACK_DELAY = 5.0  # seconds between attempts when the backoff raises
 STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and the backoff begins anew
 WARN_INTERVAL = 60.0  # seconds between two warnings of a connection that comes and goes without ever proving itself
+FLAPPING_HINT = "; it comes and goes: are messages larger than the server's client-output-buffer-limit for pubsub?"
 
 
 class Phase(enum.Enum):
@@ -249,10 +250,11 @@ class Supervisor:
         self.last_error = lost
         self._failures += 1
         now = self._loop.time()
-        flapping = self.phase is Phase.CONNECTED and now >= self._warned + WARN_INTERVAL
-        if self._failures == 1 or flapping:
+        flapping = self.phase is Phase.CONNECTED and self._failures > 1
+        if self._failures == 1 or (flapping and now >= self._warned + WARN_INTERVAL):
             self._warned = now
-            logger.warning("no connection to Redis at %s; reconnecting (%s)", describe(self._pool), lost.reason)
+            why = lost.reason + FLAPPING_HINT if flapping else lost.reason
+            logger.warning("no connection to Redis at %s; reconnecting (%s)", describe(self._pool), why)
         if self._failures == 1:
             return 0.0
         try:
