@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from redismpx import Multiplexer, PromiseInterrupted
+from redismpx._io import supervisor as supervisor_module
 
 from .checker import Checker
 from .proxy import Proxy
@@ -83,6 +84,58 @@ async def test_pings_keep_a_connection_from_being_forgotten_by_what_is_in_betwee
             await until(lambda: kept.payloads == [b"1"])
             assert lost.payloads == []
             assert kept.kinds == ["activation", "message"]
+
+
+@one_flavour
+async def test_a_server_that_closes_idle_connections_keeps_one_that_pings_and_closing_the_others_is_no_outage(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is wanted, `timeout` of the server makes a noisy loop of losses that concern nobody."""
+    monkeypatch.setattr(supervisor_module, "IDLE_DELAY", 60.0)
+    await admin.config_set("timeout", 2)
+    async with (
+        Multiplexer(server.url, ping_interval=0.2) as pinging,
+        Multiplexer(server.url, ping_interval=None) as idle,
+    ):
+        for mpx in (pinging, idle):
+            await mpx.connect(5)
+        await until(lambda: not idle.connected)
+        assert idle.stats().state == "backing off"
+        assert pinging.connected
+        assert pinging.stats().connections == 1
+        checker = Checker()
+        sub = idle.new_channel_subscription(*checker.callbacks)
+        sub.add("a")  # a reason to connect again, at once
+        await sub.wait_for_activation(5)
+        assert checker.kinds == ["activation"]
+    assert warnings(caplog) == []
+
+
+@one_flavour
+async def test_a_connection_lost_while_nothing_is_wanted_is_made_again_for_who_asks_or_after_a_while(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for a wish alone would leave `connected` false for ever; and a real outage must still be warned of."""
+    monkeypatch.setattr(supervisor_module, "IDLE_DELAY", 60.0)
+
+    async def kill() -> None:
+        name = "the-one"
+        await until(lambda: mpx.connected)
+        connections = mpx.stats().connections
+        await admin.client_kill_filter(_id=next(c["id"] for c in await admin.client_list() if c["name"] == name))
+        await until(lambda: not mpx.connected or mpx.stats().connections > connections)
+
+    async with Multiplexer(server.url, client_name="the-one", backoff=QUICK) as mpx:
+        await kill()
+        await mpx.connect(5)
+        monkeypatch.setattr(supervisor_module, "IDLE_DELAY", 0.05)
+        await kill()
+        await until(lambda: mpx.connected)
+        assert mpx.stats().connections == 3
+        assert warnings(caplog) == []
+        server.kill()
+        await until(lambda: len(warnings(caplog)) == 1)
+        assert "cannot connect" in warnings(caplog)[0]
 
 
 @one_flavour

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import os
@@ -35,6 +36,7 @@ FALLBACK_DELAY = 5.0  # seconds between attempts when the backoff raises
 STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and the backoff begins anew
 WARN_INTERVAL = 60.0  # seconds between two warnings of a connection that comes and goes without ever proving itself
 FLAPPING_HINT = "; it comes and goes: are messages larger than the server's client-output-buffer-limit for pubsub?"
+IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was wanted is made again
 
 
 class Phase(enum.Enum):
@@ -99,6 +101,7 @@ class Supervisor:
         self._flushing: asyncio.Handle | None = None
         self._retrying: asyncio.TimerHandle | None = None
         self._moved = Pulse()
+        self._needed = Pulse()  # somebody wants a name, or waits for a connection
         self._probe: Probe | None = None
         if delivery_probe is not None:
             self._probe = Probe(pool, delivery_probe, self._condemn)
@@ -130,6 +133,7 @@ class Supervisor:
     def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None:
         """Want a name for a subscriber."""
         self.registry.attach(kind, name, subscriber)
+        self._needed.fire()
         self._flush_soon()
 
     def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
@@ -174,6 +178,7 @@ class Supervisor:
 
     async def connected(self) -> None:
         """Wait until there is a connection; raise MultiplexerIsClosed if there never will be."""
+        self._needed.fire()
         while self.phase is not Phase.CONNECTED:
             if self.phase is Phase.CLOSED:
                 raise MultiplexerIsClosed
@@ -194,9 +199,7 @@ class Supervisor:
                     self._dispatcher.lose(lost)
                 if self.phase is Phase.CLOSED:  # by one of those who heard of it
                     return
-                delay = self._failed(lost)
-                self._move(Phase.BACKING_OFF)
-                await asyncio.sleep(delay)
+                await self._back_off(lost)
         finally:
             self.close()
 
@@ -244,10 +247,24 @@ class Supervisor:
             self._backoff.reset()
         return lost
 
+    async def _back_off(self, lost: ConnectionLost) -> None:
+        """Wait until it is time for the next dial."""
+        self.last_error = lost
+        if self.phase is Phase.CONNECTED and not (self.registry.channels or self.registry.patterns):
+            # Nobody missed anything: most often the server's `timeout` for idle clients, and no outage.
+            logger.debug("a connection that nobody needed was lost (%s)", lost.reason)
+            self._move(Phase.BACKING_OFF)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_DELAY):
+                    await self._needed.wait()
+        else:
+            delay = self._failed(lost)
+            self._move(Phase.BACKING_OFF)
+            await asyncio.sleep(delay)
+
     def _failed(self, lost: ConnectionLost) -> float:
         """Note a failure; return the seconds to wait: none after the first, then as the backoff says."""
         assert self._loop is not None
-        self.last_error = lost
         self._failures += 1
         now = self._loop.time()
         flapping = self.phase is Phase.CONNECTED and self._failures > 1
