@@ -46,7 +46,7 @@ class Connection:
         for writer in (self.client, self.server):
             if reset:
                 sock = writer.get_extra_info("socket")
-                with suppress(OSError):
+                with suppress(OSError, AttributeError):  # closed; TLS has none then
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort() if reset else writer.close()
 
@@ -142,10 +142,12 @@ class Proxy:
         self._server.close()
         for connection in tuple(self._connections):
             connection.end(reset=True)
-        for task in tuple(self._tasks):
+        others = asyncio.all_tasks() - {asyncio.current_task()}  # asyncio's own too, which shake TLS hands
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0)
+        await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(3):  # steps of the transports, that close their sockets
+            await asyncio.sleep(0)
 
     async def _accept(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -169,6 +171,8 @@ class Proxy:
             self._tasks.discard(task)
             self._connections.discard(connection)
             connection.end(reset=False)
+            if self._tls is not None:  # or it would wait for the client's goodbye
+                to_client.transport.abort()
 
     async def _pump(
         self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int

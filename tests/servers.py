@@ -100,6 +100,23 @@ class SentinelServer(Server):
         return str(self._config), "--sentinel"
 
 
+class TLSServer(Server):
+    """A Redis that speaks TLS on a second port. `pem` is the key and the certificates that it presents."""
+
+    def __init__(self, binary: str, pem: bytes) -> None:
+        super().__init__(binary)
+        self.tls_port = free_port()
+        self._pem = str(self.folder / "tls.pem")
+        Path(self._pem).write_bytes(pem)
+        self.options = ("--tls-port", str(self.tls_port), "--tls-auth-clients", "no",
+                        "--tls-cert-file", self._pem, "--tls-key-file", self._pem)  # fmt: skip
+
+    async def present(self, admin: Redis, pem: bytes) -> None:
+        """Present another certificate from now on."""
+        Path(self._pem).write_bytes(pem)
+        await admin.execute_command("CONFIG", "SET", "tls-cert-file", self._pem, "tls-key-file", self._pem)
+
+
 class FakeServer:
     """A scripted peer: answers the handshake, and leaves all else to its script."""
 

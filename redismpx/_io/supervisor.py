@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import math
 import os
 import sys
 import threading
@@ -13,9 +14,8 @@ from collections.abc import Callable, Collection
 from contextvars import Context
 from typing import Protocol
 
-from redis.asyncio.connection import ConnectionPool, SSLConnection
+from redis.asyncio.connection import ConnectionPool
 from redis.backoff import AbstractBackoff
-from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from .._core.backlog import Budget
@@ -24,6 +24,7 @@ from .._core.wire import Kind
 from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyChannels, TooManyPatterns
 from ..stats import Counters
+from .diagnosis import describe, explain, must_be_mended, trusts_anybody
 from .dispatch import Dispatcher, Subscriber
 from .link import Link, dial
 from .probe import Probe
@@ -37,6 +38,7 @@ STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and t
 WARN_INTERVAL = 60.0  # seconds between two warnings of a connection that comes and goes without ever proving itself
 FLAPPING_HINT = "; it comes and goes: are messages larger than the server's client-output-buffer-limit for pubsub?"
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was wanted is made again
+ERROR_INTERVAL = 300.0  # seconds between two errors about a password or a certificate that is wrong
 
 
 class Phase(enum.Enum):
@@ -94,6 +96,7 @@ class Supervisor:
         self.last_error: ConnectionLost | None = None
         self._failures = 0  # dials and connections that failed since the last one that proved stable
         self._warned = 0.0  # when the last warning was logged, by the loop's clock
+        self._complained = -math.inf  # when the last error was logged, by the loop's clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None  # of all callbacks: an empty one, not that of whoever came first
         self._owner = (0, 0)  # process and thread of the loop
@@ -187,6 +190,8 @@ class Supervisor:
     # --- the sequence of links
 
     async def _run(self) -> None:
+        if trusts_anybody(self._pool):
+            logger.warning("TLS to Redis at %s is not verified: whoever answers is trusted", describe(self._pool))
         try:
             while True:
                 try:
@@ -213,8 +218,7 @@ class Supervisor:
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled(error):
                 raise
-            reason = (str(error) or repr(error)) + tls_hint(self._pool, error)
-            lost = ConnectionLost(f"cannot connect to {describe(self._pool)}: {reason}")
+            lost = ConnectionLost(explain(self._pool, error))
             lost.__cause__ = error
             return lost
         if self.phase is Phase.CLOSED:  # Python 3.11's wait_for may swallow a cancellation
@@ -268,7 +272,10 @@ class Supervisor:
         self._failures += 1
         now = self._loop.time()
         flapping = self.phase is Phase.CONNECTED and self._failures > 1
-        if self._failures == 1 or (flapping and now >= self._warned + WARN_INTERVAL):
+        if must_be_mended(lost.__cause__) and now >= self._complained + ERROR_INTERVAL:
+            self._complained = now
+            logger.error("no connection to Redis at %s until this is mended (%s)", describe(self._pool), lost.reason)
+        elif self._failures == 1 or (flapping and now >= self._warned + WARN_INTERVAL):
             self._warned = now
             why = lost.reason + FLAPPING_HINT if flapping else lost.reason
             logger.warning("no connection to Redis at %s; reconnecting (%s)", describe(self._pool), why)
@@ -374,18 +381,3 @@ class Supervisor:
         if self._link is not None:
             self._link.abort("closed")
         self.tasks.cancel()
-
-
-def describe(pool: ConnectionPool) -> str:
-    """Where connections go: a host and port, a path, or a Sentinel service. Never a user or password."""
-    service = getattr(pool, "service_name", None)
-    options = pool.connection_kwargs
-    return str(service or options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-
-
-def tls_hint(pool: ConnectionPool, error: BaseException) -> str:
-    """Ask what redis-py does not say: whether only one side speaks TLS."""
-    if issubclass(pool.connection_class, SSLConnection):
-        return " (does it speak TLS there?)" if isinstance(error, RedisTimeout) else ""
-    is_strange = isinstance(error, InvalidResponse) or "closed by server" in str(error)
-    return " (is it Redis that answers there, and without TLS?)" if is_strange else ""

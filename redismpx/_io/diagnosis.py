@@ -1,0 +1,51 @@
+"""What redis-py's options and exceptions mean, in words: where it dials, why that failed, and what may mend it."""
+
+from __future__ import annotations
+
+import ssl
+
+from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
+from redis.exceptions import AuthenticationError, InvalidResponse
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .._core.wire import Refusal, read_refusal
+
+
+def describe(pool: ConnectionPool) -> str:
+    """Where connections go: a host and port, a path, or a Sentinel service. Never a user or password."""
+    service = getattr(pool, "service_name", None)
+    options = pool.connection_kwargs
+    return str(service or options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+
+
+def explain(pool: ConnectionPool, error: BaseException) -> str:
+    """Say why a dial failed; ask about TLS where it looks as if only one side speaks it."""
+    cut_off = "closed by server" in str(error) or isinstance(error.__context__, ConnectionResetError)
+    hint = ""
+    if speaks_tls(pool):
+        if cut_off or isinstance(error, RedisTimeoutError):
+            hint = " (rediss:// speaks TLS: does this port?)"
+    elif issubclass(pool.connection_class, Connection) and (cut_off or isinstance(error, InvalidResponse)):
+        hint = " (does this port want TLS? That is rediss://)"
+    return f"cannot connect to {describe(pool)}: {str(error) or repr(error)}{hint}"
+
+
+def speaks_tls(pool: ConnectionPool) -> bool:
+    """Whether its connections are TLS."""
+    return issubclass(pool.connection_class, SSLConnection)
+
+
+def trusts_anybody(pool: ConnectionPool) -> bool:
+    """Whether TLS is spoken without looking to whom, because the options say so."""
+    options = pool.connection_kwargs
+    is_checked = options.get("ssl_cert_reqs", "required") not in (None, "none", ssl.CERT_NONE)
+    return speaks_tls(pool) and not (is_checked and options.get("ssl_check_hostname", True))
+
+
+def must_be_mended(cause: BaseException | None) -> bool:
+    """Whether it is a password or a certificate that is wrong, which no waiting heals."""
+    return (
+        isinstance(cause, AuthenticationError)
+        or (isinstance(cause, Exception) and read_refusal(cause)[0] is Refusal.FATAL)
+        or isinstance(getattr(cause, "__context__", None), ssl.SSLCertVerificationError)
+    )
