@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 
 _SHOWN = 64  # bytes of a name in a message or a log record
+_SHOWN_TEXT = 500  # characters of what somebody else says, a server for example
 
 
 def quote(name: bytes) -> str:
     """Show a name in one line, escaped and cut: names are hostile data."""
     return repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}... ({len(name)} bytes)"
+
+
+def plain(text: str) -> str:
+    """Show what somebody else says in one line, escaped and cut: a server may repeat names in its errors."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_SHOWN_TEXT])
 
 
 class RedisMPXError(Exception):
@@ -69,6 +75,7 @@ class ConnectionLost(RedisMPXError, ConnectionError):
     """
 
     def __init__(self, reason: str, names: frozenset[bytes] | None = None) -> None:
+        reason = plain(reason)
         where = "" if names is None else f" for {', '.join(map(quote, sorted(names)[:10]))}"
         super().__init__(f"connection lost{where}: {reason}")
         self.reason = reason
@@ -85,6 +92,7 @@ class SubscriptionRefused(RedisMPXError):
     """
 
     def __init__(self, kind: str, name: bytes, reason: str) -> None:
+        reason = plain(reason)
         hint = "; a permitted pattern must be the same, letter for letter" if kind == "pattern" else ""
         super().__init__(f"Redis refused {kind} {quote(name)}: {reason} (see ACL SETUSER ... &{kind}{hint})")
         self.kind = kind

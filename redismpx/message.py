@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic
 
+from .errors import quote
 from .typing import T
 
 
@@ -14,7 +15,11 @@ class Message(Generic[T]):
 
     channel: bytes
     """The channel that it was published to."""
-    data: T = field(repr=False)
+    data: T
     """The payload: bytes, or what `decode` made of them. Not shown in the `repr`."""
     pattern: bytes | None = None
     """The pattern by which it was subscribed; None for a channel subscription."""
+
+    def __repr__(self) -> str:
+        pattern = "" if self.pattern is None else f", pattern={quote(self.pattern)}"
+        return f"Message(channel={quote(self.channel)}{pattern})"

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from .._core.registry import Entry, Registry, Standing
 from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Kind, Refusal, read_refusal
-from ..errors import ConnectionLost, SubscriptionRefused
+from ..errors import ConnectionLost, SubscriptionRefused, plain
 from ..stats import Counters
 
 logger = logging.getLogger("redismpx")
@@ -165,6 +165,6 @@ class Dispatcher:
             self._retry_in(RETRY_PASSING if passing else RETRY_REFUSED)
             if not (command.verb.joins or passing or self._kept_names):
                 self._kept_names = True
-                logger.warning("Redis refuses to unsubscribe (%s); what comes for such names is ignored", text)
+                logger.warning("Redis refuses to unsubscribe (%s); what comes for such names is ignored", plain(text))
         for subscriber in told:
             subscriber.refuse(SubscriptionRefused(command.verb.kind.value, command.names[0], text))

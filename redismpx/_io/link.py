@@ -15,10 +15,10 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from .._core.wire import NOT_ENOUGH, new_parser
-from ..errors import ConnectionLost
+from ..errors import ConnectionLost, plain
 from .tasks import Tasks
 
 logger = logging.getLogger("redismpx")
@@ -268,18 +268,22 @@ class Link(asyncio.BufferedProtocol):
             self.lost.set_result(error)
 
 
-async def dial(pool: ConnectionPool, protocol: int | None = None, *, side_by_side: bool = False) -> AbstractConnection:
+async def dial(
+    pool: ConnectionPool, protocol: int | None = None, *, named: bool = True, side_by_side: bool = False
+) -> AbstractConnection:
     """Make a connection with all the options of a redis-py client, and do its handshake.
 
-    `protocol` replaces the RESP version of the options. `side_by_side` tries all addresses of the host, rather than one
-    after the other. That is not done without need: asyncio forgets to close a socket when such a dial is cancelled just
-    as it succeeds. Raises what redis-py raises.
+    `protocol` replaces the RESP version of the options; `named=False` leaves out the client name. `side_by_side` tries
+    all addresses of the host, rather than one after the other. That is not done without need: asyncio forgets to close
+    a socket when such a dial is cancelled just as it succeeds. Raises what redis-py raises.
     """
     connection: AbstractConnection = pool.make_connection()
     connection.retry = Retry(NoBackoff(), 0)  # retrying is the supervisor's
     connection.health_check_interval = 0  # it would read beside our reader
     if protocol is not None:
         connection.protocol = protocol
+    if not named:
+        connection.client_name = None
     if side_by_side:
         _try_side_by_side(connection)
     try:
@@ -289,8 +293,12 @@ async def dial(pool: ConnectionPool, protocol: int | None = None, *, side_by_sid
         await connection.disconnect(nowait=True)
         # Old servers and some proxies know no HELLO, and redis-py does not fall back by itself.
         if protocol is None and ("unknown command" in str(error).lower() or "NOPROTO" in str(error)):
-            logger.info("the server refused HELLO (%s); falling back to RESP2", error)
-            return await dial(pool, protocol=2, side_by_side=side_by_side)
+            logger.info("the server refused HELLO (%s); falling back to RESP2", plain(str(error)))
+            return await dial(pool, protocol=2, named=named, side_by_side=side_by_side)
+        # A user may lack the right to CLIENT SETNAME, and a name is for those who watch only.
+        if named and connection.client_name and isinstance(error, NoPermissionError):
+            logger.info("the server refused a command (%s); trying without a client name", plain(str(error)))
+            return await dial(pool, protocol, named=False, side_by_side=side_by_side)
         raise
     except BaseException:
         await connection.disconnect(nowait=True)
