@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -14,6 +13,7 @@ from redis.exceptions import RedisError
 from ._core.backlog import Budget, Overflow
 from ._core.wire import Kind
 from ._io.inbox import Consumer
+from ._io.log import logger
 from ._io.supervisor import Phase, Supervisor
 from .arguments import (
     Limits,
@@ -32,8 +32,6 @@ from .promise import PromiseSubscription
 from .stats import Stats
 from .subscription import MessageSubscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, T
-
-_logger = logging.getLogger("redismpx")
 
 
 class Multiplexer:
@@ -352,7 +350,7 @@ class Multiplexer:
         try:
             await self._drain(timeout)
         except TimeoutError as error:
-            _logger.warning("%s", error)
+            logger.warning("%s", error)
 
     async def _drain(self, timeout: float | None) -> None:
         try:

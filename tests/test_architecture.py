@@ -18,6 +18,7 @@ FLOORS = [
     {"errors", "_core.wire", "_core.backlog"},
     {"typing", "stats", "arguments", "_core.registry"},
     {"message"},
+    {"_io.log"},
     {"_io.tasks", "_io.pulse", "_io.reporter", "_io.diagnosis"},
     {"_io.inbox", "_io.link", "_io.dispatch"},
     {"_io.probe"},

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,17 +16,25 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import (
+    ConnectionLost,
     Multiplexer,
     MultiplexerIsClosed,
     PromiseInterrupted,
     Stats,
     SubscriptionIsClosed,
 )
+from redismpx._core.registry import Registry
+from redismpx._io import dispatch as dispatch_module
 from redismpx._io import tasks as tasks_module
+from redismpx._io.dispatch import Dispatcher
+from redismpx._io.inbox import Inbox
+from redismpx._io.link import Link
+from redismpx._io.supervisor import Supervisor
 
 from .checker import Checker
 from .conftest import open_sockets
 from .servers import FakeServer, Server, settled, shake_hands, until
+from .test_refusals import limited, set_user
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -275,18 +282,6 @@ async def test_what_was_read_already_is_not_delivered_after_the_end(url: str, ad
         assert seen == [b"0"]
 
 
-@pytest.mark.parametrize("delay", [0, 1, 2, 3, 4, 5, 8, 12, 16, 20, 25, 30, 40])
-async def test_aclose_at_any_moment_of_the_start(url: str, delay: int) -> None:
-    """In the dial, in the handshake, in the middle of subscribing: after some ticks of the loop."""
-    mpx = Multiplexer(url, backoff=ConstantBackoff(0))
-    sub = mpx.new_channel_subscription(lambda *_: None)
-    sub.add(*map(str, range(2000)))
-    for _ in range(delay):
-        await asyncio.sleep(0)
-    await asyncio.wait_for(mpx.aclose(), 1)
-    assert mpx._supervisor._link is None
-
-
 @pytest.mark.parametrize("pauses", [1, 2, 3, 4, 5, 6, 8])
 async def test_aclose_while_dialling_is_no_internal_error(
     url: str, pauses: int, caplog: pytest.LogCaptureFixture
@@ -403,23 +398,148 @@ async def test_opened_and_closed_a_thousand_times(url: str) -> None:
     assert not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()]
 
 
-async def test_an_error_of_our_own_is_critical_and_not_the_end(
-    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    mpx = Multiplexer(url, backoff=ConstantBackoff(0))
-    calls = 0
-    flush: Callable[[], Any] = mpx._supervisor._flush
+ENTRIES: list[tuple[type, str]] = [
+    (Supervisor, "_flush"),
+    (Supervisor, "_retry"),
+    (Link, "_watch"),
+    (Link, "_take"),
+    (Link, "_hear"),
+    (Dispatcher, "receive"),
+    (Dispatcher, "_confirm"),
+    (Dispatcher, "_answer"),
+    (Dispatcher, "_go_on"),
+    (Dispatcher, "lose"),
+    (Registry, "flush"),
+    (Registry, "welcome"),
+    (Registry, "confirm"),
+    (Registry, "refuse"),
+    (Registry, "retry"),
+    (Registry, "ping"),
+    (Registry, "pong"),
+    (Registry, "lost"),
+]
 
-    def faulty() -> Any:
+
+@pytest.mark.parametrize(("owner", "name"), ENTRIES, ids=lambda entry: getattr(entry, "__name__", entry))
+async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
+    server: Server,
+    admin: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    name: str,
+) -> None:
+    """Whatever the loop calls may fail, once: it is logged, the connection is given up, and all begins anew."""
+    monkeypatch.setattr(dispatch_module, "PORTION", 1)
+    await set_user(admin, "&*", "-psubscribe")
+    async with limited(server, ping_interval=0.05) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        twin = mpx.new_channel_subscription(lambda *_: None)
+        for each in (sub, twin):
+            each.add("a")
+            await each.wait_for_activation(5)
+
+        function = getattr(owner, name)
+        faults: list[Exception] = []
+
+        def faulty(*arguments: Any, **options: Any) -> Any:
+            if not faults:
+                faults.append(RuntimeError("injected"))
+                raise faults[0]
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, faulty)
+        sub.add("b")  # flush, confirm
+        mpx.new_pattern_subscription("refused", on_error=lambda _: None)  # refuse
+        mpx.new_channel_subscription(lambda *_: None).add("a")  # welcome
+        await admin.publish("a", "x")  # fan out to more than a portion
+        if name in ("_retry", "retry"):
+            await until(lambda: mpx._supervisor._retrying is not None)
+            mpx._supervisor._retry_in(0)
+        if name in ("lose", "lost"):
+            await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda: bool(faults))
+        await until(lambda: "disconnect" in checker.kinds)
+        await sub.wait_for_activation(5)
+        await admin.publish("b", "y")
+        await until(lambda: b"y" in checker.payloads)
+        assert not checker.faults
+        assert mpx.stats().connections == 2
+        (error,) = (event for kind, event in checker.events if kind == "disconnect")
+        assert isinstance(error, ConnectionLost)
+        if name not in ("lose", "lost"):
+            assert "internal error" in error.reason
+            assert error.__cause__ is faults[0]
+        records = [r for r in caplog.records if r.levelno == logging.CRITICAL]
+        assert ["internal error" in r.getMessage() for r in records] == [True]
+        assert not [r for r in caplog.records if r.name == "asyncio"]
+
+
+async def test_a_fault_in_a_task_of_our_own_is_critical_and_delivery_goes_on(
+    url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[bytes] = []
+
+    async def on_message(channel: bytes, message: bytes) -> None:
+        await asyncio.sleep(0)
+        seen.append(message)
+
+    step = Inbox._step
+    faults: list[Exception] = []
+
+    def faulty(inbox: Inbox) -> object:
+        if not faults:
+            faults.append(RuntimeError("injected"))
+            raise faults[0]
+        return step(inbox)
+
+    monkeypatch.setattr(Inbox, "_step", faulty)
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(on_message)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        for number in range(3):
+            await admin.publish("a", number)
+        await until(lambda: seen == [b"0", b"1", b"2"])
+    records = [r.getMessage() for r in caplog.records if r.levelno == logging.CRITICAL]
+    assert records == ["internal error in redismpx a channel subscription"]
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+async def test_a_logging_filter_that_raises_costs_nothing(
+    server: Server, admin: Redis, capsys: pytest.CaptureFixture[str], level: int
+) -> None:
+    """Not one of the records on the way from one connection to the next, nor those of what callbacks raise."""
+    calls = 0
+
+    def raising(record: logging.LogRecord) -> bool:
         nonlocal calls
         calls += 1
-        if calls == 1:
-            raise RuntimeError("injected")
-        return flush()
+        raise RuntimeError("a filter's")
 
-    monkeypatch.setattr(mpx._supervisor, "_flush", faulty)
-    sub = mpx.new_channel_subscription(lambda *_: None)
-    sub.add("a")
-    await sub.wait_for_activation(5)
-    assert "internal error" in next(r for r in caplog.records if r.levelno == logging.CRITICAL).getMessage()
-    await mpx.aclose()
+    def on_message(channel: bytes, message: bytes) -> None:
+        checker.on_message(channel, message)
+        raise ValueError
+
+    logger = logging.getLogger("redismpx")
+    logger.addFilter(raising)
+    logger.setLevel(level)
+    try:
+        async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(on_message, checker.on_disconnect, checker.on_activation)
+            sub.add("a")
+            await sub.wait_for_activation(5)
+            await admin.publish("a", "1")
+            await until(lambda: checker.messages == 1)
+            await admin.publish("a", "2")
+            await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: mpx.stats().connections == 2)
+            await sub.wait_for_activation(5)
+    finally:
+        logger.removeFilter(raising)
+        logger.setLevel(logging.NOTSET)
+    assert checker.kinds == ["activation", "message", "message", "disconnect", "activation"]
+    assert calls >= 2
+    assert "a filter's" in capsys.readouterr().err

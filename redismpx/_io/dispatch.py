@@ -5,18 +5,16 @@ It sends nothing, and waits for nobody: neither for the network nor for the time
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
 from .._core.registry import Entry, Registry, Standing
-from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Kind, Refusal, read_refusal
+from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Desync, Kind, Refusal, read_refusal
 from ..errors import ConnectionLost, SubscriptionRefused, plain
 from ..stats import Counters
-
-logger = logging.getLogger("redismpx")
+from .log import logger
 
 PORTION = 256  # subscribers that get a message before a look at the clock
 LOOK_AFTER = 16  # messages and deliveries before a look at the clock
@@ -67,7 +65,10 @@ class Dispatcher:
         is_empty = False
         try:
             while self._fan_out is None or self._go_on(turn_ends):
-                reply = gets()
+                try:
+                    reply = gets()
+                except Exception as error:  # the parsers raise anything on garbage
+                    raise Desync(str(error) or repr(error)) from error
                 if reply is NOT_ENOUGH:
                     is_empty = True
                     break
@@ -158,7 +159,7 @@ class Dispatcher:
             return
         meaning, text = read_refusal(reply)
         if meaning is Refusal.FATAL or not self._registry.in_flight:
-            raise reply
+            raise Desync(text) from reply
         passing = meaning is Refusal.PASSING
         command, told = self._registry.refuse(passing=passing)
         if command.names:

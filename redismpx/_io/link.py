@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -17,11 +16,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, ResponseError
 
-from .._core.wire import NOT_ENOUGH, new_parser
+from .._core.wire import NOT_ENOUGH, Desync, new_parser
 from ..errors import ConnectionLost, plain
+from .log import logger
 from .tasks import Tasks
-
-logger = logging.getLogger("redismpx")
 
 DIAL_TIMEOUT = 30.0  # seconds for a whole dial; redis-py's own timeouts (5 s by default) bound each of its steps
 NEXT_ADDRESS_AFTER = 0.25  # seconds before a host's next address is tried too (RFC 8305)
@@ -119,8 +117,16 @@ class Link(asyncio.BufferedProtocol):
             writer: Any = self._connection._writer
             try:
                 writer.writelines([data])
-            except Exception as error:  # noqa: BLE001, as in _take
+            except Exception as error:  # noqa: BLE001, whatever it is made of
                 self._lose(str(error) or repr(error), error)
+
+    def guard(self, callback: Callable[[], None]) -> None:
+        """Do what the loop was asked to do later. A fault of this library ends the link, and is never silent."""
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001
+            self._lose(f"internal error: {error!r}", error)
+            logger.critical("internal error; reconnecting", exc_info=error)
 
     def abort(self, reason: str) -> None:
         """End the link at once, whatever its other end does."""
@@ -137,7 +143,7 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._start, self._end = 0, nbytes
-        self._take()
+        self.guard(self._take)
 
     def eof_received(self) -> None:
         self._lose("the server closed the connection")
@@ -162,12 +168,12 @@ class Link(asyncio.BufferedProtocol):
                 size = min(SLICE_SIZE, self._end - self._start)
                 parser.feed(self._buffer, self._start, size)  # type: ignore[arg-type]
                 self._start += size
-        except Exception as error:  # noqa: BLE001, the parsers raise anything on garbage; all of it means the same
-            self._lose(f"protocol error: {error}", error)
+        except Desync as error:
+            self._lose(f"protocol error: {error}", error.__cause__ or error)
         if self.phase is not Phase.LOST and self._transport is not None:
             if self._resuming is None:
                 self._transport.pause_reading()
-            self._resuming = self._loop.call_soon(self._take)
+            self._resuming = self._loop.call_soon(self.guard, self._take)
 
     def _resume(self) -> None:
         if self._resuming is not None and self._transport is not None:
@@ -197,7 +203,7 @@ class Link(asyncio.BufferedProtocol):
                         lambda: replies.popleft() if replies else NOT_ENOUGH, monotonic() + TURN
                     )
                 self._hear()
-        except Exception as error:  # noqa: BLE001, as in _take
+        except Exception as error:  # noqa: BLE001, as in write
             self._lose(str(error) or repr(error), error)
         finally:
             self._lose("reading was cancelled")
@@ -243,7 +249,7 @@ class Link(asyncio.BufferedProtocol):
     def _watch_in(self, delay: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if delay is None else self._loop.call_later(delay, self._watch)
+        self._timer = None if delay is None else self._loop.call_later(delay, self.guard, self._watch)
 
     def _move(self, phase: Phase) -> None:
         if phase not in MOVES[self.phase]:

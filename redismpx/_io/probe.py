@@ -6,7 +6,6 @@ Never condemns a link on a guess: only a message that Redis took, and that then 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +15,9 @@ from redis.exceptions import ResponseError
 
 from ..errors import ConnectionLost, SubscriptionRefused
 from .link import DIAL_TIMEOUT, dial
+from .log import logger
 from .pulse import Pulse
 from .tasks import running_task
-
-logger = logging.getLogger("redismpx")
 
 LONGEST_WAIT = 10  # intervals between two probes, when one after the other condemns a link
 

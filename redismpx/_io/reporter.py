@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Awaitable
 from typing import Any, NamedTuple, NoReturn
 
 from ..typing import OnError
-
-logger = logging.getLogger("redismpx")
+from .log import logger
 
 LOG_INTERVAL = 10.0  # seconds between two records of the same kind of failure of one subscription
 

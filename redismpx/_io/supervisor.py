@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import logging
 import math
 import os
 import sys
@@ -27,11 +26,10 @@ from ..stats import Counters
 from .diagnosis import describe, explain, must_be_mended, trusts_anybody
 from .dispatch import Dispatcher, Subscriber
 from .link import Link, dial
+from .log import logger
 from .probe import Probe
 from .pulse import Pulse
 from .tasks import Tasks, is_cancelled
-
-logger = logging.getLogger("redismpx")
 
 FALLBACK_DELAY = 5.0  # seconds between attempts when the backoff raises
 STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and the backoff begins anew
@@ -197,7 +195,7 @@ class Supervisor:
                 try:
                     lost = await self._live()
                     self._dispatcher.lose(lost)
-                except Exception as error:  # a fault of this library; never a silent end
+                except Exception as error:  # noqa: BLE001, a fault of this library; never a silent end
                     logger.critical("internal error; reconnecting", exc_info=True)
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
@@ -243,8 +241,8 @@ class Supervisor:
             lost = await link.lost
         finally:
             self._link = None
-            link.abort("closed")
-            if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, it can await nothing
+            if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, there is nothing it can do
+                link.abort("closed")
                 await link.release()
         if self._loop.time() - since >= STABLE_AFTER:
             self._failures = 0
@@ -284,7 +282,7 @@ class Supervisor:
         try:
             # Capped, for redis-py computes 2 to its power as a float.
             delay = max(0.0, float(self._backoff.compute(min(self._failures - 2, 64))))
-        except Exception:
+        except Exception:  # noqa: BLE001, users' code
             logger.exception("the backoff failed; waiting %g s", FALLBACK_DELAY)
             delay = FALLBACK_DELAY
         logger.debug("attempt %d failed (%s); the next in %.3f s", self._failures, lost.reason, delay)
@@ -302,7 +300,7 @@ class Supervisor:
     def _flush_soon(self) -> None:
         """Answer the wishes of this tick together, at its end."""
         if self._flushing is None and self._link is not None and self._loop is not None:
-            self._flushing = self._loop.call_soon(self._flush, context=self._context)
+            self._flushing = self._loop.call_soon(self._link.guard, self._flush, context=self._context)
 
     def _flush(self) -> None:
         if self._flushing is not None:
@@ -339,11 +337,12 @@ class Supervisor:
 
     def _retry_in(self, delay: float) -> None:
         assert self._loop is not None
+        assert self._link is not None  # which has just brought a refusal
         when = self._loop.time() + delay
         if self._retrying is None or when < self._retrying.when():
             if self._retrying is not None:
                 self._retrying.cancel()
-            self._retrying = self._loop.call_at(when, self._retry)
+            self._retrying = self._loop.call_at(when, self._link.guard, self._retry)
 
     def _retry(self) -> None:
         self._retrying = None

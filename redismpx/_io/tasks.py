@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Coroutine
 from contextvars import Context
 
-logger = logging.getLogger("redismpx")
+from .log import logger
 
 END_TIMEOUT = 5.0  # seconds that a cancelled task has to end, before closing goes on without it
 
@@ -35,13 +34,19 @@ class Tasks:
                 task = asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
             finally:
                 self._beginning -= 1
-            if task.done():
-                return task
         else:
             task = asyncio.Task(coroutine, loop=loop, name=name, context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if task.done():
+            self._end(task)
+        else:
+            self._tasks.add(task)
+            task.add_done_callback(self._end)
         return task
+
+    def _end(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:  # a fault of this library; never a silent end
+            logger.critical("internal error in %s", task.get_name(), exc_info=task.exception())
 
     @property
     def are_running(self) -> bool:
