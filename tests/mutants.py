@@ -30,6 +30,7 @@ CALLBACKS = "tests/test_callbacks.py"
 PROMISE = "tests/test_promise.py"
 RECONNECT = "tests/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
+TORTURE = "tests/test_torture.py"
 
 MUTANTS = [
     # The faults of the Python original.
@@ -73,7 +74,7 @@ MUTANTS = [
         "_core/registry.py",
         "        elif entry.state in (State.ABSENT, State.REFUSED) and (self._draining or not entry.subscribers):",
         "        elif not entry.subscribers:",
-        f"{CHANNEL} -k before_the_confirmation",
+        f"{TORTURE} -k add_remove_add",
     ),
     Mutant(
         "wait_for_new_promise loops for ever",
@@ -101,7 +102,7 @@ MUTANTS = [
         "promise.py",
         "escape_glob(prefix) + b",
         "prefix + b",
-        f"{PROMISE} -k prefix_matches_itself",
+        f"{TORTURE} -k glob_characters",
     ),
     Mutant(
         "one slow async callback stops everybody",
@@ -123,14 +124,14 @@ MUTANTS = [
         "_io/link.py",
         "            self._transport.abort()\n",
         "            self._connection._writer = None\n",
-        "tests/test_liveness.py -k longer_than",
+        f"{TORTURE} -k frozen_server",
     ),
     Mutant(
         "NOPERM is an endless reconnect",
         "_core/wire.py",
         '_FATAL = frozenset({"NOAUTH"',
         '_FATAL = frozenset({"NOPERM", "NOAUTH"',
-        "tests/test_refusals.py -k ten_forbidden",
+        f"{TORTURE} -k one_forbidden",
     ),
     Mutant(
         "a confirmation that comes late marks the wrong state",
@@ -144,7 +145,7 @@ MUTANTS = [
         "_io/link.py",
         "            self._watch_in(self._ping_interval)\n\n    def write",
         "            pass\n\n    def write",
-        "tests/test_liveness.py -k longer_than",
+        f"{TORTURE} -k frozen_server",
     ),
     Mutant(
         "no running loop, no constructor",
@@ -173,7 +174,7 @@ MUTANTS = [
         "_io/dispatch.py",
         "            subscriber.disconnect(error)\n\n    def _go_on",
         "            pass\n\n    def _go_on",
-        f"{RECONNECT} -k killed_connection",
+        f"{TORTURE} -k killed_connection",
     ),
     Mutant(
         "P2: what is parsed when a callback leaves the loop is lost",
@@ -195,7 +196,7 @@ MUTANTS = [
         "            self._move(entry, Event.LOST)\n",
         "            if entry.state is State.LEAVING:\n                entry.subscribers[None] = Standing.WAITING\n"
         "            self._move(entry, Event.LOST)\n",
-        f"{RECONNECT} -k remove_in_flight",
+        f"{TORTURE} -k remove_in_flight",
     ),
     Mutant(
         "P4: a subscriber taken away during a fan-out is called all the same",
@@ -208,7 +209,7 @@ MUTANTS = [
     Mutant(
         "P5: activation from inside add()",
         "_io/supervisor.py",
-        "            self._flushing = self._loop.call_soon(self._flush, context=self._context)",
+        "            self._flushing = self._loop.call_soon(self._link.guard, self._flush, context=self._context)",
         "            self._flush()",
         f"{CHANNEL} -k events_come_in_order",
     ),
@@ -232,14 +233,14 @@ MUTANTS = [
         "_io/tasks.py",
         "return [task for task in self._tasks if task is not current]",
         "return list(self._tasks)",
-        f"{CALLBACKS} -k closing_from_inside",
+        f"{TORTURE} -k closing_inside",
     ),
     Mutant(
         "P7: the inbox has no bound",
         "_core/backlog.py",
         "return self.give_way() if len(self) > self._room else None",
         "return None",
-        f"{CALLBACKS} -k inbox_is_bounded",
+        f"{TORTURE} -k slow_consumer",
     ),
     Mutant(
         "P7: the bytes that wait have no bound",
@@ -324,7 +325,7 @@ MUTANTS = [
         "_core/registry.py",
         "elif len(entries) == 1:",
         "elif len(entries) >= 1:",
-        "tests/test_refusals.py -k ten_forbidden",
+        f"{TORTURE} -k one_forbidden",
     ),
     Mutant(
         "TLS gets a copy of the buffer",

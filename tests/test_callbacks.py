@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
-from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, SlowConsumer
+from redismpx import ChannelSubscription, ConnectionLost, Multiplexer
 
 from .checker import Checker
 from .servers import until
@@ -263,41 +263,6 @@ async def test_what_waits_for_a_removed_channel_is_forgotten(mpx: Multiplexer, a
     assert sub.dropped == 2  # received = delivered + dropped + pending, at every moment
 
 
-async def test_the_inbox_is_bounded_and_a_slow_consumer_is_reported_once_an_episode(
-    mpx: Multiplexer, admin: Redis
-) -> None:
-    gate = asyncio.Event()
-    seen: list[int] = []
-    errors: list[Exception] = []
-
-    async def slow(channel: bytes, message: bytes) -> None:
-        seen.append(int(message))
-        await gate.wait()
-
-    sub = await joined(mpx, "a", slow, max_pending=10, on_error=errors.append)
-    checker = Checker()
-    await joined(mpx, "a", *checker.callbacks)
-    for number in range(100):
-        await admin.publish("a", number)
-        assert len(seen) + sub.pending + sub.dropped <= number + 1
-    await until(lambda: checker.messages == 100)
-    assert (len(seen), sub.pending, sub.dropped) == (1, 10, 89)
-    assert mpx.stats().dropped == 89
-    assert mpx.stats().pending == 10
-    assert [type(e) for e in errors] == [SlowConsumer]
-    assert isinstance(errors[0], SlowConsumer)
-    assert (errors[0].dropped, errors[0].pending) == (1, 10)
-    gate.set()
-    await until(lambda: sub.pending == 0)
-    assert seen == [0, *range(90, 100)]  # the oldest went
-    gate.clear()
-    for number in range(20):
-        await admin.publish("a", number)
-    await until(lambda: checker.messages == 120)
-    assert len(errors) == 2  # armed again
-    gate.set()
-
-
 async def test_reconnects_do_not_fill_the_queue_of_a_stuck_consumer(mpx: Multiplexer, admin: Redis) -> None:
     gate = asyncio.Event()
     checker = Checker()
@@ -321,71 +286,6 @@ async def test_reconnects_do_not_fill_the_queue_of_a_stuck_consumer(mpx: Multipl
     assert not checker.faults
     assert checker.kinds == ["activation", "message", "message", "disconnect", "activation"]
     assert sub.dropped == 4  # received on connections that came and went unseen
-
-
-@pytest.mark.parametrize("event", ["message", "activation", "disconnect", "error"])
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("how", ["close", "aclose", "sub", "task"])
-async def test_closing_from_inside_a_callback(url: str, admin: Redis, event: str, is_async: bool, how: str) -> None:
-    mpx = Multiplexer(url, backoff=ConstantBackoff(0.01))
-    done = asyncio.Event()
-    after: list[str] = []
-    tasks: list[asyncio.Task[None]] = []
-
-    def end() -> Awaitable[None] | None:
-        if how == "close":
-            mpx.close()
-        elif how == "sub":
-            sub.close()
-        elif how == "task" or not is_async:
-            tasks.append(asyncio.ensure_future(mpx.aclose()))
-        else:
-            return mpx.aclose()
-        return None
-
-    def callback(name: str) -> Callable[..., Any]:
-        async def act_async(*_: object) -> None:
-            if name == event:
-                await asyncio.sleep(0)
-                waiting = end()
-                if waiting is not None:
-                    await waiting
-                done.set()
-
-        def act(*_: object) -> None:
-            if done.is_set() and (mpx.stats().state == "closed" or sub.closed):
-                after.append(name)
-            if name == event:
-                end()
-                done.set()
-            if name == "message" and event == "error":
-                raise ValueError
-
-        if is_async and name == event:
-            return act_async
-        return act
-
-    sub = mpx.new_channel_subscription(
-        callback("message"), callback("disconnect"), callback("activation"), on_error=callback("error")
-    )
-    sub.add("a")
-    other = mpx.new_channel_subscription(lambda *_: None)
-    other.add("a")
-    if event != "activation":
-        await sub.wait_for_activation(5)
-    if event in ("message", "error"):
-        await admin.publish("a", "1")
-    if event == "disconnect":
-        await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    await asyncio.wait_for(done.wait(), 2)
-    await asyncio.wait_for(asyncio.gather(*tasks), 2)
-    assert sub.closed
-    assert other.closed == (how != "sub")
-    if how == "sub":
-        assert not other.closed
-        await other.wait_for_activation(5)
-    await mpx.aclose()
-    assert after == []
 
 
 async def test_a_callback_may_await_a_promise_kept_over_the_same_connection(mpx: Multiplexer, admin: Redis) -> None:

@@ -80,28 +80,6 @@ async def test_events_come_in_order_and_activation_never_from_inside_add(url: st
         assert late.kinds == ["activation", "message", "activation"]
 
 
-async def test_add_and_remove_before_the_confirmation_end_as_wanted(url: str, admin: Redis) -> None:
-    async with Multiplexer(url) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        await mpx.connect(5)
-        for wishes in range(32):
-            wanted = False
-            for bit in range(5):
-                wanted = bool(wishes >> bit & 1)
-                (sub.add if wanted else sub.remove)("flap")
-                if bit % 2:
-                    await asyncio.sleep(0)  # what was wished so far is sent
-            await settled(admin, {b"flap"} if wanted else set())
-            if wanted:
-                await sub.wait_for_activation(5)
-            sub.clear()
-            checker.active.clear()  # silence after removal, and no disconnect
-            await settled(admin, set())
-            assert not checker.faults
-        assert mpx.stats().connections == 1
-
-
 async def test_clear_leaves_all_and_stays_open_close_ends_it(url: str, admin: Redis) -> None:
     async with Multiplexer(url) as mpx:
         checker = Checker()
@@ -166,34 +144,6 @@ async def test_the_same_text_as_channel_and_as_pattern_are_two_names(url: str, a
         listener.close()
         await settled(admin, set(), 0)
         assert not channels.faults + patterns.faults
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        b"",
-        b"\r\n",
-        b"a\r\n$3\r\nfoo",
-        b"\x00",
-        bytes(range(256)),
-        b"\xff\xfe",
-        "čau".encode(),
-        b"x" * 65536,
-        b"*",
-        b" ",
-    ],
-)
-async def test_any_bytes_are_a_channel(url: str, admin: Redis, name: bytes) -> None:
-    async with Multiplexer(url) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add(name)
-        await sub.wait_for_activation(5)
-        await settled(admin, {name})
-        await admin.publish(name, b"\x00\r\n")
-        await until(lambda: checker.events[1:] == [("message", (name, b"\x00\r\n"))])
-        sub.remove(name)
-        await settled(admin, set())
 
 
 async def test_a_hundred_thousand_channels_go_out_in_batches(url: str, admin: Redis) -> None:

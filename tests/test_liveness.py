@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
 
 from .checker import Checker
 from .proxy import Proxy
-from .servers import FakeServer, Server, read_command, settled, shake_hands, until
+from .servers import FakeServer, Server, read_command, shake_hands, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -27,25 +26,6 @@ NOISE = 3.0  # seconds that a busy machine may be late
 
 def patient(url: str, **options: float) -> Multiplexer:
     return Multiplexer(url, backoff=ConstantBackoff(0.05), socket_timeout=0.5, **options)  # type: ignore[arg-type]
-
-
-async def test_a_server_frozen_for_longer_than_the_ping_deadline_is_left_and_found_again(
-    server: Server, admin: Redis
-) -> None:
-    async with patient(server.url, ping_interval=0.3, ping_timeout=0.3) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add("a")
-        await sub.wait_for_activation(5)
-        server.freeze()
-        await until(lambda: checker.kinds == ["activation", "disconnect"])
-        assert "PING" in checker.events[1][1].reason
-        await until(lambda: mpx.stats().state == "backing off")
-        server.thaw()
-        await sub.wait_for_activation(10)
-        await settled(admin, {b"a"})
-        await admin.publish("a", "1")
-        await until(lambda: checker.kinds == ["activation", "disconnect", "activation", "message"])
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)

@@ -24,29 +24,6 @@ async def kill_clients(admin: Redis) -> None:
     await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
-async def test_a_killed_connection_is_a_disconnect_and_an_activation_for_each_name(
-    server: Server, admin: Redis
-) -> None:
-    async with Multiplexer(server.url) as mpx:
-        checker, other = Checker(), Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add("a", "b")
-        idle = mpx.new_channel_subscription(*other.callbacks)  # wants nothing: has nothing to lose
-        await sub.wait_for_activation(5)
-        await kill_clients(admin)
-        await until(lambda: checker.kinds == ["activation"] * 2 + ["disconnect"] + ["activation"] * 2)
-        await admin.publish("a", "1")
-        await until(lambda: checker.payloads == [b"1"])
-        error = checker.events[2][1]
-        assert isinstance(error, ConnectionLost)
-        assert isinstance(error, ConnectionError)
-        assert error.names is None
-        assert "closed" in error.reason
-        assert other.events == []
-        assert not idle.closed
-        assert mpx.stats().connections == 2
-
-
 async def test_a_thousand_subscriptions_a_hundred_kills_under_load(server: Server, admin: Redis) -> None:
     async with Multiplexer(server.url, backoff=QUICK, client_name="the-one") as mpx:
         checkers = [Checker() for _ in range(1000)]
@@ -150,21 +127,6 @@ async def test_a_server_absent_at_the_start(server: Server, admin: Redis, caplog
     warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1, [r.getMessage() for r in warnings]
     await mpx.aclose()
-
-
-async def test_a_remove_in_flight_when_the_server_dies_does_not_come_back(server: Server, admin: Redis) -> None:
-    async with Multiplexer(server.url, backoff=QUICK) as mpx:
-        sub = mpx.new_channel_subscription(lambda *_: None)
-        sub.add("stays", "goes")
-        await sub.wait_for_activation(5)
-        server.freeze()
-        sub.remove("goes")
-        await asyncio.sleep(0.01)  # the command is in the server's socket, and never read
-        server.kill()
-        server.start()
-        await until(lambda: mpx.stats().connections == 2)
-        await sub.wait_for_activation(10)
-        await settled(admin, {b"stays"})
 
 
 class Recorded(AbstractBackoff):

@@ -37,33 +37,6 @@ def limited(server: Server, **options: object) -> Multiplexer:
     )
 
 
-async def test_ten_forbidden_of_ten_thousand_leave_the_others_working(server: Server, admin: Redis) -> None:
-    await set_user(admin, "&ok:*")
-    async with limited(server) as mpx:
-        good, bad = Checker(), Checker()
-        allowed = [b"ok:%d" % number for number in range(9_990)]
-        forbidden = [b"no:%d" % number for number in range(10)]
-        sub = mpx.new_channel_subscription(*good.callbacks, on_error=good.on_error)
-        denied = mpx.new_channel_subscription(*bad.callbacks, on_error=bad.on_error)
-        for number, name in enumerate(allowed):
-            sub.add(name)
-            if number % 1000 == 500:
-                denied.add(forbidden[number // 1000])
-        await sub.wait_for_activation(10)
-        await until(lambda: len(bad.errors) == 10)
-        await settled(admin, set(allowed))
-        assert mpx.stats().connections == 1
-        assert good.errors == []
-        assert bad.kinds == ["error"] * 10
-        refusals = [e for e in bad.errors if isinstance(e, SubscriptionRefused)]
-        assert {e.name for e in refusals} == set(forbidden)
-        assert all(e.kind == "channel" and "NOPERM" in e.reason for e in refusals)
-        with pytest.raises(SubscriptionRefused):
-            await denied.wait_for_activation(5)
-        await admin.publish("ok:77", "1")
-        await until(lambda: good.messages == 1)
-
-
 async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
     for position in (0, 1, 255, 256, BATCH - 2, BATCH - 1):
         registry: Registry[str] = Registry()
