@@ -13,6 +13,7 @@ from redismpx import ConnectionLost, Multiplexer
 from redismpx._io import supervisor as supervisor_module
 
 from .checker import Checker
+from .proxy import Proxy
 from .servers import FakeServer, Server, read_command, settled, shake_hands, subscribed, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -247,23 +248,6 @@ async def test_an_unasked_unsubscribe_is_a_gap_of_that_name_only() -> None:
         await mpx.aclose()
 
 
-async def test_a_confirmation_that_answers_nothing_is_a_reason_for_a_new_connection() -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await shake_hands(reader, writer)
-        writer.write(b"*3\r\n$9\r\nsubscribe\r\n$5\r\nother\r\n:1\r\n")
-        await reader.read()
-
-    fake = FakeServer(script)
-    async with fake.run() as url:
-        mpx = Multiplexer(url, backoff=QUICK)
-        checker = Checker()
-        mpx.new_channel_subscription(*checker.callbacks).add("a")
-        await until(lambda: fake.accepted >= 3)
-        assert checker.events == []
-        assert "protocol error" in str(mpx.stats().last_error)
-        await mpx.aclose()
-
-
 @pytest.mark.parametrize(
     "garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*3\r\n:x\r\n", b"$-5\r\n", b"\x15\x03\x01\x00\x02"]
 )
@@ -294,3 +278,64 @@ async def test_a_server_without_hello_is_spoken_to_in_resp2() -> None:
         mpx.new_channel_subscription(*checker.callbacks).add("a")
         await until(lambda: checker.payloads == [b"hi"])
         await mpx.aclose()
+
+
+async def publish_many(admin: Redis, payload: bytes) -> list[int]:
+    """Publish it a hundred times; return how many heard each."""
+    pipe = admin.pipeline(transaction=False)
+    for _ in range(100):
+        pipe.publish("a", payload)
+    heard: list[int] = await pipe.execute()
+    return heard
+
+
+async def test_a_subscriber_that_the_server_sheds_is_told_of_the_gap(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The network does not keep up, and what waits at the server is more than its client-output-buffer-limit."""
+    await admin.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 1")
+    with Proxy(server.port) as proxy:
+        async with Multiplexer(proxy.url, backoff=QUICK) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await sub.wait_for_activation(5)
+            proxy.to_client.stall = True
+            published = 0
+            while all(await publish_many(admin, b"x" * 8000)):
+                published += 100
+                assert published < 20_000
+            proxy.to_client.stall = False
+            await sub.wait_for_activation(10)
+            await until(lambda: checker.activations == 2)
+            kinds = checker.kinds
+            assert kinds == ["activation"] + ["message"] * (len(kinds) - 3) + ["disconnect", "activation"]
+            assert len(kinds) - 3 < published + 100
+            assert checker.events[-2][1].reason == "the server closed the connection"
+            assert await admin.publish("a", "small") == 1
+            await until(lambda: checker.payloads[-1] == b"small")
+    assert sum(r.levelno >= logging.WARNING for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)  # Valkey 9.1 does not count what is so big
+async def test_a_message_that_the_server_sheds_its_subscribers_for_is_no_hot_loop(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Published again and again, as by a client that tries anew: the backoff grows, and one warning says so."""
+    await admin.config_set("client-output-buffer-limit", "pubsub 100kb 0 0")
+    backoff = Recorded()
+    with Proxy(server.port) as proxy:
+        proxy.to_client.delay = 0.05  # so that it waits at the server
+        async with Multiplexer(proxy.url, backoff=backoff) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            for losses in range(1, 6):
+                await sub.wait_for_activation(10)
+                while mpx.stats().connections == losses and checker.disconnects < losses:
+                    await admin.publish("a", b"x" * 5_000_000)
+                    await asyncio.sleep(0.01)
+                await until(lambda expected=losses: checker.disconnects == expected)
+            assert backoff.asked == [0, 1, 2, 3]  # at once after the first only
+            assert not checker.faults
+    assert sum(r.levelno >= logging.WARNING for r in caplog.records) == 1
