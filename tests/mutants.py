@@ -427,6 +427,34 @@ MUTANTS = [
         "            if oldest is None and oldest is owed and now - since >=",
         "tests/test_hardening.py -k swallows",
     ),
+    Mutant(
+        "a fault of our own in a timer is the end of all pings",
+        "_io/link.py",
+        "self._loop.call_later(delay, self.guard, self._watch)",
+        "self._loop.call_later(delay, self._watch)",
+        "tests/test_lifecycle.py -k _watch",
+    ),
+    Mutant(
+        "a fault of our own in a flush is the end of all wishes",
+        "_io/supervisor.py",
+        "self._loop.call_soon(self._link.guard, self._flush, context=self._context)",
+        "self._loop.call_soon(self._flush, context=self._context)",
+        "tests/test_lifecycle.py -k _flush",
+    ),
+    Mutant(
+        "a logging filter that raises costs the connection",
+        "_io/log.py",
+        "        except Exception:  # noqa: BLE001, users' code\n",
+        "        except KeyError:\n",
+        "tests/test_lifecycle.py -k logging_filter",
+    ),
+    Mutant(
+        "collected with its closed loop, it tries to reconnect",
+        "_io/supervisor.py",
+        '                link.abort("closed")\n                await link.release()\n',
+        '                await link.release()\n            link.abort("closed")\n',
+        "tests/test_processes.py -k left_in_the_middle",
+    ),
 ]
 
 

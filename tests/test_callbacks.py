@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from redis.backoff import ConstantBackoff
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer
 
 from .checker import Checker
-from .servers import until
+from .servers import settled, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -366,3 +367,57 @@ def test_system_exit_from_a_callback_leaves_the_loop_and_not_a_fan_out_half_done
         asyncio.run(main())
     assert caught.value.code == 3
     assert seen == [b"1"]
+
+
+async def test_a_callback_that_raises_now_and_then_misses_nothing_and_floods_no_log(
+    mpx: Multiplexer, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    total = 10_000
+    checker = Checker()
+
+    def on_message(channel: bytes, message: bytes) -> None:
+        checker.on_message(channel, message)
+        if int(message) % 3 == 0:
+            raise [ValueError, KeyError, MemoryError][int(message) % 9 // 3]
+
+    await joined(mpx, "a", on_message, checker.on_disconnect, checker.on_activation, on_error=checker.errors.append)
+    for start in range(0, total, 1000):
+        pipe = admin.pipeline(transaction=False)
+        for number in range(start, start + 1000):
+            pipe.publish("a", number)
+        await pipe.execute()
+    await until(lambda: checker.messages == total)
+    assert not checker.faults
+    assert Counter(map(type, checker.errors)) == {ValueError: 1112, KeyError: 1111, MemoryError: 1111}
+    assert mpx.stats().connections == 1
+    assert len(caplog.records) < 3 * 5  # one of each kind in ten seconds
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_an_on_disconnect_that_raises_or_wants_other_channels(
+    mpx: Multiplexer, admin: Redis, is_async: bool
+) -> None:
+    checker = Checker()
+
+    def on_disconnect(error: ConnectionLost) -> None:
+        checker.on_disconnect(error)
+        sub.remove("a")
+        sub.add("a", f"since-{checker.disconnects}")
+        raise ValueError
+
+    async def on_disconnect_later(error: ConnectionLost) -> None:
+        await asyncio.sleep(0)
+        on_disconnect(error)
+
+    callbacks = checker.on_message, on_disconnect_later if is_async else on_disconnect, checker.on_activation
+    sub = await joined(mpx, "a", *callbacks, on_error=checker.on_error)
+    for kill in (1, 2):
+        await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda expected=kill: checker.disconnects == expected)
+        await sub.wait_for_activation(5)
+        await until(lambda expected=kill: len(checker.active) == 1 + expected)
+    await settled(admin, {b"a", b"since-1", b"since-2"})
+    await until(lambda: [type(e) for e in checker.errors] == [ValueError] * 2)
+    await admin.publish("a", "1")
+    await until(lambda: checker.payloads == [b"1"])
+    assert not checker.faults

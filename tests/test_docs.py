@@ -65,11 +65,26 @@ ENDLESS = [block for block in PYTHON if "input(" in block.text or block.page == 
 SNIPPETS = [block for block in PYTHON if block not in [*CHATS, *SUITES, WORKER, *PROGRAMS, *ENDLESS]]
 
 
-def read_table(marker: str) -> list[tuple[str, ...]]:
-    """Read the rows of the table in lifecycle.md that follows a marker."""
-    page = (DOCS / "explanation/lifecycle.md").read_text()
+def read_table(marker: str, page_name: str = "lifecycle") -> list[tuple[str, ...]]:
+    """Read the rows of the table of an explanation that follows a marker."""
+    page = (DOCS / f"explanation/{page_name}.md").read_text()
     rows = page.partition(f"<!-- {marker} -->\n")[2].partition("\n\n")[0].splitlines()
     return [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows[2:]]
+
+
+# --- the torture list
+
+
+def test_torture_table_names_the_tests() -> None:
+    """Each row names a test that exists, and each test of the torture list has a row; so has the command."""
+    tests = re.findall(
+        r"^(?:async )?def (test_\w+)", (Path(__file__).parent / "test_torture.py").read_text(), re.MULTILINE
+    )
+    assert [row[-1].strip("`") for row in read_table("table: torture", "what-can-go-wrong")] == tests
+    page = (DOCS / "explanation/what-can-go-wrong.md").read_text()
+    assert set(re.findall(r"\btest_\w+(?!\.py)\b", page)) - {"test_torture"} == set(tests)
+    for word in re.findall(r"pytest tests/test_torture.py -k (\w+)", page):
+        assert sum(word in test for test in tests) == 1
 
 
 # --- the state tables

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from redismpx import (
     ConnectionLost,
     InactiveSubscription,
     Multiplexer,
+    Promise,
     PromiseInterrupted,
     PromiseTimeout,
     RedisMPXError,
@@ -244,6 +248,90 @@ async def test_a_hundred_thousand_promises_have_exactly_one_outcome_each(server:
                 assert isinstance(promise.exception(), PromiseInterrupted)
         assert promises._promises == {}
         assert mpx.stats().promises == 0
+
+
+async def test_a_message_and_a_deadline_at_the_same_moment_are_one_outcome(
+    url: str, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    total = 20_000
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        outcomes: Counter[str] = Counter()
+        calls = 0
+
+        def note(promise: asyncio.Future[bytes]) -> None:
+            nonlocal calls
+            calls += 1
+            outcomes["timeout" if promise.exception() else "kept"] += 1
+
+        dice = random.Random(7)
+        loop = asyncio.get_running_loop()
+        spread = 0.02
+        for start in range(0, total, 1000):
+            pipe = admin.pipeline(transaction=False)
+            several = []
+            for number in range(start, start + 1000):
+                pipe.publish(f"p-{number}", number)
+            began = loop.time()
+            publishing = asyncio.ensure_future(pipe.execute())
+            for number in range(start, start + 1000):  # deadlines all around the time when the messages come
+                several.append(promises.new_promise(str(number), dice.uniform(0, spread)))
+                several[-1].add_done_callback(note)
+            await publishing
+            spread = 2 * (loop.time() - began)
+            await until(lambda several=several: all(promise.done() for promise in several))
+        await until(lambda: calls == total)
+        assert outcomes.total() == total
+        assert min(outcomes["kept"], outcomes["timeout"]) > 10  # both happen
+        assert promises._promises == {}
+    assert caplog.records == []  # such as an InvalidStateError in a callback of the loop
+
+
+async def test_promises_that_were_given_up_leave_nothing(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+
+        async def wait(number: int) -> None:
+            await promises.new_promise(str(number), 600)
+
+        for _ in range(6):
+            for _ in range(10_000):
+                promises.new_promise(None, 600).cancel()
+            tasks = [asyncio.ensure_future(wait(number)) for number in range(1000)]
+            await asyncio.sleep(0)
+            assert promises.pending == 1000
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            del tasks, task
+            assert promises._promises == {}
+            gc.collect()
+            assert not [each for each in gc.get_objects() if isinstance(each, Promise)]
+
+
+async def test_what_a_broken_promise_sets_off_may_make_and_break_others(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        several = [promises.new_promise(str(number), 30) for number in range(100)]
+        made: list[Promise] = []
+
+        def react(_: object) -> None:
+            for promise in several:
+                promise.cancel()
+            made.append(promises.new_promise("new", 30))
+
+        for promise in several:
+            promise.add_done_callback(react)
+        promises.clear()
+        await until(lambda: len(made) == 100)
+        assert promises.pending == 100
+        assert {type(promise.exception()) for promise in several} == {PromiseInterrupted}
+        promises.close()
+        assert promises.pending == 0
+        assert all(promise.done() for promise in made)
 
 
 async def test_overlapping_prefixes_each_get_their_own(url: str, admin: Redis) -> None:
