@@ -89,7 +89,7 @@ class Dispatcher:
                 messages += 1
                 if entry is None:
                     continue
-                if type(data) is not bytes:
+                if type(data) is not bytes or type(channel) is not bytes:
                     self._counters.ignored += 1
                     continue
                 fanout = entry.fanout
