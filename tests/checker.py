@@ -2,58 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from redismpx import ConnectionLost
 
 
 class Checker:
-    """The callbacks of one subscription. A message that is a number must be the one after the last, on its channel."""
+    """The callbacks of one subscription. A message that is a number must be the one after the last, on its channel.
 
-    def __init__(self, name_of: Callable[[bytes], bytes] = lambda channel: channel) -> None:
+    `upcoming` tells, of a name, the number of the next message on each of its channels: who is active then must get
+    that one. With `may_skip` messages may be missing, for they are dropped; `skipped` counts how many.
+    """
+
+    def __init__(
+        self,
+        name_of: Callable[[bytes], bytes] = lambda channel: channel,
+        upcoming: Callable[[bytes], dict[bytes, int]] = lambda name: {},
+        may_skip: bool = False,
+    ) -> None:
         self._name_of = name_of  # the name by which a message's channel is subscribed
+        self._upcoming = upcoming
+        self._may_skip = may_skip
+        self._gone: set[bytes] = set()
+        self._latest: dict[bytes, int] = {}  # the highest number that the first message of a channel may have
         self.events: list[tuple[str, Any]] = []
         self.active: set[bytes] = set()
         self.last: dict[bytes, int] = {}
         self.faults: list[str] = []
-        self.activations = self.disconnects = self.messages = 0
+        self.activations = self.disconnects = self.messages = self.skipped = 0
         self.errors: list[Exception] = []
+        self.closed = False
+        """Set it when the subscription closes: nothing may come any more."""
 
     def on_message(self, channel: bytes, message: bytes) -> None:
         self.messages += 1
-        self.events.append(("message", (channel, message)))
+        self._note("message", (channel, message))
         if self._name_of(channel) not in self.active:
             self.faults.append(f"a message on {channel!r}, which is not active")
         if message.isdigit():
             number = int(message)
-            if channel in self.last and number != self.last[channel] + 1:
+            missing = number - self.last[channel] - 1 if channel in self.last else 0
+            if missing and not (self._may_skip and missing > 0):
                 self.faults.append(f"{number} after {self.last[channel]} on {channel!r}")
-            self.last[channel] = number
+            elif number > self._latest.get(channel, number) and not self._may_skip:
+                self.faults.append(f"{number} is the first on {channel!r}, which was active before {number - 1}")
+            self.skipped += missing
+            self._heard(channel, number)
+
+    def on_spoilt(self, channel: bytes) -> None:
+        """Take a message whose payload came over the network in another shape than it had."""
+        self._note("spoilt", channel)
+        if channel in self.last:
+            self._heard(channel, self.last[channel] + 1)
+        elif channel in self._latest:
+            self._latest[channel] += 1
 
     def on_activation(self, name: bytes) -> None:
         self.activations += 1
-        self.events.append(("activation", name))
+        self._note("activation", name)
         if name in self.active:
             self.faults.append(f"{name!r} activated twice")
+        if name in self._gone:
+            self.faults.append(f"{name!r} activated, which was removed")
         self.active.add(name)
+        self._latest |= self._upcoming(name)
 
     def on_disconnect(self, error: ConnectionLost) -> None:
         self.disconnects += 1
-        self.events.append(("disconnect", error))
+        self._note("disconnect", error)
         if not self.active:
             self.faults.append("a disconnect with nothing active")
-        if error.names is None:
-            self.active.clear()
-            self.last.clear()
-        else:
-            self.active -= error.names
-            for name in error.names:
-                self.last.pop(name, None)
+        self._forget(self.active if error.names is None else error.names)
 
     def on_error(self, error: Exception) -> None:
         self.errors.append(error)
-        self.events.append(("error", error))
+        self._note("error", error)
+
+    def added(self, *names: bytes) -> None:
+        """Note that names were added again, which had been removed."""
+        self._gone.difference_update(names)
+
+    def removed(self, *names: bytes) -> None:
+        """Note that names were removed: nothing may come of them any more."""
+        self._gone.update(names)
+        self._forget(names)
 
     @property
     def callbacks(self) -> tuple[Callable[..., None], ...]:
@@ -66,3 +99,19 @@ class Checker:
     @property
     def payloads(self) -> list[bytes]:
         return [event[1] for kind, event in self.events if kind == "message"]
+
+    def _note(self, kind: str, event: object) -> None:
+        self.events.append((kind, event))
+        if self.closed:
+            self.faults.append(f"{kind} {event!r} after the end")
+
+    def _heard(self, channel: bytes, number: int) -> None:
+        self.last[channel] = number
+        self._latest.pop(channel, None)
+
+    def _forget(self, names: Collection[bytes]) -> None:
+        names = frozenset(names)
+        self.active -= names
+        for numbers in (self.last, self._latest):
+            for channel in [channel for channel in numbers if self._name_of(channel) in names]:
+                del numbers[channel]
