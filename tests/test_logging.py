@@ -12,7 +12,7 @@ from redis.backoff import ConstantBackoff
 from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, SubscriptionRefused
 
 from .checker import Checker
-from .servers import Server, until
+from .servers import FakeServer, Server, read_command, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -53,6 +53,36 @@ async def test_no_secret_and_no_payload_is_shown_anywhere(
     assert "redismpx" in caplog.text
     assert PASSWORD not in text
     assert PAYLOAD.decode() not in text
+
+
+async def test_a_server_that_repeats_what_it_does_not_know_gives_no_password_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As Redis 5 answers HELLO, and some proxies AUTH."""
+    caplog.set_level(logging.DEBUG)
+    asked: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        command = await read_command(reader)
+        asked.append(command[0])
+        arguments = b" ".join(b"`%b`," % argument for argument in command[1:])
+        writer.write(b"-ERR unknown command `%b`, with args beginning with: %b\r\n" % (command[0], arguments))
+        await reader.read()
+
+    async with FakeServer(script).run() as url:
+        mpx = Multiplexer(url.partition("?")[0], username="someone", password=PASSWORD, backoff=ConstantBackoff(0.01))
+        with pytest.raises(TimeoutError):
+            await mpx.connect(0.2)
+        await until(lambda: asked[:2] == [b"HELLO", b"AUTH"])
+        shown: list[object] = [mpx.stats()]
+        cause: BaseException | None = mpx.stats().last_error
+        while cause is not None:
+            shown.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        await mpx.aclose()
+    text = caplog.text + " ".join(f"{each!r} {each}" for each in shown)
+    assert "unknown command" in text
+    assert PASSWORD not in text
 
 
 async def test_what_nobody_else_is_told_is_logged(

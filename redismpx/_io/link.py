@@ -297,6 +297,8 @@ async def dial(
             await connection.connect()
     except ResponseError as error:
         await connection.disconnect(nowait=True)
+        # Who does not know a command repeats its arguments: those of HELLO and AUTH are the password.
+        error.args = (str(error).partition(", with args")[0],)
         # Old servers and some proxies know no HELLO, and redis-py does not fall back by itself.
         if protocol is None and ("unknown command" in str(error).lower() or "NOPROTO" in str(error)):
             logger.info("the server refused HELLO (%s); falling back to RESP2", plain(str(error)))
