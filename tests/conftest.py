@@ -6,14 +6,13 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 from redis.asyncio import Redis
 
-from .servers import Server, find_binary
+from .servers import Server, find_binary, left_behind, open_sockets
 
 FLAVOURS = ("valkey", "redis")
 
@@ -87,20 +86,6 @@ async def admin(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
-def open_sockets() -> int:
-    """How many sockets this process has open."""
-    folder = Path("/proc/self/fd")
-    if not folder.exists():
-        return 0
-    count = 0
-    for link in folder.iterdir():
-        try:
-            count += os.readlink(link).startswith("socket:")
-        except OSError:  # closed meanwhile
-            continue
-    return count
-
-
 @pytest.fixture
 async def no_leaks() -> AsyncIterator[None]:
     """Nothing that the test started is left when it ends: no task, no timer, no socket."""
@@ -108,9 +93,7 @@ async def no_leaks() -> AsyncIterator[None]:
     tasks = asyncio.all_tasks()
     yield
     await asyncio.sleep(0)
-    left = [t for t in asyncio.all_tasks() - tasks if "pytest" not in t.get_name() and "redismpx" in repr(t)]
+    left = [item for item in left_behind() if item not in tasks]
     assert not left, left
-    timers = [h for h in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not h.cancelled()]
-    assert not [h for h in timers if "redismpx" in repr(h)], timers
     gc.collect()
     assert open_sockets() <= sockets

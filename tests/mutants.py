@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -458,8 +460,9 @@ MUTANTS = [
 ]
 
 
-def survives(mutant: Mutant) -> bool:
-    """Whether the tests pass with the fault in place; then they guard nothing."""
+@contextmanager
+def broken_copy(mutant: Mutant) -> Iterator[str]:
+    """Yield a folder with a copy of the package that has the fault, and of its tests."""
     with tempfile.TemporaryDirectory(prefix="redismpx-mutant-") as folder:
         for name in ("redismpx", "tests", "pyproject.toml"):
             source = ROOT / name
@@ -475,6 +478,12 @@ def survives(mutant: Mutant) -> bool:
         if mutant.new.endswith("tuple(list("):
             text = text.replace("if standing is active])", "if standing is active])[-1:])")
         path.write_text(text)
+        yield folder
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests pass with the fault in place; then they guard nothing."""
+    with broken_copy(mutant) as folder:
         # Some faults show only when things happen in a certain order: each has three chances to be noticed.
         command = [
             sys.executable,

@@ -271,3 +271,24 @@ async def calls_of(admin: Redis, *commands: str) -> int:
     counts = await admin.info("commandstats")
     found = [counts[f"cmdstat_{command}"] for command in commands if f"cmdstat_{command}" in counts]
     return sum(count["calls"] + count["rejected_calls"] for count in found)
+
+
+def open_sockets() -> int:
+    """How many sockets this process has open."""
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        return 0
+    count = 0
+    for link in folder.iterdir():
+        try:
+            count += os.readlink(link).startswith("socket:")
+        except OSError:  # closed meanwhile
+            continue
+    return count
+
+
+def left_behind() -> list[object]:
+    """What the library has in the running loop: tasks, and timers that are not cancelled."""
+    timers = [h for h in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not h.cancelled()]
+    tasks = [t for t in asyncio.all_tasks() if "pytest" not in t.get_name()]
+    return [item for item in (*tasks, *timers) if "redismpx" in repr(item)]
