@@ -1,0 +1,63 @@
+"""Many who lose their server at the same moment do not come back at the same moment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterator
+
+import pytest
+from redis.backoff import AbstractBackoff, ExponentialBackoff
+
+from redismpx import ConnectionLost, Multiplexer
+
+MANY = 1000
+MOST = 60  # of MANY who may dial in any 100 ms after the return
+
+
+def peak(times: list[float], window: float = 0.1) -> int:
+    """Return the most of them within any `window` seconds."""
+    times = sorted(times)
+    most = first = 0
+    for last, time in enumerate(times):
+        while time - times[first] >= window:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """The same course of chance each time: one in many would have 61."""
+    state = random.getstate()
+    random.seed(1)
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+    random.setstate(state)
+
+
+def returns(outage: float, backoff: AbstractBackoff | None = None) -> list[float]:
+    """Return when each of MANY dials first after an outage of so many seconds, on a clock that knows no lateness."""
+    supervisor = Multiplexer(backoff=backoff)._supervisor
+    supervisor._loop = asyncio.get_running_loop()
+    times = []
+    for _ in range(MANY):
+        supervisor._failures = 0
+        time = supervisor._failed(ConnectionLost("as planned"))
+        while time < outage:
+            time += supervisor._failed(ConnectionLost("nobody listens"))
+        times.append(time - outage)
+    return times
+
+
+@pytest.mark.parametrize("outage", [5, 20, 120])
+async def test_a_thousand_who_lose_their_server_do_not_dial_at_once(seeded: None, outage: float) -> None:
+    times = returns(outage)
+    assert peak(times) <= MOST
+    assert max(times) <= 5
+
+
+async def test_without_jitter_they_would(seeded: None) -> None:
+    assert peak(returns(5, ExponentialBackoff(cap=5.0, base=0.05))) == MANY
