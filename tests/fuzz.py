@@ -429,7 +429,7 @@ class Records(logging.Handler):
     """Errors of the library's own are faults."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.CRITICAL)
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -444,7 +444,7 @@ async def fuzz_batch(seed: int, batch: int, streams: int) -> Counter[str]:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: escaped.append(context))
     logger = logging.getLogger("redismpx")
     records = Records()
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     logger.addHandler(records)
     played: list[object] = []
     rig = Rig()

@@ -108,9 +108,9 @@ MUTANTS = [
     ),
     Mutant(
         "one slow async callback stops everybody",
-        "_io/dispatch.py",
-        "                if entry is None:\n                    continue\n",
-        "                if entry is None or len(self.tasks._tasks) > 1:\n                    continue\n",
+        "_io/inbox.py",
+        '"""Hand over a message."""\n',
+        '"""Hand over a message."""\n        if len(self._host.tasks._tasks) > 1:\n            return\n',
         f"{CALLBACKS} -k never_returns",
     ),
     Mutant(

@@ -234,38 +234,6 @@ async def settled(admin: Redis, channels: set[bytes], patterns: int = 0) -> None
         await asyncio.sleep(0.005)
 
 
-class Monitor:
-    """What a server was told, by MONITOR."""
-
-    def __init__(self, url: str) -> None:
-        self._client = Redis.from_url(url)
-        self.commands: list[str] = []
-
-    async def __aenter__(self) -> Self:
-        self._monitor = self._client.monitor()
-        await self._monitor.__aenter__()
-        self._task = asyncio.create_task(self._listen())
-        return self
-
-    async def _listen(self) -> None:
-        async for record in self._monitor.listen():
-            self.commands.append(record["command"])
-
-    async def saw(self, marker: str) -> None:
-        """Wait until a PUBLISH of `marker`, sent after all else, has come by."""
-        await self._client.publish("monitor", marker)
-        await until(lambda: any(marker in command for command in self.commands))
-
-    def count(self, *words: str) -> int:
-        return sum(all(word in command for word in words) for command in self.commands)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await self._monitor.__aexit__(None, None, None)
-        await self._client.aclose()
-
-
 async def calls_of(admin: Redis, *commands: str) -> int:
     """How often a server was asked for some commands, refused or not, by its own count."""
     counts = await admin.info("commandstats")

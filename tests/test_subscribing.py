@@ -30,7 +30,7 @@ async def test_wishes_while_disconnected_are_one_subscribe_of_what_is_left_of_th
     shared_server: Server, admin: Redis
 ) -> None:
     with Proxy(shared_server.port) as proxy:
-        async with Monitor(shared_server.url) as monitor, Multiplexer(proxy.url, backoff=QUICK) as mpx:
+        async with Monitor(admin) as monitor, Multiplexer(proxy.url, backoff=QUICK) as mpx:
             sub = mpx.new_channel_subscription(lambda *_: None)
             sub.add("old", "kept")
             await sub.wait_for_activation(5)
@@ -58,7 +58,7 @@ async def test_wishes_while_disconnected_are_one_subscribe_of_what_is_left_of_th
 async def test_names_added_during_a_sweep_are_asked_for_once(url: str, admin: Redis) -> None:
     """A hundred thousand of one subscription are on their way, to begin with and again, while ten thousand come."""
     first, later = [f"c{number}" for number in range(100_000)], [f"d{number}" for number in range(10_000)]
-    async with Monitor(url) as monitor, Multiplexer(url, backoff=QUICK) as mpx:
+    async with Monitor(admin) as monitor, Multiplexer(url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         late = mpx.new_channel_subscription(lambda *_: None)
         for sweep in (1, 2):

@@ -78,19 +78,20 @@ class Dispatcher:
                     continue
                 if len(reply) == 3 and reply[0] == MESSAGE:
                     _, channel, data = reply
-                    entry = channels.get(channel)
+                    name, table = channel, channels
                 elif len(reply) == 4 and reply[0] == PMESSAGE:
-                    _, pattern, channel, data = reply
-                    entry = patterns.get(pattern)
+                    _, name, channel, data = reply
+                    table = patterns
                 else:
                     others += 1
                     self._confirm(reply)
                     continue
                 messages += 1
-                if entry is None:
-                    continue
-                if type(data) is not bytes or type(channel) is not bytes:
+                if not (type(name) is bytes is type(channel) is type(data)):
                     self._counters.ignored += 1
+                    continue
+                entry = table.get(name)
+                if entry is None:
                     continue
                 fanout = entry.fanout
                 if fanout is None:
