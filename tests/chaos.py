@@ -480,11 +480,12 @@ class Run:
                 if not self.mpx.connected:
                     continue
                 word = await persist(lambda: subscribed(self.admin))
-                if word == self._wanted() and all(c.is_active for c in (*self.consumers, *self.askers)):
-                    lag = loop.time() - since
-                elif loop.time() - since > self._settle + (NOTICED if epoch == stale else 0):
-                    self.violate(f"not as wanted {loop.time() - since:.3f} s after the last connection: "
-                                 f"{self._differences()}; the server's word: {word}")  # fmt: skip
+                taken = loop.time() - since
+                if taken > self._settle + (NOTICED if epoch == stale else 0):
+                    self.violate(f"not as wanted {taken:.3f} s after the last connection: {self._differences()}; "
+                                 f"the server's word: {word}")  # fmt: skip
+                elif word == self._wanted() and all(c.is_active for c in (*self.consumers, *self.askers)):
+                    lag = taken
                 else:
                     await self.bury()
             elif told != epoch:
