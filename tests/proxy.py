@@ -142,6 +142,7 @@ class Proxy:
         self._server.close()
         for connection in tuple(self._connections):
             connection.end(reset=True)
+        await asyncio.sleep(0)  # one that was accepted just now begins, or nobody would close its socket
         others = asyncio.all_tasks() - {asyncio.current_task()}  # asyncio's own too, which shake TLS hands
         for task in others:
             task.cancel()

@@ -97,7 +97,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _url(host: str, listener: socket.socket) -> str:
-    if host in {"", "0.0.0.0", "::"}:  # noqa: S104, all interfaces: this one is sure to be reachable from here
+    if host in {"", "0.0.0.0", "::"}:  # noqa: S104, all interfaces: this one can be reached  # nosec B104
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
