@@ -95,7 +95,9 @@ async def test_what_only_helps_those_who_watch_may_be_denied(
 ) -> None:
     await set_user(admin, "chat", "secret", SUBSCRIBER)
     async with as_user(server, **options) as mpx:
-        await mpx.connect(5)
+        sub = mpx.new_channel_subscription(print)
+        sub.add("chat:a")
+        await sub.wait_for_activation(5)
         assert mpx.stats().last_error is None
         await set_user(admin, "chat", "secret", SUBSCRIBER + " +client|setname")  # cuts nobody off
         await admin.execute_command("CLIENT", "KILL", "USER", "chat")

@@ -233,7 +233,9 @@ async def test_trusting_anybody_is_warned_of_once(
 ) -> None:
     await endpoint.present(issue(host="elsewhere.example"))
     async with Multiplexer(endpoint.url, backoff=QUICK, ssl_ca_certs=trusted, **options) as mpx:
-        await mpx.connect(10)
+        sub = mpx.new_channel_subscription(print)
+        sub.add("a")
+        await sub.wait_for_activation(10)
         await endpoint.admin.client_kill_filter(skipme=True)
         await until(lambda: mpx.stats().connections == 2)
     assert sum("is not verified" in record.getMessage() for record in caplog.records) == 1
