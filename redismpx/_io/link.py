@@ -1,4 +1,4 @@
-"""One connection's life, never reused: dialled through redis-py, then read, written and pinged here."""
+"""One connection's life after its handshake, never reused: read, written and pinged."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ResponseError
 
 from .._core.wire import NOT_ENOUGH, Desync, new_parser
-from ..errors import ConnectionLost, plain
+from ..errors import ConnectionLost
 from .log import logger
 from .tasks import Tasks
 
-DIAL_TIMEOUT = 30.0  # seconds for a whole dial; redis-py's own timeouts (5 s by default) bound each of its steps
-NEXT_ADDRESS_AFTER = 0.25  # seconds before a host's next address is tried too (RFC 8305)
 READ_SIZE = 64 * 1024
 SLICE_SIZE = 16 * 1024  # hiredis moves what is left in its buffer at every reply: less in it, less to move
 DOUBT = 0.1  # seconds between the end of a ping's time and the verdict; see Link._watch
@@ -30,8 +26,8 @@ DOUBT = 0.1  # seconds between the end of a ping's time and the verdict; see Lin
 TURN = 0.001  # seconds that replies are handed on before the loop may do other things
 
 Receive = Callable[[Callable[[], object], float], tuple[int, bool]]
-"""Takes replies out of a parser's `gets`, until it has none left or the loop's clock shows the time given; returns how
-many there were, and whether none is left."""
+"""Takes replies out of a parser's `gets`, until it has none left or the monotonic clock shows the time given; returns
+how many there were, and whether none is left."""
 
 
 class Phase(enum.Enum):
@@ -272,55 +268,3 @@ class Link(asyncio.BufferedProtocol):
         error.__cause__ = cause
         if not self.lost.done():  # who awaited it may have been cancelled
             self.lost.set_result(error)
-
-
-async def dial(
-    pool: ConnectionPool, protocol: int | None = None, *, named: bool = True, side_by_side: bool = False
-) -> AbstractConnection:
-    """Make a connection with all the options of a redis-py client, and do its handshake.
-
-    `protocol` replaces the RESP version of the options; `named=False` leaves out the client name. `side_by_side` tries
-    all addresses of the host, rather than one after the other. That is not done without need: asyncio forgets to close
-    a socket when such a dial is cancelled just as it succeeds. Raises what redis-py raises.
-    """
-    connection: AbstractConnection = pool.make_connection()
-    connection.retry = Retry(NoBackoff(), 0)  # retrying is the supervisor's
-    connection.health_check_interval = 0  # it would read beside our reader
-    if protocol is not None:
-        connection.protocol = protocol
-    if not named:
-        connection.client_name = None
-    if side_by_side:
-        _try_side_by_side(connection)
-    try:
-        async with asyncio.timeout(DIAL_TIMEOUT):
-            await connection.connect()
-    except ResponseError as error:
-        await connection.disconnect(nowait=True)
-        # Who does not know a command repeats its arguments: those of HELLO and AUTH are the password.
-        error.args = (str(error).partition(", with args")[0],)
-        # Old servers and some proxies know no HELLO, and redis-py does not fall back by itself.
-        if protocol is None and ("unknown command" in str(error).lower() or "NOPROTO" in str(error)):
-            logger.info("the server refused HELLO (%s); falling back to RESP2", plain(str(error)))
-            return await dial(pool, protocol=2, named=named, side_by_side=side_by_side)
-        # A user may lack the right to CLIENT SETNAME, and a name is for those who watch only.
-        if named and connection.client_name and isinstance(error, NoPermissionError):
-            logger.info("the server refused a command (%s); trying without a client name", plain(str(error)))
-            return await dial(pool, protocol, named=False, side_by_side=side_by_side)
-        raise
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    return connection
-
-
-def _try_side_by_side(connection: Any) -> None:
-    """Keep an address of the host that swallows everything from using up the time of the others.
-
-    redis-py does not ask asyncio for it. uvloop cannot do it, nor can eager tasks before Python 3.12.8 and 3.13.1
-    (https://github.com/python/cpython/issues/124639).
-    """
-    arguments = getattr(connection, "_connection_arguments", None)  # not public; without it, one after the other
-    loop = asyncio.get_running_loop()
-    if arguments is not None and isinstance(loop, asyncio.BaseEventLoop) and loop.get_task_factory() is None:
-        connection._connection_arguments = lambda: {"happy_eyeballs_delay": NEXT_ADDRESS_AFTER, **arguments()}

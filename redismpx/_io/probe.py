@@ -14,7 +14,7 @@ from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import ResponseError
 
 from ..errors import ConnectionLost, SubscriptionRefused
-from .link import DIAL_TIMEOUT, dial
+from .dial import DIAL_TIMEOUT, dial
 from .log import logger
 from .pulse import Pulse
 from .tasks import running_task

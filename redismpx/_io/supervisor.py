@@ -24,8 +24,9 @@ from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyChannels, TooManyPatterns
 from ..stats import Counters
 from .diagnosis import describe, explain, must_be_mended, trusts_anybody
+from .dial import dial
 from .dispatch import Dispatcher, Subscriber
-from .link import Link, dial
+from .link import Link
 from .log import logger
 from .probe import Probe
 from .pulse import Pulse

@@ -1,0 +1,72 @@
+"""From the options of a redis-py client to a connection that has shaken hands. Retrying is the supervisor's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError, ResponseError
+
+from ..errors import plain
+from .log import logger
+
+DIAL_TIMEOUT = 30.0  # seconds for a whole dial; redis-py's own timeouts (5 s by default) bound each of its steps
+NEXT_ADDRESS_AFTER = 0.25  # seconds before a host's next address is tried too (RFC 8305)
+
+
+async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractConnection:
+    """Make a connection with all the options of a redis-py client, and do its handshake.
+
+    What a server may refuse is done without: RESP3, and a name for the connection. `side_by_side` tries all addresses
+    of the host, rather than one after the other. That is not done without need: asyncio forgets to close a socket when
+    such a dial is cancelled just as it succeeds. Raises what redis-py raises.
+    """
+    without_hello = without_name = False
+    while True:
+        connection: AbstractConnection = pool.make_connection()
+        connection.retry = Retry(NoBackoff(), 0)
+        connection.health_check_interval = 0  # it would read beside our reader
+        if without_hello:
+            connection.protocol = 2
+        if without_name:
+            connection.client_name = None
+        if side_by_side:
+            _try_side_by_side(connection)
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT):
+                await connection.connect()
+        except ResponseError as error:
+            await connection.disconnect(nowait=True)
+            # Who does not know a command repeats its arguments: those of HELLO and AUTH are the password.
+            text = str(error).partition(", with args")[0]
+            error.args = (text,)
+            # Old servers and some proxies know no HELLO, and redis-py does not fall back by itself.
+            if not without_hello and ("unknown command" in text.lower() or "NOPROTO" in text):
+                logger.info("the server refused HELLO (%s); falling back to RESP2", plain(text))
+                without_hello = True
+            # A user may lack the right to CLIENT SETNAME, and a name is for those who watch only.
+            elif not without_name and connection.client_name and isinstance(error, NoPermissionError):
+                logger.info("the server refused a command (%s); trying without a client name", plain(text))
+                without_name = True
+            else:
+                raise
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        else:
+            return connection
+
+
+def _try_side_by_side(connection: Any) -> None:
+    """Keep an address of the host that swallows everything from using up the time of the others.
+
+    redis-py does not ask asyncio for it. uvloop cannot do it, nor can eager tasks before Python 3.12.8 and 3.13.1
+    (https://github.com/python/cpython/issues/124639).
+    """
+    arguments = getattr(connection, "_connection_arguments", None)  # not public; without it, one after the other
+    loop = asyncio.get_running_loop()
+    if arguments is not None and isinstance(loop, asyncio.BaseEventLoop) and loop.get_task_factory() is None:
+        connection._connection_arguments = lambda: {"happy_eyeballs_delay": NEXT_ADDRESS_AFTER, **arguments()}
