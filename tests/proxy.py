@@ -147,6 +147,8 @@ class Proxy:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for transport in tuple(getattr(self._loop, "_transports", {}).values()):  # whose TLS handshake had not begun
+            transport.abort()
         for _ in range(3):  # steps of the transports, that close their sockets
             await asyncio.sleep(0)
 
