@@ -142,15 +142,16 @@ class Proxy:
         self._server.close()
         for connection in tuple(self._connections):
             connection.end(reset=True)
-        await asyncio.sleep(0)  # one that was accepted just now begins, or nobody would close its socket
-        others = asyncio.all_tasks() - {asyncio.current_task()}  # asyncio's own too, which shake TLS hands
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        for transport in tuple(getattr(self._loop, "_transports", {}).values()):  # whose TLS handshake had not begun
-            transport.abort()
-        for _ in range(3):  # steps of the transports, that close their sockets
-            await asyncio.sleep(0)
+        for _ in range(200):  # what was accepted just now and shakes TLS hands takes a while to end
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            transports = tuple(getattr(self._loop, "_transports", {}).values())
+            if not (others or transports):
+                break
+            await asyncio.sleep(0.005)
+            for task in others:
+                task.cancel()
+            for transport in transports:
+                transport.abort()
 
     async def _accept(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
