@@ -69,7 +69,8 @@ class Multiplexer:
         max_name_bytes, max_pattern_bytes, max_pattern_stars: the longest channel and pattern, in bytes, and the most
             stars in a pattern: beyond, `ValueError`. Each pattern costs the server time with each message of anybody.
         max_pending_bytes, max_total_pending_bytes: bytes of channels and payloads that may wait for the consumer of
-            one subscription, and for all together. Beyond, `overflow` says what gives way, as for `max_pending`.
+            one subscription, and for all together, of which one may have as much as it leaves free. Beyond, `overflow`
+            says what gives way, as for `max_pending`.
         connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
 
     Raises `TypeError` and `ValueError` at once for what cannot work.

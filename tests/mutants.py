@@ -247,9 +247,16 @@ MUTANTS = [
     Mutant(
         "P7: the bytes that wait have no bound",
         "_core/backlog.py",
-        "while self._bytes > budget.each or",
-        "while",
+        "return min(self.each, self.total - self.used)",
+        "return self.total - self.used",
         "tests/test_limits.py -k bytes_that_wait",
+    ),
+    Mutant(
+        "P4: stuck consumers use up the room of all",
+        "_core/backlog.py",
+        "return min(self.each, self.total - self.used)",
+        "return min(self.each, self.total)",
+        "tests/test_limits.py -k all_together",
     ),
     Mutant(
         "a limit is reached with half of the names added",

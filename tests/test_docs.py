@@ -24,7 +24,7 @@ from redismpx._core.wire import Command, Kind, Verb
 from redismpx._io import link as links
 from redismpx._io import supervisor as supervisors
 
-from .servers import free_port
+from .servers import free_port, without_slowness
 
 DOCS = Path(__file__).parent.parent / "docs"
 DEADLINE = 20.0  # seconds for anything here that waits
@@ -231,7 +231,7 @@ class Process:
             self._process.send_signal(number)
         async with asyncio.timeout(DEADLINE):
             rest, _ = await self._process.communicate()
-        self.lines += rest.decode().splitlines(keepends=True)
+        self.lines = without_slowness(self.lines + rest.decode().splitlines(keepends=True))
         assert self._process.returncode is not None
         return self._process.returncode
 

@@ -32,7 +32,10 @@ class Signal(enum.Enum):
 
 
 class Budget:
-    """The bytes of names and payloads that may wait: in each backlog, and in all of a multiplexer's together."""
+    """The bytes of names and payloads that may wait: in each backlog, and in all of a multiplexer's together.
+
+    No backlog may hold more than is left free for all. So there is always room for one more, however many are full.
+    """
 
     __slots__ = ("each", "total", "used")
 
@@ -40,6 +43,11 @@ class Budget:
         self.each = sys.maxsize if each is None else each
         self.total = sys.maxsize if total is None else total
         self.used = 0
+
+    @property
+    def room(self) -> int:
+        """How many bytes a backlog may hold now."""
+        return min(self.each, self.total - self.used)
 
 
 Waiting = tuple[int, bytes, bytes]  # a message, with its place in the order of events
@@ -171,8 +179,7 @@ class Backlog:
         if gone is not None:
             self._grow(-_size(gone))
             dropped = 1
-        budget = self._budget
-        while self._bytes > budget.each or budget.used > budget.total:
+        while self._bytes > self._budget.room:
             self._grow(-_size(self._messages.give_way()))
             dropped += 1
         return dropped
@@ -247,5 +254,5 @@ class Backlog:
 
     def _rearm(self) -> None:
         """End the episode of an overflow, if the consumer has caught up."""
-        if len(self._messages) <= self._rearm_at and self._bytes <= self._budget.each // 2:
+        if len(self._messages) <= self._rearm_at and self._bytes <= self._budget.room // 2:
             self.overflowing = False
