@@ -40,9 +40,9 @@ class Budget:
     __slots__ = ("each", "total", "used")
 
     def __init__(self, each: int | None = None, total: int | None = None) -> None:
-        self.each = sys.maxsize if each is None else each
-        self.total = sys.maxsize if total is None else total
-        self.used = 0
+        self.each: int = sys.maxsize if each is None else each
+        self.total: int = sys.maxsize if total is None else total
+        self.used: int = 0
 
     @property
     def room(self) -> int:

@@ -16,6 +16,7 @@ from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
 
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
 DENSE = 4  # forbidden names found, without a larger part of a batch that went well, from which on there are many
+PORTION = 512  # names of a lost connection that are dealt with in one go
 WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits in the socket and one flush
 
 
@@ -299,17 +300,24 @@ class Registry(Generic[S]):
             self._late.extend((entry, subscriber) for entry in entries for subscriber in entry.subscribers)
         return command, told
 
-    def lost(self) -> Iterator[S]:
-        """Take the loss of the connection; yield, once each, those who had anything active."""
+    def lost(self) -> Iterator[S | None]:
+        """Take the loss of the connection; yield, once each, those who had anything active.
+
+        With very many names that takes a while: None is yielded now and then, so that other things can be done between.
+        """
         self._forget_link()
         active: dict[S, list[Entry[S]]] = {}
-        for entry in self._entries():
+        for number, entry in enumerate(self._entries(), 1):
+            if self._tables[entry.kind].get(entry.name) is not entry:  # given up in between
+                continue
             for subscriber in entry.build_fanout():
                 active.setdefault(subscriber, []).append(entry)
             self._move(entry, Event.LOST)
             self._look(entry)
+            if number % PORTION == 0:
+                yield None
         self._refused.clear()
-        return self._tell_lost(active)
+        yield from self._tell_lost(active)
 
     # --- one at a time
 

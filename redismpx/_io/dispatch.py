@@ -1,10 +1,11 @@
 """From replies to events: each complete reply is taken for what it is, and told to whom it concerns.
 
-It sends nothing, and waits for nobody: neither for the network nor for the time to pass.
+It sends nothing, and waits for nobody: neither for the network nor for a consumer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from time import monotonic
@@ -15,6 +16,7 @@ from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Des
 from ..errors import ConnectionLost, SubscriptionRefused, plain
 from ..stats import Counters
 from .log import logger
+from .tasks import TURN
 
 PORTION = 256  # subscribers that get a message before a look at the clock
 LOOK_AFTER = 16  # messages and deliveries before a look at the clock
@@ -112,12 +114,17 @@ class Dispatcher:
             self._counters.messages += messages
         return messages + others, is_empty
 
-    def lose(self, error: ConnectionLost) -> None:
-        """Take the loss of the link, and tell everybody who had something to lose."""
+    async def lose(self, error: ConnectionLost) -> None:
+        """Take the loss of the link, and tell everybody who had something to lose, turn by turn."""
         if self._fan_out is not None:  # some have its last message; so must all, before they hear of its end
             self._go_on(math.inf)
+        turn_ends = monotonic() + TURN
         for subscriber in self._registry.lost():
-            subscriber.disconnect(error)
+            if subscriber is not None:
+                subscriber.disconnect(error)
+            if monotonic() > turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = monotonic() + TURN
 
     def _go_on(self, turn_ends: float) -> bool:
         """Hand one message to many, portion by portion, until all have it or the turn ends; return whether all have."""

@@ -18,11 +18,9 @@ from ..stats import Counters
 from ..typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from .pulse import Pulse
 from .reporter import Report, Reporter
-from .tasks import Tasks, is_cancelled, running_task
+from .tasks import TURN, Tasks, is_cancelled, running_task
 
 _NOTHING = object()
-
-TURN = 0.001  # seconds that a consumer may go on without letting the loop do other things
 
 
 class Consumer(NamedTuple):

@@ -17,13 +17,11 @@ from redis.exceptions import ResponseError
 from .._core.wire import NOT_ENOUGH, Desync, new_parser
 from ..errors import ConnectionLost
 from .log import logger
-from .tasks import Tasks
+from .tasks import TURN, Tasks
 
 READ_SIZE = 64 * 1024
 SLICE_SIZE = 16 * 1024  # hiredis moves what is left in its buffer at every reply: less in it, less to move
 DOUBT = 0.1  # seconds between the end of a ping's time and the verdict; see Link._watch
-
-TURN = 0.001  # seconds that replies are handed on before the loop may do other things
 
 Receive = Callable[[Callable[[], object], float], tuple[int, bool]]
 """Takes replies out of a parser's `gets`, until it has none left or the monotonic clock shows the time given; returns

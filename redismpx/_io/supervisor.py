@@ -195,12 +195,12 @@ class Supervisor:
             while True:
                 try:
                     lost = await self._live()
-                    self._dispatcher.lose(lost)
+                    await self._dispatcher.lose(lost)
                 except Exception as error:  # noqa: BLE001, a fault of this library; never a silent end
                     logger.critical("internal error; reconnecting", exc_info=True)
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
-                    self._dispatcher.lose(lost)
+                    await self._dispatcher.lose(lost)
                 if self.phase is Phase.CLOSED:  # by one of those who heard of it
                     return
                 await self._back_off(lost)

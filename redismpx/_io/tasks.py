@@ -9,6 +9,7 @@ from contextvars import Context
 
 from .log import logger
 
+TURN = 0.001  # seconds that anything here may keep the loop to itself, as long as it is not a user's callback that does
 END_TIMEOUT = 5.0  # seconds that a cancelled task has to end, before closing goes on without it
 
 
