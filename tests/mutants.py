@@ -174,8 +174,8 @@ MUTANTS = [
     Mutant(
         "P1: no disconnect",
         "_io/dispatch.py",
-        "            subscriber.disconnect(error)\n\n    def _go_on",
-        "            pass\n\n    def _go_on",
+        "            if subscriber is not None:\n                subscriber.disconnect(error)\n",
+        "",
         f"{TORTURE} -k killed_connection",
     ),
     Mutant(
