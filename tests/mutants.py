@@ -67,8 +67,8 @@ MUTANTS = [
     Mutant(
         "pattern confirmations are recorded as channels",
         "_core/wire.py",
-        "return Kind.PATTERN if self in (Verb.PSUBSCRIBE, Verb.PUNSUBSCRIBE) else Kind.CHANNEL",
-        "return Kind.CHANNEL",
+        'Kind.PATTERN if command in (b"psubscribe", b"punsubscribe") else Kind.CHANNEL',
+        "Kind.CHANNEL",
         f"{CHANNEL} -k same_text",
     ),
     Mutant(

@@ -7,12 +7,11 @@ them. At most one command is in flight for a name.
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
-from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
+from .wire import JOIN, LEAVE, Command, Desync, Kind, Token, Verb
 
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
 DENSE = 4  # forbidden names found, without a larger part of a batch that went well, from which on there are many
@@ -23,7 +22,7 @@ WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits i
 S = TypeVar("S")  # a subscriber: hashable, and otherwise the caller's affair
 
 
-class State(enum.Enum):
+class State(Token):
     """What is known of a name on the server."""
 
     ABSENT = "absent"
@@ -33,7 +32,7 @@ class State(enum.Enum):
     REFUSED = "refused"
 
 
-class Event(enum.Enum):
+class Event(Token):
     """What moves a name from one state to another."""
 
     ASKED = "asked"  # a (P)SUBSCRIBE with it was sent
@@ -60,7 +59,7 @@ MOVES: dict[tuple[State, Event], State] = {
 }
 
 
-class Standing(enum.Enum):
+class Standing(Token):
     """What a subscriber was last told of one name."""
 
     WAITING = "waiting"
