@@ -88,6 +88,22 @@ async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
         assert mpx.stats().connections == 1
 
 
+async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
+    """Workers of a server that forks after the import have a channel in common, and probe it at the same time."""
+    async with Multiplexer(url, delivery_probe=0.05) as mpx:
+        probe = mpx._supervisor._probe
+        assert probe is not None
+        take = probe.deliver
+
+        def deliver(channel: bytes, data: bytes) -> None:
+            take(channel, data)
+            take(channel, b"of another process")
+
+        probe.deliver = deliver  # type: ignore[method-assign]
+        await until(lambda: mpx.stats().messages >= 5)
+        assert mpx.stats().connections == 1
+
+
 @pytest.mark.parametrize("rights", ["-publish", "resetchannels &a"])
 async def test_a_probe_that_redis_does_not_take_condemns_nothing(
     url: str, admin: Redis, rights: str, caplog: pytest.LogCaptureFixture

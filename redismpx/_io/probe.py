@@ -38,7 +38,7 @@ class Probe:
         self._condemn = condemn
         self._activations = 0
         self._is_active = False
-        self._arrived: bytes | None = None
+        self._awaited: bytes | None = None  # the probe that is on its way
         self._moved = Pulse()
         self._warned = False
 
@@ -48,13 +48,14 @@ class Probe:
         while task is not None and not task.cancelling():  # Python 3.11's wait_for may swallow a cancellation
             await asyncio.sleep(self.wait)
             activations, token = self._activations, secrets.token_hex(8).encode()
+            self._awaited = token
             if not self._is_active or not await self._publish(token):
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
-                    while self._arrived != token and self._is_active:
+                    while self._awaited is not None and self._is_active:
                         await self._moved.wait()
-            if self._arrived == token:
+            if self._awaited is None:
                 self.wait = self._interval
             elif self._is_active and self._activations == activations:
                 self.wait = min(self.wait * 2, self._interval * LONGEST_WAIT)
@@ -87,8 +88,9 @@ class Probe:
 
     def deliver(self, channel: bytes, data: bytes) -> None:
         """Take a probe that arrived."""
-        self._arrived = data
-        self._moved.fire()
+        if data == self._awaited:  # not that of another process: a fork copies the channel too
+            self._awaited = None
+            self._moved.fire()
 
     def activate(self, name: bytes) -> None:
         """Take note that there is a link to probe."""
