@@ -1,0 +1,53 @@
+"""The bare loop: a blocking socket, hiredis, and nothing else. It speaks RESP3, as redismpx does."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import hiredis
+
+from .publisher import pack
+
+READ_SIZE = 65536
+BATCH = 512  # names in one command, as redismpx has them
+
+Gets = Callable[[], object]
+
+
+class Raw:
+    """A connection to the server, of which replies are read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.reader = hiredis.Reader(notEnoughData=None)
+        self.command(b"HELLO", b"3")
+
+    def command(self, *words: bytes) -> object:
+        """Send a command that has one reply; return that."""
+        self.connection.sendall(pack(*words))
+        return self.take(1)[0]
+
+    def subscribe(self, names: Sequence[bytes], verb: bytes = b"SUBSCRIBE") -> None:
+        """Ask for all of them, and read all confirmations."""
+        batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
+        self.connection.sendall(b"".join([hiredis.pack_command((verb, *batch)) for batch in batches]))
+        self.take(len(names))
+
+    def take(self, count: int) -> list[object]:
+        """Read as many replies."""
+        replies: list[object] = []
+        feed, gets, recv = self.reader.feed, self.reader.gets, self.connection.recv
+        while len(replies) < count:
+            while (reply := gets()) is not None:
+                replies.append(reply)
+            if len(replies) < count:
+                feed(recv(READ_SIZE))
+        return replies
+
+
+@contextmanager
+def connect(port: int) -> Iterator[Raw]:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        yield Raw(connection)

@@ -1,0 +1,172 @@
+"""How a case is measured: its contestants in turn, each in a process and with a server of its own, for some rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import cProfile
+import gc
+import importlib.metadata
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..servers import Server
+from .publisher import Publisher
+
+QUICK = 100  # by how much less --quick does
+PEERS = {"redis-py": "redis", "valkey-glide": "valkey-glide", "broadcaster": "broadcaster", "coredis": "coredis"}
+"""The other libraries, and the distributions that they come in."""
+UNITS = {"cpu": "us", "wall": "us"}
+"""What each metric is given in."""
+TIMEOUT = 300.0  # seconds for one contestant in one round
+
+
+class Bench:
+    """What a contestant gets: a server, how much to do, and the stopwatch."""
+
+    def __init__(self, server: Server, quick: bool = False, profile: cProfile.Profile | None = None) -> None:
+        self.port = server.port
+        self.url = server.url
+        self.measures: dict[str, float] = {}
+        self._began = 0.0
+        self._quick = quick
+        self._profile = profile
+
+    def count(self, full: int, least: int = 1) -> int:
+        """Return how many of something there are to be in this run, of `full` in a full one."""
+        return max(least, full // QUICK) if self._quick else full
+
+    @contextlib.contextmanager
+    def measured(self, operations: int) -> Iterator[None]:
+        """Take the time of what is done inside: microseconds of CPU (user and system, all threads) and of the clock."""
+        gc.collect()
+        with self._profile or contextlib.nullcontext():
+            cpu, self._began = cpu_time(), time.perf_counter()
+            yield
+            cpu, wall = cpu_time() - cpu, time.perf_counter() - self._began
+        self.measures |= {"cpu": cpu * 1e6 / operations, "wall": wall * 1e6 / operations}
+
+    def publish(self, publisher: Publisher, messages: int) -> None:
+        """Inside `measured()`: let messages wait in the socket and the server. Here nothing happens meanwhile.
+
+        So the clock begins to run afterwards. The CPU time counts from before: valkey-glide's own threads receive all
+        the while.
+        """
+        received = publisher.publish()
+        assert received == messages, f"{received} of {messages} messages had a receiver"
+        self._began = time.perf_counter()
+
+
+def cpu_time() -> float:
+    """Seconds that this process has used, without the processes that it started."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+Contestant = Callable[[Bench], Awaitable[None] | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is done by several contestants. Each measures it, and asserts that all of it was done."""
+
+    name: str
+    title: str
+    operation: str  # what the figures are for one of
+    contestants: Mapping[str, Contestant]
+    metric: str = "cpu"
+
+
+@dataclass
+class Result:
+    """What one contestant came to in one case: a value of each metric for each round."""
+
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    failure: str = ""
+
+    def add(self, measures: Mapping[str, float]) -> None:
+        for metric, value in measures.items():
+            self.rounds.setdefault(metric, []).append(value)
+
+
+Results = dict[str, dict[str, Result]]
+"""By case and contestant."""
+
+
+def run_here(
+    case: Case, contestant: str, binary: str, quick: bool, profile: cProfile.Profile | None = None
+) -> dict[str, float]:
+    """Let one contestant do a case once in this process; return its measures."""
+    server = Server(binary, "--client-output-buffer-limit", "pubsub", "0", "0", "0").start()  # held messages stay
+    try:
+        bench = Bench(server, quick, profile)
+        work = case.contestants[contestant](bench)
+        if work is not None:
+            asyncio.run(_whole(work))
+    finally:
+        server.remove()
+    return bench.measures
+
+
+async def _whole(work: Awaitable[None]) -> None:
+    await work
+
+
+def run_apart(case: Case, contestant: str, binary: str, quick: bool) -> dict[str, float]:
+    """The same, in a process of its own. Raises `RuntimeError` with the last line of what it complained of."""
+    command = [sys.executable, "-m", __package__, case.name, "--alone", contestant, "--redis-server", binary]
+    done = subprocess.run(
+        command + ["--quick"] * quick,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+    measures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measures
+
+
+def run_all(cases: list[Case], rounds: int, binary: str, quick: bool, peers: bool) -> Results:
+    """Run the cases one after another, and in each the contestants in turn, `rounds` times."""
+    missing = {distribution for distribution in PEERS.values() if version(distribution) is None}
+    results: Results = {}
+    for case in cases:
+        names = [name for name in case.contestants if peers or name not in PEERS]
+        results[case.name] = {name: Result() for name in names}
+        for number in range(rounds):
+            for name in names:
+                _progress(f"{case.name}: round {number + 1} of {rounds}, {name}")
+                result = results[case.name][name]
+                if PEERS.get(name) in missing:
+                    result.failure = "not installed"
+                if not result.failure:  # nor in an earlier round
+                    try:
+                        result.add(run_apart(case, name, binary, quick))
+                    except (RuntimeError, subprocess.TimeoutExpired) as error:
+                        result.failure = str(error)
+    _progress("")
+    return results
+
+
+def version(distribution: str) -> str | None:
+    """Return the version that is installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)

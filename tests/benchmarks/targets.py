@@ -1,0 +1,77 @@
+"""What redismpx is to reach: bounds on its figures, most of them beside another contestant of the same rounds."""
+
+from __future__ import annotations
+
+import enum
+import statistics
+from typing import NamedTuple
+
+from .harness import UNITS, Result
+
+
+class Relation(enum.Enum):
+    """How the figure that is bounded is made."""
+
+    TIMES = "at most {} x {}"
+    TIMES_LESS = "at least {} x less than {}"
+    BEYOND = "at most {} more than {}"
+    AT_MOST = "at most {}"
+
+
+class Target(NamedTuple):
+    """A bound for redismpx in one case."""
+
+    case: str
+    relation: Relation
+    limit: float
+    against: str = "redismpx"
+    metric: str = "cpu"
+
+    def __str__(self) -> str:
+        is_ratio = self.relation in (Relation.TIMES, Relation.TIMES_LESS)
+        limit = f"{self.limit:g}" if is_ratio else f"{self.limit:g} {UNITS[self.metric]}"
+        other = "the floor" if self.against == "floor" else self.against
+        return f"{self.metric} {self.relation.value.format(limit, other)}"
+
+    def measure(self, results: dict[str, Result]) -> float | None:
+        """Return the figure: the median of what the rounds came to. None if a contestant is missing."""
+        try:
+            ours, others = (results[name].rounds[self.metric] for name in ("redismpx", self.against))
+        except KeyError:
+            return None
+        pairs = list(zip(ours, others, strict=True))
+        if self.relation is Relation.TIMES:
+            figures = [our / other for our, other in pairs]
+        elif self.relation is Relation.TIMES_LESS:
+            figures = [other / our for our, other in pairs]
+        elif self.relation is Relation.BEYOND:
+            figures = [our - other for our, other in pairs]
+        else:
+            figures = ours
+        return statistics.median(figures)
+
+    def is_met(self, figure: float) -> bool:
+        return figure >= self.limit if self.relation is Relation.TIMES_LESS else figure <= self.limit
+
+
+TARGETS = [
+    Target("drain", Relation.TIMES, 1.35, "floor"),
+    Target("drain", Relation.TIMES_LESS, 12, "redis-py"),
+    Target("drain", Relation.TIMES_LESS, 7, "valkey-glide"),
+    Target("drain", Relation.TIMES_LESS, 15, "broadcaster"),
+    Target("drain-1k", Relation.TIMES, 1.5, "floor"),
+    Target("drain-channels", Relation.TIMES, 1.5, "floor"),
+    Target("drain-pattern", Relation.TIMES, 1.5, "floor"),
+    Target("drain-coroutine", Relation.TIMES, 3, "floor"),
+    Target("drain-iterator", Relation.TIMES, 3, "floor"),
+    Target("fan-out-10000", Relation.AT_MOST, 0.060),
+    Target("fan-out-10000", Relation.TIMES, 2.5, "floor"),
+    Target("subscribe", Relation.TIMES, 2, "floor"),
+    Target("subscribe", Relation.AT_MOST, 50, metric="stall"),
+    Target("resubscribe", Relation.TIMES, 2, "floor"),
+    Target("resubscribe", Relation.AT_MOST, 50, metric="stall"),
+    Target("memory", Relation.AT_MOST, 1024, metric="traced"),
+    Target("promise", Relation.BEYOND, 6, "floor"),
+    Target("promise", Relation.BEYOND, 0, "floor + timer", metric="timer"),
+    Target("latency", Relation.TIMES, 1.15, "floor", metric="p50"),
+]
