@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 from ..servers import find_binary
-from . import drain, fan_out
+from . import drain, fan_out, latency, names, promises, websocket
 from .harness import Case, run_all, run_here
 from .report import Report
 
-CASES: dict[str, Case] = {case.name: case for module in (drain, fan_out) for case in module.CASES}
+CASES: dict[str, Case] = {
+    case.name: case for module in (drain, fan_out, names, promises, latency, websocket) for case in module.CASES
+}
 
 
 def main() -> None:

@@ -22,7 +22,12 @@ from .publisher import Publisher
 QUICK = 100  # by how much less --quick does
 PEERS = {"redis-py": "redis", "valkey-glide": "valkey-glide", "broadcaster": "broadcaster", "coredis": "coredis"}
 """The other libraries, and the distributions that they come in."""
-UNITS = {"cpu": "us", "wall": "us"}
+UNITS = {
+    **dict.fromkeys(("cpu", "wall", "p50", "p99", "timer"), "us"),
+    **dict.fromkeys(("traced", "resident"), "B"),
+    "stall": "ms",
+    "share": "%",
+}
 """What each metric is given in."""
 TIMEOUT = 300.0  # seconds for one contestant in one round
 

@@ -14,16 +14,45 @@ from typing import Self
 CHUNK = 1000  # messages in one pipeline
 
 
-class Publisher:
+class Companion:
+    """A script that runs beside a benchmark, and says a number now and then."""
+
+    def __init__(self, *command: str) -> None:
+        self._command = command
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, *self._command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        return self
+
+    def tell(self) -> None:
+        """Let it go on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> int:
+        """Wait, with the whole thread, for what it says next."""
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+        self._process.wait()
+
+
+class Publisher(Companion):
     """Publishes `messages` of `size` bytes each: the first to channel `prefix`0, and so on round and round."""
 
     def __init__(self, port: int, prefix: str, channels: int, messages: int, size: int) -> None:
-        self._arguments = [str(port), prefix, str(channels), str(messages), str(size)]
+        super().__init__(__file__, str(port), prefix, str(channels), str(messages), str(size))
 
     def __enter__(self) -> Self:
-        command = [sys.executable, __file__, *self._arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._read()  # it has begun
+        super().__enter__()
+        self.hear()  # it has begun
         return self
 
     def publish(self) -> int:
@@ -31,21 +60,8 @@ class Publisher:
 
         An event loop stands still meanwhile, so that the messages wait: in its socket, and in the server.
         """
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> int:
-        assert self._process.stdout is not None
-        return int(self._process.stdout.readline())
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+        self.tell()
+        return self.hear()
 
 
 def pack(*words: bytes) -> bytes:

@@ -1,0 +1,131 @@
+"""How long a lone message takes: from the publisher's socket, by way of the server, to the callback.
+
+The same publisher for everybody: in the same process and loop, bare, and without answers from the server. It sends the
+next message when the last one has arrived and the loop is through with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from functools import partial
+from typing import cast
+
+import hiredis
+
+from redismpx import Multiplexer
+
+from .harness import Bench, Case, Contestant
+from .peers import LISTEN, settled
+from .publisher import pack
+
+ROUND_TRIPS = 10_000
+WARM_UP = 100
+
+
+class PingPong:
+    """Sends a message, times it, sends the next."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._loop = asyncio.get_running_loop()
+        self._command = pack(b"PUBLISH", b"room:0", b"x" * 64)
+        self._left = 0
+        self._sent = 0.0
+        self._times: list[float] = []
+        self._done = asyncio.Event()
+
+    async def play(self) -> None:
+        """Do all round trips; measure."""
+        transport, _ = await self._loop.create_connection(asyncio.Protocol, "127.0.0.1", self._bench.port)
+        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport.write(pack(b"CLIENT", b"REPLY", b"OFF"))
+        await self._trips(WARM_UP)
+        count = self._bench.count(ROUND_TRIPS)
+        with self._bench.measured(count):
+            await self._trips(count)
+        self._transport.close()
+        assert len(self._times) == count
+        percentiles = statistics.quantiles(self._times, n=100)
+        self._bench.measures |= {"p50": percentiles[49] * 1e6, "p99": percentiles[98] * 1e6}
+
+    async def _trips(self, count: int) -> None:
+        self._left = count
+        self._times.clear()
+        self._done.clear()
+        self._send()
+        await self._done.wait()
+
+    def _send(self) -> None:
+        self._sent = time.perf_counter()
+        self._transport.write(self._command)
+
+    def arrive(self, channel: object, data: object) -> None:
+        """Consume a message."""
+        self._times.append(time.perf_counter() - self._sent)
+        self._left -= 1
+        if self._left:
+            self._loop.call_soon(self._send)
+        else:
+            self._done.set()
+
+
+async def redismpx(bench: Bench) -> None:
+    game = PingPong(bench)
+    async with Multiplexer(bench.url) as mpx:
+        sub = mpx.new_channel_subscription(game.arrive)
+        sub.add("room:0")
+        await sub.wait_for_activation(30)
+        await game.play()
+
+
+class Bare(asyncio.Protocol):
+    """The floor: asyncio, hiredis, and the callback."""
+
+    def __init__(self, game: PingPong) -> None:
+        self._game = game
+        self._reader = hiredis.Reader(notEnoughData=None)
+        self._replies = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.WriteTransport", transport).write(pack(b"HELLO", b"3") + pack(b"SUBSCRIBE", b"room:0"))
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not None:
+            self._replies += 1
+            if self._replies > 2:
+                self._game.arrive(reply[1], reply[2])
+
+
+async def bare_protocol(bench: Bench) -> None:
+    game = PingPong(bench)
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: Bare(game), "127.0.0.1", bench.port)
+    await settled(bench.port, 1, 0)
+    await game.play()
+    transport.close()
+
+
+async def peer(name: str, bench: Bench) -> None:
+    game = PingPong(bench)
+    async with LISTEN[name](bench.port, ["room:0"], [], game.arrive):
+        await settled(bench.port, 1, 0)
+        await game.play()
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "redismpx": redismpx,
+    "floor": bare_protocol,
+    **{name: partial(peer, name) for name in LISTEN},
+}
+
+CASES = [
+    Case(
+        "latency",
+        "a lone message from socket to callback, half of the round trips (p50)",
+        "message",
+        CONTESTANTS,
+        "p50",
+    )
+]

@@ -1,0 +1,93 @@
+"""Promises: made and kept, made and broken by their deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from redismpx import Multiplexer, PromiseTimeout
+
+from .drain import Drain, bare_loop
+from .harness import Bench, Case
+
+PROMISES = 50_000
+DRAIN = Drain(pattern=True, channels=PROMISES, messages=PROMISES)
+"""The messages that keep them, each on a channel of its own: what the floor takes in."""
+
+
+async def kept(bench: Bench) -> None:
+    count = bench.count(PROMISES)
+    with DRAIN.publisher(bench) as publisher:
+        async with Multiplexer(bench.url) as mpx:
+            sub = mpx.new_promise_subscription("room:")
+            await sub.wait_for_activation(30)
+            costs = []
+            for deadline in (None, 60.0):
+                with bench.measured(count):
+                    promises = [sub.new_promise(str(number), deadline) for number in range(count)]
+                    bench.publish(publisher, count)
+                    for promise in promises:
+                        await promise
+                costs.append(bench.measures["cpu"])
+            bench.measures["timer"] = costs[1] - costs[0]
+
+
+async def bare_timers(bench: Bench) -> None:
+    """What asyncio takes for timers that do not fire."""
+    loop = asyncio.get_running_loop()
+    with bench.measured(count := bench.count(PROMISES)):
+        timers = [loop.call_later(60.0, timers_do_not_fire) for _ in range(count)]
+        for timer in timers:
+            timer.cancel()
+        await asyncio.sleep(0)
+    bench.measures["timer"] = bench.measures["cpu"]
+
+
+def timers_do_not_fire() -> None:
+    raise AssertionError
+
+
+def bare_kept(bench: Bench) -> None:
+    """The message, and beside it the timer."""
+    asyncio.run(bare_timers(bench))
+    bare_loop(DRAIN, bench)
+
+
+async def expired(bench: Bench) -> None:
+    async with Multiplexer(bench.url) as mpx:
+        sub = mpx.new_promise_subscription("room:")
+        await sub.wait_for_activation(30)
+        with bench.measured(count := bench.count(PROMISES)):
+            promises = [sub.new_promise(str(number), 0.001) for number in range(count)]
+            with suppress(PromiseTimeout):
+                await promises[-1]
+        assert all(promise.done() for promise in promises)
+
+
+async def bare_expired(bench: Bench) -> None:
+    """A future and a timer."""
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[bytes]] = []
+
+    def expire(future: asyncio.Future[bytes]) -> None:
+        future.set_exception(TimeoutError())
+        future.exception()
+
+    with bench.measured(count := bench.count(PROMISES)):
+        for _ in range(count):
+            future = loop.create_future()
+            loop.call_later(0.001, expire, future)
+            futures.append(future)
+        with suppress(TimeoutError):
+            await futures[-1]
+    assert all(future.done() for future in futures)
+
+
+CASES = [
+    Case("promise", "made with a deadline, and kept; the floor is the message", "promise", {
+        "redismpx": kept, "floor": bare_kept,
+    }),
+    Case("promise-timeout", "made, and broken by its deadline", "promise", {
+        "redismpx": expired, "floor": bare_expired,
+    }),
+]  # fmt: skip
