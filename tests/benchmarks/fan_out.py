@@ -18,10 +18,9 @@ DELIVERIES = 2_000_000
 Callback = Callable[[object, object], None]
 
 
-def sizes(bench: Bench, subscriptions: int) -> tuple[int, int]:
+def sizes(bench: Bench, full: int) -> tuple[int, int]:
     """Return how many subscriptions and messages there are."""
-    subscriptions = bench.count(subscriptions, least=min(subscriptions, 100))
-    return subscriptions, max(1, min(200_000, bench.count(DELIVERIES) // subscriptions))
+    return bench.count(full, least=min(full, 100)), max(1, bench.count(min(200_000, DELIVERIES // full)))
 
 
 def new_callback() -> Callback:

@@ -142,7 +142,7 @@ def ratio(result: Result, other: Result | None, metric: str) -> str:
     if other is None or metric not in other.rounds:
         return ""
     pairs = zip(result.rounds[metric], other.rounds[metric], strict=False)
-    return f"{statistics.median(ours / others for ours, others in pairs if others):.2f}"
+    return f"{statistics.median(ours / (others or math.nan) for ours, others in pairs):.2f}"
 
 
 def show(figure: float) -> str:

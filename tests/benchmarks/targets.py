@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import statistics
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Target(NamedTuple):
             ours, others = (results[name].rounds[self.metric] for name in ("redismpx", self.against))
         except KeyError:
             return None
-        pairs = list(zip(ours, others, strict=True))
+        pairs = [(our, other or math.nan) for our, other in zip(ours, others, strict=False)]
         if self.relation is Relation.TIMES:
             figures = [our / other for our, other in pairs]
         elif self.relation is Relation.TIMES_LESS:
