@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from redismpx import Multiplexer
+from redismpx.subscription import MessageSubscription
 
 from . import floor
 from .harness import Bench, Case, Contestant
@@ -67,11 +68,12 @@ async def redismpx(drain: Drain, bench: Bench) -> None:
     callback = countdown.callbacks.get(drain.consumer)
     with drain.publisher(bench) as publisher:
         async with Multiplexer(bench.url, max_pending=messages, max_pending_bytes=None) as mpx:
+            sub: MessageSubscription[bytes]
             if drain.pattern:
                 sub = mpx.new_pattern_subscription(drain.names[0], callback)
             else:
-                sub = mpx.new_channel_subscription(callback)
-                sub.add(*drain.names)
+                sub = channels = mpx.new_channel_subscription(callback)
+                channels.add(*drain.names)
             await sub.wait_for_activation(30)
 
             async def read() -> None:
@@ -128,11 +130,11 @@ def new_case(name: str, title: str, drain: Drain) -> Case:
 
 
 CASES = [
-    new_case("drain", "one channel, 64 B, to a function", Drain()),
-    new_case("drain-1k", "1 kB", Drain(size=1000)),
-    new_case("drain-channels", "1,000 channels", Drain(channels=1000)),
-    new_case("drain-pattern", "a pattern", Drain(channels=1000, pattern=True)),
+    new_case("drain", "messages of 64 B on one channel, to a function", Drain()),
+    new_case("drain-1k", "the same with 1 kB", Drain(size=1000)),
+    new_case("drain-channels", "the same on 1,000 channels", Drain(channels=1000)),
+    new_case("drain-pattern", "the same by one pattern", Drain(channels=1000, pattern=True)),
     new_case("drain-coroutine", "to a coroutine function that does not suspend", Drain("coroutine")),
     new_case("drain-suspending", "to a coroutine function that suspends", Drain("suspending", messages=50_000)),
-    new_case("drain-iterator", "by `async for`", Drain("iterator")),
+    new_case("drain-iterator", "read by async for", Drain("iterator")),
 ]

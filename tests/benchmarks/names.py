@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -40,15 +39,17 @@ def stalls(bench: Bench) -> Iterator[None]:
     """Measure for how long the loop did not get round to anything else, in milliseconds, at most."""
     loop = asyncio.get_running_loop()
     worst = 0.0
+    is_over = False
 
     def tick(due: float) -> None:
-        nonlocal worst, handle
-        worst = max(worst, time.perf_counter() - due)
-        handle = loop.call_later(TICK, tick, time.perf_counter() + TICK)
+        nonlocal worst
+        worst = max(worst, loop.time() - due)
+        if not is_over:
+            loop.call_later(TICK, tick, loop.time() + TICK)
 
-    handle = loop.call_later(TICK, tick, time.perf_counter() + TICK)
+    tick(loop.time())
     yield
-    handle.cancel()
+    is_over = True
     bench.measures["stall"] = worst * 1000
 
 
