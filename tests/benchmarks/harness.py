@@ -30,6 +30,7 @@ UNITS = {
 }
 """What each metric is given in."""
 TIMEOUT = 300.0  # seconds for one contestant in one round
+QUICK_TIMEOUT = 30.0
 
 
 class Bench:
@@ -113,14 +114,15 @@ def run_here(
         bench = Bench(server, quick, profile)
         work = case.contestants[contestant](bench)
         if work is not None:
-            asyncio.run(_whole(work))
+            asyncio.run(_within(QUICK_TIMEOUT if quick else TIMEOUT, work))
     finally:
         server.remove()
     return bench.measures
 
 
-async def _whole(work: Awaitable[None]) -> None:
-    await work
+async def _within(timeout: float, work: Awaitable[None]) -> None:
+    async with asyncio.timeout(timeout):
+        await work
 
 
 def run_apart(case: Case, contestant: str, binary: str, quick: bool) -> dict[str, float]:
@@ -131,7 +133,7 @@ def run_apart(case: Case, contestant: str, binary: str, quick: bool) -> dict[str
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=TIMEOUT + QUICK_TIMEOUT,  # it has ended itself before, unless it blocks
         check=False,
     )
     if done.returncode:

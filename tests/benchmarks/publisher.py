@@ -38,6 +38,8 @@ class Companion:
         return int(self._process.stdout.readline())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None:  # it may wait for what will not come
+            self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             stream.close()
