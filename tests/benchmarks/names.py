@@ -69,13 +69,21 @@ async def subscribe(again: bool, bench: Bench) -> None:
                     sub.add(*names[start : start + 1000])
                     await asyncio.sleep(0)
                 await sub.wait_for_activation(60)
-            return
-        sub.add(*names)
-        await sub.wait_for_activation(60)
-        with floor.connect(bench.port) as admin, bench.measured(len(names)), stalls(bench):
-            kill(admin)
-            await lost.wait()
+        else:
+            sub.add(*names)
             await sub.wait_for_activation(60)
+            with floor.connect(bench.port) as admin, bench.measured(len(names)), stalls(bench):
+                kill(admin)
+                await lost.wait()
+                await sub.wait_for_activation(60)
+        assert_subscribed(bench, len(names))
+
+
+def assert_subscribed(bench: Bench, channels: int) -> None:
+    with floor.connect(bench.port) as admin:
+        answer = admin.command(b"PUBSUB", b"CHANNELS")
+        assert isinstance(answer, list)
+        assert len(answer) == channels, f"{len(answer)} of {channels} channels are subscribed"
 
 
 def kill(admin: floor.Raw) -> None:
@@ -115,12 +123,12 @@ async def redis_py_subscribe(again: bool, bench: Bench) -> None:
                 with bench.measured(len(names)), stalls(bench):
                     await pubsub.subscribe(*names)
                     await first.done.wait()
-                return
-            await pubsub.subscribe(*names)
-            await first.done.wait()
-            with floor.connect(bench.port) as admin, bench.measured(len(names)), stalls(bench):
-                kill(admin)
-                await second.done.wait()
+            else:
+                await pubsub.subscribe(*names)
+                await first.done.wait()
+                with floor.connect(bench.port) as admin, bench.measured(len(names)), stalls(bench):
+                    kill(admin)
+                    await second.done.wait()
 
 
 async def coredis_subscribe(bench: Bench) -> None:
@@ -130,6 +138,7 @@ async def coredis_subscribe(bench: Bench) -> None:
     async with coredis.Redis(port=bench.port) as client, client.pubsub(subscription_timeout=60) as pubsub:
         with bench.measured(len(names)), stalls(bench):
             await pubsub.subscribe(*names)
+        assert_subscribed(bench, len(names))
 
 
 async def valkey_glide_subscribe(bench: Bench) -> None:
@@ -141,6 +150,7 @@ async def valkey_glide_subscribe(bench: Bench) -> None:
     )
     with bench.measured(len(names)), stalls(bench):
         await client.subscribe(names, timeout_ms=60_000)
+    assert_subscribed(bench, len(names))
     await client.close()
 
 
