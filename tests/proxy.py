@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from .servers import stop_accepting
+
 
 @dataclass
 class Flow:
@@ -109,7 +111,7 @@ class Proxy:
 
         async def stop() -> None:
             assert self._server is not None
-            self._server.close()
+            await stop_accepting(self._server)
 
         self._call(stop).result(5)
 
@@ -139,7 +141,7 @@ class Proxy:
 
     async def _close(self) -> None:
         assert self._server is not None
-        self._server.close()
+        await stop_accepting(self._server)
         for connection in tuple(self._connections):
             connection.end(reset=True)
         for _ in range(200):  # what was accepted just now and shakes TLS hands takes a while to end

@@ -125,6 +125,17 @@ class TLSServer(Server):
         await admin.execute_command("CONFIG", "SET", "tls-cert-file", self._pem, "tls-key-file", self._pem)
 
 
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close an asyncio server. Not at once: what it had just accepted would be left open, for it is closed by then."""
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, asyncio.BaseEventLoop):
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
+    server.close()
+
+
 class FakeServer:
     """A scripted peer: answers the handshake, and leaves all else to its script."""
 
@@ -153,7 +164,7 @@ class FakeServer:
         try:
             yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?protocol=2"
         finally:
-            server.close()
+            await stop_accepting(server)
             for task in tuple(tasks):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
