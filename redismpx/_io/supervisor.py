@@ -284,7 +284,8 @@ class Supervisor:
             # Capped, for redis-py computes 2 to its power as a float.
             delay = max(0.0, float(self._backoff.compute(min(self._failures - 2, 64))))
         except Exception:  # noqa: BLE001, users' code
-            logger.exception("the backoff failed; waiting %g s", FALLBACK_DELAY)
+            if self._failures == 2:  # the first time that it was asked
+                logger.exception("the backoff failed; waiting %g s each time", FALLBACK_DELAY)
             delay = FALLBACK_DELAY
         logger.debug("attempt %d failed (%s); the next in %.3f s", self._failures, lost.reason, delay)
         return delay
