@@ -36,9 +36,10 @@ class Watch(Session):
             try:
                 await super().run()
             finally:
-                for task in self._tasks:
-                    task.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                while self._tasks:  # on Python 3.11 redis-py may swallow a cancellation: once may not be enough
+                    for task in self._tasks:
+                        task.cancel()
+                    await asyncio.wait(self._tasks, timeout=0.1)
 
     async def do(self, request: dict[str, Any]) -> None:
         """Make a promise, keep one, or cut the connection to Redis."""
