@@ -116,7 +116,7 @@ async def test_an_idle_subscription_has_no_task(mpx: Multiplexer, admin: Redis) 
     await admin.publish("a", "1")
     await until(lambda: len(got) == 1)
     await until(lambda: sub._inbox._worker is None)
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before
 
 
 async def test_a_callback_that_never_returns_delays_nobody_else(mpx: Multiplexer, admin: Redis) -> None:
