@@ -11,6 +11,7 @@ from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io import supervisor as supervisor_module
+from redismpx._io.supervisor import FALLBACK_DELAY
 
 from .checker import Checker
 from .proxy import Proxy
@@ -180,13 +181,12 @@ async def test_a_server_that_hangs_up_at_once_is_not_dialled_in_a_hot_loop() -> 
     assert 3 <= fake.accepted <= 25
 
 
-async def test_the_backoff_survives_any_number_of_failures(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_backoff_survives_any_number_of_failures() -> None:
     """redis-py computes 2 to the power of the failures as a float, which overflows after a long outage."""
     mpx = Multiplexer("redis://127.0.0.1:1")
     mpx.new_channel_subscription(print)
     mpx._supervisor._failures = 5000
-    assert 0 <= mpx._supervisor._failed(ConnectionLost("test")) <= 5.0
-    assert "the backoff failed" not in caplog.text
+    assert 0 <= mpx._supervisor._failed(ConnectionLost("test")) < FALLBACK_DELAY
     await mpx.aclose()
 
 
