@@ -40,6 +40,7 @@ from .servers import Server, find_binary, left_behind, open_sockets, subscribed
 
 PING_INTERVAL = PING_TIMEOUT = 0.5
 NOTICED = 3.0  # seconds within which a link that is dead, and does not say so, is noticed
+BLOCKED = 1.0  # seconds after which a call must have waited for something; without that it takes microseconds
 GIVE_UP = 20.0  # seconds after which something that should happen is taken never to happen
 CONSUMERS = 250
 PASSWORD = "a password that is in no record"
@@ -188,10 +189,12 @@ class Consumer:
 
     def add(self, *channels: bytes) -> None:
         self.checker.added(*channels)
-        self.sub.add(*channels)
+        with self._at_once("add"):
+            self.sub.add(*channels)
 
     def remove(self, *channels: bytes) -> None:
-        self.sub.remove(*channels)
+        with self._at_once("remove"):
+            self.sub.remove(*channels)
         self.checker.removed(*channels)
 
     async def close(self) -> None:
@@ -202,8 +205,17 @@ class Consumer:
                 self.checker.faults.append("its reader does not end")
 
     def end(self) -> None:
-        self.sub.close()
+        with self._at_once("close"):
+            self.sub.close()
         self.checker.closed = True
+
+    @contextmanager
+    def _at_once(self, call: str) -> Iterator[None]:
+        """No call may wait for the network, whatever becomes of it just then."""
+        began = time.monotonic()
+        yield
+        if (taken := time.monotonic() - began) > BLOCKED:
+            self._run.violate(f"{call}() took {taken:.1f} s: {self.sub!r}")
 
     @property
     def channels(self) -> list[bytes]:
