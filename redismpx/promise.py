@@ -177,11 +177,9 @@ class PromiseSubscription(Subscription):
         return Promise(self._promises, counters, channel, timeout, since)
 
     def _channel(self, suffix: str | bytes | None) -> bytes:
-        channel = self._prefix + (
-            secrets.token_urlsafe(16).encode()
-            if suffix is None
-            else to_bytes(suffix, "a suffix", self._hub.limits.max_name_bytes)
-        )
+        if suffix is None:
+            suffix = secrets.token_urlsafe(16)
+        channel = self._prefix + to_bytes(suffix, "a suffix", self._hub.limits.max_name_bytes)
         if not channel:
             raise ValueError("the empty channel matches no prefix; give a suffix")
         return channel

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import uvloop
 from redis.asyncio import Redis
 
 from .servers import Server, find_binary, left_behind, open_sockets
+
+T = TypeVar("T")
 
 FLAVOURS = ("valkey", "redis")
 
@@ -31,6 +33,12 @@ LOOPS = {
     "uvloop": uvloop.new_event_loop,
     "eager-uvloop": lambda: eager(uvloop.new_event_loop()),
 }
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run in a loop of the kind that REDISMPX_LOOP names, for what is no test."""
+    with asyncio.Runner(loop_factory=LOOPS[os.environ.get("REDISMPX_LOOP", "asyncio")]) as runner:
+        return runner.run(coroutine)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from redismpx import Multiplexer
 
+from .conftest import run
 from .servers import Server, find_binary, until
 from .test_overflow import FLOOD
 
@@ -100,9 +101,9 @@ def main() -> None:
     server = Server(binary, "--client-output-buffer-limit", "pubsub", "0", "0", "0").start()
     try:
         for how in ("function", "coroutine", "reader"):
-            worst = asyncio.run(burst(server, how))
+            worst = run(burst(server, how))
             print(f"{MESSAGES:,} messages to a {how}: at most {worst * 1000:.1f} ms late", flush=True)
-        worst = asyncio.run(fan_out(server))
+        worst = run(fan_out(server))
         print(f"{FAN_OUTS} messages to {SUBSCRIPTIONS:,} subscriptions each: at most {worst * 1000:.1f} ms late")
     finally:
         server.remove()

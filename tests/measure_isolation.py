@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from redismpx import Multiplexer
 
+from .conftest import run
 from .servers import Server, find_binary, until
 
 SUBSCRIPTIONS, BAD, MESSAGES, ROUNDS = 1000, 3, 500, 7
@@ -71,7 +72,7 @@ def main() -> None:
         rates: dict[bool, list[float]] = {False: [], True: []}
         for number in range(ROUNDS):
             for with_bad in (False, True):
-                rates[with_bad].append(asyncio.run(one_round(server.url, with_bad)))
+                rates[with_bad].append(run(one_round(server.url, with_bad)))
             print(
                 f"round {number + 1}: {rates[False][-1]:,.0f} alone, {rates[True][-1]:,.0f} beside the bad", flush=True
             )

@@ -53,7 +53,7 @@ async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractC
                 without_name = True
             else:
                 raise
-        except BaseException:
+        except BaseException:  # also when cancelled: a dial that failed leaves nothing open; whoever called says why
             await connection.disconnect(nowait=True)
             raise
         else:

@@ -118,7 +118,7 @@ class Link(asyncio.BufferedProtocol):
         """Do what the loop was asked to do later. A fault of this library ends the link, and is never silent."""
         try:
             callback()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001, whatever it is, the loop's handler is not where anybody looks
             self._lose(f"internal error: {error!r}", error)
             logger.critical("internal error; reconnecting", exc_info=error)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import ResponseError
 
-from ..errors import ConnectionLost, SubscriptionRefused
+from ..errors import ConnectionLost, SubscriptionRefused, plain
 from .dial import DIAL_TIMEOUT, dial
 from .log import logger
 from .pulse import Pulse
@@ -74,7 +74,7 @@ class Probe:
         except ResponseError as error:
             self._warn("publish", error)
         except Exception as error:  # noqa: BLE001, dialling raises anything; whether there is a server is the link's affair
-            logger.debug("the delivery probe could not be sent (%s)", error)
+            logger.debug("the delivery probe could not be sent (%s)", plain(str(error)))
         else:
             return True
         return False
@@ -82,7 +82,7 @@ class Probe:
     def _warn(self, what: str, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("the delivery probe can tell nothing: it must not %s (%s)", what, error)
+            logger.warning("the delivery probe can tell nothing: it must not %s (%s)", what, plain(str(error)))
 
     # --- events; what the registry's subscribers are asked for
 
