@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Generic
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, NamedTuple
 
 from .errors import quote
 from .typing import T
 
 
-@dataclass(frozen=True, slots=True)
-class Message(Generic[T]):
+class Message(NamedTuple, Generic[T]):
     """One message."""
 
     channel: bytes
@@ -23,3 +23,7 @@ class Message(Generic[T]):
     def __repr__(self) -> str:
         pattern = "" if self.pattern is None else f", pattern={quote(self.pattern)}"
         return f"Message(channel={quote(self.channel)}{pattern})"
+
+
+new_message: Callable[[tuple[bytes, Any, bytes | None]], Message[Any]] = partial(tuple.__new__, Message)
+"""Makes a message of its three fields, without the detour of the generated `__new__`, which takes twice as long."""

@@ -12,7 +12,7 @@ from ._core.wire import Kind
 from ._io.inbox import Consumer, Host, Inbox
 from .arguments import Limits, check_seconds
 from .errors import ConnectionLost, SubscriptionIsClosed, SubscriptionRefused
-from .message import Message
+from .message import Message, new_message
 from .typing import T
 
 
@@ -146,6 +146,9 @@ class MessageSubscription(Subscription, Generic[T]):
 
     __slots__ = ()
 
+    _source: bytes | None = None
+    """The pattern by which its messages come, if it is one."""
+
     @property
     def pending(self) -> int:
         """Messages received and waiting for the consumer."""
@@ -184,7 +187,7 @@ class MessageSubscription(Subscription, Generic[T]):
             raise SubscriptionIsClosed from None
         except TimeoutError:
             raise TimeoutError(f"no message within {timeout} s: {self!r}") from self._hub.outage
-        return Message(channel, data, self._source)
+        return new_message((channel, data, self._source))
 
     def get_nowait(self) -> Message[T]:
         """Return the next message, if one waits.
@@ -197,7 +200,7 @@ class MessageSubscription(Subscription, Generic[T]):
         message = self._inbox.read_nowait()
         if message is None:
             raise asyncio.QueueEmpty
-        return Message(*message, self._source)
+        return new_message((*message, self._source))
 
     def __aiter__(self) -> Self:
         """Read message by message; the iteration ends when the subscription closes."""
@@ -206,14 +209,10 @@ class MessageSubscription(Subscription, Generic[T]):
 
     async def __anext__(self) -> Message[T]:
         try:
-            return await self.get()
-        except SubscriptionIsClosed:
+            channel, data = self._inbox.read_in_turn() or await self._inbox.read()
+        except EOFError:
             raise StopAsyncIteration from None
-
-    @property
-    def _source(self) -> bytes | None:
-        """The pattern by which its messages come, if it is one."""
-        return None
+        return new_message((channel, data, self._source))
 
     def _check_read(self) -> None:
         if not self._inbox.is_read:

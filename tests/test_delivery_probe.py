@@ -93,13 +93,13 @@ async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
     async with Multiplexer(url, delivery_probe=0.05) as mpx:
         probe = mpx._supervisor._probe
         assert probe is not None
-        take = probe.deliver
+        take = probe.call
 
         def deliver(channel: bytes, data: bytes) -> None:
             take(channel, data)
             take(channel, b"of another process")
 
-        probe.deliver = deliver  # type: ignore[method-assign]
+        probe.call = deliver  # type: ignore[method-assign]
         await until(lambda: mpx.stats().messages >= 5)
         assert mpx.stats().connections == 1
 
@@ -146,7 +146,7 @@ async def test_probes_that_condemn_one_link_after_the_other_become_rare_until_on
         await pubsub.subscribe(probe.channel)
         async for message in pubsub.listen():
             if message["type"] == "message":
-                probe.deliver(message["channel"], message["data"])
+                probe.call(message["channel"], message["data"])
                 break
         await until(lambda: probe.wait == 0.01)
     task.cancel()

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
-from redismpx._core.backlog import Backlog, Budget, Overflow, Signal
+from redismpx._core.backlog import Backlog, Budget, Overflow, Signal, new_backlog
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
 from redismpx._io import dispatch as dispatch_module
@@ -318,7 +318,7 @@ def test_a_prefix_that_is_wholly_forbidden_costs_little_more_than_its_names() ->
 
 
 def test_a_refusal_survives_the_merging_of_gaps() -> None:
-    backlog = Backlog(10, Overflow.DROP_OLDEST, Budget())
+    backlog = new_backlog(10, Overflow.DROP_OLDEST, Budget())
     backlog.disconnect("first", None)
     backlog.signal(Signal.ERROR, "refused", frozenset({b"x"}))
     backlog.signal(Signal.ACTIVATION, b"y", frozenset({b"y"}))
@@ -329,7 +329,7 @@ def test_a_refusal_survives_the_merging_of_gaps() -> None:
 
 
 def test_gaps_merge_only_with_the_one_before() -> None:
-    backlog = Backlog(10, Overflow.DROP_OLDEST, Budget())
+    backlog = new_backlog(10, Overflow.DROP_OLDEST, Budget())
     one = frozenset({b"x"})
     for error, names in (("1", one), ("2", None), ("3", one)):
         backlog.disconnect(error, names)

@@ -23,11 +23,11 @@ from redismpx import (
     Stats,
     SubscriptionIsClosed,
 )
+from redismpx._core.backlog import Backlog
 from redismpx._core.registry import Registry
 from redismpx._io import dispatch as dispatch_module
 from redismpx._io import tasks as tasks_module
 from redismpx._io.dispatch import Dispatcher
-from redismpx._io.inbox import Inbox
 from redismpx._io.link import Link
 from redismpx._io.supervisor import Supervisor
 
@@ -485,16 +485,16 @@ async def test_a_fault_in_a_task_of_our_own_is_critical_and_delivery_goes_on(
         await asyncio.sleep(0)
         seen.append(message)
 
-    step = Inbox._step
+    pop_message = Backlog.pop_message
     faults: list[Exception] = []
 
-    def faulty(inbox: Inbox) -> object:
+    def faulty(backlog: Backlog) -> object:
         if not faults:
             faults.append(RuntimeError("injected"))
             raise faults[0]
-        return step(inbox)
+        return pop_message(backlog)
 
-    monkeypatch.setattr(Inbox, "_step", faulty)
+    monkeypatch.setattr(Backlog, "pop_message", faulty)
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(on_message)
         sub.add("a")

@@ -127,7 +127,7 @@ async def test_a_get_that_is_cancelled_just_as_a_message_comes_leaves_it(mpx: Mu
     sub = mpx.new_channel_subscription()
     reading = asyncio.ensure_future(sub.get())
     await asyncio.sleep(0)
-    sub._inbox.deliver(b"a", b"x")
+    sub._inbox.call(b"a", b"x")
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading

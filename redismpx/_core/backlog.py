@@ -6,7 +6,6 @@ import enum
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 
@@ -44,150 +43,59 @@ class Budget:
         self.total: int = sys.maxsize if total is None else total
         self.used: int = 0
 
-    @property
-    def room(self) -> int:
-        """How many bytes a backlog may hold now."""
-        return min(self.each, self.total - self.used)
-
-
-Waiting = tuple[int, bytes, bytes]  # a message, with its place in the order of events
-
-
-def _size(message: Waiting) -> int:
-    return len(message[1]) + len(message[2])
-
-
-class _Queue:
-    """Messages in order; beyond the room there is, the oldest or the newest gives way."""
-
-    __slots__ = ("_drop_newest", "_flat", "_room")
-
-    def __init__(self, room: int, drop_newest: bool) -> None:
-        self._room = room
-        self._drop_newest = drop_newest
-        # Place, channel, payload, place, ...: a tuple for each would have the garbage collector walk the whole heap
-        # again and again while many come.
-        self._flat: deque[Any] = deque()
-
-    def __len__(self) -> int:
-        return len(self._flat) // 3
-
-    def push(self, message: Waiting) -> Waiting | None:
-        """Add a message; return the one that gives way to it, if any."""
-        self._flat.extend(message)
-        return self.give_way() if len(self) > self._room else None
-
-    def oldest(self) -> int:
-        """Return the place of the oldest message."""
-        place: int = self._flat[0]
-        return place
-
-    def take(self) -> Waiting:
-        """Remove and return the oldest message."""
-        pop = self._flat.popleft
-        return pop(), pop(), pop()
-
-    def give_way(self) -> Waiting:
-        """Remove and return the message that is to go when there is no room."""
-        if not self._drop_newest:
-            return self.take()
-        pop = self._flat.pop
-        data, channel, place = pop(), pop(), pop()
-        return place, channel, data
-
-    def keep(self, wanted: Callable[[Waiting], bool]) -> None:
-        """Remove all but the wanted."""
-        items = iter(self._flat)
-        messages = zip(items, items, items, strict=True)
-        self._flat = deque(chain.from_iterable(m for m in messages if wanted(m)))
-
-
-class _Latest:
-    """The newest message of each channel, in order; beyond the room there is, the oldest gives way."""
-
-    __slots__ = ("_messages", "_room")
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._messages: OrderedDict[bytes, Waiting] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def push(self, message: Waiting) -> Waiting | None:
-        """Add a message; return the one that gives way to it, if any."""
-        replaced = self._messages.pop(message[1], None)
-        self._messages[message[1]] = message
-        return self.take() if len(self._messages) > self._room else replaced
-
-    def oldest(self) -> int:
-        """Return the place of the oldest message."""
-        return next(iter(self._messages.values()))[0]
-
-    def take(self) -> Waiting:
-        """Remove and return the oldest message."""
-        return self._messages.popitem(last=False)[1]
-
-    give_way = take
-
-    def keep(self, wanted: Callable[[Waiting], bool]) -> None:
-        """Remove all but the wanted."""
-        self._messages = OrderedDict((m[1], m) for m in self._messages.values() if wanted(m))
-
 
 class Backlog:
-    """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows."""
+    """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows.
 
-    __slots__ = ("_budget", "_bytes", "_messages", "_rearm_at", "_sequence", "_signals", "overflowing")
+    Beyond that the oldest message gives way, or the newest.
+    """
 
-    def __init__(self, max_pending: int, overflow: Overflow, budget: Budget) -> None:
+    __slots__ = ("_budget", "_bytes", "_drop_newest", "_rearm_at", "_room", "_sequence", "messages",
+                 "overflowing", "signals")  # fmt: skip
+
+    def __init__(self, max_pending: int, budget: Budget, drop_newest: bool = False) -> None:
         # Two queues, merged by their place in the order, so that the message which gives way is at hand.
-        self._messages: _Queue | _Latest
-        if overflow is Overflow.LATEST:
-            self._messages = _Latest(max_pending)
-            self._rearm_at = 0  # replacing is what it is for: an episode lasts until the consumer has caught up
-        else:
-            self._messages = _Queue(max_pending, overflow is not Overflow.DROP_OLDEST)
-            self._rearm_at = max_pending // 2
-        self._signals: deque[tuple[int, Signal, object, frozenset[bytes] | None]] = deque()
+        # Place, channel, payload, place, ...: a tuple for each message would have the garbage collector walk the whole
+        # heap again and again while many come.
+        self.messages: Any = deque()
+        """The messages that wait, in order; empty if none does."""
+        self.signals: deque[tuple[int, Signal, object, frozenset[bytes] | None]] = deque()
+        """The signals that wait: the place of each, what it is, its argument, and the names that it concerns."""
+        self.overflowing: bool = False
+        """Whether messages were dropped, and the consumer has not caught up since."""
+        self._room = 3 * max_pending  # in `messages`
+        self._drop_newest = drop_newest
+        self._rearm_at = max_pending // 2
         self._sequence = 0
         self._budget = budget
         self._bytes = 0  # that wait here
-        self.overflowing = False
-        """Whether messages were dropped, and the consumer has not caught up since."""
 
     def __len__(self) -> int:
         """Messages waiting."""
-        return len(self._messages)
+        return len(self.messages) // 3
 
     def __bool__(self) -> bool:
         """Whether anything waits, a message or a signal."""
-        return bool(self._messages or self._signals)
+        return bool(self.messages or self.signals)
 
     @property
     def signal_is_next(self) -> bool:
         """Whether the oldest event is a signal."""
-        return bool(self._signals) and not (self._messages and self._messages.oldest() < self._signals[0][0])
+        return bool(self.signals) and not (self.messages and self._oldest() < self.signals[0][0])
 
     def message(self, channel: bytes, data: bytes) -> int:
         """Add a message; return how many were dropped for it."""
+        size, budget = len(channel) + len(data), self._budget
         self._sequence += 1
-        message = (self._sequence, channel, data)
-        self._grow(_size(message))
-        gone = self._messages.push(message)
-        dropped = 0
-        if gone is not None:
-            self._grow(-_size(gone))
-            dropped = 1
-        while self._bytes > self._budget.room:
-            self._grow(-_size(self._messages.give_way()))
-            dropped += 1
-        return dropped
+        self.messages.extend((self._sequence, channel, data))
+        self._bytes += size
+        budget.used += size
+        return self._make_room()
 
     def signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
         """Add a signal that concerns `names`; None stands for all of them."""
         self._sequence += 1
-        self._signals.append((self._sequence, signal, argument, names))
+        self.signals.append((self._sequence, signal, argument, names))
 
     def disconnect(self, error: object, names: frozenset[bytes] | None) -> int:
         """Add a disconnect; return how many messages were dropped for it.
@@ -195,7 +103,7 @@ class Backlog:
         If the same disconnect waits already, the connection between the two came and went unseen: both become one
         gap, and what was received in between is dropped. So reconnects cannot fill the queue of a stuck consumer.
         """
-        for sequence, signal, _, earlier in reversed(self._signals):
+        for sequence, signal, _, earlier in reversed(self.signals):
             if signal is Signal.DISCONNECT:
                 if earlier == names:
                     return self._remove(names, since=sequence, errors=False)
@@ -210,43 +118,80 @@ class Backlog:
 
     def pop_message(self) -> tuple[bytes, bytes] | None:
         """Remove and return the oldest event, if that is a message: its channel and payload."""
-        if not self._messages or self.signal_is_next:
+        if not self.messages or (self.signals and self.signal_is_next):
             return None
-        message = self._messages.take()
-        self._grow(-_size(message))
+        pop = self.messages.popleft
+        pop()
+        channel, data = pop(), pop()
+        size = len(channel) + len(data)
+        self._bytes -= size
+        self._budget.used -= size
         if self.overflowing:
             self._rearm()
-        return message[1:]
+        return channel, data
 
     def pop_signal(self) -> tuple[Signal, object] | None:
         """Remove and return the oldest event, if that is a signal: which, and its argument."""
         if not self.signal_is_next:
             return None
-        _, signal, argument, _ = self._signals.popleft()
+        _, signal, argument, _ = self.signals.popleft()
         return signal, argument
 
     def _remove(self, names: frozenset[bytes] | None, since: int, errors: bool) -> int:
         """Remove what came after `since` and concerns only `names`; return how many messages that were."""
-        before, freed = len(self._messages), 0
-
-        def stays(message: Waiting) -> bool:
-            nonlocal freed
-            if message[0] < since or not (names is None or message[1] in names):
-                return True
-            freed += _size(message)
-            return False
-
-        self._messages.keep(stays)
-        self._grow(-freed)
-        self._signals = deque(
+        before = len(self)
+        self._keep(lambda place, channel: place < since or not (names is None or channel in names))
+        self.signals = deque(
             s
-            for s in self._signals
+            for s in self.signals
             if s[0] <= since
             or (s[1] is Signal.ERROR and not errors)
             or not (names is None or (s[3] is not None and s[3] <= names))
         )
         self._rearm()
-        return before - len(self._messages)
+        return before - len(self)
+
+    # --- the messages; how they are kept
+
+    def _oldest(self) -> int:
+        """Return the place of the oldest message."""
+        place: int = self.messages[0]
+        return place
+
+    def _give_way(self) -> None:
+        """Remove the message that is to go when there is no room."""
+        if self._drop_newest:
+            pop = self.messages.pop
+            self._grow(-len(pop()) - len(pop()))
+            pop()
+        else:
+            pop = self.messages.popleft
+            pop()
+            self._grow(-len(pop()) - len(pop()))
+
+    def _keep(self, wanted: Callable[[int, bytes], bool]) -> None:
+        """Remove all messages but the wanted, by their places and channels."""
+        items = iter(self.messages)
+        self.messages = deque()
+        for place, channel, data in zip(items, items, items, strict=True):
+            if wanted(place, channel):
+                self.messages.extend((place, channel, data))
+            else:
+                self._grow(-len(channel) - len(data))
+
+    # --- the room
+
+    def _make_room(self) -> int:
+        """Have as many messages give way as must; return how many."""
+        budget, dropped = self._budget, 0
+        while (
+            len(self.messages) > self._room
+            or self._bytes > budget.each
+            or self._bytes + budget.used > budget.total  # more than is left free
+        ):
+            self._give_way()
+            dropped += 1
+        return dropped
 
     def _grow(self, size: int) -> None:
         self._bytes += size
@@ -254,5 +199,60 @@ class Backlog:
 
     def _rearm(self) -> None:
         """End the episode of an overflow, if the consumer has caught up."""
-        if len(self._messages) <= self._rearm_at and self._bytes <= self._budget.room // 2:
+        budget = self._budget
+        if len(self) <= self._rearm_at and self._bytes <= min(budget.each, budget.total - budget.used) // 2:
             self.overflowing = False
+
+
+class Latest(Backlog):
+    """A backlog in which only the newest message of each channel waits; beyond the bounds the oldest gives way."""
+
+    __slots__ = ()
+
+    def __init__(self, max_pending: int, budget: Budget) -> None:
+        super().__init__(max_pending, budget)
+        self.messages: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self._room = max_pending
+        self._rearm_at = 0  # replacing is what it is for: an episode lasts until the consumer has caught up
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def message(self, channel: bytes, data: bytes) -> int:
+        self._sequence += 1
+        replaced = self.messages.pop(channel, None)
+        self.messages[channel] = (self._sequence, data)
+        if replaced is None:
+            self._grow(len(channel) + len(data))
+            return self._make_room()
+        self._grow(len(data) - len(replaced[1]))
+        return 1 + self._make_room()
+
+    def _oldest(self) -> int:
+        return next(iter(self.messages.values()))[0]
+
+    def pop_message(self) -> tuple[bytes, bytes] | None:
+        if not self.messages or self.signal_is_next:
+            return None
+        channel, (_, data) = self.messages.popitem(last=False)
+        self._grow(-len(channel) - len(data))
+        if self.overflowing:
+            self._rearm()
+        return channel, data
+
+    def _give_way(self) -> None:
+        channel, (_, data) = self.messages.popitem(last=False)
+        self._grow(-len(channel) - len(data))
+
+    def _keep(self, wanted: Callable[[int, bytes], bool]) -> None:
+        for channel, (place, data) in tuple(self.messages.items()):
+            if not wanted(place, channel):
+                del self.messages[channel]
+                self._grow(-len(channel) - len(data))
+
+
+def new_backlog(max_pending: int, overflow: Overflow, budget: Budget) -> Backlog:
+    """Make a backlog of which messages give way as `overflow` says."""
+    if overflow is Overflow.LATEST:
+        return Latest(max_pending, budget)
+    return Backlog(max_pending, budget, drop_newest=overflow is not Overflow.DROP_OLDEST)

@@ -70,7 +70,7 @@ class Standing(Token):
 class Entry(Generic[S]):
     """One name: who wants it, and what is known of it on the server."""
 
-    __slots__ = ("fanout", "kind", "name", "state", "subscribers")
+    __slots__ = ("fanout", "kind", "name", "sole", "state", "subscribers")
 
     def __init__(self, kind: Kind, name: bytes) -> None:
         self.kind = kind
@@ -79,11 +79,14 @@ class Entry(Generic[S]):
         self.subscribers: dict[S, Standing] = {}
         self.fanout: tuple[S, ...] | None = ()
         """The active subscribers, never changed in place; None when it is to be built anew."""
+        self.sole: S | None = None
+        """The one in `fanout`, if there is just one."""
 
     def build_fanout(self) -> tuple[S, ...]:
         """Take a fresh snapshot of the active subscribers."""
         active = Standing.ACTIVE
         self.fanout = fanout = tuple([s for s, standing in self.subscribers.items() if standing is active])
+        self.sole = fanout[0] if len(fanout) == 1 else None
         return fanout
 
     def __repr__(self) -> str:
@@ -132,7 +135,7 @@ class Registry(Generic[S]):
             return False
         standing = entry.subscribers.pop(subscriber)
         if standing is Standing.ACTIVE:
-            entry.fanout = None
+            entry.fanout = entry.sole = None
         if not entry.subscribers:
             self.wanted[kind] -= 1
             self._look(entry)
@@ -152,7 +155,7 @@ class Registry(Generic[S]):
         """Forget everything and everybody, also in the middle of a fan-out."""
         for entry in self._entries():
             entry.subscribers.clear()
-            entry.fanout = ()
+            entry.fanout, entry.sole = (), None
         self.wanted = dict.fromkeys(Kind, 0)
         self.channels.clear()
         self.patterns.clear()
@@ -385,7 +388,7 @@ class Registry(Generic[S]):
 
     def _stand(self, entry: Entry[S], subscriber: S, standing: Standing) -> None:
         entry.subscribers[subscriber] = standing
-        entry.fanout = None
+        entry.fanout = entry.sole = None
 
     def _tell(self, entry: Entry[S], standing: Standing) -> Iterator[S]:
         """Yield each subscriber as its standing changes; whoever was taken away meanwhile is passed over."""

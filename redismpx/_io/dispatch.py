@@ -9,26 +9,31 @@ import asyncio
 import math
 from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from .._core.registry import Entry, Registry, Standing
 from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Desync, Kind, Refusal, read_refusal
 from ..errors import ConnectionLost, SubscriptionRefused, plain
 from ..stats import Counters
 from .log import logger
-from .tasks import TURN
+from .tasks import LOOK_AFTER, TURN
 
 PORTION = 256  # subscribers that get a message before a look at the clock
-LOOK_AFTER = 16  # messages and deliveries before a look at the clock
 RETRY_REFUSED = 60.0  # seconds after which refused names are asked for again, so that a later grant heals
 RETRY_PASSING = 1.0  # seconds after which names are asked for again when the server was only busy
 
 
 class Subscriber(Protocol):
-    """Whom events are told to. None of these calls may block or raise."""
+    """Whom events are told to. None of these calls may block, and none but `call` may raise."""
 
-    def deliver(self, channel: bytes, data: bytes) -> None:
-        """Hand over a message."""
+    def call(self, channel: bytes, data: bytes, /) -> object:
+        """Take a message: often the very function that a user gave."""
+
+    def take(self, result: object) -> None:
+        """Take what `call` returned, if that is not None."""
+
+    def failed(self, error: BaseException) -> None:
+        """Take what `call` raised."""
 
     def activate(self, name: bytes) -> None:
         """Tell that a name is active."""
@@ -40,11 +45,14 @@ class Subscriber(Protocol):
         """Tell that the server refused a name."""
 
 
+Fanout: TypeAlias = tuple[Subscriber, ...]
+
+
 class FanOut(NamedTuple):
     """One message on its way to more subscribers than there is time for in one turn."""
 
     entry: Entry[Subscriber]
-    subscribers: tuple[Subscriber, ...]
+    subscribers: Fanout
     channel: bytes
     data: bytes
     start: int = 0  # those before it have the message
@@ -62,57 +70,62 @@ class Dispatcher:
 
     def receive(self, gets: Callable[[], object], turn_ends: float) -> tuple[int, bool]:
         """Take complete replies, for one turn; return how many those were, and whether no more are there."""
+        if self._fan_out is not None and not self._go_on(turn_ends):
+            return 0, False
         channels, patterns = self._registry.channels, self._registry.patterns
-        messages = others = work = 0
-        is_empty = False
+        replies = others = 0
+        left = LOOK_AFTER
         try:
-            while self._fan_out is None or self._go_on(turn_ends):
+            while True:
                 try:
-                    reply = gets()
+                    reply: Any = gets()
                 except Exception as error:  # the parsers raise anything on garbage
                     raise Desync(str(error) or repr(error)) from error
                 if reply is NOT_ENOUGH:
-                    is_empty = True
-                    break
-                if not isinstance(reply, list):
-                    others += 1
-                    self._answer(reply)
+                    return replies, True
+                replies += 1
+                try:  # the shortest way for a message: whatever is not one, and wanted by somebody, is no matter here
+                    kind = reply[0]
+                    if kind == MESSAGE:
+                        _, channel, data = reply
+                        entry = channels[channel]
+                    elif kind == PMESSAGE:
+                        _, name, channel, data = reply
+                        entry = patterns[name]
+                    else:
+                        entry = None
+                except (TypeError, ValueError, IndexError, KeyError):
+                    entry = None
+                if entry is None or not (type(data) is bytes is type(channel)):
+                    others += self._take_other(reply)
                     continue
-                if len(reply) == 3 and reply[0] == MESSAGE:
-                    _, channel, data = reply
-                    name, table = channel, channels
-                elif len(reply) == 4 and reply[0] == PMESSAGE:
-                    _, name, channel, data = reply
-                    table = patterns
+                sole = entry.sole
+                if sole is not None:  # most names have one subscriber, which is spared the loop
+                    try:
+                        result = sole.call(channel, data)
+                    except BaseException as error:  # noqa: BLE001, users' code
+                        sole.failed(error)
+                    else:
+                        if result is not None:
+                            sole.take(result)
+                    left -= 1
                 else:
-                    others += 1
-                    self._confirm(reply)
-                    continue
-                messages += 1
-                if not (type(name) is bytes is type(channel) is type(data)):
-                    self._counters.ignored += 1
-                    continue
-                entry = table.get(name)
-                if entry is None:
-                    continue
-                fanout = entry.fanout
-                if fanout is None:
-                    fanout = entry.build_fanout()
-                if len(fanout) > PORTION:
-                    self._fan_out = FanOut(entry, fanout, channel, data)
-                    continue
-                for subscriber in fanout:
-                    # A callback may take anybody away: the tuple stays, the entry tells.
-                    if entry.fanout is fanout or entry.subscribers.get(subscriber) is Standing.ACTIVE:
-                        subscriber.deliver(channel, data)
-                work += 1 + len(fanout)
-                if work >= LOOK_AFTER:
-                    work = 0
+                    fanout = entry.fanout
+                    if fanout is None:
+                        fanout = entry.build_fanout()
+                    if len(fanout) > PORTION:
+                        self._fan_out = FanOut(entry, fanout, channel, data)
+                        if not self._go_on(turn_ends):
+                            return replies, False
+                    else:
+                        _hand_out(entry, fanout, fanout, channel, data)
+                    left -= 1 + len(fanout)
+                if left <= 0:
+                    left = LOOK_AFTER
                     if monotonic() > turn_ends:
-                        break
+                        return replies, False
         finally:
-            self._counters.messages += messages
-        return messages + others, is_empty
+            self._counters.messages += replies - others
 
     async def lose(self, error: ConnectionLost) -> None:
         """Take the loss of the link, and tell everybody who had something to lose, turn by turn."""
@@ -131,14 +144,24 @@ class Dispatcher:
         assert self._fan_out is not None
         entry, fanout, channel, data, start = self._fan_out
         while start < len(fanout):
-            for subscriber in fanout[start : start + PORTION]:
-                if entry.fanout is fanout or entry.subscribers.get(subscriber) is Standing.ACTIVE:
-                    subscriber.deliver(channel, data)
+            _hand_out(entry, fanout, fanout[start : start + PORTION], channel, data)
             start += PORTION
             if monotonic() > turn_ends:
                 self._fan_out = FanOut(entry, fanout, channel, data, start)
                 return False
         self._fan_out = None
+        return True
+
+    def _take_other(self, reply: object) -> bool:
+        """Take a reply that is no message to anybody; return whether it is something else altogether."""
+        if not isinstance(reply, list):
+            self._answer(reply)
+        elif reply and (reply[0], len(reply)) in ((MESSAGE, 3), (PMESSAGE, 4)):
+            if not all(type(part) is bytes for part in reply):
+                self._counters.ignored += 1
+            return False
+        else:
+            self._confirm(reply)
         return True
 
     def _confirm(self, reply: list[object]) -> None:
@@ -177,3 +200,17 @@ class Dispatcher:
                 logger.warning("Redis refuses to unsubscribe (%s); what comes for such names is ignored", plain(text))
         for subscriber in told:
             subscriber.refuse(SubscriptionRefused(command.verb.kind.value, command.names[0], text))
+
+
+def _hand_out(entry: Entry[Subscriber], fanout: Fanout, portion: Fanout, channel: bytes, data: bytes) -> None:
+    """Hand a message to a portion of the fan-out of its name."""
+    for subscriber in portion:
+        # A callback may take anybody away: the tuple stays, the entry tells.
+        if entry.fanout is fanout or entry.subscribers.get(subscriber) is Standing.ACTIVE:
+            try:
+                result = subscriber.call(channel, data)
+            except BaseException as error:  # noqa: BLE001, users' code
+                subscriber.failed(error)
+            else:
+                if result is not None:
+                    subscriber.take(result)

@@ -10,15 +10,16 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from time import monotonic
+from types import CoroutineType
 from typing import Any, NamedTuple, Protocol
 
-from .._core.backlog import Backlog, Budget, Overflow, Signal
+from .._core.backlog import Backlog, Budget, Overflow, Signal, new_backlog
 from ..errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
 from ..stats import Counters
 from ..typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from .pulse import Pulse
 from .reporter import Report, Reporter
-from .tasks import TURN, Tasks, is_cancelled, running_task
+from .tasks import LOOK_AFTER, TURN, Tasks, is_cancelled, running_task
 
 _NOTHING = object()
 
@@ -55,17 +56,16 @@ class Inbox:
     """The events of one subscription, on their way to its consumer.
 
     A callback that returns nothing is done when it returns: events go straight to it. What a callback returns and can
-    be awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. Messages that
+    be awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. They also wait
+    for the end of the tick when one awaitable follows another, so that one worker serves a burst of them. Messages that
     are to be read wait there until somebody does. So an idle subscription has neither worker nor backlog.
     """
 
-    __slots__ = ("_backlog", "_consumer", "_decode", "_host", "_label", "_on_message", "_owner", "_reader", "_reporter",
-                 "_reporting", "_turn", "_worker", "active", "closed", "dropped", "moved", "refusals")  # fmt: skip
+    __slots__ = ("_backlog", "_consumer", "_host", "_label", "_owner", "_reader", "_reporter", "_reporting", "_turn",
+                 "_worker", "active", "call", "closed", "dropped", "moved", "refusals")  # fmt: skip
 
     def __init__(self, consumer: Consumer, label: str, owner: Owner, host: Host) -> None:
         self._consumer = consumer
-        self._on_message = consumer.on_message
-        self._decode = consumer.decode
         self._label = label
         self._owner = owner
         self._host = host
@@ -75,6 +75,8 @@ class Inbox:
         self._reporting: asyncio.Task[object] | None = None  # awaits on_error beside the queue
         self._reader: asyncio.Future[None] | None = None  # resolves when there may be something to read
         self._turn = 0.0  # when the consumer last let the loop do other things
+        self.call: Callable[[bytes, bytes], object] = self._way
+        """Takes the channel and the payload of a message; returns what `take` is to be given."""
         self.closed: bool = False
         self.dropped: int = 0
         self.active: int = 0
@@ -87,7 +89,7 @@ class Inbox:
     @property
     def is_read(self) -> bool:
         """Whether messages are read, rather than handed to a callback."""
-        return self._on_message is None
+        return self._consumer.on_message is None
 
     @property
     def pending(self) -> int:
@@ -101,20 +103,21 @@ class Inbox:
 
     # --- events; what the registry's subscribers are asked for
 
-    def deliver(self, channel: bytes, data: bytes) -> None:
-        """Hand over a message."""
-        backlog = self._backlog
-        if backlog is None:
-            if self._on_message is not None:
-                result = self._hand_over(channel, data)
-                if result is not None:
-                    self._await(result)
-                return
-            backlog = self._backlog = self._new_backlog()
-        dropped = backlog.message(channel, data)
-        if dropped:
-            self._overflow(backlog, dropped)
-        self._wake_reader()
+    def take(self, result: object) -> None:
+        """Await what a callback returned, if that is to be awaited."""
+        if not _is_pending(result):
+            return
+        self._begin(result)
+        if self._backlog is None and not self.closed:  # it was done at once
+            now = monotonic()
+            if now - self._turn < TURN:
+                self._hold()
+                asyncio.get_running_loop().call_soon(self._go_on)
+            self._turn = now
+
+    def failed(self, error: BaseException) -> None:
+        """Report what `call` raised."""
+        self.take(self._reporter.failed(error, "on_message", self.closed))
 
     def activate(self, name: bytes) -> None:
         """Tell that a name is active."""
@@ -185,24 +188,34 @@ class Inbox:
             self._turn = monotonic()
         return message
 
+    def read_in_turn(self) -> tuple[bytes, Any] | None:
+        """Do as read_nowait(), but return None also when it is the loop's turn to do other things: read() lets it."""
+        backlog = self._backlog  # which only shrinks while the reader runs
+        if backlog is None or (not len(backlog.messages) % LOOK_AFTER and monotonic() - self._turn > TURN):
+            return None
+        return self.read_nowait()
+
     def read_nowait(self) -> tuple[bytes, Any] | None:
         """Return the next message, if one waits and nothing is ahead of it; raise `RuntimeError` as read() does."""
-        self._check_reader()
-        while self._backlog is not None and self._worker is None:
-            message = self._backlog.pop_message()
+        if self._reader is not None:
+            self._check_reader()
+        decode = self._consumer.decode
+        while (backlog := self._backlog) is not None and self._worker is None:
+            message = backlog.pop_message()
             if message is None:
                 break  # a signal is ahead, and its turn comes at the end of this tick
-            if self._backlog.signal_is_next:
-                asyncio.get_running_loop().call_soon(self._go_on)
-            elif not self._backlog:
+            if backlog.signals:
+                if backlog.signal_is_next:
+                    asyncio.get_running_loop().call_soon(self._go_on)
+            elif not backlog.messages:
                 self._rest()
+            if decode is None:
+                return message
             channel, data = message
-            if self._decode is None:
-                return channel, data
             try:
-                return channel, self._decode(data)
+                return channel, decode(data)
             except Exception as error:  # noqa: BLE001, users' code
-                self._await(self._undecodable(channel, data, error))
+                self.take(self._undecodable(channel, data, error))
         return None
 
     def _check_reader(self) -> None:
@@ -219,22 +232,35 @@ class Inbox:
         if self._backlog is not None:
             self._backlog.signal(signal, argument, names)
             return
-        result = self._call(signal, argument)
-        if result is not None:
-            self._await(result)
+        self.take(self._call(signal, argument))
 
-    def _hand_over(self, channel: bytes, data: Any) -> object:
-        """Call on_message; return what is to be awaited, if anything."""
-        decode = self._decode
-        if decode is not None:
-            try:
-                data = decode(data)
-            except Exception as error:  # noqa: BLE001, users' code
-                return self._undecodable(channel, data, error)
+    @property
+    def _way(self) -> Callable[[bytes, bytes], object]:
+        """What a message goes to while nothing waits before it."""
+        consumer = self._consumer
+        if consumer.on_message is None:
+            return self._queue
+        return consumer.on_message if consumer.decode is None else self._decode
+
+    def _decode(self, channel: bytes, data: Any) -> object:
+        """Call on_message with what decode makes of the payload."""
+        on_message, decode = self._consumer.on_message, self._consumer.decode
+        assert on_message is not None
+        assert decode is not None
         try:
-            return self._on_message(channel, data)  # type: ignore[misc]
-        except BaseException as error:  # noqa: BLE001, users' code
-            return self._reporter.failed(error, "on_message", self.closed)
+            data = decode(data)
+        except Exception as error:  # noqa: BLE001, users' code
+            return self._undecodable(channel, data, error)
+        return on_message(channel, data)
+
+    def _queue(self, channel: bytes, data: bytes) -> None:
+        """Let a message wait."""
+        backlog = self._hold() if self._backlog is None else self._backlog
+        dropped = backlog.message(channel, data)
+        if dropped:
+            self._overflow(backlog, dropped)
+        if self._reader is not None:
+            self._wake_reader()
 
     def _call(self, signal: Signal, argument: Any) -> object:
         """Call the callback of a signal; return what is to be awaited, if anything."""
@@ -252,72 +278,79 @@ class Inbox:
         except BaseException as error:  # noqa: BLE001, users' code
             return self._reporter.failed(error, name, self.closed)
 
-    def _step(self) -> object:
-        """Hand over one event that waits; return what is to be awaited, if anything, or _NOTHING if none is due."""
-        if self._backlog is None:
-            return _NOTHING
-        signal = self._backlog.pop_signal()
-        if signal is not None:
-            result = self._call(*signal)
-        elif self._on_message is not None and (message := self._backlog.pop_message()) is not None:
-            result = self._hand_over(*message)
-        else:
-            return _NOTHING
-        return result if _is_pending(result) else None
-
-    def _await(self, result: object) -> None:
-        """Let the worker await what a callback returned, if that is to be awaited."""
-        if _is_pending(result):
-            self._begin(result)
-
     def _go_on(self) -> None:
         """Let the worker hand over what waits, if it does not do so already."""
         if self._worker is None and self._backlog is not None:
-            self._begin(None)
+            if self._backlog:
+                self._begin(None)
+            else:
+                self._rest()
 
     def _begin(self, result: object) -> None:
         worker = self._start(self._work(result), result)
         if not worker.done() and not self.closed:
             self._worker = worker
             if self._backlog is None:
-                self._backlog = self._new_backlog()
+                self._hold()
 
     async def _work(self, result: object) -> None:
-        loop = asyncio.get_running_loop()
-        turn_ends = monotonic() + TURN
+        """Await what a callback returned, and hand over what waits."""
+        task = asyncio.current_task()
+        assert task is not None
+        on_message = None if self.is_read else self._way
+        left, turn_ends = LOOK_AFTER, monotonic() + TURN
         try:
-            while result is not _NOTHING:
+            while True:
                 if result is not None:
-                    result = await self._settle(result)
-                    continue
-                if monotonic() > turn_ends:
-                    await asyncio.sleep(0)
-                    turn_ends = monotonic() + TURN
-                result = self._step()
+                    before = task.cancelling()
+                    try:
+                        await (result if type(result) is CoroutineType else self._settle(result))
+                    except BaseException as error:
+                        if is_cancelled(error, before) or running_task() is not task:  # or it ends with its loop
+                            raise
+                        result = self._reporter.failed(error, "a callback", self.closed)
+                        continue
+                left -= 1
+                if not left:
+                    left = LOOK_AFTER
+                    if monotonic() > turn_ends:
+                        await asyncio.sleep(0)
+                        turn_ends = monotonic() + TURN
+                if self._backlog is None:
+                    break
+                if on_message is not None and (message := self._backlog.pop_message()) is not None:
+                    try:
+                        result = on_message(*message)
+                    except BaseException as error:  # noqa: BLE001, users' code
+                        result = self._reporter.failed(error, "on_message", self.closed)
+                elif (signal := self._backlog.pop_signal()) is not None:
+                    result = self._call(*signal)
+                else:
+                    break
         finally:
             self._worker = None
             if self.closed:
                 self._discard(None)
             elif self._backlog and (not self.is_read or self._backlog.signal_is_next):
-                loop.call_soon(self._go_on)  # it was cancelled; another one goes on
+                asyncio.get_running_loop().call_soon(self._go_on)  # it was cancelled; another one goes on
             else:
                 self._rest()
 
-    async def _settle(self, result: Any) -> object:
-        """Await what a callback returned; return what on_error returned for its failure, if that is to be awaited."""
-        is_report = isinstance(result, Report)
+    async def _settle(self, result: object) -> None:
+        """Await what a callback or on_error returned, if that is to be awaited; what on_error raises is only logged."""
+        if not isinstance(result, Report):
+            if inspect.isawaitable(result):
+                await result
+            return
         task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
         try:
-            await (result.awaitable if is_report else result)
+            await result.awaitable
         except BaseException as error:
-            if is_cancelled(error, before) or running_task() is not task:  # or it is collected with its loop
+            if is_cancelled(error, before) or running_task() is not task:
                 raise
-            if not is_report:
-                return self._reporter.failed(error, "a callback", self.closed)
             self._reporter.log(error, "on_error")
-        return None
 
     def _start(self, coroutine: Coroutine[object, object, object], result: object) -> asyncio.Task[object]:
         task = self._host.tasks.start(coroutine, f"redismpx {self._label}")
@@ -327,8 +360,12 @@ class Inbox:
 
     # --- what waits
 
-    def _new_backlog(self) -> Backlog:
-        return Backlog(self._consumer.max_pending, self._consumer.overflow, self._host.budget)
+    def _hold(self) -> Backlog:
+        """Let events wait from now on."""
+        consumer = self._consumer
+        self._backlog = backlog = new_backlog(consumer.max_pending, consumer.overflow, self._host.budget)
+        self.call = self._queue
+        return backlog
 
     def _rest(self) -> None:
         """End a burst: either nothing waits any more, or what waits is to be read."""
@@ -336,6 +373,7 @@ class Inbox:
             self._wake_reader()
         else:
             self._backlog = None
+            self.call = self._way
             self.moved.fire()
 
     def _discard(self, names: frozenset[bytes] | None) -> None:
@@ -377,7 +415,9 @@ class Inbox:
 
 
 def _is_pending(result: object) -> bool:
-    return result is not None and (isinstance(result, Report) or inspect.isawaitable(result))
+    if result is None or type(result) is CoroutineType:  # the two that come most, and inspect is slow
+        return result is not None
+    return isinstance(result, Report) or inspect.isawaitable(result)
 
 
 def _close_unbegun(result: object) -> None:

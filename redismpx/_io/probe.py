@@ -86,11 +86,17 @@ class Probe:
 
     # --- events; what the registry's subscribers are asked for
 
-    def deliver(self, channel: bytes, data: bytes) -> None:
+    def call(self, channel: bytes, data: bytes) -> None:
         """Take a probe that arrived."""
         if data == self._awaited:  # not that of another process: a fork copies the channel too
             self._awaited = None
             self._moved.fire()
+
+    def take(self, result: object) -> None:
+        """There is nothing to take: `call` returns None."""
+
+    def failed(self, error: BaseException) -> None:
+        """There is nothing to fail."""
 
     def activate(self, name: bytes) -> None:
         """Take note that there is a link to probe."""

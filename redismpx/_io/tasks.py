@@ -10,6 +10,7 @@ from contextvars import Context
 from .log import logger
 
 TURN = 0.001  # seconds that anything here may keep the loop to itself, as long as it is not a user's callback that does
+LOOK_AFTER = 16  # messages or deliveries before a look at the clock
 END_TIMEOUT = 5.0  # seconds that a cancelled task has to end, before closing goes on without it
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redismpx._core.backlog import Backlog, Budget, Overflow, Signal
+from redismpx._core.backlog import Budget, Overflow, Signal, new_backlog
 
 NAMES = [b"a", b"b"]
 BOUND = 3
@@ -30,7 +30,7 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
     script: list[tuple[str, bytes | None]], overflow: Overflow, bounds: tuple[int | None, int | None]
 ) -> None:
     budget = Budget(*bounds)
-    backlog, neighbour = Backlog(BOUND, overflow, budget), Backlog(BOUND, overflow, budget)
+    backlog, neighbour = new_backlog(BOUND, overflow, budget), new_backlog(BOUND, overflow, budget)
     server: set[bytes] = set()  # active, as the wire has it
     seen: set[bytes] = set()  # active, as the callbacks were told
     received = delivered = dropped = forgotten = 0
@@ -96,11 +96,11 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
 
 
 def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnects() -> None:
-    backlog = Backlog(BOUND, Overflow.DROP_OLDEST, Budget())
+    backlog = new_backlog(BOUND, Overflow.DROP_OLDEST, Budget())
     for _ in range(1000):
         for name in NAMES:
             backlog.signal(Signal.ACTIVATION, name, frozenset({name}))
             backlog.message(name, b"x")
         backlog.disconnect("lost", None)
-    assert len(backlog._signals) <= 2 * len(NAMES) + 1
+    assert len(backlog.signals) <= 2 * len(NAMES) + 1
     assert len(backlog) <= BOUND
