@@ -115,7 +115,7 @@ class PromiseSubscription(Subscription):
         hub.admit(self._kind, (self._pattern,))
         consumer = Consumer(self._keep, self._interrupt, on_error=on_error, is_own=True)
         super().__init__(hub, consumer, f"promise subscription {quote(prefix)}")
-        hub.attach(self._kind, self._pattern, self._inbox)
+        hub.attach(self._kind, (self._pattern,), self._inbox)
 
     @property
     def prefix(self) -> bytes:

@@ -39,11 +39,11 @@ class Hub(Host, Protocol):
     def admit(self, kind: Kind, names: Collection[bytes]) -> None:
         """Refuse more names than the limits allow, before any is wanted."""
 
-    def attach(self, kind: Kind, name: bytes, subscriber: Inbox) -> None:
-        """Want a name."""
+    def attach(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> None:
+        """Want names."""
 
-    def detach(self, kind: Kind, name: bytes, subscriber: Inbox) -> bool:
-        """Stop wanting a name; tell whether it was active."""
+    def detach(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> int:
+        """Stop wanting names; tell how many were active."""
         ...
 
     def join(self, subscription: Subscription) -> None:
@@ -79,8 +79,7 @@ class Subscription(ABC):
         if self._inbox.closed:
             return
         self._hub.check()
-        for name in self._names:
-            self._hub.detach(self._kind, name, self._inbox)
+        self._hub.detach(self._kind, self._names, self._inbox)
         self._inbox.close()
         self._hub.leave(self)
 
@@ -96,7 +95,7 @@ class Subscription(ABC):
         try:
             async with asyncio.timeout(timeout):
                 while not self._is_active():
-                    await self._inbox.moved.wait()
+                    await self._inbox.wait()
         except TimeoutError:
             missing = len(self._names) - self._inbox.active
             outage = self._hub.outage
@@ -108,7 +107,7 @@ class Subscription(ABC):
     async def _consumed(self) -> None:
         """Wait until the consumer is through with all that was received."""
         while not (self._inbox.idle or self._inbox.closed):
-            await self._inbox.moved.wait()
+            await self._inbox.wait()
 
     @property
     @abstractmethod

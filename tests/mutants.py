@@ -108,17 +108,24 @@ MUTANTS = [
     ),
     Mutant(
         "one slow async callback stops everybody",
-        "_io/inbox.py",
-        "        if not _is_pending(result):\n",
-        "        if not _is_pending(result) or len(self._host.tasks._tasks) > 1:\n",
+        "_io/dispatch.py",
+        "                    subscriber.take(result)\n",
+        "                    subscriber.take(result)\n                    break\n",
         f"{CALLBACKS} -k never_returns",
     ),
     Mutant(
-        "a CancelledError of a callback ends the reader",
+        "a CancelledError of the only callback ends the reader",
         "_io/dispatch.py",
         "                    except BaseException as error:  # noqa: BLE001, users' code\n"
         "                        sole.failed(error)",
         "                    except Exception as error:\n                        sole.failed(error)",
+        f"{CALLBACKS} -k exception_goes_to_on_error",
+    ),
+    Mutant(
+        "a CancelledError of one of many callbacks ends the reader",
+        "_io/dispatch.py",
+        "            except BaseException as error:  # noqa: BLE001, users' code\n                subscriber",
+        "            except Exception as error:\n                subscriber",
         f"{CALLBACKS} -k exception_goes_to_on_error",
     ),
     Mutant(

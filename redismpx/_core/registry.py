@@ -114,12 +114,14 @@ class Registry(Generic[S]):
 
     def attach(self, kind: Kind, name: bytes, subscriber: S) -> None:
         """Want `name` for `subscriber`, which must not want it already."""
-        entry = self._tables[kind].get(name)
+        table = self._tables[kind]
+        entry = table.get(name)
         if entry is None:
-            entry = self._tables[kind][name] = Entry(kind, name)
+            entry = table[name] = Entry(kind, name)
         first = not entry.subscribers
-        self.wanted[kind] += first
         entry.subscribers[subscriber] = Standing.WAITING
+        if first:
+            self.wanted[kind] += 1
         if entry.state is State.JOINED:
             self._late.append((entry, subscriber))
         elif entry.state is State.REFUSED:
@@ -184,8 +186,16 @@ class Registry(Generic[S]):
         """Return the commands to send now, in order. They count as sent from here on."""
         commands: list[Command] = []
         while self._probes:
-            self._send(self._probes.popleft(), commands)
-        batches: dict[Verb, list[bytes]] = {}
+            probe = self._probes.popleft()
+            entries = map(self._tables[probe.verb.kind].get, probe.names)
+            due = [entry for entry in entries if entry is not None and self._due(entry) is probe.verb]
+            for entry in due:
+                self._dirty.pop(entry, None)
+            if due:
+                commands.append(self._sent(probe, due))
+            else:
+                self._narrow(probe)
+        batches: dict[Verb, list[Entry[S]]] = {}
         room = WINDOW - self._names_in_flight
         while self._dirty and room > 0:
             entry, _ = self._dirty.popitem(last=False)
@@ -193,14 +203,16 @@ class Registry(Generic[S]):
             if verb is None:
                 continue
             room -= 1
-            names = batches.setdefault(verb, [])
-            names.append(entry.name)
-            if len(names) == BATCH:
-                self._send(Command(verb, tuple(names)), commands)
-                names.clear()
-        for verb, names in batches.items():
-            if names:
-                self._send(Command(verb, tuple(names)), commands)
+            batch = batches.setdefault(verb, [])
+            batch.append(entry)
+            if len(batch) == BATCH:
+                commands.append(self._sent(Command(verb), batch))
+                batch.clear()
+        for verb, batch in batches.items():
+            if batch:
+                commands.append(self._sent(Command(verb), batch))
+        if not self._dirty:
+            self._dirty.clear()  # it keeps the room for the most that it ever held
         return commands
 
     def welcome(self) -> Iterator[tuple[S, bytes]]:
@@ -312,8 +324,9 @@ class Registry(Generic[S]):
         for number, entry in enumerate(self._entries(), 1):
             if self._tables[entry.kind].get(entry.name) is not entry:  # given up in between
                 continue
-            for subscriber in entry.build_fanout():
-                active.setdefault(subscriber, []).append(entry)
+            for subscriber, standing in entry.subscribers.items():
+                if standing is Standing.ACTIVE:
+                    active.setdefault(subscriber, []).append(entry)
             self._move(entry, Event.LOST)
             self._look(entry)
             if number % PORTION == 0:
@@ -345,20 +358,15 @@ class Registry(Generic[S]):
             self._dirty.pop(entry, None)
             self._refused.pop(entry, None)
 
-    def _send(self, command: Command, commands: list[Command]) -> None:
-        """Count a command as sent, with those of its names that are still due."""
-        table = self._tables[command.verb.kind]
-        entries = [e for e in map(table.get, command.names) if e is not None and self._due(e) is command.verb]
-        if not entries:
-            self._narrow(command)
-            return
+    def _sent(self, command: Command, entries: list[Entry[S]]) -> Command:
+        """Count a command with the names of these entries as sent."""
+        event = Event.ASKED if command.verb.joins else Event.GIVEN_UP
         for entry in entries:
-            self._move(entry, Event.ASKED if command.verb.joins else Event.GIVEN_UP)
-            self._dirty.pop(entry, None)
-        command.names = tuple(entry.name for entry in entries)
+            self._move(entry, event)
+        command.names = tuple([entry.name for entry in entries])
         self._in_flight.append(command)
         self._names_in_flight += len(entries)
-        commands.append(command)
+        return command
 
     def _halve(self, verb: Verb, names: tuple[bytes, ...], deferred: tuple[bytes, ...]) -> None:
         """Ask for one half of refused `names` alone. The other half, and what is deferred, wait for the answer.
@@ -390,8 +398,18 @@ class Registry(Generic[S]):
         entry.subscribers[subscriber] = standing
         entry.fanout = entry.sole = None
 
-    def _tell(self, entry: Entry[S], standing: Standing) -> Iterator[S]:
+    def _tell(self, entry: Entry[S], standing: Standing) -> Iterable[S]:
         """Yield each subscriber as its standing changes; whoever was taken away meanwhile is passed over."""
+        subscribers = entry.subscribers
+        if len(subscribers) == 1:  # as most names have
+            ((subscriber, known),) = subscribers.items()
+            if known is standing:
+                return ()
+            self._stand(entry, subscriber, standing)
+            return (subscriber,)
+        return self._tell_each(entry, standing)
+
+    def _tell_each(self, entry: Entry[S], standing: Standing) -> Iterator[S]:
         for subscriber in tuple(entry.subscribers):
             known = entry.subscribers.get(subscriber)
             if known is not None and known is not standing:

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from .._core.registry import Entry, Registry, Standing
-from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Desync, Kind, Refusal, read_refusal
+from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Desync, Kind, Refusal, Verb, read_refusal
 from ..errors import ConnectionLost, SubscriptionRefused, plain
 from ..stats import Counters
 from .log import logger
@@ -152,36 +152,35 @@ class Dispatcher:
         self._fan_out = None
         return True
 
-    def _take_other(self, reply: object) -> bool:
+    def _take_other(self, reply: Any) -> bool:
         """Take a reply that is no message to anybody; return whether it is something else altogether."""
         if not isinstance(reply, list):
             self._answer(reply)
-        elif reply and (reply[0], len(reply)) in ((MESSAGE, 3), (PMESSAGE, 4)):
+            return True
+        kind, size = reply[0] if reply else None, len(reply)
+        verb = CONFIRMATIONS.get(kind) if type(kind) is bytes else None
+        if verb is not None and size == 3 and type(reply[1]) is bytes:
+            self._confirm(verb, reply[1])
+        elif (kind, size) in ((MESSAGE, 3), (PMESSAGE, 4)):
             if not all(type(part) is bytes for part in reply):
                 self._counters.ignored += 1
             return False
+        elif kind == PONG:  # on a RESP2 connection with subscriptions
+            self._registry.pong()
         else:
-            self._confirm(reply)
+            self._counters.ignored += 1  # a push of some other kind
         return True
 
-    def _confirm(self, reply: list[object]) -> None:
-        """Take a confirmation, or the answer to PING on a RESP2 connection with subscriptions."""
-        first = reply[0] if reply else None
-        verb = CONFIRMATIONS.get(first) if isinstance(first, bytes) else None
-        if first == PONG:
-            self._registry.pong()
-        elif verb is None or len(reply) != 3 or not isinstance(reply[1], bytes):
-            self._counters.ignored += 1  # a push of some other kind
+    def _confirm(self, verb: Verb, name: bytes) -> None:
+        """Take a confirmation."""
+        subscribers = self._registry.confirm(verb, name)
+        if verb.joins:
+            for subscriber in subscribers:
+                subscriber.activate(name)
         else:
-            name = reply[1]
-            if verb.joins:
-                for subscriber in self._registry.confirm(verb, name):
-                    subscriber.activate(name)
-            else:
-                names = frozenset({name}) if verb.kind is Kind.CHANNEL else None
-                error = ConnectionLost("the server unsubscribed it", names)
-                for subscriber in self._registry.confirm(verb, name):
-                    subscriber.disconnect(error)
+            names = frozenset({name}) if verb.kind is Kind.CHANNEL else None
+            for subscriber in subscribers:
+                subscriber.disconnect(ConnectionLost("the server unsubscribed it", names))
 
     def _answer(self, reply: object) -> None:
         """Take a reply that is not a list: the answer to PING, or the refusal of a command."""

@@ -21,7 +21,7 @@ from .pulse import Pulse
 from .reporter import Report, Reporter
 from .tasks import LOOK_AFTER, TURN, Tasks, is_cancelled, running_task
 
-_NOTHING = object()
+_NO_REFUSALS: dict[bytes, SubscriptionRefused] = {}  # of all who have none; never written to
 
 
 class Consumer(NamedTuple):
@@ -52,24 +52,27 @@ class Host(Protocol):
     budget: Budget
 
 
-class Inbox:
+class Inbox(Pulse):
     """The events of one subscription, on their way to its consumer.
 
     A callback that returns nothing is done when it returns: events go straight to it. What a callback returns and can
     be awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. They also wait
     for the end of the tick when one awaitable follows another, so that one worker serves a burst of them. Messages that
     are to be read wait there until somebody does. So an idle subscription has neither worker nor backlog.
+
+    As a pulse it fires when any of its attributes changed, and when nothing waits any more.
     """
 
-    __slots__ = ("_backlog", "_consumer", "_host", "_label", "_owner", "_reader", "_reporter", "_reporting", "_turn",
-                 "_worker", "active", "call", "closed", "dropped", "moved", "refusals")  # fmt: skip
+    __slots__ = ("_backlog", "_consumer", "_host", "_label", "_owner", "_reader", "_reporting", "_reports", "_turn",
+                 "_worker", "active", "call", "closed", "dropped", "refusals")  # fmt: skip
 
     def __init__(self, consumer: Consumer, label: str, owner: Owner, host: Host) -> None:
+        super().__init__()
         self._consumer = consumer
         self._label = label
         self._owner = owner
         self._host = host
-        self._reporter = Reporter(consumer.on_error, label)
+        self._reports: Reporter | None = None
         self._backlog: Backlog | None = None
         self._worker: asyncio.Task[object] | None = None
         self._reporting: asyncio.Task[object] | None = None  # awaits on_error beside the queue
@@ -81,10 +84,8 @@ class Inbox:
         self.dropped: int = 0
         self.active: int = 0
         """How many names are active."""
-        self.refusals: dict[bytes, SubscriptionRefused] = {}
+        self.refusals: dict[bytes, SubscriptionRefused] = _NO_REFUSALS
         """The names that the server refuses, and how it said so."""
-        self.moved: Pulse = Pulse()
-        """Fires when any of this changed, and when nothing waits any more."""
 
     @property
     def is_read(self) -> bool:
@@ -100,6 +101,12 @@ class Inbox:
     def idle(self) -> bool:
         """Whether nothing waits, and no callback is being awaited."""
         return self._backlog is None
+
+    @property
+    def _reporter(self) -> Reporter:
+        if self._reports is None:
+            self._reports = Reporter(self._consumer.on_error, self._label)
+        return self._reports
 
     # --- events; what the registry's subscribers are asked for
 
@@ -122,9 +129,11 @@ class Inbox:
     def activate(self, name: bytes) -> None:
         """Tell that a name is active."""
         self.active += 1
-        self.refusals.pop(name, None)
-        self.moved.fire()
-        self._signal(Signal.ACTIVATION, name, frozenset((name,)))
+        if self.refusals:
+            self.refusals.pop(name, None)
+        self.fire()
+        if self._backlog is not None or self._consumer.on_activation is not None:
+            self._signal(Signal.ACTIVATION, name, frozenset((name,)))
 
     def disconnect(self, error: ConnectionLost) -> None:
         """Tell that a connection was lost, or one name on it."""
@@ -136,8 +145,10 @@ class Inbox:
 
     def refuse(self, error: SubscriptionRefused) -> None:
         """Tell that the server refused a name."""
+        if not self.refusals:
+            self.refusals = {}
         self.refusals[error.name] = error
-        self.moved.fire()
+        self.fire()
         if self._consumer.is_own:
             self._tell_beside(error)
         else:
@@ -148,13 +159,13 @@ class Inbox:
         self.active -= were_active
         for name in names & self.refusals.keys():
             del self.refusals[name]
-        self.moved.fire()
+        self.fire()
         self._discard(names if rest else None)
 
     def close(self) -> None:
         """Drop what waits, call nothing more, and cancel the callback that is being awaited, unless it calls this."""
         self.closed = True
-        self.moved.fire()
+        self.fire()
         self._discard(None)
         self._wake_reader()
         for task in (self._worker, self._reporting):
@@ -374,7 +385,7 @@ class Inbox:
         else:
             self._backlog = None
             self.call = self._way
-            self.moved.fire()
+            self.fire()
 
     def _discard(self, names: frozenset[bytes] | None) -> None:
         if self._backlog is not None:

@@ -132,17 +132,18 @@ class Supervisor:
         if wanted + self.registry.count_new(kind, names) > limit:
             raise error(option, limit)
 
-    def attach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> None:
-        """Want a name for a subscriber."""
-        self.registry.attach(kind, name, subscriber)
+    def attach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
+        """Want names for a subscriber."""
+        for name in names:
+            self.registry.attach(kind, name, subscriber)
         self._needed.fire()
         self._flush_soon()
 
-    def detach(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
-        """Stop wanting a name for a subscriber; tell whether it was active."""
-        was_active = self.registry.detach(kind, name, subscriber)
+    def detach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
+        """Stop wanting names for a subscriber; tell how many were active."""
+        were_active = sum([self.registry.detach(kind, name, subscriber) for name in names])
         self._flush_soon()
-        return was_active
+        return were_active
 
     def enter(self) -> None:
         """Begin a public call: bind to the first loop that runs, and start; refuse any other."""
