@@ -21,6 +21,8 @@ class Promise(asyncio.Future[bytes]):
     its own `cancel()`. The message counts from when the promise was made, awaited or not.
     """
 
+    __slots__ = ("_channel", "_counters", "_home", "_timer")
+
     def __init__(
         self,
         home: dict[bytes, dict[Promise, None]],
@@ -34,7 +36,7 @@ class Promise(asyncio.Future[bytes]):
         self._home = home
         self._counters = counters
         self._channel = channel
-        self._timer = None
+        self._timer: asyncio.TimerHandle | None = None
         if timeout is not None:  # it runs from `since`, by the loop's clock; None is now
             self._timer = loop.call_at((loop.time() if since is None else since) + timeout, self._expire, timeout)
         home.setdefault(channel, {})[self] = None
