@@ -157,7 +157,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.faults: list[str] = []
-        self.pool = Pool()
+        self.pool = Pool(protocol=3)  # nothing is to be agreed upon after the handshake
         self.mpx = Multiplexer(Redis(connection_pool=self.pool), backoff=NoBackoff(), ping_interval=None)
         self.sync, self.promising, self.slow, self.pattern, self.read = self.witnesses = [
             Witness(), Witness(), Witness(), Witness(lambda _: PATTERN), Witness()

@@ -38,6 +38,8 @@ async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractC
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
                 await connection.connect()
+                if not without_hello and pool.connection_kwargs.get("protocol") is None:
+                    await _speak_resp2(connection)
         except ResponseError as error:
             await connection.disconnect(nowait=True)
             # Who does not know a command repeats its arguments: those of HELLO and AUTH are the password.
@@ -58,6 +60,16 @@ async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractC
             raise
         else:
             return connection
+
+
+async def _speak_resp2(connection: AbstractConnection) -> None:
+    """Go back to RESP2 after a handshake in RESP3, which tells better what is wrong.
+
+    What RESP3 pushes, parsers make a subclass of list of, and taking that apart costs a fifth of all that is done for
+    a message. Nothing else in RESP3 is of use here.
+    """
+    await connection.send_command("HELLO", 2)
+    await connection.read_response()
 
 
 def _try_side_by_side(connection: Any) -> None:
