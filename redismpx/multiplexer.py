@@ -8,7 +8,6 @@ from typing import Any, Self, overload
 
 from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, FullJitterBackoff
-from redis.exceptions import RedisError
 
 from ._core.backlog import Budget, Overflow
 from ._core.wire import Kind
@@ -23,6 +22,7 @@ from .arguments import (
     check_positive,
     check_seconds,
     to_bytes,
+    to_client,
     to_pattern,
 )
 from .channel import ChannelSubscription
@@ -122,7 +122,7 @@ class Multiplexer:
         self._on_error = check_callback(on_error, "on_error")
         self._owned: Redis | None = None
         if isinstance(redis, str):
-            redis = self._owned = _client_from_url(redis, connection_options)
+            redis = self._owned = to_client(redis, connection_options)
         elif connection_options:
             raise TypeError(f"options ({', '.join(connection_options)}) go with a URL only; set them on the client")
         elif not isinstance(redis, Redis):
@@ -409,25 +409,3 @@ class Multiplexer:
             self._max_pending if max_pending is None else check_positive(max_pending, "max_pending"),
             self._overflow if overflow is None else check_overflow(overflow),
         )
-
-
-def _client_from_url(url: str, options: dict[str, Any]) -> Redis:
-    """Build a client from a URL and options, and make sure that they are good for a connection."""
-    try:
-        client = Redis.from_url(url, **options)
-    except ValueError as error:
-        # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated.
-        known = "scheme" in str(error) or str(error).startswith("Invalid value for")
-        hint = str(error) if known else "check the port, and percent-encode special characters in user and password"
-        raise ValueError(f"the Redis URL cannot be used: {hint}") from None
-    if client.connection_pool.connection_kwargs.get("decode_responses"):
-        raise ValueError(
-            "names and payloads are bytes here, so decode_responses=True cannot be used; give decode=bytes.decode"
-        )
-    try:
-        client.connection_pool.make_connection()
-    except TypeError as error:
-        raise TypeError(f"an option that redis-py does not know: {error}") from None
-    except RedisError as error:
-        raise ValueError(f"an option that redis-py cannot use: {error}") from None
-    return client

@@ -280,14 +280,14 @@ MUTANTS = [
     ),
     Mutant(
         "P8: a warning for each attempt",
-        "_io/supervisor.py",
+        "_io/retries.py",
         'logger.debug("attempt',
         'logger.warning("attempt',
         f"{RECONNECT} -k one_warning",
     ),
     Mutant(
         "P8: a URL that cannot be parsed is repeated",
-        "multiplexer.py",
+        "arguments.py",
         'the Redis URL cannot be used: {hint}")',
         'the Redis URL {url} cannot be used: {hint}")',
         "tests/test_arguments.py -k multiplexer_that_cannot",
@@ -295,16 +295,16 @@ MUTANTS = [
     # Others that were seen on the way.
     Mutant(
         "the backoff begins anew with every connection",
-        "_io/supervisor.py",
-        "if self._loop.time() - since >= STABLE_AFTER:",
+        "_io/retries.py",
+        "if seconds >= STABLE_AFTER:",
         "if True:",
         f"{RECONNECT} -k first_retry",
     ),
     Mutant(
         "the backoff overflows after a long outage",
-        "_io/supervisor.py",
-        "min(self._failures - 2, 64)",
-        "self._failures - 2",
+        "_io/retries.py",
+        "min(self.failures - 2, 64)",
+        "self.failures - 2",
         f"{RECONNECT} -k any_number_of_failures",
     ),
     Mutant(

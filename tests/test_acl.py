@@ -11,7 +11,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from redismpx import ConnectionLost, Multiplexer
-from redismpx._io import supervisor as supervisor_module
+from redismpx._io import retries as retries_module
 
 from .checker import Checker
 from .servers import Server, settled, until
@@ -136,7 +136,7 @@ async def test_a_wrong_password_is_one_error_and_heals_when_it_is_mended(
             await mpx.connect(0.05)
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert checker.events == []
-        monkeypatch.setattr(supervisor_module, "ERROR_INTERVAL", 0.0)  # the five minutes are over
+        monkeypatch.setattr(retries_module, "ERROR_INTERVAL", 0.0)  # the five minutes are over
         await until(lambda: levels(caplog).count("ERROR") > 1)
         await set_user(admin, "chat", "secret", SUBSCRIBER)
         await sub.wait_for_activation(5)

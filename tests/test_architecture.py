@@ -20,7 +20,7 @@ FLOORS = [
     {"message"},
     {"_io.log"},
     {"_io.tasks", "_io.pulse", "_io.reporter", "_io.dial", "_io.diagnosis"},
-    {"_io.inbox", "_io.link", "_io.dispatch"},
+    {"_io.inbox", "_io.link", "_io.dispatch", "_io.retries"},
     {"_io.probe"},
     {"_io.supervisor", "subscription"},
     {"channel", "pattern", "promise"},

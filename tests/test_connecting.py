@@ -282,7 +282,7 @@ async def test_connections_that_die_young_come_at_growing_intervals_and_the_log_
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message larger than the server lets wait for us kills each connection that it is published to, for ever."""
-    monkeypatch.setattr("redismpx._io.supervisor.WARN_INTERVAL", 0.2)
+    monkeypatch.setattr("redismpx._io.retries.WARN_INTERVAL", 0.2)
 
     async def publish() -> None:
         while True:

@@ -20,7 +20,7 @@ from redismpx._core.backlog import Backlog, Budget, Overflow, Signal, new_backlo
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
 from redismpx._io import dispatch as dispatch_module
-from redismpx._io import supervisor as supervisor_module
+from redismpx._io import retries as retries_module
 
 from .checker import Checker
 from .servers import FakeServer, Server, shake_hands, until
@@ -146,11 +146,11 @@ class Failing(AbstractBackoff):
 async def test_a_backoff_that_fails_is_logged_and_not_the_end(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "FALLBACK_DELAY", 0.01)
+    monkeypatch.setattr(retries_module, "FALLBACK_DELAY", 0.01)
     server.kill()
     async with Multiplexer(server.url, backoff=Failing()) as mpx:
         mpx.new_channel_subscription().add("a")
-        await until(lambda: mpx._supervisor._failures >= 5)
+        await until(lambda: mpx._supervisor._retries.failures >= 5)
         assert caplog.text.count("the backoff failed") == 1
         server.start()
         await mpx.connect(5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Iterator
@@ -40,14 +39,13 @@ def seeded() -> Iterator[None]:
 
 def returns(outage: float, backoff: AbstractBackoff | None = None) -> list[float]:
     """Return when each of MANY dials first after an outage of so many seconds, on a clock that knows no lateness."""
-    supervisor = Multiplexer(backoff=backoff)._supervisor
-    supervisor._loop = asyncio.get_running_loop()
+    retries = Multiplexer(backoff=backoff)._supervisor._retries
     times = []
     for _ in range(MANY):
-        supervisor._failures = 0
-        time = supervisor._failed(ConnectionLost("as planned"))
+        retries.failures = 0
+        time = retries.failed(ConnectionLost("as planned"), was_connected=True)
         while time < outage:
-            time += supervisor._failed(ConnectionLost("nobody listens"))
+            time += retries.failed(ConnectionLost("nobody listens"), was_connected=False)
         times.append(time - outage)
     return times
 

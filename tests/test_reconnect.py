@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import ConnectionLost, Multiplexer
-from redismpx._io import supervisor as supervisor_module
-from redismpx._io.supervisor import FALLBACK_DELAY
+from redismpx._io import retries as retries_module
+from redismpx._io.retries import FALLBACK_DELAY
 
 from .checker import Checker
 from .proxy import Proxy
@@ -160,7 +160,7 @@ async def test_the_first_retry_is_at_once_then_the_backoff_counts_until_a_connec
             await sub.wait_for_activation(5)
         assert backoff.asked == [0, 1, 2]  # none of the connections proved stable
         assert backoff.resets == 0
-        monkeypatch.setattr(supervisor_module, "STABLE_AFTER", 0.0)
+        monkeypatch.setattr(retries_module, "STABLE_AFTER", 0.0)
         await kill_clients(admin)
         await until(lambda: mpx.stats().connections == 6)
         assert backoff.resets == 1
@@ -185,8 +185,8 @@ async def test_the_backoff_survives_any_number_of_failures() -> None:
     """redis-py computes 2 to the power of the failures as a float, which overflows after a long outage."""
     mpx = Multiplexer("redis://127.0.0.1:1")
     mpx.new_channel_subscription(print)
-    mpx._supervisor._failures = 5000
-    assert 0 <= mpx._supervisor._failed(ConnectionLost("test")) < FALLBACK_DELAY
+    mpx._supervisor._retries.failures = 5000
+    assert 0 <= mpx._supervisor._retries.failed(ConnectionLost("test"), was_connected=False) < FALLBACK_DELAY
     await mpx.aclose()
 
 
@@ -219,7 +219,7 @@ async def test_a_connection_that_comes_and_goes_is_warned_of_once_a_minute(
         sub.add("a")
         await sub.wait_for_activation(5)
         assert await lose(5) == 1
-        monkeypatch.setattr(supervisor_module, "WARN_INTERVAL", 0.0)  # the minute is over
+        monkeypatch.setattr(retries_module, "WARN_INTERVAL", 0.0)  # the minute is over
         assert await lose(2) == 3
 
 

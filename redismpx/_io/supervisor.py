@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import math
 import os
 import sys
 import threading
@@ -23,21 +22,17 @@ from .._core.wire import Kind
 from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyChannels, TooManyPatterns
 from ..stats import Counters
-from .diagnosis import describe, explain, must_be_mended, trusts_anybody
+from .diagnosis import describe, explain, trusts_anybody
 from .dial import dial
 from .dispatch import Dispatcher, Subscriber
 from .link import Link
 from .log import logger
 from .probe import Probe
 from .pulse import Pulse
+from .retries import Retries
 from .tasks import Tasks, is_cancelled
 
-FALLBACK_DELAY = 5.0  # seconds between attempts when the backoff raises
-STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and the backoff begins anew
-WARN_INTERVAL = 60.0  # seconds between two warnings of a connection that comes and goes without ever proving itself
-FLAPPING_HINT = "; it comes and goes: are messages larger than the server's client-output-buffer-limit for pubsub?"
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was wanted is made again
-ERROR_INTERVAL = 300.0  # seconds between two errors about a password or a certificate that is wrong
 
 
 class Phase(enum.Enum):
@@ -80,7 +75,7 @@ class Supervisor:
         budget: Budget,
     ) -> None:
         self._pool = pool
-        self._backoff = backoff
+        self._retries = Retries(pool, backoff)
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
         self.limits = limits
@@ -93,9 +88,6 @@ class Supervisor:
         self.phase = Phase.IDLE
         self.draining = False
         self.last_error: ConnectionLost | None = None
-        self._failures = 0  # dials and connections that failed since the last one that proved stable
-        self._warned = 0.0  # when the last warning was logged, by the loop's clock
-        self._complained = -math.inf  # when the last error was logged, by the loop's clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None  # of all callbacks: an empty one, not that of whoever came first
         self._owner = (0, 0)  # process and thread of the loop
@@ -246,9 +238,7 @@ class Supervisor:
             if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, there is nothing it can do
                 link.abort("closed")
                 await link.release()
-        if self._loop.time() - since >= STABLE_AFTER:
-            self._failures = 0
-            self._backoff.reset()
+        self._retries.lasted(self._loop.time() - since)
         return lost
 
     async def _back_off(self, lost: ConnectionLost) -> None:
@@ -262,34 +252,9 @@ class Supervisor:
                 async with asyncio.timeout(IDLE_DELAY):
                     await self._needed.wait()
         else:
-            delay = self._failed(lost)
+            delay = self._retries.failed(lost, self.phase is Phase.CONNECTED)
             self._move(Phase.BACKING_OFF)
             await asyncio.sleep(delay)
-
-    def _failed(self, lost: ConnectionLost) -> float:
-        """Note a failure; return the seconds to wait: none after the first, then as the backoff says."""
-        assert self._loop is not None
-        self._failures += 1
-        now = self._loop.time()
-        flapping = self.phase is Phase.CONNECTED and self._failures > 1
-        if must_be_mended(lost.__cause__) and now >= self._complained + ERROR_INTERVAL:
-            self._complained = now
-            logger.error("no connection to Redis at %s until this is mended (%s)", describe(self._pool), lost.reason)
-        elif self._failures == 1 or (flapping and now >= self._warned + WARN_INTERVAL):
-            self._warned = now
-            why = lost.reason + FLAPPING_HINT if flapping else lost.reason
-            logger.warning("no connection to Redis at %s; reconnecting (%s)", describe(self._pool), why)
-        if self._failures == 1:
-            return 0.0
-        try:
-            # Capped, for redis-py computes 2 to its power as a float.
-            delay = max(0.0, float(self._backoff.compute(min(self._failures - 2, 64))))
-        except Exception:  # noqa: BLE001, users' code
-            if self._failures == 2:  # the first time that it was asked
-                logger.exception("the backoff failed; waiting %g s each time", FALLBACK_DELAY)
-            delay = FALLBACK_DELAY
-        logger.debug("attempt %d failed (%s); the next in %.3f s", self._failures, lost.reason, delay)
-        return delay
 
     def _move(self, phase: Phase) -> None:
         if phase not in MOVES[self.phase]:
