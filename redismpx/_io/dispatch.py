@@ -189,7 +189,7 @@ class Dispatcher:
             return
         meaning, text = read_refusal(reply)
         if meaning is Refusal.FATAL or not self._registry.in_flight:
-            raise Desync(text) from reply
+            raise Desync(text or "an error without a text") from reply
         passing = meaning is Refusal.PASSING
         command, told = self._registry.refuse(passing=passing)
         if command.names:
