@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from typing import NamedTuple
 
 from ._core.wire import Kind, escape_glob
+from ._io.deadlines import Deadlines
 from ._io.inbox import Consumer
 from .arguments import check_seconds, to_bytes
 from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, TooManyPromises, quote
 from .stats import Counters
 from .subscription import Hub, Subscription
 from .typing import OnError
+
+
+class _Home(NamedTuple):
+    """What the promises of one subscription have in common."""
+
+    promises: dict[bytes, dict[Promise, None]]  # outstanding, by their channels
+    deadlines: Deadlines[Promise]
+    counters: Counters
 
 
 class Promise(asyncio.Future[bytes]):
@@ -21,26 +31,18 @@ class Promise(asyncio.Future[bytes]):
     its own `cancel()`. The message counts from when the promise was made, awaited or not.
     """
 
-    __slots__ = ("_channel", "_counters", "_home", "_timer")
+    __slots__ = ("_channel", "_home", "_left", "_timeout")
 
-    def __init__(
-        self,
-        home: dict[bytes, dict[Promise, None]],
-        counters: Counters,
-        channel: bytes,
-        timeout: float | None,
-        since: float | None = None,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        super().__init__(loop=loop)
+    def __init__(self, home: _Home, channel: bytes, timeout: float | None, left: float | None) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
         self._home = home
-        self._counters = counters
         self._channel = channel
-        self._timer: asyncio.TimerHandle | None = None
-        if timeout is not None:  # it runs from `since`, by the loop's clock; None is now
-            self._timer = loop.call_at((loop.time() if since is None else since) + timeout, self._expire, timeout)
-        home.setdefault(channel, {})[self] = None
-        counters.promises += 1
+        self._timeout = timeout
+        self._left = left  # of the timeout, when it was made
+        if left is not None:
+            home.deadlines.add(self, left)
+        home.promises.setdefault(channel, {})[self] = None
+        home.counters.promises += 1
 
     @property
     def channel(self) -> bytes:
@@ -75,25 +77,26 @@ class Promise(asyncio.Future[bytes]):
         super().set_exception(error)
         self.exception()  # seen: one that nobody awaits is no fault to be logged
 
-    def _expire(self, timeout: float) -> None:
+    def _expire(self) -> None:
         self._go()
-        self._break(PromiseTimeout(self._channel, timeout))
+        self._break(PromiseTimeout(self._channel, self._timeout or 0.0))
 
     def _leave(self) -> None:
         self._finish()
         self._go()
 
     def _go(self) -> None:
-        peers = self._home.get(self._channel, {})
+        promises = self._home.promises
+        peers = promises.get(self._channel, {})
         peers.pop(self, None)
         if not peers:
-            self._home.pop(self._channel, None)
+            promises.pop(self._channel, None)
 
     def _finish(self) -> None:
         """Note that it has its outcome, or gets it now."""
-        self._counters.promises -= 1
-        if self._timer is not None:
-            self._timer.cancel()
+        self._home.counters.promises -= 1
+        if self._left is not None:
+            self._home.deadlines.remove(self, self._left)
 
     def __repr__(self) -> str:
         return f"<Promise {quote(self._channel)} {'done' if self.done() else 'pending'}>"
@@ -106,14 +109,14 @@ class PromiseSubscription(Subscription):
     lost, all outstanding promises fail with `PromiseInterrupted`: their messages could be missed.
     """
 
-    __slots__ = ("_pattern", "_prefix", "_promises")
+    __slots__ = ("_home", "_pattern", "_prefix")
 
     _kind = Kind.PATTERN
 
     def __init__(self, hub: Hub, on_error: OnError | None, prefix: bytes) -> None:
         self._prefix = prefix
         self._pattern = escape_glob(prefix) + b"*"
-        self._promises: dict[bytes, dict[Promise, None]] = {}
+        self._home = _Home({}, Deadlines(Promise._expire), hub.counters)
         hub.admit(self._kind, (self._pattern,))
         consumer = Consumer(self._keep, self._interrupt, on_error=on_error, is_own=True)
         super().__init__(hub, consumer, f"promise subscription {quote(prefix)}")
@@ -127,7 +130,7 @@ class PromiseSubscription(Subscription):
     @property
     def pending(self) -> int:
         """Promises that have no outcome yet."""
-        return sum(map(len, self._promises.values()))
+        return sum(map(len, self._home.promises.values()))
 
     def new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
         """Promise the next message on the channel `prefix + suffix`.
@@ -143,7 +146,7 @@ class PromiseSubscription(Subscription):
         self._hub.enter()
         if self._inbox.active == 0:
             raise InactiveSubscription(self._pattern)
-        return self._promise(self._channel(suffix), check_seconds(timeout, "timeout"))
+        return self._promise(self._channel(suffix), timeout, check_seconds(timeout, "timeout"))
 
     async def wait_for_new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
         """Wait until the subscription is active, then promise as `new_promise()` does.
@@ -153,13 +156,18 @@ class PromiseSubscription(Subscription):
         `TooManyPromises`.
         """
         channel = self._channel(suffix)
-        check_seconds(timeout, "timeout")
-        since = asyncio.get_running_loop().time()
-        try:
-            await self.wait_for_activation(timeout)
-        except TimeoutError as error:
-            raise PromiseTimeout(channel, timeout or 0.0) from error
-        return self._promise(channel, timeout, since)
+        left = check_seconds(timeout, "timeout")
+        self._hub.enter()
+        if not self._is_active():
+            loop = asyncio.get_running_loop()
+            since = loop.time()
+            try:
+                await self.wait_for_activation(timeout)
+            except TimeoutError as error:
+                raise PromiseTimeout(channel, timeout or 0.0) from error
+            if timeout is not None:
+                left = max(0.0, since + timeout - loop.time())
+        return self._promise(channel, timeout, left)
 
     def clear(self) -> None:
         """Break all outstanding promises: each fails with `PromiseInterrupted`. The subscription stays open."""
@@ -172,11 +180,11 @@ class PromiseSubscription(Subscription):
         super().close()
         self._break_all("closed")
 
-    def _promise(self, channel: bytes, timeout: float | None, since: float | None = None) -> Promise:
-        counters, limit = self._hub.counters, self._hub.limits.max_promises
-        if limit is not None and counters.promises >= limit:
+    def _promise(self, channel: bytes, timeout: float | None, left: float | None) -> Promise:
+        limit = self._hub.limits.max_promises
+        if limit is not None and self._home.counters.promises >= limit:
             raise TooManyPromises("max_promises", limit)
-        return Promise(self._promises, counters, channel, timeout, since)
+        return Promise(self._home, channel, timeout, left)
 
     def _channel(self, suffix: str | bytes | None) -> bytes:
         if suffix is None:
@@ -187,15 +195,15 @@ class PromiseSubscription(Subscription):
         return channel
 
     def _keep(self, channel: bytes, data: bytes) -> None:
-        for promise in self._promises.pop(channel, ()):
+        for promise in self._home.promises.pop(channel, ()):
             promise._keep(data)
 
     def _interrupt(self, error: ConnectionLost) -> None:
         self._break_all("connection lost", error)
 
     def _break_all(self, reason: str, cause: Exception | None = None) -> None:
-        promises = list(self._promises.items())
-        self._promises.clear()
+        promises = list(self._home.promises.items())
+        self._home.promises.clear()
         for channel, peers in promises:
             for promise in peers:
                 error = PromiseInterrupted(channel, reason)

@@ -87,10 +87,17 @@ MUTANTS = [
     ),
     Mutant(
         "a promise's deadline begins only when it is awaited",
-        "promise.py",
-        "        if timeout is not None:  #",
-        "        if timeout is None:  #",
+        "_io/deadlines.py",
+        "self._loop.time() + seconds",
+        "self._loop.time() + seconds + 60",
         f"{PROMISE} -k deadline_begins",
+    ),
+    Mutant(
+        "only the first of the promises with one timeout expires",
+        "_io/deadlines.py",
+        "                self._timer = self._loop.call_at(when, self._expire_due)\n                break",
+        "                break",
+        "tests/test_deadlines.py",
     ),
     Mutant(
         "set_result on a finished promise breaks the others",

@@ -19,7 +19,7 @@ FLOORS = [
     {"typing", "stats", "arguments", "_core.registry"},
     {"message"},
     {"_io.log"},
-    {"_io.tasks", "_io.pulse", "_io.reporter", "_io.dial", "_io.diagnosis"},
+    {"_io.tasks", "_io.pulse", "_io.deadlines", "_io.reporter", "_io.dial", "_io.diagnosis"},
     {"_io.inbox", "_io.link", "_io.dispatch", "_io.retries"},
     {"_io.probe"},
     {"_io.supervisor", "subscription"},

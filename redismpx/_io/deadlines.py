@@ -1,0 +1,69 @@
+"""Deadlines of many at a time. Who is given as many seconds as others has his turn after them: one timer serves all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Deadlines(Generic[T]):
+    """Calls `expire` with each item whose time is over, unless it was removed before."""
+
+    def __init__(self, expire: Callable[[T], None]) -> None:
+        self._expire = expire
+        self._queues: dict[float, _Queue[T]] = {}
+
+    def add(self, item: T, seconds: float) -> None:
+        """Expire `item` in so many seconds from now."""
+        queue = self._queues.get(seconds)
+        if queue is None:
+            queue = self._queues[seconds] = _Queue(self._expire)
+        queue.add(item, seconds)
+
+    def remove(self, item: T, seconds: float) -> None:
+        """Forget an item, which was added with as many seconds and has not expired."""
+        if self._queues[seconds].remove(item):
+            del self._queues[seconds]
+
+
+class _Queue(Generic[T]):
+    """The items of so many seconds, in the order of their ends."""
+
+    __slots__ = ("_expire", "_items", "_loop", "_timer")
+
+    def __init__(self, expire: Callable[[T], None]) -> None:
+        self._expire = expire
+        self._items: OrderedDict[T, float] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None  # for the first of the items, or one that was before it
+
+    def add(self, item: T, seconds: float) -> None:
+        when = self._items[item] = self._loop.time() + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(when, self._expire_due)
+
+    def remove(self, item: T) -> bool:
+        """Remove an item; return whether none is left."""
+        del self._items[item]
+        if self._items:
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return True
+
+    def _expire_due(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        due = []
+        for item, when in self._items.items():
+            if when > now:
+                self._timer = self._loop.call_at(when, self._expire_due)
+                break
+            due.append(item)
+        for item in due:
+            self._expire(item)
