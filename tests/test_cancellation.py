@@ -149,7 +149,7 @@ async def test_the_end_at_each_suspension_of_the_supervisor(
     url: str, is_there: bool, end: Callable[[Multiplexer], Coroutine[Any, Any, None]]
 ) -> None:
     """Dialling, in the handshake, connected, between two connections, and backing off again and again."""
-    for moment in range(1, 25):
+    for moment in range(1, 40):
         world = World(url if is_there else f"redis://127.0.0.1:{free_port()}", moment, lambda w: end(w.mpx))
         if await world.live():
             await world.task
