@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from .benchmarks import pieces
 from .benchmarks.__main__ import CASES
 from .benchmarks.harness import PEERS, UNITS, Case, Result, run_all, run_here
 from .benchmarks.report import Report
@@ -39,6 +40,11 @@ def test_a_contestant_does_all_of_its_case(case: Case, contestant: str, binary: 
     assert case.metric in measures
     assert measures.keys() <= UNITS.keys()
     assert all(map(math.isfinite, measures.values()))
+
+
+async def test_the_pieces_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    await pieces.main(times=320)
+    assert capsys.readouterr().out.count(" ns  ") == len(pieces.PIECES)
 
 
 def test_the_command_reports_figures_targets_and_a_chart(tmp_path: Path) -> None:

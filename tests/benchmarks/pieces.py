@@ -1,0 +1,166 @@
+"""What the pieces cost of which the cases are made, the least of several runs: `python -m tests.benchmarks.pieces`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+
+import hiredis
+
+from redismpx import Overflow
+from redismpx._core.backlog import Budget, new_backlog
+from redismpx._core.registry import Registry
+from redismpx._core.wire import Kind
+
+CHANNEL, DATA = b"room:1", b"x" * 64
+MESSAGE = b"*3\r\n$7\r\nmessage\r\n$6\r\nroom:1\r\n$64\r\n%b\r\n" % DATA
+PUSH = b">" + MESSAGE[1:]
+SLICE = 160  # messages in a parser at a time
+
+Piece = Callable[[int], Coroutine[object, object, None]]
+"""Does something so many times."""
+
+
+def function(channel: object, data: object) -> None:
+    pass
+
+
+async def coroutine(channel: object, data: object) -> None:
+    pass
+
+
+async def nothing(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        pass
+
+
+def parsing(frame: bytes, unpacked: bool) -> Piece:
+    async def piece(times: int) -> None:
+        for _ in range(times // SLICE):
+            reader = hiredis.Reader()
+            reader.feed(frame * SLICE)
+            gets = reader.gets
+            while reply := gets():
+                if unpacked:
+                    reply[0]
+                    _, _channel, _data = reply
+
+    return piece
+
+
+async def calls(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        function(CHANNEL, DATA)
+
+
+async def awaits(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        await coroutine(CHANNEL, DATA)
+
+
+async def eager_tasks(times: int) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in itertools.repeat(None, times):
+        asyncio.Task(coroutine(CHANNEL, DATA), loop=loop, eager_start=True)
+
+
+async def queues(times: int) -> None:
+    backlog = new_backlog(times, Overflow.DROP_OLDEST, Budget())
+    for _ in itertools.repeat(None, times):
+        backlog.message(CHANNEL, DATA)
+    while backlog.pop_message() is not None:
+        pass
+
+
+class Source:
+    """The shortest thing that can be read by `async for`, and has no generator to be closed."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise StopAsyncIteration
+        return DATA
+
+
+async def iterates(times: int) -> None:
+    async for _ in Source(times):
+        pass
+
+
+async def names(times: int) -> None:
+    """What is wanted, what was sent and what the server has confirmed, without a byte sent or parsed."""
+    registry: Registry[str] = Registry()
+    for number in range(times):
+        registry.attach(Kind.CHANNEL, b"%d" % number, "subscriber")
+    while commands := registry.flush():
+        for command in commands:
+            for name in command.names:
+                registry.confirm(command.verb, name)
+
+
+async def bare_names(times: int) -> None:
+    """The same, if nothing could ever go wrong or be taken back."""
+    wanted: dict[bytes, list[str]] = {}
+    for number in range(times):
+        wanted.setdefault(b"%d" % number, []).append("subscriber")
+    for name in list(wanted):
+        wanted.get(name)
+
+
+async def timers(times: int) -> None:
+    loop = asyncio.get_running_loop()
+    for timer in [loop.call_later(60.0, function) for _ in range(times)]:
+        timer.cancel()
+
+
+async def futures(times: int) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in itertools.repeat(None, times):
+        loop.create_future().set_result(None)
+
+
+PIECES: dict[str, Piece] = {
+    "a message is parsed (RESP2)": parsing(MESSAGE, unpacked=False),
+    "and taken apart": parsing(MESSAGE, unpacked=True),
+    "a message is parsed (RESP3)": parsing(PUSH, unpacked=False),
+    "and taken apart, as a push": parsing(PUSH, unpacked=True),
+    "a function is called": calls,
+    "a coroutine function is called and awaited": awaits,
+    "a message waits in the queue of a subscription": queues,
+    "something is read by async for": iterates,
+    "a name is wanted, asked for and confirmed": names,
+    "a name is wanted in a dictionary of lists": bare_names,
+    "a timer is made and cancelled": timers,
+    "a future is made and resolved": futures,
+}
+if sys.version_info >= (3, 12):
+    PIECES["a task is started that ends at once"] = eager_tasks
+
+
+async def cost(piece: Piece, times: int) -> float:
+    """Return the CPU nanoseconds of doing it once."""
+    costs = []
+    for _ in range(7):
+        began = time.process_time()
+        await piece(times)
+        costs.append(time.process_time() - began)
+    return min(costs) / times * 1e9
+
+
+async def main(times: int = 32_000) -> None:
+    loop = await cost(nothing, times)
+    for what, piece in PIECES.items():
+        print(f"{await cost(piece, times) - loop:6.0f} ns  {what}", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
