@@ -45,14 +45,14 @@ class Subscriber(Protocol):
         """Tell that the server refused a name."""
 
 
-Fanout: TypeAlias = tuple[Subscriber, ...]
+Subscribers: TypeAlias = tuple[Subscriber, ...]
 
 
 class FanOut(NamedTuple):
     """One message on its way to more subscribers than there is time for in one turn."""
 
     entry: Entry[Subscriber]
-    subscribers: Fanout
+    subscribers: Subscribers
     channel: bytes
     data: bytes
     start: int = 0  # those before it have the message
@@ -96,11 +96,10 @@ class Dispatcher:
                         entry = None
                 except (TypeError, ValueError, IndexError, KeyError):
                     entry = None
+                left -= 1
                 if entry is None or not (type(data) is bytes is type(channel)):
                     others += self._take_other(reply)
-                    continue
-                sole = entry.sole
-                if sole is not None:  # most names have one subscriber, which is spared the loop
+                elif (sole := entry.sole) is not None:  # most names have one subscriber, which is spared the loop
                     try:
                         result = sole.call(channel, data)
                     except BaseException as error:  # noqa: BLE001, users' code
@@ -108,18 +107,15 @@ class Dispatcher:
                     else:
                         if result is not None:
                             sole.take(result)
-                    left -= 1
                 else:
-                    fanout = entry.fanout
-                    if fanout is None:
-                        fanout = entry.build_fanout()
-                    if len(fanout) > PORTION:
+                    fanout = entry.build_fanout() if entry.fanout is None else entry.fanout
+                    left -= len(fanout)
+                    if len(fanout) <= PORTION:
+                        _hand_out(entry, fanout, fanout, channel, data)
+                    else:
                         self._fan_out = FanOut(entry, fanout, channel, data)
                         if not self._go_on(turn_ends):
                             return replies, False
-                    else:
-                        _hand_out(entry, fanout, fanout, channel, data)
-                    left -= 1 + len(fanout)
                 if left <= 0:
                     left = LOOK_AFTER
                     if monotonic() > turn_ends:
@@ -201,7 +197,7 @@ class Dispatcher:
             subscriber.refuse(SubscriptionRefused(command.verb.kind.value, command.names[0], text))
 
 
-def _hand_out(entry: Entry[Subscriber], fanout: Fanout, portion: Fanout, channel: bytes, data: bytes) -> None:
+def _hand_out(entry: Entry[Subscriber], fanout: Subscribers, portion: Subscribers, channel: bytes, data: bytes) -> None:
     """Hand a message to a portion of the fan-out of its name."""
     for subscriber in portion:
         # A callback may take anybody away: the tuple stays, the entry tells.
