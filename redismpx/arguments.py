@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ._core.backlog import Overflow
+from .typing import Payload
 
 _T = TypeVar("_T")
 
@@ -37,6 +38,29 @@ def to_bytes(name: str | bytes, what: str, max_bytes: int | None = None) -> byte
         return name
     hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
     raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
+
+
+def to_payload(data: Payload, max_bytes: int | None) -> bytes:
+    """Return the bytes of a payload; `str` stands for its UTF-8. Raises `TypeError` and `ValueError`, as to_bytes()."""
+    if type(data) is not bytes:
+        if isinstance(data, str):
+            data = _encode(data, "the data")
+        elif hasattr(type(data), "__bytes__"):
+            data = bytes(data)
+        else:
+            try:
+                data = memoryview(data).tobytes()  # type: ignore[arg-type]
+            except TypeError:
+                raise TypeError(
+                    "data must be bytes, str, a buffer or an object with __bytes__, "
+                    f"not {type(data).__name__}; encode it first: str(data), json.dumps(data)"
+                ) from None
+    if max_bytes is not None and len(data) > max_bytes:
+        raise ValueError(
+            f"a payload of {len(data)} bytes is longer than the {max_bytes} that max_payload allows; "
+            "publish where it can be found instead, or raise the bound"
+        )
+    return data
 
 
 def to_pattern(pattern: str | bytes, limits: Limits) -> bytes:

@@ -71,10 +71,11 @@ class TooManyPromises(LimitReached):
 class ConnectionLost(RedisMPXError, ConnectionError):
     """The connection to Redis is gone, or one name on it is; what was published meanwhile is missed.
 
-    The exception that caused it, if there was one, is its `__cause__`. It reconnects by itself.
+    From `publish()`: there was no connection, or it was lost before Redis answered. The exception that caused it, if
+    there was one, is its `__cause__`. It reconnects by itself.
     """
 
-    def __init__(self, reason: str, names: frozenset[bytes] | None = None) -> None:
+    def __init__(self, reason: str, names: frozenset[bytes] | None = None, *, sent: bool = False) -> None:
         reason = plain(reason)
         where = "" if names is None else f" for {', '.join(map(quote, sorted(names)[:10]))}"
         super().__init__(f"connection lost{where}: {reason}")
@@ -82,6 +83,8 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         """Why, in words."""
         self.names = names
         """The names concerned; None stands for all of the subscription's."""
+        self.sent = sent
+        """From `publish()`: True if the message may have been published, False if it was not and never will be."""
 
 
 class SubscriptionRefused(RedisMPXError):

@@ -24,14 +24,16 @@ from .arguments import (
     to_bytes,
     to_client,
     to_pattern,
+    to_payload,
 )
 from .channel import ChannelSubscription
 from .errors import MultiplexerIsClosed
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
+from .publisher import Publisher
 from .stats import Stats
 from .subscription import MessageSubscription
-from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, T
+from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
 
 
 class Multiplexer:
@@ -71,6 +73,9 @@ class Multiplexer:
         max_pending_bytes, max_total_pending_bytes: bytes of channels and payloads that may wait for the consumer of
             one subscription, and for all together, of which one may have as much as it leaves free. Beyond, `overflow`
             says what gives way, as for `max_pending`.
+        publish_timeout: seconds that a `publish()` has, from the call to Redis's answer.
+        max_payload: the longest payload of a `publish()`, in bytes: beyond, `ValueError`. Servers cut off subscribers
+            that are sent more than they may take at once (client-output-buffer-limit).
         connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
 
     Raises `TypeError` and `ValueError` at once for what cannot work.
@@ -95,6 +100,8 @@ class Multiplexer:
         max_pattern_stars: int | None = 100,
         max_pending_bytes: int | None = 67_108_864,
         max_total_pending_bytes: int | None = 536_870_912,
+        publish_timeout: float = 5.0,
+        max_payload: int | None = 1_048_576,
         **connection_options: Any,
     ) -> None:
         if backoff is not None and not isinstance(backoff, AbstractBackoff):
@@ -105,6 +112,9 @@ class Multiplexer:
             )
         if check_seconds(delivery_probe, "delivery_probe") == 0:
             raise ValueError("delivery_probe must be more than 0 seconds; None disables it")
+        if not check_seconds(publish_timeout, "publish_timeout"):
+            raise ValueError("publish_timeout must be more than 0 seconds")
+        self._max_payload = check_bound(max_payload, "max_payload")
         self._max_pending = check_positive(max_pending, "max_pending")
         limits = {
             "max_channels": max_channels,
@@ -137,6 +147,13 @@ class Multiplexer:
             delivery_probe,
             Limits(**{name: check_bound(limit, name) for name, limit in limits.items()}),
             budget,
+        )
+        self._publisher = Publisher(
+            redis.connection_pool,
+            self._owned is not None,
+            publish_timeout,
+            self._supervisor.tasks,
+            self._supervisor.counters,
         )
 
     # --- subscriptions
@@ -265,6 +282,34 @@ class Multiplexer:
         name = to_bytes(prefix, "a prefix", self._supervisor.limits.max_pattern_bytes)
         return PromiseSubscription(self._supervisor, self._on_error, name)
 
+    # --- publishing
+
+    async def publish(self, channel: str | bytes, data: Payload) -> int:
+        """Publish a message, and return how many connections received it, as Redis counts: a promise of nothing.
+
+        Messages go out in the order of the calls, over one connection of the client's pool. Calls made while others
+        wait for their answers are sent together after those. Each call has its own outcome, and is sent once or not at
+        all: nothing is tried again once it was sent. It may be called in callbacks too, and during `drain()`.
+
+        Cancelled, it is not sent if it had not been sent yet. Offline, it waits for a connection.
+
+        Args:
+            channel: whom it is for; `str` stands for its UTF-8.
+            data: `str` is published as its UTF-8; `bytes`, whatever else has the buffer protocol, and what has
+                `__bytes__`, as those bytes.
+
+        Raises `ConnectionLost` after `publish_timeout`, or when the connection is lost before Redis has answered: its
+        `sent` tells whether the message may have been published. What Redis refuses is redis-py's `ResponseError`, such
+        as `NoPermissionError`, for this call alone. `MultiplexerIsClosed`, also when closed before it was sent;
+        `ValueError` for more than `max_payload`; `TypeError` and `ValueError` for what cannot be published.
+        """
+        supervisor = self._supervisor
+        if supervisor.phase is Phase.CLOSED:
+            raise MultiplexerIsClosed
+        supervisor.enter()
+        name = to_bytes(channel, "a channel", supervisor.limits.max_name_bytes)
+        return await self._publisher.publish(name, to_payload(data, self._max_payload))
+
     # --- state
 
     @property
@@ -306,6 +351,7 @@ class Multiplexer:
             pending_bytes=supervisor.budget.used,
             dropped=counters.dropped,
             promises=counters.promises,
+            published=counters.published,
             last_error=supervisor.last_error,
         )
 
@@ -322,17 +368,20 @@ class Multiplexer:
         """Close everything at once: no callback is called after this returns.
 
         All subscriptions are closed, outstanding promises fail, async callbacks that are being awaited are cancelled,
-        unless one of them calls this. Closing twice is fine, at any moment, also from inside a callback. What is left
-        to release is released in the next ticks of the loop; `aclose()` waits for it.
+        unless one of them calls this. A `publish()` without an outcome fails. Closing twice is fine, at any moment,
+        also from inside a callback. What is left to release is released in the next ticks of the loop; `aclose()` waits
+        for it.
         """
         self._supervisor.check()
         self._supervisor.close()
+        self._publisher.close()
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Unsubscribe everything, let what was received be consumed, then close as `aclose()` does.
+        """Unsubscribe everything, let what was received be consumed and published, then close as `aclose()` does.
 
         Messages that arrive until Redis has confirmed the unsubscribing are delivered too. During an outage there is
-        nothing to unsubscribe. From here on nothing new can be wanted (`MultiplexerIsClosed`). After `timeout` seconds
+        nothing to unsubscribe. From here on nothing new can be wanted (`MultiplexerIsClosed`), but callbacks may still
+        publish. After `timeout` seconds
         (None: as long as it takes) it closes all the same and raises `TimeoutError`; what still waits is dropped.
         Cancelled, it closes at once. Called from inside a callback it returns at once, and goes on by itself: it cannot
         wait for that callback. Without effect when closed.
@@ -357,8 +406,12 @@ class Multiplexer:
         try:
             async with asyncio.timeout(timeout):
                 await self._supervisor.drain()
+                await self._publisher.flushed()
         except TimeoutError:
-            raise TimeoutError(f"{self.stats().pending} messages not consumed within {timeout} s; dropped") from None
+            left = f"{self.stats().pending} messages not consumed"
+            if self._publisher.pending:
+                left += f" and {self._publisher.pending} not published"
+            raise TimeoutError(f"{left} within {timeout} s; dropped") from None
         finally:
             await self.aclose()
 

@@ -35,6 +35,8 @@ class Stats:
     """Messages dropped so far; see the `dropped` of a subscription."""
     promises: int
     """Promises without an outcome."""
+    published: int
+    """Messages that Redis took from `publish()`."""
     last_error: ConnectionLost | None
     """Why the last connection, or attempt at one, failed."""
 
@@ -48,3 +50,4 @@ class Counters:
     ignored: int = 0
     dropped: int = 0
     promises: int = 0  # outstanding now
+    published: int = 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, SupportsBytes, TypeAlias, TypeVar, Union
 
 from .errors import ConnectionLost
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc's from Python 3.12 on
 
 T = TypeVar("T")
 
@@ -23,3 +26,6 @@ OnActivation: TypeAlias = Callable[[bytes], object]
 
 OnError: TypeAlias = Callable[[Exception], object]
 """Called with what a callback raised, `SlowConsumer`, `DecodeError` and `SubscriptionRefused`."""
+
+Payload: TypeAlias = Union[str, "Buffer", SupportsBytes]
+"""What can be published: `str` as its UTF-8, `bytes` and whatever else has the buffer protocol, or `__bytes__`."""

@@ -23,7 +23,7 @@ FLOORS = [
     {"_io.inbox", "_io.link", "_io.dispatch", "_io.retries"},
     {"_io.probe"},
     {"_io.supervisor", "subscription"},
-    {"channel", "pattern", "promise"},
+    {"channel", "pattern", "promise", "publisher"},
     {"multiplexer"},
     {""},
     {"demo"},
