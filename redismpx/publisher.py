@@ -12,17 +12,18 @@ import sys
 from collections import deque
 from collections.abc import Iterable
 from contextvars import Context
+from functools import partial
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.backoff import FullJitterBackoff
 from redis.exceptions import ResponseError
 
-from ._io.diagnosis import explain
-from ._io.dial import DIAL_TIMEOUT
+from ._io.diagnosis import describe, explain
+from ._io.dial import DIAL_TIMEOUT, hide_arguments
 from ._io.log import logger
 from ._io.pulse import Pulse
 from ._io.tasks import Tasks, is_cancelled
-from .errors import ConnectionLost, MultiplexerIsClosed
+from .errors import ConnectionLost, MultiplexerIsClosed, plain
 from .stats import Counters
 
 BATCH = 512  # messages; the replies to so many are handed out in about a turn of the loop (tasks.TURN)
@@ -126,28 +127,30 @@ class Publisher:
                 except (Exception, asyncio.CancelledError) as error:
                     if is_cancelled(error):
                         raise
+                    hide_arguments(error)
                     self._failure = error
                     failures += 1
-                    logger.debug("nothing can be published now: %s", explain(self._pool, error))
+                    logger.debug("nothing can be published now (%s)", plain(explain(self._pool, error)))
                     await asyncio.sleep(self._backoff.compute(min(failures, 64)))
         finally:
             self._give_up()
             collected = isinstance(sys.exception(), GeneratorExit)  # with its loop: there is nothing it can do
             if self._is_owned and connection is not None and not collected:
-                await _end(connection)
+                await _end(connection, _transport(connection))
 
     async def _connect(self) -> AbstractConnection:
         """Get a connection that is good, as far as can be told; nothing is sent before it is."""
         async with asyncio.timeout(DIAL_TIMEOUT):
             connection: AbstractConnection = await self._pool.get_connection()
             try:
-                # The pool does not look when maintenance notifications are on, which is the default with RESP3.
-                if await connection.can_read():
-                    await _end(connection)
+                # The pool does not look when maintenance notifications are on, which is the default with RESP3; and it
+                # does not see a reset.
+                if await connection.can_read() or _is_reset(connection):
+                    await _end(connection, _transport(connection))
                     await connection.connect()
                 await connection.check_health()
             except BaseException:
-                await _end(connection)
+                await _end(connection, _transport(connection))
                 await self._pool.release(connection)
                 raise
         return connection
@@ -157,17 +160,24 @@ class Publisher:
         sent = self._sent = self._next_batch()
         if not sent:
             return  # all of them were cancelled
+        is_good = False
+        transport = _transport(connection)  # redis-py forgets it when it disconnects, and what was not sent yet is left
         try:
-            # Not the client's socket_timeout, which would cost a timer for each reply.
+            # The timeout is not the client's socket_timeout, which would cost a timer for each reply.
+            read = partial(connection.read_response, disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
             async with asyncio.timeout_at(sent[-1].deadline):
                 await connection.send_packed_command(b"".join([call.command for call in sent]), check_health=False)
+                if self._closed:  # as in _run
+                    return
                 while sent:
                     try:
-                        reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
+                        reply = await read()
                     except ResponseError as error:
                         outcome = sent.popleft().outcome
                         if not outcome.done():
                             outcome.set_exception(error.with_traceback(None))
+                        if str(error).startswith("Protocol error"):  # the server closes when it has said so
+                            raise
                         continue
                     if type(reply) is not int:
                         raise TypeError(f"PUBLISH was answered with {type(reply).__name__}")
@@ -175,14 +185,15 @@ class Publisher:
                     outcome = sent.popleft().outcome
                     if not outcome.done():
                         outcome.set_result(reply)
+            is_good = True
         except Exception as error:  # noqa: BLE001, whatever it is, no reply can be told from another any more
-            logger.debug("the connection broke while publishing: %s", error)
+            logger.debug("a connection was lost while publishing (%s)", plain(str(error)))
             self._lose(sent, str(error) or repr(error), error)
         finally:
-            if sent:  # replies are on their way that are nobody else's
+            if not is_good:  # replies may be on their way that are nobody else's
                 self._lose(sent, "closed before Redis answered", None)
                 sent.clear()
-                await _end(connection)
+                await _end(connection, transport)
 
     def _next_batch(self) -> deque[_Call]:
         batch: deque[_Call] = deque()
@@ -208,7 +219,12 @@ class Publisher:
         overdue = [call for call in self._sent if call.deadline <= now]  # their replies may still come
         self._lose(overdue, f"no answer within {self._timeout:g} s", TimeoutError())
         waiting = self._waiting
-        why = "those before it were not answered" if self._failure is None else explain(self._pool, self._failure)
+        if self._failure is not None:
+            why = explain(self._pool, self._failure)
+        else:
+            why = (
+                "what was sent before is not answered" if self._sent else f"no connection to {describe(self._pool)} yet"
+            )
         while waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
             self._fail(waiting.popleft(), f"not sent within {self._timeout:g} s: {why}", self._failure, sent=False)
         oldest = next((call for call in (*self._sent, *waiting) if call.deadline > now), None)
@@ -227,9 +243,17 @@ class Publisher:
             call.outcome.set_exception(error)
 
 
-async def _end(connection: AbstractConnection) -> None:
+def _transport(connection: AbstractConnection) -> asyncio.Transport | None:
+    return getattr(getattr(connection, "_writer", None), "transport", None)  # as in _io.link
+
+
+def _is_reset(connection: AbstractConnection) -> bool:
+    transport = _transport(connection)
+    return transport is not None and transport.is_closing()
+
+
+async def _end(connection: AbstractConnection, transport: asyncio.Transport | None) -> None:
     """End a connection at once, whatever its other end does. The pool may go on with it: it dials anew."""
-    transport = getattr(getattr(connection, "_writer", None), "transport", None)  # as in _io.link
     if transport is not None:
         transport.abort()
     await connection.disconnect(nowait=True)

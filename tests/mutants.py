@@ -30,6 +30,7 @@ class Mutant(NamedTuple):
 CHANNEL = "tests/test_channel.py"
 CALLBACKS = "tests/test_callbacks.py"
 PROMISE = "tests/test_promise.py"
+PUBLISH = "tests/test_publish.py"
 RECONNECT = "tests/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
 TORTURE = "tests/test_torture.py"
@@ -462,6 +463,49 @@ MUTANTS = [
         "self._loop.call_soon(self._link.guard, self._flush, context=self._context)",
         "self._loop.call_soon(self._flush, context=self._context)",
         "tests/test_lifecycle.py -k _flush",
+    ),
+    # Publishing.
+    Mutant(
+        "a batch is sent again when its connection breaks",
+        "publisher.py",
+        "            self._lose(sent, str(error) or repr(error), error)\n",
+        "            self._waiting.extendleft(reversed(sent))\n            sent = deque()\n",
+        f"{PUBLISH} -k not_sent_again",
+    ),
+    Mutant(
+        "two batches are under way at a time",
+        "publisher.py",
+        "        if self._task is None or self._task.done():\n",
+        "        if self._sent or self._task is None:\n",
+        f"{PUBLISH} -k one_batch",
+    ),
+    Mutant(
+        "the error of one call is that of all",
+        "publisher.py",
+        "                    except ResponseError as error:\n",
+        "                    except KeyError as error:\n",
+        f"{PUBLISH} -k its_own_call_alone",
+    ),
+    Mutant(
+        "what a cancelled caller wanted is sent",
+        "publisher.py",
+        "            if not call.outcome.done():\n                size",
+        "            if call.channel is not None:\n                size",
+        f"{PUBLISH} -k take_nothing_back",
+    ),
+    Mutant(
+        "an answer that comes too late is given to another call",
+        "publisher.py",
+        "                sent.clear()\n                await _end(connection, transport)\n",
+        "                sent.clear()\n",
+        f"{PUBLISH} -k too_late",
+    ),
+    Mutant(
+        "drain() leaves what is to be published",
+        "multiplexer.py",
+        "                await self._publisher.flushed()\n",
+        "",
+        f"{PUBLISH} -k drain_waits",
     ),
     Mutant(
         "a logging filter that raises costs the connection",

@@ -42,9 +42,7 @@ async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractC
                     await _speak_resp2(connection)
         except ResponseError as error:
             await connection.disconnect(nowait=True)
-            # Who does not know a command repeats its arguments: those of HELLO and AUTH are the password.
-            text = str(error).partition(", with args")[0]
-            error.args = (text,)
+            text = hide_arguments(error)
             # Old servers and some proxies know no HELLO, and redis-py does not fall back by itself.
             if not without_hello and ("unknown command" in text.lower() or "NOPROTO" in text):
                 logger.info("the server refused HELLO (%s); falling back to RESP2", plain(text))
@@ -70,6 +68,17 @@ async def _speak_resp2(connection: AbstractConnection) -> None:
     """
     await connection.send_command("HELLO", 2)
     await connection.read_response()
+
+
+def hide_arguments(error: BaseException) -> str:
+    """Take out of an error what must not be seen, and return the rest of its text.
+
+    Who does not know a command repeats its arguments: those of HELLO and AUTH are the password.
+    """
+    text, found, _ = str(error).partition(", with args")
+    if found:
+        error.args = (text,)
+    return text
 
 
 def _try_side_by_side(connection: Any) -> None:
