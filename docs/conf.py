@@ -29,7 +29,8 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 autodoc_type_aliases = {
-    name: f"redismpx.typing.{name}" for name in ("OnMessage", "Decode", "OnDisconnect", "OnActivation", "OnError")
+    name: f"redismpx.typing.{name}"
+    for name in ("OnMessage", "Decode", "OnDisconnect", "OnActivation", "OnError", "Payload")
 }
 
 # --- references that lead out of this site: it is built without a network, so without other projects' inventories
@@ -39,6 +40,7 @@ nitpick_ignore = [
     ("py:class", "redis.asyncio.client.Redis"),  # redis-py
     ("py:class", "redis.backoff.AbstractBackoff"),
     ("py:class", "collections.abc.Callable"),  # Python
+    ("py:class", "Buffer"),
     ("py:class", "asyncio.exceptions.CancelledError"),
     ("py:class", "T"),  # what `decode` returns
     ("py:class", "redismpx.typing.T"),

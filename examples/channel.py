@@ -18,8 +18,6 @@ import re
 from collections.abc import AsyncIterator
 
 import uvicorn
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -32,8 +30,7 @@ MAX_CHANNELS = 20  # for each WebSocket
 MAX_TEXT = 500  # characters of a message
 COMMAND = re.compile(rf"([+!-])([a-z0-9._-]{{1,32}})(?: (.{{1,{MAX_TEXT}}}))?", re.DOTALL)
 
-mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts with the first WebSocket
-redis = Redis.from_url(REDIS_URL)
+mpx = Multiplexer(REDIS_URL, publish_timeout=1)  # no loop runs yet: it starts with the first WebSocket
 
 
 async def chat(ws: WebSocket) -> None:
@@ -83,8 +80,8 @@ async def obey(sub: ChannelSubscription, command: str) -> None:
             sub.remove(PREFIX + channel)
         case ("!", channel, str(text)):
             try:
-                await redis.publish(PREFIX + channel, text)
-            except RedisError:
+                await mpx.publish(PREFIX + channel, text)
+            except ConnectionLost:
                 raise ValueError("not published: Redis cannot be reached") from None
         case _:
             raise ValueError(f"+channel, -channel, or !channel message with up to {MAX_TEXT} characters")
@@ -100,7 +97,6 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
     finally:
         await mpx.aclose()
-        await redis.aclose()
 
 
 app = Starlette(routes=[WebSocketRoute("/", chat)], lifespan=lifespan)

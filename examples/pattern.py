@@ -16,8 +16,6 @@ import re
 from collections.abc import AsyncIterator
 
 import uvicorn
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -35,7 +33,6 @@ NAME = re.compile(r"[a-z0-9._-]{1,32}")
 MAX_BODY = 500  # bytes
 
 mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts with the first WebSocket
-redis = Redis.from_url(REDIS_URL)
 
 
 async def listen(ws: WebSocket) -> None:
@@ -76,8 +73,8 @@ async def publish(request: Request) -> JSONResponse:
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"{MAX_BODY} bytes are enough")
     try:
-        receivers = await redis.publish(prefix + name, body)
-    except RedisError:
+        receivers = await mpx.publish(prefix + name, body)
+    except ConnectionLost:
         raise HTTPException(503, "Redis cannot be reached") from None
     return JSONResponse({"receivers": receivers})  # each process counts once, however many WebSockets it serves
 
@@ -88,7 +85,6 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
     finally:
         await mpx.aclose()
-        await redis.aclose()
 
 
 routes = [WebSocketRoute("/{topic}", listen), Route("/{topic}/{name}", publish, methods=["POST"])]

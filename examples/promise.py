@@ -16,15 +16,13 @@ import re
 from collections.abc import AsyncIterator
 
 import uvicorn
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from redismpx import InactiveSubscription, Multiplexer, PromiseInterrupted, PromiseTimeout
+from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, PromiseInterrupted, PromiseTimeout
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 PREFIX = "example:promise:"
@@ -34,7 +32,6 @@ MAX_BODY = 500  # bytes
 
 mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts in the lifespan
 promises = mpx.new_promise_subscription(PREFIX)  # one pattern on the server, however many promises
-redis = Redis.from_url(REDIS_URL)
 
 
 async def wait(request: Request) -> PlainTextResponse:
@@ -64,8 +61,8 @@ async def fulfil(request: Request) -> JSONResponse:
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"{MAX_BODY} bytes are enough")
     try:
-        receivers = await redis.publish(PREFIX + suffix, body)
-    except RedisError:
+        receivers = await mpx.publish(PREFIX + suffix, body)
+    except ConnectionLost:
         raise HTTPException(503, "Redis cannot be reached; try again") from None
     return JSONResponse({"receivers": receivers})  # processes that listen, whether or not anybody waits there
 
@@ -78,7 +75,7 @@ def checked(suffix: str) -> str:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with mpx, redis:  # begins to connect, without waiting for it; at the end: await mpx.aclose()
+    async with mpx:  # begins to connect, without waiting for it; at the end: await mpx.aclose()
         yield
 
 

@@ -22,8 +22,6 @@ from collections.abc import AsyncIterator
 from types import FrameType
 
 import uvicorn
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -33,6 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from redismpx import (
     ChannelSubscription,
+    ConnectionLost,
     Multiplexer,
     MultiplexerIsClosed,
     SlowConsumer,
@@ -56,7 +55,6 @@ def on_error(error: Exception) -> None:
 
 
 mpx = Multiplexer(REDIS_URL, on_error=on_error)  # no loop runs yet: it starts in the lifespan
-redis = Redis.from_url(REDIS_URL)
 
 
 class EventStream(StreamingResponse):
@@ -123,8 +121,8 @@ async def publish(request: Request) -> JSONResponse:
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"{MAX_BODY} bytes are enough")
     try:
-        receivers = await redis.publish(PREFIX + topic, body)
-    except RedisError:
+        receivers = await mpx.publish(PREFIX + topic, body)
+    except (ConnectionLost, MultiplexerIsClosed):
         raise HTTPException(503, "Redis cannot be reached") from None
     return JSONResponse({"receivers": receivers})  # each process counts once, however many streams it serves
 
@@ -155,7 +153,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
     before = {int(number): signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        async with mpx, redis, asyncio.TaskGroup() as tasks:
+        async with mpx, asyncio.TaskGroup() as tasks:
             tasks.create_task(drain_after(leaving))
             yield
             leaving.set()

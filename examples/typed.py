@@ -21,15 +21,13 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 
 import uvicorn
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from redismpx import ChannelSubscription, DecodeError, Multiplexer
+from redismpx import ChannelSubscription, ConnectionLost, DecodeError, Multiplexer
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 CHANNEL = "example:orders"
@@ -72,7 +70,6 @@ def on_error(error: Exception) -> None:
 mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts in the lifespan
 orders: ChannelSubscription[Order] = mpx.new_channel_subscription(decode=Order.decode, on_error=on_error)
 orders.add(CHANNEL)
-redis = Redis.from_url(REDIS_URL)
 
 
 async def tally() -> None:
@@ -93,8 +90,8 @@ async def take(request: Request) -> JSONResponse:
     except ValueError:
         raise HTTPException(400, 'an order is {"item": "tea", "count": 3}') from None
     try:
-        receivers = await redis.publish(CHANNEL, order.encode())
-    except RedisError:
+        receivers = await mpx.publish(CHANNEL, order.encode())
+    except ConnectionLost:
         raise HTTPException(503, "Redis cannot be reached") from None
     return JSONResponse({"receivers": receivers})
 
@@ -105,7 +102,7 @@ async def show(request: Request) -> JSONResponse:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with mpx, redis, asyncio.TaskGroup() as tasks:
+    async with mpx, asyncio.TaskGroup() as tasks:
         tasks.create_task(tally())
         yield
         with contextlib.suppress(TimeoutError):

@@ -50,6 +50,14 @@ async def outcomes(calls: list[asyncio.Task[int]]) -> list[Any]:
     return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
 
 
+async def idle_connection_ended(mpx: Multiplexer) -> None:
+    """Wait until the end of the connection has reached this process: before that, it cannot be known."""
+    (connection,) = mpx._client.connection_pool._available_connections
+    reader = connection._reader
+    assert reader is not None
+    await until(lambda: reader.at_eof() or reader.exception() is not None)
+
+
 # --- order and batches
 
 
@@ -266,6 +274,7 @@ async def test_what_is_published_while_the_server_is_away_goes_out_when_it_is_ba
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
         assert await mpx.publish("a", "x") == 0
         server.kill()
+        await idle_connection_ended(mpx)
         calls = start(mpx, *"123")
         await until(lambda: mpx._publisher._failure is not None)
         server.start()
@@ -276,9 +285,8 @@ async def test_what_is_published_while_the_server_is_away_goes_out_when_it_is_ba
 async def test_a_server_that_stays_away_fails_each_call_at_its_own_deadline(server: Server) -> None:
     async with Multiplexer(server.url, publish_timeout=0.3) as mpx:
         assert await mpx.publish("a", "x") == 0
-        (connection,) = mpx._client.connection_pool._available_connections
         server.kill()
-        await until(connection._reader.at_eof)  # type: ignore[union-attr]
+        await idle_connection_ended(mpx)
         for name in ("first", "second"):
             with pytest.raises(ConnectionLost, match=r"not sent within 0.3 s: cannot connect to 127.0.0.1") as caught:
                 await mpx.publish(name, "x")
@@ -421,9 +429,8 @@ async def test_a_connection_that_ended_while_idle_is_replaced_before_anything_is
     async with Multiplexer(server.url) as mpx:
         for number in range(5):
             assert await mpx.publish("a", str(number)) == 0
-            (connection,) = mpx._client.connection_pool._available_connections
             assert await admin.client_kill_filter(_type="normal", skipme=True)
-            await until(connection._reader.at_eof)  # type: ignore[union-attr]
+            await idle_connection_ended(mpx)
         assert mpx.stats().published == 5
 
 

@@ -84,10 +84,11 @@ def test_each_program_prints_what_the_readme_says(program: Program, redis_url: s
     assert result.stderr.count("no connection to Redis at 127.0.0.1") == outages, result.stderr
 
 
-def test_the_readme_has_a_program_for_each_subscription_for_reading_and_for_the_disconnect() -> None:
+def test_the_readme_has_a_program_for_each_subscription_reading_publishing_and_the_disconnect() -> None:
     sources = [program.source for program in programs()]
-    assert len(sources) == 6
+    assert len(sources) == 7
     assert sum("on_disconnect" in source for source in sources) == 1
+    assert sum("publish_timeout" in source for source in sources) == 1
     assert sum("async for" in source for source in sources) == 1
     for kind in "channel", "pattern", "promise":
         assert any(f"new_{kind}_subscription" in source for source in sources)

@@ -1,4 +1,4 @@
-"""The demo's one multiplexer, and the Redis client beside it that publishes, counts and kills."""
+"""The demo's one multiplexer, and the Redis client beside it that counts and kills."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from .. import Multiplexer, PromiseSubscription
+from .. import Multiplexer, PromiseSubscription, RedisMPXError
 from .errors import CannotStart, Refused
 from .vocabulary import PROMISE_PREFIX
 
 CONNECT_TIMEOUT = 5.0  # seconds
+PUBLISH_TIMEOUT = 1.0  # seconds; the page waits so long for what it said
 
 
 class Backend:
@@ -35,7 +36,7 @@ class Backend:
         options |= {"client_name": self._name, "decode_responses": False, "retry": Retry(NoBackoff(), 1)}
         self._redis = Redis.from_pool(ConnectionPool(**options))
         self.where: str = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-        self.mpx: Multiplexer = Multiplexer(self._redis)
+        self.mpx: Multiplexer = Multiplexer(self._redis, publish_timeout=PUBLISH_TIMEOUT)
         self.promises: PromiseSubscription = self.mpx.new_promise_subscription(PROMISE_PREFIX)
         self.clients: set[object] = set()  # the chat clients that are connected
 
@@ -49,8 +50,8 @@ class Backend:
     async def publish(self, channel: bytes, payload: bytes) -> None:
         """Publish a message. Raises `Refused` when Redis does not take it."""
         try:
-            await self._redis.publish(channel, payload)
-        except (RedisError, OSError) as error:
+            await self.mpx.publish(channel, payload)
+        except (RedisMPXError, RedisError) as error:
             raise Refused(f"Redis did not take it: {error}") from error
 
     async def cut(self) -> int:
