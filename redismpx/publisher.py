@@ -79,8 +79,9 @@ class Publisher:
         self._called.fire()
         try:
             return await call.outcome
-        except asyncio.CancelledError:
-            call.command = b""  # need not wait for its turn
+        except BaseException:
+            call.command = b""  # of a caller that was cancelled: it need not be kept until its turn
+            del call  # or what is raised would lead to itself, by its traceback
             raise
 
     async def flushed(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import array
 import asyncio
+import gc
 import logging
 import threading
 import traceback
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -468,6 +470,21 @@ async def test_cancelled_callers_take_nothing_back_and_break_nobody_else(server:
         await until(lambda: heard[-1:] == [(b"a", b"end")])
         assert on_their_way >= 1
         assert [data for _, data in heard] == [b"0", b"1", b"2", b"4", b"end"]
+
+
+async def test_what_was_raised_is_freed_without_the_garbage_collector(server: Server) -> None:
+    """By its traceback an exception leads to the frame that awaited it, which must not lead back."""
+    server.kill()
+    async with Multiplexer(server.url, publish_timeout=0.1) as mpx:
+        gc.disable()
+        try:
+            failures = await outcomes(start(mpx, *"123"))
+            kept = [weakref.ref(failure) for failure in failures]
+            del failures
+            await asyncio.sleep(0)
+            assert [ref() for ref in kept] == [None] * 3
+        finally:
+            gc.enable()
 
 
 async def test_all_callers_cancelled_leave_nothing_to_do(server: Server) -> None:

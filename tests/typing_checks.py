@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from typing import Any, assert_type
 
 from redismpx import ChannelSubscription, Message, Multiplexer, Overflow, PatternSubscription, Promise
@@ -45,8 +46,13 @@ async def inferred(mpx: Multiplexer) -> None:
     assert_type(promise, Promise)
     assert_type(await promise, bytes)
 
+    for payload in ("x", b"x", bytearray(b"x"), memoryview(b"x"), array("i")):
+        assert_type(await mpx.publish("a", payload), int)
 
-def refused(mpx: Multiplexer) -> None:
+
+async def refused(mpx: Multiplexer) -> None:
+    await mpx.publish("a", 1)  # type: ignore[arg-type] # pyright: ignore
+    await mpx.publish("a", None)  # type: ignore[arg-type] # pyright: ignore
     mpx.new_channel_subscription(take_order)  # type: ignore[arg-type] # pyright: ignore
     mpx.new_channel_subscription(take_bytes, decode=Order.parse)  # type: ignore[misc] # pyright: ignore
     mpx.new_pattern_subscription(1)  # type: ignore[call-overload] # pyright: ignore
