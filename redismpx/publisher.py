@@ -22,7 +22,7 @@ from ._io.diagnosis import describe, explain
 from ._io.dial import DIAL_TIMEOUT, hide_arguments
 from ._io.log import logger
 from ._io.pulse import Pulse
-from ._io.tasks import Tasks, is_cancelled
+from ._io.tasks import Tasks, is_cancelled, is_cancelling
 from .errors import ConnectionLost, MultiplexerIsClosed, plain
 from .stats import Counters
 
@@ -60,7 +60,6 @@ class Publisher:
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the oldest call
         self._failure: BaseException | None = None  # of the last attempt to connect
-        self._closed = False
 
     @property
     def pending(self) -> int:
@@ -91,11 +90,7 @@ class Publisher:
             await asyncio.wait(outcomes)
 
     def close(self) -> None:
-        """Fail what has no outcome yet, and publish nothing more."""
-        self._closed = True
-        self._give_up()
-
-    def _give_up(self) -> None:
+        """Fail what has no outcome yet."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -114,7 +109,7 @@ class Publisher:
         connection: AbstractConnection | None = None
         failures = 0
         try:
-            while not self._closed:  # Python 3.11's wait_for may swallow a cancellation
+            while not is_cancelling():
                 if not self._waiting:
                     await self._called.wait()
                     continue
@@ -134,7 +129,7 @@ class Publisher:
                     logger.debug("nothing can be published now (%s)", plain(explain(self._pool, error)))
                     await asyncio.sleep(self._backoff.compute(min(failures, 64)))
         finally:
-            self._give_up()
+            self.close()
             collected = isinstance(sys.exception(), GeneratorExit)  # with its loop: there is nothing it can do
             if self._is_owned and connection is not None and not collected:
                 await _end(connection, _transport(connection))
@@ -168,7 +163,7 @@ class Publisher:
             read = partial(connection.read_response, disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
             async with asyncio.timeout_at(sent[-1].deadline):
                 await connection.send_packed_command(b"".join([call.command for call in sent]), check_health=False)
-                if self._closed:  # as in _run
+                if is_cancelling():
                     return
                 while sent:
                     try:

@@ -17,7 +17,7 @@ from ..errors import ConnectionLost, SubscriptionRefused, plain
 from .dial import DIAL_TIMEOUT, dial
 from .log import logger
 from .pulse import Pulse
-from .tasks import running_task
+from .tasks import is_cancelling
 
 LONGEST_WAIT = 10  # intervals between two probes, when one after the other condemns a link
 
@@ -44,8 +44,7 @@ class Probe:
 
     async def run(self) -> None:
         """Probe again and again."""
-        task = running_task()
-        while task is not None and not task.cancelling():  # Python 3.11's wait_for may swallow a cancellation
+        while not is_cancelling():
             await asyncio.sleep(self.wait)
             activations, token = self._activations, secrets.token_hex(8).encode()
             self._awaited = token

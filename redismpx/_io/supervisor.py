@@ -30,7 +30,7 @@ from .log import logger
 from .probe import Probe
 from .pulse import Pulse
 from .retries import Retries
-from .tasks import Tasks, is_cancelled
+from .tasks import Tasks, is_cancelled, is_cancelling
 
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was wanted is made again
 
@@ -194,7 +194,7 @@ class Supervisor:
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
                     await self._dispatcher.lose(lost)
-                if self.phase is Phase.CLOSED:  # by one of those who heard of it
+                if self.phase is Phase.CLOSED or is_cancelling():  # by one of those who heard of it, or by asyncio.run
                     return
                 await self._back_off(lost)
         finally:
@@ -213,7 +213,7 @@ class Supervisor:
             lost = ConnectionLost(explain(self._pool, error))
             lost.__cause__ = error
             return lost
-        if self.phase is Phase.CLOSED:  # Python 3.11's wait_for may swallow a cancellation
+        if self.phase is Phase.CLOSED or is_cancelling():
             await connection.disconnect(nowait=True)
             return ConnectionLost("closed")
         link = self._link = Link(

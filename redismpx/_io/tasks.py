@@ -83,6 +83,12 @@ def running_task() -> asyncio.Task[object] | None:
         return None
 
 
+def is_cancelling() -> bool:
+    """Whether the running task was cancelled, be it that it did not notice: Python 3.11's wait_for may swallow that."""
+    task = running_task()
+    return task is not None and task.cancelling() > 0
+
+
 def is_cancelled(error: BaseException, before: int = 0) -> bool:
     """Whether `error` ends the running task, rather than being something that was raised in it by itself.
 
