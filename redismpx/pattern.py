@@ -23,24 +23,24 @@ class PatternSubscription(MessageSubscription[T]):
     input: one that a stranger may choose reads what it likes.
     """
 
-    __slots__ = ("_source",)
+    __slots__ = ("_pattern", "_source")
 
     _kind = Kind.PATTERN
 
     def __init__(self, hub: Hub, consumer: Consumer, pattern: bytes) -> None:
         hub.admit(self._kind, (pattern,))
-        self._source: bytes = pattern
+        self._pattern = self._source = pattern
         super().__init__(hub, consumer, f"pattern subscription {quote(pattern)}")
         hub.attach(self._kind, (pattern,), self._inbox)
 
     @property
     def pattern(self) -> bytes:
         """The pattern, in Redis' glob syntax (https://redis.io/docs/latest/commands/psubscribe/)."""
-        return self._source
+        return self._pattern
 
     @property
     def _names(self) -> tuple[bytes]:
-        return (self._source,)
+        return (self._pattern,)
 
     def __repr__(self) -> str:
-        return self._describe(quote(self._source))
+        return self._describe(quote(self._pattern))

@@ -99,7 +99,7 @@ async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
             take(channel, data)
             take(channel, b"of another process")
 
-        probe.call = deliver  # type: ignore[method-assign]
+        probe.call = deliver
         await until(lambda: mpx.stats().messages >= 5)
         assert mpx.stats().connections == 1
 

@@ -23,11 +23,17 @@ RETRY_REFUSED = 60.0  # seconds after which refused names are asked for again, s
 RETRY_PASSING = 1.0  # seconds after which names are asked for again when the server was only busy
 
 
+class Call(Protocol):
+    """Takes the channel and the payload of a message."""
+
+    def __call__(self, channel: bytes, data: bytes, /) -> object: ...
+
+
 class Subscriber(Protocol):
     """Whom events are told to. None of these calls may block, and none but `call` may raise."""
 
-    def call(self, channel: bytes, data: bytes, /) -> object:
-        """Take a message: often the very function that a user gave."""
+    call: Call
+    """Takes a message: often the very function that a user gave."""
 
     def take(self, result: object) -> None:
         """Take what `call` returned, if that is not None."""
@@ -46,6 +52,8 @@ class Subscriber(Protocol):
 
 
 Subscribers: TypeAlias = tuple[Subscriber, ...]
+
+NOBODY: tuple[None, bytes, bytes] = (None, b"", b"")  # whom a reply concerns that is no message to anybody
 
 
 class FanOut(NamedTuple):
@@ -75,6 +83,7 @@ class Dispatcher:
         channels, patterns = self._registry.channels, self._registry.patterns
         replies = others = 0
         left = LOOK_AFTER
+        entry: Entry[Subscriber] | None
         try:
             while True:
                 try:
@@ -93,9 +102,9 @@ class Dispatcher:
                         _, name, channel, data = reply
                         entry = patterns[name]
                     else:
-                        entry = None
+                        entry, channel, data = NOBODY
                 except (TypeError, ValueError, IndexError, KeyError):
-                    entry = None
+                    entry, channel, data = NOBODY
                 left -= 1
                 if entry is None or not (type(data) is bytes is type(channel)):
                     others += self._take_other(reply)

@@ -17,6 +17,7 @@ from .._core.backlog import Backlog, Budget, Overflow, Signal, new_backlog
 from ..errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
 from ..stats import Counters
 from ..typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
+from .dispatch import Call
 from .pulse import Pulse
 from .reporter import Report, Reporter
 from .tasks import LOOK_AFTER, TURN, Tasks, is_cancelled, running_task
@@ -78,7 +79,7 @@ class Inbox(Pulse):
         self._reporting: asyncio.Task[object] | None = None  # awaits on_error beside the queue
         self._reader: asyncio.Future[None] | None = None  # resolves when there may be something to read
         self._turn = 0.0  # when the consumer last let the loop do other things
-        self.call: Callable[[bytes, bytes], object] = self._way
+        self.call: Call = self._way
         """Takes the channel and the payload of a message; returns what `take` is to be given."""
         self.closed: bool = False
         self.dropped: int = 0
@@ -246,7 +247,7 @@ class Inbox(Pulse):
         self.take(self._call(signal, argument))
 
     @property
-    def _way(self) -> Callable[[bytes, bytes], object]:
+    def _way(self) -> Call:
         """What a message goes to while nothing waits before it."""
         consumer = self._consumer
         if consumer.on_message is None:

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from ..errors import ConnectionLost, SubscriptionRefused, plain
 from .dial import DIAL_TIMEOUT, dial
+from .dispatch import Call
 from .log import logger
 from .pulse import Pulse
 from .tasks import is_cancelling
@@ -33,6 +34,8 @@ class Probe:
         self.channel = b"__mpx_probe:" + secrets.token_hex(16).encode()
         self.wait = interval
         """Seconds to the next probe: doubled with each link that is condemned, until one proves good."""
+        self.call: Call = self._arrived
+        """Takes a probe that arrived."""
         self._pool = pool
         self._interval = interval
         self._condemn = condemn
@@ -85,8 +88,7 @@ class Probe:
 
     # --- events; what the registry's subscribers are asked for
 
-    def call(self, channel: bytes, data: bytes) -> None:
-        """Take a probe that arrived."""
+    def _arrived(self, channel: bytes, data: bytes) -> None:
         if data == self._awaited:  # not that of another process: a fork copies the channel too
             self._awaited = None
             self._moved.fire()
