@@ -2,6 +2,7 @@
 
 from ._core.backlog import Overflow
 from .channel import ChannelSubscription
+from .envelope import Envelope
 from .errors import (
     ConnectionLost,
     DecodeError,
@@ -30,6 +31,7 @@ __all__ = [
     "ChannelSubscription",
     "ConnectionLost",
     "DecodeError",
+    "Envelope",
     "InactiveSubscription",
     "LimitReached",
     "Message",

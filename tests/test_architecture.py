@@ -17,7 +17,7 @@ PACKAGE = Path(redismpx.__file__).parent
 FLOORS = [
     {"errors", "_core.wire", "_core.backlog"},
     {"typing", "stats", "arguments", "_core.registry"},
-    {"message"},
+    {"message", "envelope"},
     {"_io.log"},
     {"_io.tasks", "_io.pulse", "_io.deadlines", "_io.reporter", "_io.dial", "_io.diagnosis"},
     {"_io.inbox", "_io.link", "_io.dispatch", "_io.retries"},
@@ -107,7 +107,7 @@ def test_the_core_is_pure() -> None:
 def test_the_public_names() -> None:
     assert sorted(redismpx.__all__) == redismpx.__all__
     assert set(redismpx.__all__) == {
-        "ChannelSubscription", "ConnectionLost", "DecodeError", "InactiveSubscription", "LimitReached", "Message",
+        "ChannelSubscription", "ConnectionLost", "DecodeError", "Envelope", "InactiveSubscription", "LimitReached", "Message",
         "Multiplexer", "MultiplexerIsClosed", "Overflow", "PatternSubscription", "Promise", "PromiseInterrupted",
         "PromiseSubscription", "PromiseTimeout", "RedisMPXError", "SlowConsumer", "Stats", "SubscriptionIsClosed",
         "SubscriptionRefused", "TooManyChannels", "TooManyPatterns", "TooManyPromises", "escape_glob",
