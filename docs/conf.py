@@ -31,7 +31,7 @@ python_use_unqualified_type_names = True
 autodoc_type_aliases = {
     name: f"redismpx.typing.{name}"
     for name in ("OnMessage", "Decode", "OnDisconnect", "OnActivation", "OnError", "Payload")
-}
+} | {"Handler": "redismpx.request.Handler"}
 
 # --- references that lead out of this site: it is built without a network, so without other projects' inventories
 
@@ -40,6 +40,11 @@ nitpick_ignore = [
     ("py:class", "redis.asyncio.client.Redis"),  # redis-py
     ("py:class", "redis.backoff.AbstractBackoff"),
     ("py:class", "collections.abc.Callable"),  # Python
+    ("py:class", "collections.abc.AsyncGenerator"),
+    ("py:class", "collections.abc.Awaitable"),
+    ("py:class", "collections.abc.Mapping"),
+    ("py:class", "collections.abc.Mapping[str"),
+    ("py:class", "datetime.datetime"),
     ("py:class", "Buffer"),
     ("py:class", "asyncio.exceptions.CancelledError"),
     ("py:class", "T"),  # what `decode` returns

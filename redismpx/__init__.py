@@ -9,9 +9,11 @@ from .errors import (
     InactiveSubscription,
     LimitReached,
     MultiplexerIsClosed,
+    NoResponders,
     PromiseInterrupted,
     PromiseTimeout,
     RedisMPXError,
+    RequestFailed,
     SlowConsumer,
     SubscriptionIsClosed,
     SubscriptionRefused,
@@ -23,6 +25,7 @@ from .message import Message
 from .multiplexer import Multiplexer
 from .pattern import PatternSubscription, escape_glob
 from .promise import Promise, PromiseSubscription
+from .request import Request, Service
 from .stats import Stats
 
 __version__ = "0.1.0"
@@ -37,6 +40,7 @@ __all__ = [
     "Message",
     "Multiplexer",
     "MultiplexerIsClosed",
+    "NoResponders",
     "Overflow",
     "PatternSubscription",
     "Promise",
@@ -44,6 +48,9 @@ __all__ = [
     "PromiseSubscription",
     "PromiseTimeout",
     "RedisMPXError",
+    "Request",
+    "RequestFailed",
+    "Service",
     "SlowConsumer",
     "Stats",
     "SubscriptionIsClosed",

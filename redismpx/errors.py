@@ -125,18 +125,18 @@ class SlowConsumer(RedisMPXError):
 
 
 class PromiseTimeout(RedisMPXError, TimeoutError):
-    """The message of a promise did not come before its deadline."""
+    """The message of a promise, or the answer to a request, did not come before its deadline."""
 
-    def __init__(self, channel: bytes, timeout: float) -> None:
-        super().__init__(f"no message on {quote(channel)} within {timeout:g} s")
+    def __init__(self, channel: bytes, timeout: float, missing: str = "message") -> None:
+        super().__init__(f"no {missing} on {quote(channel)} within {timeout:g} s")
         self.channel = channel
-        """The channel that was waited for."""
+        """The channel that was waited for, or asked."""
         self.timeout = timeout
-        """Seconds that the promise had."""
+        """Seconds that there were."""
 
 
 class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
-    """A promise can no longer be kept: what it waits for could be missed.
+    """A promise can no longer be kept, or a request answered: what it waits for could be missed.
 
     It is an `asyncio.CancelledError` too, so code that catches that for a broken promise goes on working; left
     uncaught in a task, it therefore ends the task as cancelled. For a lost connection, `ConnectionLost` is its
@@ -146,9 +146,30 @@ class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
     def __init__(self, channel: bytes, reason: str) -> None:
         super().__init__(f"the promise of {quote(channel)} is broken: {reason}")
         self.channel = channel
-        """The channel that was waited for."""
+        """The channel that was waited for, or asked."""
         self.reason = reason
         """`"connection lost"`, `"cleared"` or `"closed"`."""
+
+
+class NoResponders(RedisMPXError):
+    """Nobody was subscribed to hear a request: no service runs, or none is connected now."""
+
+    def __init__(self, channel: bytes) -> None:
+        super().__init__(f"nobody is subscribed to {quote(channel)}, so nobody answers")
+        self.channel = channel
+        """The channel that was asked."""
+
+
+class RequestFailed(RedisMPXError):
+    """Who was asked could not answer. What went wrong is known there, and here only in words."""
+
+    def __init__(self, channel: bytes, reason: str) -> None:
+        reason = plain(reason)
+        super().__init__(f"the request on {quote(channel)} failed: {reason}")
+        self.channel = channel
+        """The channel that was asked."""
+        self.reason = reason
+        """The exception of the handler, as `type: text`, escaped and cut. Data from outside."""
 
 
 class DecodeError(RedisMPXError):

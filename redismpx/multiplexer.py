@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -31,6 +32,7 @@ from .errors import MultiplexerIsClosed
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
 from .publisher import Publisher
+from .request import Handler, Requester, Service, kind_of
 from .stats import Stats
 from .subscription import MessageSubscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
@@ -155,6 +157,7 @@ class Multiplexer:
             self._supervisor.tasks,
             self._supervisor.counters,
         )
+        self._requester = Requester(self._supervisor, redis, self.publish, self._on_error, self._max_pending)
 
     # --- subscriptions
 
@@ -310,6 +313,102 @@ class Multiplexer:
         name = to_bytes(channel, "a channel", supervisor.limits.max_name_bytes)
         return await self._publisher.publish(name, to_payload(data, self._max_payload))
 
+    # --- request and reply
+
+    async def request(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Ask whoever serves a channel, and return the first answer.
+
+        Published is an `Envelope` that carries `headers` and the channel of the answer, which nobody can guess. All
+        requests of a multiplexer share one promise subscription, made for the first of them. Cancelling it leaves
+        nothing behind; an answer that comes too late, or twice, does nothing.
+
+        Args:
+            channel: whom it is for; `str` stands for its UTF-8.
+            data: the body of the envelope, as for `publish()`.
+            timeout: seconds for all of it: until there is a connection, and until there is an answer.
+            headers: text by name; see `Envelope`.
+
+        Raises `NoResponders` at once when nobody is subscribed to the channel, but not in a cluster, where Redis counts
+        no more than one node's subscribers; `PromiseTimeout` when there was no
+        answer in time; `RequestFailed` when the handler failed, with what it said; `PromiseInterrupted`, which is an
+        `asyncio.CancelledError` too, when the connection was lost or closed meanwhile: whether the request was handled
+        is unknown. `MultiplexerIsClosed`, `SubscriptionRefused`, `TooManyPromises`, `TooManyPatterns`, and what
+        `publish()` raises for a payload or for lack of rights; `TypeError` and `ValueError` for bad arguments.
+        """
+        self._enter()
+        return await self._requester.request(*self._question(channel, data, headers, timeout))
+
+    def request_many(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        timeout: float,
+        limit: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Ask all who serve a channel, and iterate over their answers as they come.
+
+        The request is sent when the first answer is asked for. The iteration ends `timeout` seconds after that, or
+        after `limit` answers (None: as many as come). Answers that came in time are not lost when they are read late;
+        they wait as messages do, at most `max_pending`. A failure of one who was asked counts as an answer, and does
+        not keep those of others back: it is raised at the end, the first if there are several.
+
+        Raises, while it is iterated over, what `request()` raises, but `PromiseTimeout` only if the request could not
+        be sent in time: no answer at all is no error.
+        """
+        self._enter()
+        if limit is not None:
+            check_positive(limit, "limit")
+        return self._requester.request_many(*self._question(channel, data, headers, timeout), limit)
+
+    def serve(self, channel_or_pattern: str | bytes, handler: Handler, *, concurrency: int = 1) -> Service:
+        """Answer the requests on a channel, or on all channels that match a pattern.
+
+        Returns at once, and works offline, as subscriptions do. Where several serve a channel, all are asked, and
+        `request()` takes the first answer: this is Pub/Sub, and no queue.
+
+        Args:
+            channel_or_pattern: with any of `*`, `?`, `[` or a backslash in it, it is a pattern. For a channel that has
+                such characters, give `escape_glob(channel)`.
+            handler: called with each `Request`; returns the body of the answer, or something that can be awaited for
+                it. None is an empty answer. What it raises goes to the requester, as `type: text`, and to `on_error`
+                and the log. An answer that nobody asked for, since the envelope had no `reply_to`, is thrown away.
+            concurrency: how many handlers may be in flight. Beyond, requests wait, and are begun in their order;
+                `max_pending` and `overflow` of the multiplexer hold for them.
+
+        What is no envelope goes to `on_error` as `DecodeError`, and counts as dropped. `drain()` waits until the
+        handlers in flight are through and their answers published; `close()` cancels them.
+
+        Raises `MultiplexerIsClosed`, `TooManyChannels`, `TooManyPatterns`; `TypeError` and `ValueError` for bad
+        arguments.
+        """
+        self._enter()
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {type(handler).__name__}")
+        limits = self._supervisor.limits
+        name = to_bytes(channel_or_pattern, "a channel or pattern", limits.max_name_bytes)
+        if kind_of(name) is Kind.PATTERN:
+            to_pattern(name, limits)
+        check_positive(concurrency, "concurrency")
+        return Service(
+            self._supervisor,
+            self.publish,
+            name,
+            handler,
+            concurrency,
+            self._on_error,
+            self._max_pending,
+            self._overflow,
+        )
+
     # --- state
 
     @property
@@ -347,7 +446,7 @@ class Multiplexer:
             subscriptions=len(subscriptions),
             messages=counters.messages,
             ignored=counters.ignored,
-            pending=sum(s.pending for s in subscriptions if isinstance(s, MessageSubscription)),
+            pending=sum(s.pending for s in subscriptions if isinstance(s, (MessageSubscription, Service))),
             pending_bytes=supervisor.budget.used,
             dropped=counters.dropped,
             promises=counters.promises,
@@ -379,12 +478,12 @@ class Multiplexer:
     async def drain(self, timeout: float | None = None) -> None:
         """Unsubscribe everything, let what was received be consumed and published, then close as `aclose()` does.
 
-        Messages that arrive until Redis has confirmed the unsubscribing are delivered too. During an outage there is
-        nothing to unsubscribe. From here on nothing new can be wanted (`MultiplexerIsClosed`), but callbacks may still
-        publish. After `timeout` seconds
-        (None: as long as it takes) it closes all the same and raises `TimeoutError`; what still waits is dropped.
-        Cancelled, it closes at once. Called from inside a callback it returns at once, and goes on by itself: it cannot
-        wait for that callback. Without effect when closed.
+        Messages that arrive until Redis has confirmed the unsubscribing are delivered too; a `request()` that has no
+        answer by then is interrupted. During an outage there is nothing to unsubscribe. From here on nothing new can be
+        wanted (`MultiplexerIsClosed`), but callbacks may still publish, and services answer what they have received.
+        After `timeout` seconds (None: as long as it takes) it closes all the same and raises `TimeoutError`; what still
+        waits is dropped. Cancelled, it closes at once. Called from inside a callback it returns at once, and goes on by
+        itself: it cannot wait for that callback. Without effect when closed.
         """
         check_seconds(timeout, "timeout")
         self._supervisor.check()
@@ -405,7 +504,9 @@ class Multiplexer:
     async def _drain(self, timeout: float | None) -> None:
         try:
             async with asyncio.timeout(timeout):
-                await self._supervisor.drain()
+                await self._supervisor.unsubscribed()
+                self._requester.give_up()
+                await self._supervisor.consumed()
                 await self._publisher.flushed()
         except TimeoutError:
             left = f"{self.stats().pending} messages not consumed"
@@ -442,6 +543,14 @@ class Multiplexer:
         if self._supervisor.phase is Phase.CLOSED or self._supervisor.draining:
             raise MultiplexerIsClosed
         self._supervisor.enter()
+
+    def _question(
+        self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, timeout: float
+    ) -> tuple[bytes, bytes, Mapping[str, str] | None, float]:
+        if check_seconds(timeout, "timeout") is None:
+            raise TypeError("timeout must be a number of seconds; without one, a request could wait for ever")
+        name = to_bytes(channel, "a channel", self._supervisor.limits.max_name_bytes)
+        return name, to_payload(data, self._max_payload), headers, timeout
 
     def _consumer(
         self,

@@ -31,6 +31,7 @@ CHANNEL = "tests/test_channel.py"
 CALLBACKS = "tests/test_callbacks.py"
 PROMISE = "tests/test_promise.py"
 PUBLISH = "tests/test_publish.py"
+REQUEST = "tests/test_request.py"
 RECONNECT = "tests/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
 TORTURE = "tests/test_torture.py"
@@ -520,6 +521,63 @@ MUTANTS = [
         '                link.abort("closed")\n                await link.release()\n',
         '                await link.release()\n            link.abort("closed")\n',
         "tests/test_processes.py -k left_in_the_middle",
+    ),
+    # Request and reply.
+    Mutant(
+        "the value of a header adds another one",
+        "envelope.py",
+        r'_is_value = re.compile("[^\r\n\0',
+        r'_is_value = re.compile("[^\0',
+        "tests/test_envelope.py -k would_break_the_form",
+    ),
+    Mutant(
+        "a request waits for its publishing when the connection is lost",
+        "request.py",
+        "                patience.reschedule(0.0)\n",
+        "                pass\n",
+        f"{REQUEST} -k publishing_hangs",
+    ),
+    Mutant(
+        "a request hurries when it has been published",
+        "request.py",
+        "            if not asked:",
+        "            if True:",
+        f"{REQUEST} -k over_with_the_connection",
+    ),
+    Mutant(
+        "the count of a node is believed to be that of its cluster",
+        "request.py",
+        "self._counts_all = not is_node",
+        "self._counts_all = True",
+        f"{REQUEST} -k node_of_a_cluster",
+    ),
+    Mutant(
+        "what a request raises leads to itself",
+        "request.py",
+        "                del promise ",
+        "                pass ",
+        f"{REQUEST} -k last_holder",
+    ),
+    Mutant(
+        "one handler more than allowed is in flight",
+        "request.py",
+        "if len(self._tasks) >= self._concurrency else None",
+        "if len(self._tasks) > self._concurrency else None",
+        f"{REQUEST} -k no_more_handlers",
+    ),
+    Mutant(
+        "draining leaves handlers in flight behind",
+        "request.py",
+        "        while self._tasks and not self.closed:\n",
+        "        while False:\n",
+        f"{REQUEST} -k draining_answers",
+    ),
+    Mutant(
+        "an iteration over answers goes on for as long as they come",
+        "request.py",
+        "waiting = answers.pending if waiting is None else waiting - 1",
+        "waiting = answers.pending",
+        f"{REQUEST} -k never_cease",
     ),
 ]
 

@@ -24,6 +24,7 @@ FLOORS = [
     {"_io.probe"},
     {"_io.supervisor", "subscription"},
     {"channel", "pattern", "promise", "publisher"},
+    {"request"},
     {"multiplexer"},
     {""},
     {"demo"},
@@ -107,10 +108,11 @@ def test_the_core_is_pure() -> None:
 def test_the_public_names() -> None:
     assert sorted(redismpx.__all__) == redismpx.__all__
     assert set(redismpx.__all__) == {
-        "ChannelSubscription", "ConnectionLost", "DecodeError", "Envelope", "InactiveSubscription", "LimitReached", "Message",
-        "Multiplexer", "MultiplexerIsClosed", "Overflow", "PatternSubscription", "Promise", "PromiseInterrupted",
-        "PromiseSubscription", "PromiseTimeout", "RedisMPXError", "SlowConsumer", "Stats", "SubscriptionIsClosed",
-        "SubscriptionRefused", "TooManyChannels", "TooManyPatterns", "TooManyPromises", "escape_glob",
+        "ChannelSubscription", "ConnectionLost", "DecodeError", "Envelope", "InactiveSubscription", "LimitReached",
+        "Message", "Multiplexer", "MultiplexerIsClosed", "NoResponders", "Overflow", "PatternSubscription", "Promise",
+        "PromiseInterrupted", "PromiseSubscription", "PromiseTimeout", "RedisMPXError", "Request", "RequestFailed",
+        "Service", "SlowConsumer", "Stats", "SubscriptionIsClosed", "SubscriptionRefused",
+        "TooManyChannels", "TooManyPatterns", "TooManyPromises", "escape_glob",
     }  # fmt: skip
     for name in redismpx.__all__:
         assert getattr(redismpx, name).__doc__

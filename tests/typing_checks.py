@@ -6,7 +6,17 @@ import json
 from array import array
 from typing import Any, assert_type
 
-from redismpx import ChannelSubscription, Message, Multiplexer, Overflow, PatternSubscription, Promise
+from redismpx import (
+    ChannelSubscription,
+    Envelope,
+    Message,
+    Multiplexer,
+    Overflow,
+    PatternSubscription,
+    Promise,
+    Request,
+    Service,
+)
 
 
 class Order:
@@ -20,6 +30,9 @@ class Order:
 def take_bytes(channel: bytes, data: bytes) -> None: ...
 def take_order(channel: bytes, data: Order) -> None: ...
 async def take_order_later(channel: bytes, data: Order) -> None: ...
+
+
+async def answer_later(request: Request) -> bytes | None: ...
 
 
 async def inferred(mpx: Multiplexer) -> None:
@@ -49,10 +62,21 @@ async def inferred(mpx: Multiplexer) -> None:
     for payload in ("x", b"x", bytearray(b"x"), memoryview(b"x"), array("i")):
         assert_type(await mpx.publish("a", payload), int)
 
+    assert_type(mpx.new_channel_subscription(decode=Envelope.from_bytes), ChannelSubscription[Envelope])
+    assert_type(await mpx.publish("a", Envelope(b"x")), int)
+    assert_type(await mpx.request("a", b"x", timeout=1, headers={"a": "b"}), bytes)
+    async for answer in mpx.request_many("a", "x", timeout=1):
+        assert_type(answer, bytes)
+    assert_type(mpx.serve("a", lambda request: request.body, concurrency=2), Service)
+    mpx.serve(b"a*", answer_later)
+
 
 async def refused(mpx: Multiplexer) -> None:
     await mpx.publish("a", 1)  # type: ignore[arg-type] # pyright: ignore
     await mpx.publish("a", None)  # type: ignore[arg-type] # pyright: ignore
+    await mpx.request("a", b"x")  # type: ignore[call-arg] # pyright: ignore
+    mpx.serve("a", lambda request: 7)  # type: ignore[arg-type,return-value] # pyright: ignore
+    mpx.serve("a", take_bytes)  # type: ignore[arg-type] # pyright: ignore
     mpx.new_channel_subscription(take_order)  # type: ignore[arg-type] # pyright: ignore
     mpx.new_channel_subscription(take_bytes, decode=Order.parse)  # type: ignore[misc] # pyright: ignore
     mpx.new_pattern_subscription(1)  # type: ignore[call-overload] # pyright: ignore

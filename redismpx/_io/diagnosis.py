@@ -1,9 +1,11 @@
-"""What redis-py's options and exceptions mean, in words: where it dials, why that failed, and what may mend it."""
+"""What redis-py's options and exceptions mean, in words: where it dials, why that failed, what it dialled."""
 
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
+from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.exceptions import AuthenticationError, InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -49,3 +51,13 @@ def must_be_mended(cause: BaseException | None) -> bool:
         or (isinstance(cause, Exception) and read_refusal(cause)[0] is Refusal.FATAL)
         or isinstance(getattr(cause, "__context__", None), ssl.SSLCertVerificationError)
     )
+
+
+async def is_cluster_node(redis: Redis) -> bool | None:
+    """Ask the server whether it is a node of a cluster; None: it does not say, and most likely is none."""
+    try:
+        reply: Any = await redis.execute_command("HELLO")  # without arguments it changes nothing, and needs no right
+    except Exception:  # noqa: BLE001, old servers and proxies know no HELLO
+        return None
+    words = [word for pair in reply.items() for word in pair] if isinstance(reply, dict) else list(reply)
+    return any(word in (b"cluster", "cluster") for word in words)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..typing import OnError
 from .log import logger
+from .tasks import is_cancelled
 
 LOG_INTERVAL = 10.0  # seconds between two records of the same kind of failure of one subscription
 
@@ -36,6 +37,18 @@ class Reporter:
             # Out of the loop, as it was meant, but not through the middle of a fan-out.
             asyncio.get_running_loop().call_soon(_raise, error)
         return None if closed else self._report(error)
+
+    async def settle(self, error: BaseException, callback: str, closed: bool) -> None:
+        """Report what a callback raised, and await what on_error returns."""
+        report = self.failed(error, callback, closed)
+        if report is None:
+            return
+        try:
+            await report.awaitable
+        except BaseException as failure:
+            if is_cancelled(failure) or isinstance(failure, GeneratorExit):
+                raise
+            self.log(failure, "on_error")
 
     def tell(self, error: Exception) -> Report | None:
         """Report what happened to the subscription; to the log, if there is nobody else to tell."""

@@ -319,13 +319,16 @@ class Supervisor:
 
     # --- the end
 
-    async def drain(self) -> None:
-        """Give up every name, and wait until all that was received has been consumed."""
+    async def unsubscribed(self) -> None:
+        """Give up every name, and wait until nothing comes any more."""
         self.draining = True
         self.registry.drain()
         self._flush_soon()
         while self.phase is Phase.CONNECTED and (self.registry.in_flight or self.registry.has_work):
             await self._moved.wait()
+
+    async def consumed(self) -> None:
+        """Wait until all that was received has been consumed."""
         for subscription in tuple(self.subscriptions):
             await subscription._consumed()
 
