@@ -40,7 +40,7 @@ _last = 0  # the time in the newest id: milliseconds, and their 4096th parts
 
 
 def new_id() -> str:
-    """Return a UUID, version 7: ids sort by the time when they were made, those of one process in their order."""
+    """Return a UUID, version 7: ids sort by the time when they were made, those of one thread in their order."""
     global _last
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     # RFC 9562, 6.2, method 3: 12 bits of a finer clock, and one more than the last when that has not moved.

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
@@ -83,10 +84,14 @@ class Requester:
         self._publish = publish
         self._on_error = on_error
         self._max_pending = max_pending
-        self._prefix = REPLIES + secrets.token_urlsafe(16).encode() + b":"
         self._promises: PromiseSubscription | None = None
         self._counts_all: bool | None = None  # whether PUBLISH counts all that are reached; None: not known yet
         self._asking = asyncio.Lock()
+
+    @cached_property
+    def _prefix(self) -> bytes:
+        # Not before it is needed: of a multiplexer made before a fork, each child is to have its own.
+        return REPLIES + secrets.token_urlsafe(16).encode() + b":"
 
     async def request(self, channel: bytes, body: bytes, headers: Mapping[str, str] | None, timeout: float) -> bytes:
         """Ask, and wait for the first answer."""

@@ -176,7 +176,7 @@ def test_it_cannot_be_changed_and_shows_no_content() -> None:
     assert repr(PLAIN) == f"<Envelope {ID} 0 headers, 0 bytes>"
 
 
-def test_ids_sort_by_time_and_in_one_process_by_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_sort_by_time_and_in_one_thread_by_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     several = [new_id() for _ in range(10_000)]
     assert several == sorted(set(several))
     before = datetime.now(UTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import logging
@@ -145,6 +146,13 @@ async def test_all_requests_share_one_pattern_that_nobody_can_guess(
     prefixes = {channel.rpartition(b":")[0] for channel in seen}
     assert len(prefixes) == 2
     assert {len(channel) for channel in seen} == {len(b"__mpx_reply:") + 22 + 1 + 22}  # 128 bits, twice
+
+
+async def test_each_child_of_a_fork_has_a_prefix_of_its_own(url: str) -> None:
+    """A multiplexer may be made before processes fork: two that ask then must not hear each other's answers."""
+    unused = Multiplexer(url)
+    parent, child = unused._requester, copy.copy(unused._requester)
+    assert parent._prefix != child._prefix
 
 
 async def test_nobody_there_is_told_at_once(mpx: Multiplexer) -> None:
