@@ -885,6 +885,6 @@ async def test_each_of_many_requests_has_its_outcome_though_a_server_is_killed(s
     outcomes, most, forged = await storm(server, total=300, timeout=5)
     assert most == 300
     assert forged > 100
-    assert outcomes["nobody there"] == 2
+    assert outcomes["nobody there"] >= 2
     assert outcomes["interrupted"] == 0
     assert min(outcomes[kind] for kind in ("failed", "timed out", *[f"answered by service {n}" for n in range(3)])) > 0
