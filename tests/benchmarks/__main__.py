@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 from ..servers import find_binary
-from . import drain, fan_out, latency, names, promises, publish, websocket
+from . import drain, fan_out, latency, names, promises, publish, request, websocket
 from .harness import Case, run_all, run_here
 from .report import Report
 
 CASES: dict[str, Case] = {
-    case.name: case for module in (drain, fan_out, names, promises, publish, latency, websocket) for case in module.CASES
+    case.name: case
+    for module in (drain, fan_out, names, promises, publish, request, latency, websocket)
+    for case in module.CASES
 }
 
 

@@ -20,7 +20,13 @@ from ..servers import Server
 from .publisher import Publisher
 
 QUICK = 100  # by how much less --quick does
-PEERS = {"redis-py": "redis", "valkey-glide": "valkey-glide", "broadcaster": "broadcaster", "coredis": "coredis"}
+PEERS = {
+    "redis-py": "redis",
+    "valkey-glide": "valkey-glide",
+    "broadcaster": "broadcaster",
+    "coredis": "coredis",
+    "nats-py": "nats-py",
+}
 """The other libraries, and the distributions that they come in."""
 UNITS = {
     **dict.fromkeys(("cpu", "wall", "p50", "p99", "timer"), "us"),

@@ -47,10 +47,13 @@ class Companion:
 
 
 class Publisher(Companion):
-    """Publishes `messages` of `size` bytes each: the first to channel `prefix`0, and so on round and round."""
+    """Publishes `messages` of `size` bytes each: the first to channel `prefix`0, and so on round and round.
 
-    def __init__(self, port: int, prefix: str, channels: int, messages: int, size: int) -> None:
-        super().__init__(__file__, str(port), prefix, str(channels), str(messages), str(size))
+    Each begins with `head`, which does not count.
+    """
+
+    def __init__(self, port: int, prefix: str, channels: int, messages: int, size: int, head: str = "") -> None:
+        super().__init__(__file__, str(port), prefix, head, str(channels), str(messages), str(size))
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -75,8 +78,8 @@ def pipeline(prefix: str, channels: int, numbers: range, data: bytes) -> bytes:
     return b"".join(pack(b"PUBLISH", b"%s%d" % (prefix.encode(), number % channels), data) for number in numbers)
 
 
-def main(port: int, prefix: str, channels: int, messages: int, size: int) -> None:
-    data = b"x" * size
+def main(port: int, prefix: str, head: str, channels: int, messages: int, size: int) -> None:
+    data = head.encode() + b"x" * size
     ranges = [range(start, min(start + CHUNK, messages)) for start in range(0, messages, CHUNK)]
     pipelines = [(len(numbers), pipeline(prefix, channels, numbers, data)) for numbers in ranges]
     with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as replies:
@@ -90,4 +93,4 @@ def main(port: int, prefix: str, channels: int, messages: int, size: int) -> Non
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))

@@ -74,5 +74,8 @@ TARGETS = [
     Target("memory", Relation.AT_MOST, 1024, metric="traced"),
     Target("promise", Relation.BEYOND, 6, "floor"),
     Target("promise", Relation.BEYOND, 0, "floor", metric="timer"),
+    Target("publish-500", Relation.TIMES_LESS, 4, "redis-py"),
+    Target("publish-500", Relation.TIMES_LESS, 1, "valkey-glide"),
+    Target("request", Relation.TIMES_LESS, 3, "redis-py"),
     Target("latency", Relation.TIMES, 1.15, "floor", metric="p50"),
 ]
