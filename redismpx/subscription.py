@@ -92,6 +92,8 @@ class Subscription(ABC):
         """
         check_seconds(timeout, "timeout")
         self._hub.enter()
+        if self._is_active():
+            return
         try:
             async with asyncio.timeout(timeout):
                 while not self._is_active():
