@@ -112,8 +112,9 @@ def published(port: int) -> int:
     return int(found[1]) if found else 0
 
 
-async def publish(publishing: Publishing, callers: int, messages: int, bench: Bench) -> None:
-    each = bench.count(messages, least=callers) // callers
+async def publish(publishing: Publishing, full: int, messages: int, bench: Bench) -> None:
+    callers = bench.count(full, least=min(full, 10))
+    each = bench.count(messages) // callers
 
     async def call(publish: Publish, count: int) -> None:
         for _ in range(count):

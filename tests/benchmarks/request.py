@@ -43,7 +43,8 @@ Asking = Callable[[int], AbstractAsyncContextManager[Ask]]
 
 
 async def measure(asking: Asking, kind: str, port: int, bench: Bench) -> None:
-    each = bench.count(REQUESTS, least=CALLERS) // CALLERS
+    callers = bench.count(CALLERS, least=10)
+    each = bench.count(REQUESTS) // callers
 
     async def call(times: int) -> None:
         for _ in range(times):
@@ -51,14 +52,14 @@ async def measure(asking: Asking, kind: str, port: int, bench: Bench) -> None:
 
     async def all_call(times: int) -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(CALLERS):
+            for _ in range(callers):
                 group.create_task(call(times))
 
     with Companion(str(Path(__file__).with_name("responder.py")), kind, str(port)) as responder:
         responder.hear()
         async with asking(port) as ask:
             await all_call(1)  # connections are made
-            with bench.measured(CALLERS * each):
+            with bench.measured(callers * each):
                 await all_call(each)
 
 
@@ -133,10 +134,10 @@ class ByHand:
 
     async def listen(self) -> None:
         async for message in self._pubsub.listen():
-            channel = message["channel"]
-            if message["type"] == "subscribe" and channel in self._subscribed:
+            kind, channel = message["type"], message["channel"]
+            if kind == "subscribe" and channel in self._subscribed:
                 self._subscribed[channel].set_result(None)
-            elif message["type"] == "message" and not self._answers[channel].done():
+            elif kind == "message" and channel in self._answers:
                 self._answers[channel].set_result(message["data"])
 
 
