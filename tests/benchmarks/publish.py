@@ -121,9 +121,7 @@ async def publish(publishing: Publishing, full: int, messages: int, bench: Bench
             await publish(CHANNEL, DATA)
 
     async def all_call(count: int) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(callers):
-                group.create_task(call(publish, count))
+        await asyncio.gather(*(call(publish, count) for _ in range(callers)))
 
     async with publishing(bench.port, callers) as publish:
         await all_call(1)  # connections are made

@@ -51,9 +51,7 @@ async def measure(asking: Asking, kind: str, port: int, bench: Bench) -> None:
             assert await ask(BODY) == BODY
 
     async def all_call(times: int) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(callers):
-                group.create_task(call(times))
+        await asyncio.gather(*(call(times) for _ in range(callers)))
 
     with Companion(str(Path(__file__).with_name("responder.py")), kind, str(port)) as responder:
         responder.hear()
