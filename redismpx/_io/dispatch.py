@@ -100,13 +100,13 @@ class Dispatcher:
                         entry = channels[channel]
                     elif kind == PMESSAGE:
                         _, name, channel, data = reply
-                        entry = patterns[name]
+                        entry = patterns[name] if type(channel) is bytes else None
                     else:
                         entry, channel, data = NOBODY
                 except (TypeError, ValueError, IndexError, KeyError):
                     entry, channel, data = NOBODY
                 left -= 1
-                if entry is None or not (type(data) is bytes is type(channel)):
+                if entry is None or type(data) is not bytes:
                     others += self._take_other(reply)
                 elif (sole := entry.sole) is not None:  # most names have one subscriber, which is spared the loop
                     try:

@@ -1,4 +1,4 @@
-"""The bare loop: a blocking socket, hiredis, and nothing else. It speaks RESP3, as redismpx does."""
+"""The bare loop: a blocking socket, hiredis, and nothing else. It speaks RESP2, as redismpx does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class Raw:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.reader = hiredis.Reader(notEnoughData=None)
-        self.command(b"HELLO", b"3")
 
     def command(self, *words: bytes) -> object:
         """Send a command that has one reply; return that."""

@@ -86,17 +86,17 @@ class Bare(asyncio.Protocol):
     def __init__(self, game: PingPong) -> None:
         self._game = game
         self._reader = hiredis.Reader(notEnoughData=None)
-        self._replies = 0
+        self._is_confirmed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.WriteTransport", transport).write(pack(b"HELLO", b"3") + pack(b"SUBSCRIBE", b"room:0"))
+        cast("asyncio.WriteTransport", transport).write(pack(b"SUBSCRIBE", b"room:0"))
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not None:
-            self._replies += 1
-            if self._replies > 2:
+            if self._is_confirmed:
                 self._game.arrive(reply[1], reply[2])
+            self._is_confirmed = True
 
 
 async def bare_protocol(bench: Bench) -> None:

@@ -228,6 +228,7 @@ def bare_serve(bench: Bench) -> None:
     """As much as has arrived is answered at once."""
     publisher, number = requests(bench)
     with publisher, floor.connect(bench.port) as raw:
+        raw.command(b"HELLO", b"3")  # in RESP2, who is subscribed may not publish
         raw.subscribe([b"room:0"])
         feed, gets, recv, send = raw.reader.feed, raw.reader.gets, raw.connection.recv, raw.connection.sendall
         with bench.measured(number):
