@@ -419,8 +419,9 @@ class Registry(Generic[S]):
     def _tell_lost(self, active: dict[S, list[Entry[S]]]) -> Iterator[S]:
         for subscriber, entries in active.items():
             remaining = [e for e in entries if e.subscribers.get(subscriber) is Standing.ACTIVE]
-            for entry in remaining:
-                self._stand(entry, subscriber, Standing.WAITING)
+            for entry in remaining:  # as _stand() does it, but a hundred thousand may be told as one
+                entry.subscribers[subscriber] = Standing.WAITING
+                entry.fanout = entry.sole = None
             if remaining:
                 yield subscriber
 
