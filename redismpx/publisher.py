@@ -117,10 +117,7 @@ class Publisher:
                     connection = await self._connect()
                     self._failure, failures = None, 0
                     try:
-                        is_good = True
-                        while is_good and self._waiting:
-                            is_good = await self._exchange(connection)
-                            await asyncio.sleep(0)  # whoever was answered may have more to say
+                        await self._exchange(connection)
                     finally:
                         await self._pool.release(connection)
                 except (Exception, asyncio.CancelledError) as error:
@@ -154,11 +151,11 @@ class Publisher:
                 raise
         return connection
 
-    async def _exchange(self, connection: AbstractConnection) -> bool:
-        """Send a batch, and hand out its replies; return whether the connection is good for another."""
+    async def _exchange(self, connection: AbstractConnection) -> None:
+        """Send a batch, and hand out its replies."""
         sent = self._sent = self._next_batch()
         if not sent:
-            return True  # all of them were cancelled
+            return  # all of them were cancelled
         is_good = False
         transport = _transport(connection)  # redis-py forgets it when it disconnects, and what was not sent yet is left
         try:
@@ -167,7 +164,7 @@ class Publisher:
             async with asyncio.timeout_at(sent[-1].deadline):
                 await connection.send_packed_command(b"".join([call.command for call in sent]), check_health=False)
                 if is_cancelling():
-                    return False
+                    return
                 while sent:
                     try:
                         reply = await read()
@@ -193,7 +190,6 @@ class Publisher:
                 self._lose(sent, "closed before Redis answered", None)
                 sent.clear()
                 await _end(connection, transport)
-        return is_good
 
     def _next_batch(self) -> deque[_Call]:
         batch: deque[_Call] = deque()
