@@ -603,6 +603,9 @@ def broken_copy(mutant: Mutant) -> Iterator[str]:
         yield folder
 
 
+HANGS = 180  # seconds after which the tests have noticed a fault by never ending
+
+
 def survives(mutant: Mutant) -> bool:
     """Whether the tests pass with the fault in place; then they guard nothing."""
     with broken_copy(mutant) as folder:
@@ -619,7 +622,12 @@ def survives(mutant: Mutant) -> bool:
         ]
         environment = {**os.environ, "PYTHONPATH": folder}
         for _ in range(3):
-            result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            try:
+                result = subprocess.run(
+                    command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS, check=False
+                )
+            except subprocess.TimeoutExpired:  # Hypothesis takes pytest's timeout for a failure, and tries once more
+                return False
             if result.returncode not in (0, 1) and "Timeout" not in result.stdout + result.stderr:
                 raise SystemExit(f"{mutant.fault}: pytest ended with {result.returncode}\n{result.stdout[-2000:]}")
             if result.returncode != 0:
