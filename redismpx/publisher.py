@@ -78,7 +78,7 @@ class Publisher:
         self._called.fire()
         try:
             return await call.outcome
-        except BaseException:
+        except BaseException:  # the outcome, or cancelled: for the caller in both cases
             call.command = b""  # of a caller that was cancelled: it need not be kept until its turn
             del call  # or what is raised would lead to itself, by its traceback
             raise
@@ -145,7 +145,7 @@ class Publisher:
                     await _end(connection, _transport(connection))
                     await connection.connect()
                 await connection.check_health()
-            except BaseException:
+            except BaseException:  # also when cancelled: the pool gets it back ended; _run logs why
                 await _end(connection, _transport(connection))
                 await self._pool.release(connection)
                 raise
