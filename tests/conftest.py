@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from redis.asyncio import Redis
 
+from .cluster import Cluster
 from .servers import Server, find_binary, left_behind, open_sockets
 
 T = TypeVar("T")
@@ -57,11 +58,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-def start_server(flavour: str, *options: str) -> Server:
+def binary_of(flavour: str) -> str:
     binary = find_binary(flavour)
     if binary is None:
         pytest.skip(f"{flavour}-server is not on PATH")
-    return Server(binary, *options).start()
+    return binary
+
+
+def start_server(flavour: str, *options: str) -> Server:
+    return Server(binary_of(flavour), *options).start()
 
 
 @pytest.fixture(scope="session", params=FLAVOURS)
@@ -78,6 +83,38 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     server = start_server(request.param)
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session", params=FLAVOURS)
+def cluster_of_session(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster of each flavour, for `shared_cluster`. It gives up no node because the machine is busy."""
+
+    async def start() -> Cluster:
+        cluster = await Cluster.start(request.param, node_timeout=4)
+        await cluster.release()
+        return cluster
+
+    binary_of(request.param)
+    cluster = run(start())
+    yield cluster
+    run(cluster.stop())
+
+
+@pytest.fixture
+async def shared_cluster(cluster_of_session: Cluster) -> AsyncIterator[Cluster]:
+    """A cluster of each flavour, for tests that kill no node. Slots and roles are wherever the others left them."""
+    await cluster_of_session.settled()
+    yield cluster_of_session
+    await cluster_of_session.release()
+
+
+@pytest.fixture(params=FLAVOURS)
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    """A cluster of each flavour, for this test alone: its nodes may be killed, and are given up in a second."""
+    binary_of(request.param)
+    cluster = await Cluster.start(request.param)
+    yield cluster
+    await cluster.stop()
 
 
 @pytest.fixture

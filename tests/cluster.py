@@ -1,0 +1,341 @@
+"""A Redis Cluster of our own on loopback: its slots move, its primaries fail over or die, its nodes come and go.
+
+Whatever is returned is the nodes' own word, and whatever is changed is waited for until all that live say the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, Self
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import ResponseError
+
+from .servers import Server, eventually, find_binary, free_port
+
+SLOTS = 16384
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a node says of one node, of itself or of another."""
+
+    flags: frozenset[str]
+    primary: str
+    """The id of the node that it is a replica of, or `-`."""
+    ranges: tuple[str, ...]
+    """The slots that it serves, as the node writes them."""
+
+    @property
+    def slots(self) -> set[int]:
+        slots: set[int] = set()
+        for first, last in (text.split("-") if "-" in text else (text, text) for text in self.ranges):
+            slots.update(range(int(first), int(last) + 1))
+        return slots
+
+
+class Node(Server):
+    """One server of a cluster. It keeps its id, its ports and what it knows of the others when it is started again."""
+
+    def __init__(self, binary: str, node_timeout: float, options: Iterable[str] = ()) -> None:
+        super().__init__(
+            binary, "--cluster-enabled", "yes", "--cluster-port", str(free_port()),
+            "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", str(int(node_timeout * 1000)),
+            "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0",
+            "--repl-ping-replica-period", "1", "--enable-debug-command", "yes", *options,
+        )  # fmt: skip
+        self.id = ""
+        self._admin: Redis | None = None
+
+    def __repr__(self) -> str:
+        return f"<Node {self.port}{'' if self.alive else ' dead'}>"
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None
+
+    @property
+    def bus_port(self) -> int:
+        return int(self.options[self.options.index("--cluster-port") + 1])
+
+    @property
+    def admin(self) -> Redis:
+        """A client of this node alone, which follows no redirection. The cluster closes it."""
+        if self._admin is None:
+            self._admin = Redis.from_url(self.admin_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        return self._admin
+
+    async def release(self) -> None:
+        """Close the client."""
+        if self._admin is not None:
+            admin, self._admin = self._admin, None
+            await admin.aclose()
+
+    async def ask(self, *command: str | bytes | int) -> object:
+        return await self.admin.execute_command(*command)
+
+    async def words(self) -> dict[str, Word]:
+        """What it says of each node that it knows, by id; of itself as well."""
+        text = await self.admin.execute_command("CLUSTER", "NODES")
+        words = {}
+        for line in text.decode().splitlines():
+            name, _address, flags, primary, _ping, _pong, _epoch, _link, *slots = line.split()
+            ranges = tuple(slot for slot in slots if not slot.startswith("["))  # those are on the move
+            words[name] = Word(frozenset(flags.split(",")) - {"myself"}, primary, ranges)
+        return words
+
+    async def word(self) -> Word:
+        """What it says of itself."""
+        return (await self.words())[self.id]
+
+    async def is_well(self) -> bool:
+        """Whether it serves, and has the data of its primary if it is a replica."""
+        info = await self.admin.execute_command("CLUSTER", "INFO")
+        if b"cluster_state:ok" not in info:
+            return False
+        role = await self.admin.execute_command("ROLE")
+        return role[0] == b"master" or role[3] == b"connected"
+
+
+class Cluster:
+    """Some primaries, each with the same number of replicas or none, and all slots shared out evenly."""
+
+    def __init__(self, binary: str, node_timeout: float, options: tuple[str, ...]) -> None:
+        self._binary = binary
+        self._node_timeout = node_timeout
+        self._options = options
+        self.nodes: list[Node] = []
+
+    @classmethod
+    async def start(
+        cls, flavour: str, primaries: int = 3, replicas: int = 3, *options: str, node_timeout: float = 1.0
+    ) -> Self:
+        """Start a cluster; `replicas` is their number in all. A node is given up after `node_timeout` seconds."""
+        binary = find_binary(flavour)
+        assert binary is not None, flavour
+        cluster = cls(binary, node_timeout, options)
+        try:
+            await cluster._form(primaries, replicas)
+        except BaseException:
+            await cluster.stop()
+            raise
+        return cluster
+
+    async def _form(self, primaries: int, replicas: int) -> None:
+        await self._launch(primaries + replicas)
+        first, last = self.nodes[:primaries], self.nodes[primaries:]
+        for number, node in enumerate(self.nodes):
+            await node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for number, node in enumerate(first):
+            start, end = SLOTS * number // primaries, SLOTS * (number + 1) // primaries - 1
+            await node.ask("CLUSTER", "ADDSLOTSRANGE", start, end)
+        await self._introduce(combinations(self.nodes, 2))
+        for number, node in enumerate(last):
+            await node.ask("CLUSTER", "REPLICATE", first[number % primaries].id)
+        await self.settled()
+
+    async def _launch(self, count: int) -> list[Node]:
+        nodes = [Node(self._binary, self._node_timeout, self._options) for _ in range(count)]
+        self.nodes += nodes
+        for node in nodes:
+            node.launch()
+        for node in nodes:
+            node.wait_until_it_answers()
+            node.id = (await node.admin.execute_command("CLUSTER", "MYID")).decode()
+        return nodes
+
+    async def _introduce(self, pairs: Iterable[tuple[Node, Node]]) -> None:
+        for node, other in pairs:
+            await node.ask("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus_port)
+        await eventually(self._all_known, "the nodes know one another")
+
+    async def _all_known(self) -> bool:
+        expected = {node.id for node in self.nodes}
+        views = await asyncio.gather(*(node.words() for node in self.live))
+        return all(
+            view.keys() == expected and not any("handshake" in word.flags for word in view.values()) for view in views
+        )
+
+    async def stop(self) -> None:
+        """End all nodes, and leave nothing of them."""
+        await self.release()
+        for node in self.nodes:
+            node.remove()
+
+    async def release(self) -> None:
+        """Close the clients that the calls of this object opened: they belong to the loop that runs now."""
+        for node in self.nodes:
+            await node.release()
+
+    # --- what the nodes say
+
+    @property
+    def live(self) -> list[Node]:
+        return [node for node in self.nodes if node.alive]
+
+    @property
+    def url(self) -> str:
+        """The URL of a node that lives."""
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        return [node.admin_url for node in self.live]
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.id == name)
+
+    async def primaries(self) -> list[Node]:
+        return [node for node in self.live if "master" in (await node.word()).flags]
+
+    async def replicas(self, primary: Node) -> list[Node]:
+        return [node for node in self.live if (await node.word()).primary == primary.id]
+
+    async def owner(self, slot: int | str | bytes) -> Node:
+        """The node that says that it serves a slot, or the slot of a name."""
+        number = slot if isinstance(slot, int) else key_slot(slot.encode() if isinstance(slot, str) else slot)
+        found: list[Node] = []
+
+        async def one() -> bool:
+            found[:] = [node for node in await self.primaries() if number in (await node.word()).slots]
+            return len(found) == 1
+
+        await eventually(one, f"one node serves slot {number}")
+        return found[0]
+
+    async def settled(self) -> None:
+        """Wait until all that live say the same of all, and all is well."""
+        await eventually(self._agree, "all nodes say the same, and are well")
+
+    async def _agree(self) -> bool:
+        live = self.live
+        known = {node.id for node in self.nodes}
+        views = await asyncio.gather(*(node.words() for node in live))
+        of_the_living = [{node.id: view.get(node.id) for node in live} for view in views]
+        return (
+            all(view.keys() <= known for view in views)
+            and all(view == of_the_living[0] for view in of_the_living)
+            and all(word is not None and word.flags in ({"master"}, {"slave"}) for word in of_the_living[0].values())
+            and all(await asyncio.gather(*(node.is_well() for node in live)))
+        )
+
+    # --- who is subscribed where
+
+    async def shard_subscribers(self, names: Iterable[bytes]) -> dict[bytes, dict[Node, int]]:
+        """How many clients each node has subscribed to each shard channel; nodes that have none are left out."""
+        return await self._numbers("SHARDNUMSUB", names)
+
+    async def subscribers(self, names: Iterable[bytes]) -> dict[bytes, dict[Node, int]]:
+        """The same of classic channels."""
+        return await self._numbers("NUMSUB", names)
+
+    async def shard_channels(self) -> dict[Node, set[bytes]]:
+        """The shard channels that each node has subscribers of; nodes that have none are left out."""
+        return await self._names("SHARDCHANNELS")
+
+    async def channels(self) -> dict[Node, set[bytes]]:
+        """The same of classic channels."""
+        return await self._names("CHANNELS")
+
+    async def patterns(self) -> dict[Node, int]:
+        """How many patterns each node has subscribers of; nodes that have none are left out."""
+        counts = {node: await node.admin.pubsub_numpat() for node in self.live}
+        return {node: count for node, count in counts.items() if count}
+
+    async def _numbers(self, command: str, names: Iterable[bytes]) -> dict[bytes, dict[Node, int]]:
+        names = list(names)
+        numbers: dict[bytes, dict[Node, int]] = {name: {} for name in names}
+        for node in self.live:
+            reply = await node.admin.execute_command("PUBSUB", command, *names)
+            for name, number in zip(reply[::2], reply[1::2], strict=True):
+                if number:
+                    numbers[name][node] = number
+        return numbers
+
+    async def _names(self, command: str) -> dict[Node, set[bytes]]:
+        names = {node: set(await node.admin.execute_command("PUBSUB", command)) for node in self.live}
+        return {node: found for node, found in names.items() if found}
+
+    # --- slots on the move
+
+    async def move_slot(self, slot: int | str | bytes, to: Node) -> None:
+        """Move a slot, or the slot of a name, with its keys while clients go on using it."""
+        number = slot if isinstance(slot, int) else key_slot(slot.encode() if isinstance(slot, str) else slot)
+        await self.begin_move(number, to)
+        await self.finish_move(number, to)
+
+    async def begin_move(self, slot: int, to: Node) -> None:
+        """Put a slot between two nodes: it migrates from the one, and is imported by the other."""
+        source = await self.owner(slot)
+        await to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
+
+    async def finish_move(self, slot: int, to: Node) -> None:
+        """Move the keys, and have all nodes know."""
+        source = await self.owner(slot)
+        while keys := await source.admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            await source.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+        others = [node for node in await self.primaries() if node not in (to, source)]
+        for node in (to, source, *others):
+            try:
+                await node.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+            except ResponseError:  # it lost its last slot, and became a replica of the new owner
+                if "slave" not in (await node.word()).flags:
+                    raise
+        await self.settled()
+
+    # --- nodes that come and go
+
+    async def failover(self, primary: Node, how: Literal["command", "kill"] = "command") -> Node:
+        """Have a replica take over from a primary, which is asked or killed; return the new primary."""
+        replicas = await self.replicas(primary)
+        assert replicas, f"{primary} has no replica"
+        if how == "command":
+            await replicas[0].ask("CLUSTER", "FAILOVER")
+        else:
+            await self.kill(primary)
+        promoted: list[Node] = []
+
+        async def one() -> bool:
+            promoted[:] = [node for node in replicas if "master" in (await node.word()).flags]
+            return bool(promoted)
+
+        await eventually(one, f"a replica of {primary} is promoted")
+        await self.settled()
+        return promoted[0]
+
+    async def kill(self, node: Node) -> None:
+        """End a node as a crash would. Nothing is waited for."""
+        await node.release()
+        node.kill()
+
+    async def restart(self, node: Node) -> None:
+        """Start a node again that was killed; as a replica, if another was promoted meanwhile."""
+        node.start()
+        await self.settled()
+
+    async def add_node(self) -> Node:
+        """Add a primary that has no slot yet."""
+        known = self.live
+        (node,) = await self._launch(1)
+        await self._introduce((node, other) for other in known)
+        await self.settled()
+        return node
+
+    async def remove_node(self, node: Node) -> None:
+        """Move its slots away, have all others forget it, and end it."""
+        others = [other for other in await self.primaries() if other is not node]
+        for number, slot in enumerate(sorted((await node.word()).slots)):
+            await self.move_slot(slot, others[number % len(others)])
+        await self.kill(node)
+        self.nodes.remove(node)
+        node.remove()
+        for other in self.live:
+            await other.ask("CLUSTER", "FORGET", node.id)
+        await self.settled()
