@@ -22,7 +22,7 @@ class ChannelSubscription(MessageSubscription[T]):
 
     def __init__(self, hub: Hub, consumer: Consumer) -> None:
         self._channels: set[bytes] = set()
-        super().__init__(hub, consumer, "a channel subscription")
+        super().__init__(hub, consumer, f"a {self._kind.value} subscription")
 
     @property
     def channels(self) -> frozenset[bytes]:
@@ -71,3 +71,16 @@ class ChannelSubscription(MessageSubscription[T]):
 
     def __repr__(self) -> str:
         return self._describe(f"channels={len(self._channels)}")
+
+
+class ShardedChannelSubscription(ChannelSubscription[T]):
+    """The same for sharded Pub/Sub: a message goes to the shard only that has the slot of its channel.
+
+    Its channels are not the same as those of others: what is published with `sharded=True` arrives here, and nothing
+    else does. A channel whose slot moves to another node, or whose node is lost, gets its Disconnect and Activation for
+    itself.
+    """
+
+    __slots__ = ()
+
+    _kind = Kind.SHARD_CHANNEL

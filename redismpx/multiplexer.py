@@ -7,14 +7,15 @@ from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Any, Self, overload
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.backoff import AbstractBackoff, FullJitterBackoff
 
 from ._core.backlog import Budget, Overflow
 from ._core.wire import Kind
+from ._io.hub import Hub
 from ._io.inbox import Consumer
 from ._io.log import logger
-from ._io.supervisor import Phase, Supervisor
+from ._io.supervisor import Phase
 from .arguments import (
     Limits,
     check_bound,
@@ -27,7 +28,7 @@ from .arguments import (
     to_pattern,
     to_payload,
 )
-from .channel import ChannelSubscription
+from .channel import ChannelSubscription, ShardedChannelSubscription
 from .errors import MultiplexerIsClosed
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
@@ -85,7 +86,7 @@ class Multiplexer:
 
     def __init__(
         self,
-        redis: str | Redis = "redis://localhost:6379",
+        redis: str | Redis | RedisCluster = "redis://localhost:6379",
         *,
         backoff: AbstractBackoff | None = None,
         ping_interval: float | None = 10.0,
@@ -137,12 +138,11 @@ class Multiplexer:
             redis = self._owned = to_client(redis, connection_options)
         elif connection_options:
             raise TypeError(f"options ({', '.join(connection_options)}) go with a URL only; set them on the client")
-        elif not isinstance(redis, Redis):
+        elif not isinstance(redis, (Redis, RedisCluster)):
             kind = f"{type(redis).__module__}.{type(redis).__name__}"
-            raise TypeError(f"redis must be a URL or a redis.asyncio.Redis client, not {kind}")
-        self._client = redis  # kept alive: connections of a Sentinel client refer to it weakly
-        self._supervisor = Supervisor(
-            redis.connection_pool,
+            raise TypeError(f"redis must be a URL or a client, redis.asyncio.Redis or RedisCluster, not {kind}")
+        self._hub = Hub(
+            redis,
             FullJitterBackoff(cap=5.0, base=0.05) if backoff is None else backoff,
             ping_interval,
             ping_timeout,
@@ -150,14 +150,8 @@ class Multiplexer:
             Limits(**{name: check_bound(limit, name) for name, limit in limits.items()}),
             budget,
         )
-        self._publisher = Publisher(
-            redis.connection_pool,
-            self._owned is not None,
-            publish_timeout,
-            self._supervisor.tasks,
-            self._supervisor.counters,
-        )
-        self._requester = Requester(self._supervisor, redis, self.publish, self._on_error, self._max_pending)
+        self._publisher = Publisher(self._hub, self._owned is not None, publish_timeout)
+        self._requester = Requester(self._hub, redis, self.publish, self._on_error, self._max_pending)
 
     # --- subscriptions
 
@@ -172,6 +166,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | str | None = None,
         on_error: OnError | None = None,
+        sharded: bool = False,
     ) -> ChannelSubscription[bytes]: ...
 
     @overload
@@ -185,6 +180,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | str | None = None,
         on_error: OnError | None = None,
+        sharded: bool = False,
     ) -> ChannelSubscription[T]: ...
 
     def new_channel_subscription(
@@ -197,6 +193,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | str | None = None,
         on_error: OnError | None = None,
+        sharded: bool = False,
     ) -> ChannelSubscription[Any]:
         """Make a subscription without channels yet; `add()` them.
 
@@ -218,12 +215,16 @@ class Multiplexer:
             overflow: as for the multiplexer, whose value is used if this is None.
             on_error: called with what callbacks raise, `SlowConsumer`, `DecodeError`, and `SubscriptionRefused`; None
                 stands for the multiplexer's.
+            sharded: whether its channels are those of sharded Pub/Sub (https://redis.io/docs/latest/develop/pubsub/):
+                another kind of channels, to which `publish(..., sharded=True)` publishes. In a cluster a message for
+                one goes to one shard only, to which there is a connection of its own. Needs Redis 7; an older server
+                refuses it (`SubscriptionRefused`).
 
         Raises `MultiplexerIsClosed`; `TypeError` and `ValueError` for bad arguments.
         """
         self._enter()
         consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
-        return ChannelSubscription(self._supervisor, consumer)
+        return (ShardedChannelSubscription if sharded else ChannelSubscription)(self._hub, consumer)
 
     @overload
     def new_pattern_subscription(
@@ -273,7 +274,7 @@ class Multiplexer:
         """
         self._enter()
         consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
-        return PatternSubscription(self._supervisor, consumer, to_pattern(pattern, self._supervisor.limits))
+        return PatternSubscription(self._hub, consumer, to_pattern(pattern, self._hub.limits))
 
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
         """Make a subscription for promises on all channels that begin with `prefix`.
@@ -282,12 +283,12 @@ class Multiplexer:
         `TooManyPatterns`; `TypeError` and `ValueError` for what cannot be a prefix.
         """
         self._enter()
-        name = to_bytes(prefix, "a prefix", self._supervisor.limits.max_pattern_bytes)
-        return PromiseSubscription(self._supervisor, self._on_error, name)
+        name = to_bytes(prefix, "a prefix", self._hub.limits.max_pattern_bytes)
+        return PromiseSubscription(self._hub, self._on_error, name)
 
     # --- publishing
 
-    async def publish(self, channel: str | bytes, data: Payload) -> int:
+    async def publish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
         """Publish a message, and return how many connections received it, as Redis counts: a promise of nothing.
 
         Messages go out in the order of the calls, over one connection of the client's pool. Calls made while others
@@ -300,18 +301,20 @@ class Multiplexer:
             channel: whom it is for; `str` stands for its UTF-8.
             data: `str` is published as its UTF-8; `bytes`, whatever else has the buffer protocol, and what has
                 `__bytes__`, as those bytes.
+            sharded: publish to the subscriptions made with `sharded=True`, and to no others. In a cluster it goes to
+                the primary that owns the slot of the channel, over a connection of its own, and the order is kept for
+                each slot. If the slot moves meanwhile, the message follows it.
 
         Raises `ConnectionLost` after `publish_timeout`, or when the connection is lost before Redis has answered: its
         `sent` tells whether the message may have been published. What Redis refuses is redis-py's `ResponseError`, such
         as `NoPermissionError`, for this call alone. `MultiplexerIsClosed`, also when closed before it was sent;
         `ValueError` for more than `max_payload`; `TypeError` and `ValueError` for what cannot be published.
         """
-        supervisor = self._supervisor
-        if supervisor.phase is Phase.CLOSED:
+        if self._hub.closed:
             raise MultiplexerIsClosed
-        supervisor.enter()
-        name = to_bytes(channel, "a channel", supervisor.limits.max_name_bytes)
-        return await self._publisher.publish(name, to_payload(data, self._max_payload))
+        self._hub.enter()
+        name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
+        return await self._publisher.publish(name, to_payload(data, self._max_payload), sharded=sharded)
 
     # --- request and reply
 
@@ -393,13 +396,13 @@ class Multiplexer:
         self._enter()
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {type(handler).__name__}")
-        limits = self._supervisor.limits
+        limits = self._hub.limits
         name = to_bytes(channel_or_pattern, "a channel or pattern", limits.max_name_bytes)
         if kind_of(name) is Kind.PATTERN:
             to_pattern(name, limits)
         check_positive(concurrency, "concurrency")
         return Service(
-            self._supervisor,
+            self._hub,
             self.publish,
             name,
             handler,
@@ -414,7 +417,7 @@ class Multiplexer:
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._supervisor.phase is Phase.CONNECTED
+        return self._hub.main.phase is Phase.CONNECTED
 
     async def connect(self, timeout: float | None = None) -> None:
         """Wait until there is a connection, for `timeout` seconds at most; None waits as long as it takes.
@@ -427,31 +430,32 @@ class Multiplexer:
         self._enter()
         try:
             async with asyncio.timeout(timeout):
-                await self._supervisor.connected()
+                await self._hub.main.connected()
         except TimeoutError:
-            outage = self._supervisor.outage
+            outage = self._hub.main.outage
             detail = "" if outage is None else f"; the last attempt: {outage.reason}"
             raise TimeoutError(f"no connection to Redis within {timeout} s{detail}") from outage
 
     def stats(self) -> Stats:
         """Take a snapshot of the state and the counters. Works in every state, closed too."""
-        supervisor = self._supervisor
-        counters = supervisor.counters
-        subscriptions = supervisor.subscriptions
+        hub = self._hub
+        counters = hub.counters
+        subscriptions = hub.subscriptions
         return Stats(
-            state=supervisor.phase.value,
+            state=hub.main.phase.value,
             connections=counters.connections,
-            channels=supervisor.registry.wanted[Kind.CHANNEL],
-            patterns=supervisor.registry.wanted[Kind.PATTERN],
+            channels=hub.channels,
+            patterns=hub.wanted(Kind.PATTERN),
+            shards=0 if hub.shards is None else len(hub.shards),
             subscriptions=len(subscriptions),
             messages=counters.messages,
             ignored=counters.ignored,
             pending=sum(s.pending for s in subscriptions if isinstance(s, (MessageSubscription, Service))),
-            pending_bytes=supervisor.budget.used,
+            pending_bytes=hub.budget.used,
             dropped=counters.dropped,
             promises=counters.promises,
             published=counters.published,
-            last_error=supervisor.last_error,
+            last_error=hub.main.last_error,
         )
 
     def __repr__(self) -> str:
@@ -471,8 +475,8 @@ class Multiplexer:
         also from inside a callback. What is left to release is released in the next ticks of the loop; `aclose()` waits
         for it.
         """
-        self._supervisor.check()
-        self._supervisor.close()
+        self._hub.check()
+        self._hub.close()
         self._publisher.close()
 
     async def drain(self, timeout: float | None = None) -> None:
@@ -486,12 +490,12 @@ class Multiplexer:
         itself: it cannot wait for that callback. Without effect when closed.
         """
         check_seconds(timeout, "timeout")
-        self._supervisor.check()
-        if self._supervisor.phase is Phase.CLOSED:
+        self._hub.check()
+        if self._hub.closed:
             return
-        self._supervisor.draining = True
-        if self._supervisor.tasks.are_running:
-            self._supervisor.tasks.start(self._drain_alone(timeout), "redismpx drain")
+        self._hub.draining = True
+        if self._hub.tasks.are_running:
+            self._hub.tasks.start(self._drain_alone(timeout), "redismpx drain")
         else:
             await self._drain(timeout)
 
@@ -504,9 +508,9 @@ class Multiplexer:
     async def _drain(self, timeout: float | None) -> None:
         try:
             async with asyncio.timeout(timeout):
-                await self._supervisor.unsubscribed()
+                await self._hub.unsubscribed()
                 self._requester.give_up()
-                await self._supervisor.consumed()
+                await self._hub.consumed()
                 await self._publisher.flushed()
         except TimeoutError:
             left = f"{self.stats().pending} messages not consumed"
@@ -523,8 +527,8 @@ class Multiplexer:
         nevertheless, and another `aclose()` waits for the rest.
         """
         self.close()
-        self._supervisor.tasks.cancel()  # also a callback that closed, and went on
-        await self._supervisor.tasks.ended()
+        self._hub.tasks.cancel()  # also a callback that closed, and went on
+        await self._hub.tasks.ended()
         if self._owned is not None:
             await self._owned.aclose()
 
@@ -540,16 +544,16 @@ class Multiplexer:
     # --- arguments
 
     def _enter(self) -> None:
-        if self._supervisor.phase is Phase.CLOSED or self._supervisor.draining:
+        if self._hub.closed or self._hub.draining:
             raise MultiplexerIsClosed
-        self._supervisor.enter()
+        self._hub.enter()
 
     def _question(
         self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, timeout: float
     ) -> tuple[bytes, bytes, Mapping[str, str] | None, float]:
         if check_seconds(timeout, "timeout") is None:
             raise TypeError("timeout must be a number of seconds; without one, a request could wait for ever")
-        name = to_bytes(channel, "a channel", self._supervisor.limits.max_name_bytes)
+        name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
         return name, to_payload(data, self._max_payload), headers, timeout
 
     def _consumer(

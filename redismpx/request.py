@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from ._core.backlog import Overflow
 from ._core.wire import Kind, escape_glob
@@ -78,7 +78,9 @@ Handler: TypeAlias = Callable[[Request], bytes | Awaitable[bytes | None] | None]
 class Requester:
     """All requests of one multiplexer. Their answers come by one promise subscription, made for the first of them."""
 
-    def __init__(self, hub: Hub, redis: Redis, publish: Publish, on_error: OnError | None, max_pending: int) -> None:
+    def __init__(
+        self, hub: Hub, redis: Redis | RedisCluster, publish: Publish, on_error: OnError | None, max_pending: int
+    ) -> None:
         self._hub = hub
         self._redis = redis
         self._publish = publish

@@ -17,10 +17,13 @@ class Stats:
     """Connections made so far; each after the first is a reconnect."""
     channels: int
     """Channels that somebody wants; each is subscribed once on the server, whatever the number of its subscribers.
+    Sharded ones are counted, too.
 
     That of a delivery probe is one of them."""
     patterns: int
     """Patterns that somebody wants, those of promises among them."""
+    shards: int
+    """Primaries of a cluster to which there are links of their own, for sharded channels."""
     subscriptions: int
     """Subscription objects that are open."""
     messages: int

@@ -26,9 +26,8 @@ class Hub(Host, Protocol):
         """Whether nothing new may be wanted any more."""
         ...
 
-    @property
-    def outage(self) -> ConnectionLost | None:
-        """Why there is no connection now; None while there is one."""
+    def outage(self, kind: Kind) -> ConnectionLost | None:
+        """Tell why there is no connection for names of a kind now; None while there is one."""
 
     def enter(self) -> None:
         """Begin a public call: bind to the running loop, or refuse it."""
@@ -100,7 +99,7 @@ class Subscription(ABC):
                     await self._inbox.wait()
         except TimeoutError:
             missing = len(self._names) - self._inbox.active
-            outage = self._hub.outage
+            outage = self._hub.outage(self._kind)
             reason = "the server has not confirmed them yet" if outage is None else outage.reason
             raise TimeoutError(
                 f"{missing} of {len(self._names)} names not active after {timeout} s ({reason}): {self!r}"
@@ -187,7 +186,7 @@ class MessageSubscription(Subscription, Generic[T]):
         except EOFError:
             raise SubscriptionIsClosed from None
         except TimeoutError:
-            raise TimeoutError(f"no message within {timeout} s: {self!r}") from self._hub.outage
+            raise TimeoutError(f"no message within {timeout} s: {self!r}") from self._hub.outage(self._kind)
         return new_message((channel, data, self._source))
 
     def get_nowait(self) -> Message[T]:

@@ -518,7 +518,7 @@ class Run:
         return channels, len({c.pattern for c in self.consumers if c.pattern} | {a.name for a in self.askers})
 
     def _differences(self) -> str:
-        registry = self.mpx._supervisor.registry
+        registry = self.mpx._hub.main.registry
         late = [(c.how, c.sub, c.missing, c.checker.events[-6:]) for c in self.consumers if c.missing]
         channels, patterns = self._wanted()
         return (

@@ -391,7 +391,7 @@ async def fuzz_one(rig: Rig, rng: random.Random, note: Callable[[object], None])
     transport = await rig.connect(early)
     note(early)
     if rng.random() < 0.1:
-        rig.mpx._supervisor._send_ping()
+        rig.mpx._hub.main._send_ping()
     kind = rng.random()
     expected: Expected | None = None
     if kind < 0.1:

@@ -18,13 +18,13 @@ FLOORS = [
     {"errors", "_core.wire", "_core.backlog"},
     {"typing", "stats", "arguments", "_core.registry"},
     {"message", "envelope"},
-    {"_io.log"},
+    {"_io.log", "_io.route"},
     {"_io.tasks", "_io.pulse", "_io.deadlines", "_io.reporter", "_io.dial", "_io.diagnosis"},
-    {"_io.inbox", "_io.link", "_io.dispatch", "_io.retries"},
-    {"_io.probe"},
-    {"_io.supervisor", "subscription"},
-    {"channel", "pattern", "promise", "publisher"},
-    {"request"},
+    {"_io.inbox", "_io.link", "_io.dispatch", "_io.retries", "_io.topology", "_io.lane"},
+    {"_io.probe", "_io.supervisor", "subscription"},
+    {"_io.shards", "channel", "pattern", "promise"},
+    {"_io.hub", "request"},
+    {"publisher"},
     {"multiplexer"},
     {""},
     {"demo"},
@@ -55,7 +55,7 @@ def imported(name: str, tree: ast.Module) -> set[str]:
                 found.add(
                     module.removeprefix("redismpx").lstrip(".")
                     if module.startswith("redismpx")
-                    else module.split(".")[0] + ":"
+                    else (module if module == "redis.crc" else module.split(".")[0]) + ":"  # that is arithmetic only
                 )
                 continue
             base = folder[: len(folder) - node.level + 1]

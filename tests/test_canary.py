@@ -139,7 +139,7 @@ async def break_everything(url: str, admin: Redis, server: Server, **options: An
         before = mpx.stats().last_error
         server.kill()
         await until(lambda: (e := mpx.stats().last_error) is not before and "cannot connect" in str(e))
-        shown += [mpx.stats(), mpx._supervisor, mpx._client, mpx._client.connection_pool]
+        shown += [mpx.stats(), mpx._hub, mpx._hub._client, mpx._hub._client.connection_pool]
     shown += [mpx, mpx.stats(), *subs, pattern, promises, cleared, cleared.exception()]
     with pytest.raises(Exception) as caught:
         read.add("x")

@@ -89,7 +89,7 @@ class World:
         self.sockets = open_sockets()
         self.task: asyncio.Task[Any] | None = None
         self.mpx = Multiplexer(url, backoff=ConstantBackoff(0.001))
-        supervisor = self.mpx._supervisor
+        supervisor = self.mpx._hub.main
         steps = Steps(supervisor._run(), moment, lambda: self.begin(begin(self)))
         supervisor._run = steps.run  # type: ignore[method-assign]
         self.sub = self.mpx.new_channel_subscription()
@@ -108,7 +108,7 @@ class World:
             if self.task is not None:
                 return True
             if connections == 1:
-                self.mpx._supervisor._link.abort("cut")  # type: ignore[union-attr]
+                self.mpx._hub.main._link.abort("cut")  # type: ignore[union-attr]
         return False
 
     @property
@@ -117,7 +117,7 @@ class World:
 
     async def is_clean(self) -> None:
         """Nothing is left of it, as soon as the loop has come round."""
-        assert not self.mpx._supervisor.tasks._tasks
+        assert not self.mpx._hub.tasks._tasks
         await until(lambda: open_sockets() <= self.sockets)
 
 
@@ -153,7 +153,7 @@ async def test_the_end_at_each_suspension_of_the_supervisor(
         world = World(url if is_there else f"redis://127.0.0.1:{free_port()}", moment, lambda w: end(w.mpx))
         if await world.live():
             await world.task
-            assert world.mpx._supervisor.phase.value == "closed"
+            assert world.mpx._hub.main.phase.value == "closed"
         await world.mpx.aclose()
         await world.is_clean()
         if world.task is None:

@@ -11,6 +11,7 @@ from redis.asyncio import ConnectionPool, Redis
 
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.probe import Probe
+from redismpx._io.route import Straight
 
 from .checker import Checker
 from .conftest import start_server
@@ -67,7 +68,7 @@ async def test_without_a_probe_a_former_master_is_kept_and_nothing_arrives(succe
         sub.add("a")
         await sub.wait_for_activation(5)
         await fail_over(service, successor)
-        link = mpx._supervisor._link
+        link = mpx._hub.main._link
         assert link is not None
         for _ in range(3):  # it goes on answering pings, each sent after the last was heard
             heard = link._heard
@@ -91,7 +92,7 @@ async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
 async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
     """Workers of a server that forks after the import have a channel in common, and probe it at the same time."""
     async with Multiplexer(url, delivery_probe=0.05) as mpx:
-        probe = mpx._supervisor._probe
+        probe = mpx._hub._probe
         assert probe is not None
         take = probe.call
 
@@ -137,7 +138,7 @@ async def test_probes_that_condemn_one_link_after_the_other_become_rare_until_on
         probe.activate(probe.channel)
 
     pool = ConnectionPool.from_url(url)
-    probe = Probe(pool, 0.01, condemn)
+    probe = Probe(Straight(pool), 0.01, condemn)
     probe.activate(probe.channel)
     task = asyncio.create_task(probe.run())
     await until(lambda: len(waits) == 6)

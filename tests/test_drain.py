@@ -43,7 +43,7 @@ async def test_all_that_is_queued_is_delivered_and_nothing_after(url: str, admin
 
     reading = asyncio.ensure_future(read_all())
     draining = asyncio.ensure_future(mpx.drain(30))
-    await until(lambda: mpx._supervisor.draining)
+    await until(lambda: mpx._hub.draining)
     for call in (lambda: mpx.new_channel_subscription(print), lambda: sub.add("c")):
         with pytest.raises(MultiplexerIsClosed):
             call()
@@ -143,7 +143,7 @@ async def test_cancelled_it_closes_at_once(url: str) -> None:
         await client.publish("a", "x")
     await until(lambda: unread.pending == 1)
     draining = asyncio.ensure_future(mpx.drain())
-    await until(lambda: mpx._supervisor.draining)
+    await until(lambda: mpx._hub.draining)
     await asyncio.sleep(0.05)
     draining.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -203,7 +203,7 @@ async def test_one_that_nobody_holds_goes_on_until_it_is_closed(url: str, admin:
     sub = mpx.new_channel_subscription(*checker.callbacks)
     sub.add("a")
     await sub.wait_for_activation(5)
-    supervisor, gone = weakref.ref(mpx._supervisor), weakref.ref(mpx)
+    hub, gone = weakref.ref(mpx._hub), weakref.ref(mpx)
     del mpx, sub
     gc.collect()
     assert gone() is None
@@ -212,7 +212,7 @@ async def test_one_that_nobody_holds_goes_on_until_it_is_closed(url: str, admin:
     gc.collect()
     await admin.publish("a", "1")
     await until(lambda: checker.payloads == [b"1"])
-    still = supervisor()
+    still = hub()
     assert still is not None
     still.close()
     await still.tasks.ended()

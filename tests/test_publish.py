@@ -54,7 +54,7 @@ async def outcomes(calls: list[asyncio.Task[int]]) -> list[Any]:
 
 async def idle_connection_ended(mpx: Multiplexer) -> None:
     """Wait until the end of the connection has reached this process: before that, it cannot be known."""
-    (connection,) = mpx._client.connection_pool._available_connections
+    (connection,) = mpx._hub._client.connection_pool._available_connections
     reader = connection._reader
     assert reader is not None
     await until(lambda: reader.at_eof() or reader.exception() is not None)
@@ -278,7 +278,7 @@ async def test_what_is_published_while_the_server_is_away_goes_out_when_it_is_ba
         server.kill()
         await idle_connection_ended(mpx)
         calls = start(mpx, *"123")
-        await until(lambda: mpx._publisher._failure is not None)
+        await until(lambda: mpx._publisher._lane._failure is not None)
         server.start()
         assert await outcomes(calls) == [0, 0, 0]
         assert mpx.stats().published == 4
@@ -318,7 +318,7 @@ async def test_a_frozen_server_leaves_open_what_was_sent_and_only_that(server: S
         assert await mpx.publish("a", "0") == 1
         server.freeze()
         calls = start(mpx, "1")
-        await until(lambda: len(mpx._publisher._sent) == 1)
+        await until(lambda: len(mpx._publisher._lane._sent) == 1)
         calls += start(mpx, "2")
         sent, waiting = await outcomes(calls)
         assert isinstance(sent, ConnectionLost)
@@ -455,11 +455,11 @@ async def test_cancelled_callers_take_nothing_back_and_break_nobody_else(server:
         await mpx.publish("b", "x")  # connects
         server.freeze()
         calls = start(mpx, "0", "1")
-        await until(lambda: len(mpx._publisher._sent) > 0)
+        await until(lambda: len(mpx._publisher._lane._sent) > 0)
         await asyncio.sleep(0)
         calls += start(mpx, *map(str, range(2, 6)))
         await asyncio.sleep(0)
-        on_their_way = len(mpx._publisher._sent)
+        on_their_way = len(mpx._publisher._lane._sent)
         for number in (0, 3, 5):
             calls[number].cancel()
         server.thaw()
@@ -491,13 +491,13 @@ async def test_all_callers_cancelled_leave_nothing_to_do(server: Server) -> None
     server.kill()
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
         calls = start(mpx, *"123")
-        await until(lambda: mpx._publisher._failure is not None)
+        await until(lambda: mpx._publisher._lane._failure is not None)
         for call in calls:
             call.cancel()
         await outcomes(calls)
         assert mpx._publisher.pending == 0
         server.start()
-        await until(lambda: not mpx._publisher._waiting)
+        await until(lambda: not mpx._publisher._lane._waiting)
         assert mpx.stats().published == 0
 
 
@@ -517,7 +517,7 @@ async def test_closing_fails_what_has_no_outcome(server: Server, how: str) -> No
     await mpx.publish("a", "0")
     server.freeze()
     calls = start(mpx, "1")
-    await until(lambda: len(mpx._publisher._sent) == 1)
+    await until(lambda: len(mpx._publisher._lane._sent) == 1)
     calls += start(mpx, "2")
     await asyncio.sleep(0)
     if how == "close":
@@ -525,13 +525,13 @@ async def test_closing_fails_what_has_no_outcome(server: Server, how: str) -> No
     elif how == "aclose":
         await asyncio.wait_for(mpx.aclose(), 4)
     else:  # as asyncio.run() does with all tasks
-        for task in tuple(mpx._supervisor.tasks._tasks):
+        for task in tuple(mpx._hub.tasks._tasks):
             task.cancel()
     sent, waiting = await outcomes(calls)
     assert isinstance(sent, ConnectionLost)
     assert sent.sent
     assert isinstance(waiting, MultiplexerIsClosed)
-    assert mpx._publisher._timer is None
+    assert mpx._publisher._lane._timer is None
 
 
 async def test_closing_does_not_wait_for_what_a_frozen_server_does_not_read(server: Server) -> None:
@@ -540,7 +540,7 @@ async def test_closing_does_not_wait_for_what_a_frozen_server_does_not_read(serv
     await mpx.publish("a", "0")
     server.freeze()
     calls = start(mpx, b"x" * 50_000_000)  # more than fits into the buffers of the system
-    await until(lambda: len(mpx._publisher._sent) == 1)
+    await until(lambda: len(mpx._publisher._lane._sent) == 1)
     await asyncio.wait_for(mpx.aclose(), 4)
     assert isinstance((await outcomes(calls))[0], ConnectionLost)
     await asyncio.sleep(0)
@@ -552,7 +552,7 @@ async def test_closing_while_connecting_leaves_nothing(server: Server, how: str)
     server.freeze()
     mpx = Multiplexer(server.url, publish_timeout=30)
     calls = start(mpx, "1", "2")
-    await until(lambda: mpx._publisher._task is not None)
+    await until(lambda: mpx._publisher._lane._task is not None)
     await asyncio.sleep(0.01)
     if how == "close":
         mpx.close()
@@ -577,11 +577,11 @@ async def test_drain_waits_for_what_was_called_for(server: Server) -> None:
         await mpx.publish("a", "0")
         server.freeze()
         calls = start(mpx, "1")
-        await until(lambda: len(mpx._publisher._sent) == 1)
+        await until(lambda: len(mpx._publisher._lane._sent) == 1)
         calls += start(mpx, "2", "3")
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(mpx.drain())
-        await until(lambda: mpx._supervisor.draining)
+        await until(lambda: mpx._hub.draining)
         server.thaw()
         await asyncio.wait_for(draining, 20)
         assert await outcomes(calls) == [1, 1, 1]
@@ -614,7 +614,7 @@ async def test_callbacks_that_drain_waits_for_may_publish(url: str) -> None:
         assert await outcomes(start(mpx, *"123", channel="questions")) == [1, 1, 1]
         await until(lambda: mpx.stats().messages == 3)
         draining = asyncio.ensure_future(mpx.drain())
-        await until(lambda: mpx._supervisor.draining)
+        await until(lambda: mpx._hub.draining)
         go_on.set()
         await asyncio.wait_for(draining, 20)
         await until(lambda: [data for _, data in heard] == [b"1", b"2", b"3"])

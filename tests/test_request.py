@@ -753,7 +753,7 @@ async def test_draining_answers_what_was_received(url: str, other: Multiplexer, 
     asking = [asyncio.ensure_future(other.request("a", str(number), timeout=60)) for number in range(20)]
     await until(lambda: service.pending == 17)
     draining = asyncio.ensure_future(mpx.drain(30))
-    await until(lambda: mpx._supervisor.draining)
+    await until(lambda: mpx._hub.draining)
     for call in (lambda: mpx.serve("b", wait), lambda: mpx.request_many("b", b"", timeout=1)):
         with pytest.raises(MultiplexerIsClosed):
             call()

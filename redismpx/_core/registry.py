@@ -11,6 +11,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
+from redis.crc import key_slot
+
 from .wire import JOIN, LEAVE, Command, Desync, Kind, Token, Verb
 
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
@@ -99,7 +101,12 @@ class Registry(Generic[S]):
     def __init__(self) -> None:
         self.channels: dict[bytes, Entry[S]] = {}
         self.patterns: dict[bytes, Entry[S]] = {}
-        self._tables = {Kind.CHANNEL: self.channels, Kind.PATTERN: self.patterns}
+        self.shard_channels: dict[bytes, Entry[S]] = {}
+        self._tables = {
+            Kind.CHANNEL: self.channels,
+            Kind.PATTERN: self.patterns,
+            Kind.SHARD_CHANNEL: self.shard_channels,
+        }
         self._dirty: OrderedDict[Entry[S], None] = OrderedDict()  # where wish and fact may differ
         self._late: list[tuple[Entry[S], S]] = []  # wanted by somebody new while joined already
         self._in_flight: deque[Command] = deque()  # sent and not wholly answered, oldest first
@@ -159,8 +166,8 @@ class Registry(Generic[S]):
             entry.subscribers.clear()
             entry.fanout, entry.sole = (), None
         self.wanted = dict.fromkeys(Kind, 0)
-        self.channels.clear()
-        self.patterns.clear()
+        for table in self._tables.values():
+            table.clear()
         self._refused.clear()
         self._forget_link()
 
@@ -176,6 +183,11 @@ class Registry(Generic[S]):
     def has_work(self) -> bool:
         """Whether there is anything to send, or somebody to welcome."""
         return bool(self._late or self._probes or (self._dirty and self._names_in_flight < WINDOW))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody wants anything, and nothing is left to give up."""
+        return not any(self._tables.values())
 
     @property
     def in_flight(self) -> Command | None:
@@ -195,7 +207,7 @@ class Registry(Generic[S]):
                 commands.append(self._sent(probe, due))
             else:
                 self._narrow(probe)
-        batches: dict[Verb, list[Entry[S]]] = {}
+        batches: dict[tuple[Verb, int], list[Entry[S]]] = {}
         room = WINDOW - self._names_in_flight
         while self._dirty and room > 0:
             entry, _ = self._dirty.popitem(last=False)
@@ -203,12 +215,14 @@ class Registry(Generic[S]):
             if verb is None:
                 continue
             room -= 1
-            batch = batches.setdefault(verb, [])
+            # A node of a cluster takes names of one slot only in a command.
+            slot = key_slot(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
+            batch = batches.setdefault((verb, slot), [])
             batch.append(entry)
             if len(batch) == BATCH:
                 commands.append(self._sent(Command(verb), batch))
                 batch.clear()
-        for verb, batch in batches.items():
+        for (verb, _), batch in batches.items():
             if batch:
                 commands.append(self._sent(Command(verb), batch))
         if not self._dirty:
@@ -314,8 +328,28 @@ class Registry(Generic[S]):
             self._late.extend((entry, subscriber) for entry in entries for subscriber in entry.subscribers)
         return command, told
 
-    def lost(self) -> Iterator[S | None]:
-        """Take the loss of the connection; yield, once each, those who had anything active.
+    def redirect(self, slot: int) -> tuple[bytes, ...]:
+        """Take an error reply that says that another node has `slot`; return the names whose command was in vain.
+
+        They are subscribed no more, and would be asked for again. It answers the oldest command in flight, if that has
+        names of this slot. Otherwise the server had unsubscribed all of them before the command came, unasked, and that
+        was taken for its answer.
+        """
+        command = self.in_flight
+        if command is None or command.verb.kind is not Kind.SHARD_CHANNEL or key_slot(command.names[0]) != slot:
+            return ()
+        self._in_flight.popleft()
+        names = command.names[command.answered :]
+        self._names_in_flight -= len(names)
+        for name in names:
+            entry = self.shard_channels[name]
+            self._move(entry, Event.HELD if command.verb.joins else Event.CONFIRMED)
+            self._look(entry)
+        self._release(command)
+        return names
+
+    def lost(self) -> Iterator[tuple[S, list[Entry[S]]] | None]:
+        """Take the loss of the connection; yield, once each, those who had anything active, and what that was.
 
         With very many names that takes a while: None is yielded now and then, so that other things can be done between.
         """
@@ -416,14 +450,14 @@ class Registry(Generic[S]):
                 self._stand(entry, subscriber, standing)
                 yield subscriber
 
-    def _tell_lost(self, active: dict[S, list[Entry[S]]]) -> Iterator[S]:
+    def _tell_lost(self, active: dict[S, list[Entry[S]]]) -> Iterator[tuple[S, list[Entry[S]]]]:
         for subscriber, entries in active.items():
             remaining = [e for e in entries if e.subscribers.get(subscriber) is Standing.ACTIVE]
             for entry in remaining:  # as _stand() does it, but a hundred thousand may be told as one
                 entry.subscribers[subscriber] = Standing.WAITING
                 entry.fanout = entry.sole = None
             if remaining:
-                yield subscriber
+                yield subscriber, remaining
 
     def _forget_link(self) -> None:
         self._dirty.clear()
@@ -433,4 +467,4 @@ class Registry(Generic[S]):
         self._probes.clear()
 
     def _entries(self) -> list[Entry[S]]:
-        return [*self.channels.values(), *self.patterns.values()]
+        return [entry for table in self._tables.values() for entry in table.values()]

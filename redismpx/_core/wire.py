@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import hiredis
 
 MESSAGE = b"message"
 PMESSAGE = b"pmessage"
+SMESSAGE = b"smessage"
 PONG = b"pong"  # the answer to PING on a RESP2 connection that has subscriptions
 
 NOT_ENOUGH = object()
@@ -23,32 +25,36 @@ Token.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class Kind(Token):
-    """What a name stands for. The same bytes may be wanted as both, independently."""
+    """What a name stands for. The same bytes may be wanted as each of them, independently."""
 
     CHANNEL = "channel"
     PATTERN = "pattern"
+    SHARD_CHANNEL = "shard channel"
 
 
 class Verb(Token):
     """The commands that are ever sent. A confirmation begins with the command's name in lower case."""
 
-    SUBSCRIBE = b"subscribe"
-    UNSUBSCRIBE = b"unsubscribe"
-    PSUBSCRIBE = b"psubscribe"
-    PUNSUBSCRIBE = b"punsubscribe"
-    PING = b"ping"
+    SUBSCRIBE = b"subscribe", Kind.CHANNEL, True
+    UNSUBSCRIBE = b"unsubscribe", Kind.CHANNEL, False
+    PSUBSCRIBE = b"psubscribe", Kind.PATTERN, True
+    PUNSUBSCRIBE = b"punsubscribe", Kind.PATTERN, False
+    SSUBSCRIBE = b"ssubscribe", Kind.SHARD_CHANNEL, True
+    SUNSUBSCRIBE = b"sunsubscribe", Kind.SHARD_CHANNEL, False
+    PING = b"ping", Kind.CHANNEL, False
 
-    def __init__(self, command: bytes) -> None:
-        self.kind: Kind = Kind.PATTERN if command in (b"psubscribe", b"punsubscribe") else Kind.CHANNEL
+    def __init__(self, command: bytes, kind: Kind, joins: bool) -> None:
+        self.command = command
+        self.kind = kind
         """The kind of the names that this command carries."""
-        self.joins: bool = command in (b"subscribe", b"psubscribe")
+        self.joins = joins
         """Whether the command asks for names rather than giving them up."""
 
 
-JOIN = {Kind.CHANNEL: Verb.SUBSCRIBE, Kind.PATTERN: Verb.PSUBSCRIBE}
-LEAVE = {Kind.CHANNEL: Verb.UNSUBSCRIBE, Kind.PATTERN: Verb.PUNSUBSCRIBE}
+JOIN = {verb.kind: verb for verb in Verb if verb.joins}
+LEAVE = {verb.kind: verb for verb in Verb if not (verb.joins or verb is Verb.PING)}
 
-CONFIRMATIONS = {verb.value: verb for verb in Verb if verb is not Verb.PING}
+CONFIRMATIONS = {verb.command: verb for verb in Verb if verb is not Verb.PING}
 """The first element of a confirmation, to the command that it confirms."""
 
 
@@ -64,7 +70,7 @@ class Command:
 
     def __bytes__(self) -> bytes:
         # Length-prefixed arguments only, so a name is data whatever bytes it has.
-        return bytes(hiredis.pack_command((self.verb.value.upper(), *self.names)))  # type: ignore[arg-type]
+        return bytes(hiredis.pack_command((self.verb.command.upper(), *self.names)))  # type: ignore[arg-type]
 
 
 class Desync(Exception):
@@ -83,6 +89,7 @@ class Refusal(enum.Enum):
     NAMES = "names"
     PASSING = "passing"
     FATAL = "fatal"
+    MOVED = "moved"  # another node of the cluster owns the slot of the names
 
 
 def read_refusal(error: Exception) -> tuple[Refusal, str]:
@@ -94,7 +101,27 @@ def read_refusal(error: Exception) -> tuple[Refusal, str]:
         return Refusal.PASSING, text
     if word in _FATAL:
         return Refusal.FATAL, text
+    if word == "MOVED":
+        return Refusal.MOVED, text
     return Refusal.NAMES, text
+
+
+class Redirection(NamedTuple):
+    """Where a slot of a cluster is now."""
+
+    slot: int
+    host: str  # empty: that of the node that says so
+    port: int
+
+
+def read_redirection(text: str) -> Redirection | None:
+    """Take `MOVED slot host:port` apart; None if it is anything else."""
+    try:
+        word, slot, address = text.split(" ")
+        host, _, port = address.rpartition(":")
+        return Redirection(int(slot), host, int(port)) if word == "MOVED" else None
+    except ValueError:
+        return None
 
 
 def new_parser() -> hiredis.Reader:

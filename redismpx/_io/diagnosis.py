@@ -5,22 +5,23 @@ from __future__ import annotations
 import ssl
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import AuthenticationError, InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .._core.wire import Refusal, read_refusal
+from .route import Pool
 
 
-def describe(pool: ConnectionPool) -> str:
+def describe(pool: Pool) -> str:
     """Where connections go: a host and port, a path, or a Sentinel service. Never a user or password."""
     service = getattr(pool, "service_name", None)
     options = pool.connection_kwargs
     return str(service or options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
 
-def explain(pool: ConnectionPool, error: BaseException) -> str:
+def explain(pool: Pool, error: BaseException) -> str:
     """Say why a dial failed; ask about TLS where it looks as if only one side speaks it."""
     cut_off = "closed by server" in str(error) or isinstance(error.__context__, ConnectionResetError)
     hint = ""
@@ -32,12 +33,12 @@ def explain(pool: ConnectionPool, error: BaseException) -> str:
     return f"cannot connect to {describe(pool)}: {str(error) or repr(error)}{hint}"
 
 
-def speaks_tls(pool: ConnectionPool) -> bool:
+def speaks_tls(pool: Pool) -> bool:
     """Whether its connections are TLS."""
     return issubclass(pool.connection_class, SSLConnection)
 
 
-def trusts_anybody(pool: ConnectionPool) -> bool:
+def trusts_anybody(pool: Pool) -> bool:
     """Whether TLS is spoken without looking to whom, because the options say so."""
     options = pool.connection_kwargs
     is_checked = options.get("ssl_cert_reqs", "required") not in (None, "none", ssl.CERT_NONE)
@@ -53,8 +54,10 @@ def must_be_mended(cause: BaseException | None) -> bool:
     )
 
 
-async def is_cluster_node(redis: Redis) -> bool | None:
+async def is_cluster_node(redis: Redis | RedisCluster) -> bool | None:
     """Ask the server whether it is a node of a cluster; None: it does not say, and most likely is none."""
+    if isinstance(redis, RedisCluster):
+        return True
     try:
         reply: Any = await redis.execute_command("HELLO")  # without arguments it changes nothing, and needs no right
     except Exception:  # noqa: BLE001, old servers and proxies know no HELLO

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from ..errors import plain
 from .log import logger
+from .route import Pool
 
 DIAL_TIMEOUT = 30.0  # seconds for a whole dial; redis-py's own timeouts (5 s by default) bound each of its steps
 NEXT_ADDRESS_AFTER = 0.25  # seconds before a host's next address is tried too (RFC 8305)
 
 
-async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractConnection:
+async def dial(pool: Pool, *, side_by_side: bool = False) -> AbstractConnection:
     """Make a connection with all the options of a redis-py client, and do its handshake.
 
-    What a server may refuse is done without: RESP3, and a name for the connection. `side_by_side` tries all addresses
-    of the host, rather than one after the other. That is not done without need: asyncio forgets to close a socket when
-    such a dial is cancelled just as it succeeds. Raises what redis-py raises.
+    A server that is to be a master, by Sentinel's word or by that of the nodes of a cluster, is asked whether it is.
+    What a server may refuse is done without: RESP3, a name for the connection, and that question.
+
+    `side_by_side` tries all addresses of the host, rather than one after the other. That is not done without need:
+    asyncio forgets to close a socket when such a dial is cancelled just as it succeeds. Raises what redis-py raises.
     """
     without_hello = without_name = False
     while True:
@@ -38,6 +42,8 @@ async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractC
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
                 await connection.connect()
+                if getattr(pool, "is_master", False):
+                    await _check_role(connection)
                 if not without_hello and pool.connection_kwargs.get("protocol") is None:
                     await _speak_resp2(connection)
         except ResponseError as error:
@@ -58,6 +64,18 @@ async def dial(pool: ConnectionPool, *, side_by_side: bool = False) -> AbstractC
             raise
         else:
             return connection
+
+
+async def _check_role(connection: Any) -> None:
+    """Leave a master that was demoted, and of which not everybody has heard yet."""
+    await connection.send_command("ROLE")
+    try:
+        role, *_ = await connection.read_response()
+    except NoPermissionError as error:
+        logger.debug("whether this is a master cannot be told (%s)", plain(str(error)))
+        return
+    if role not in (b"master", "master"):
+        raise RedisConnectionError(f"{connection.host}:{connection.port} is not a master any more")
 
 
 async def _speak_resp2(connection: AbstractConnection) -> None:

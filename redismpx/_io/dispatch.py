@@ -12,7 +12,21 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from .._core.registry import Entry, Registry, Standing
-from .._core.wire import CONFIRMATIONS, MESSAGE, NOT_ENOUGH, PMESSAGE, PONG, Desync, Kind, Refusal, Verb, read_refusal
+from .._core.wire import (
+    CONFIRMATIONS,
+    MESSAGE,
+    NOT_ENOUGH,
+    PMESSAGE,
+    PONG,
+    SMESSAGE,
+    Desync,
+    Kind,
+    Redirection,
+    Refusal,
+    Verb,
+    read_redirection,
+    read_refusal,
+)
 from ..errors import ConnectionLost, SubscriptionRefused, plain
 from ..stats import Counters
 from .log import logger
@@ -66,13 +80,27 @@ class FanOut(NamedTuple):
     start: int = 0  # those before it have the message
 
 
-class Dispatcher:
-    """Takes the replies of one link after another; asks `retry_in` to retry what was refused, in so many seconds."""
+Evict: TypeAlias = Callable[[tuple[bytes, ...], Redirection | None], None]
+"""Takes away shard channels whose slot has left the node, to wherever it is now, if that is known."""
 
-    def __init__(self, registry: Registry[Subscriber], counters: Counters, retry_in: Callable[[float], None]) -> None:
+
+class Dispatcher:
+    """Takes the replies of one link after another; asks `retry_in` to retry what was refused, in so many seconds.
+
+    `evict` is for the node of a cluster.
+    """
+
+    def __init__(
+        self,
+        registry: Registry[Subscriber],
+        counters: Counters,
+        retry_in: Callable[[float], None],
+        evict: Evict | None = None,
+    ) -> None:
         self._registry = registry
         self._counters = counters
         self._retry_in = retry_in
+        self._evict = evict
         self._fan_out: FanOut | None = None
         self._kept_names = False  # whether Redis refused to unsubscribe, which is warned of once
 
@@ -80,7 +108,8 @@ class Dispatcher:
         """Take complete replies, for one turn; return how many those were, and whether no more are there."""
         if self._fan_out is not None and not self._go_on(turn_ends):
             return 0, False
-        channels, patterns = self._registry.channels, self._registry.patterns
+        registry = self._registry
+        channels, patterns, shard_channels = registry.channels, registry.patterns, registry.shard_channels
         replies = others = 0
         left = LOOK_AFTER
         entry: Entry[Subscriber] | None
@@ -101,6 +130,9 @@ class Dispatcher:
                     elif kind == PMESSAGE:
                         _, name, channel, data = reply
                         entry = patterns[name] if type(channel) is bytes else None
+                    elif kind == SMESSAGE:
+                        _, channel, data = reply
+                        entry = shard_channels[channel]
                     else:
                         entry, channel, data = NOBODY
                 except (TypeError, ValueError, IndexError, KeyError):
@@ -137,9 +169,13 @@ class Dispatcher:
         if self._fan_out is not None:  # some have its last message; so must all, before they hear of its end
             self._go_on(math.inf)
         turn_ends = monotonic() + TURN
-        for subscriber in self._registry.lost():
-            if subscriber is not None:
-                subscriber.disconnect(error)
+        for loser in self._registry.lost():
+            if loser is not None:
+                subscriber, entries = loser
+                names = None
+                if entries[0].kind is Kind.SHARD_CHANNEL:  # its others may be on links to other nodes
+                    names = frozenset([entry.name for entry in entries])
+                subscriber.disconnect(error if names is None else _narrowed(error, names))
             if monotonic() > turn_ends:
                 await asyncio.sleep(0)
                 turn_ends = monotonic() + TURN
@@ -166,7 +202,7 @@ class Dispatcher:
         verb = CONFIRMATIONS.get(kind) if type(kind) is bytes else None
         if verb is not None and size == 3 and type(reply[1]) is bytes:
             self._confirm(verb, reply[1])
-        elif (kind, size) in ((MESSAGE, 3), (PMESSAGE, 4)):
+        elif (kind, size) in ((MESSAGE, 3), (PMESSAGE, 4), (SMESSAGE, 3)):
             if not all(type(part) is bytes for part in reply):
                 self._counters.ignored += 1
             return False
@@ -183,9 +219,14 @@ class Dispatcher:
             for subscriber in subscribers:
                 subscriber.activate(name)
         else:
-            names = frozenset({name}) if verb.kind is Kind.CHANNEL else None
+            names = None if verb.kind is Kind.PATTERN else frozenset({name})
+            reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
+            was_active = False
             for subscriber in subscribers:
-                subscriber.disconnect(ConnectionLost("the server unsubscribed it", names))
+                was_active = True
+                subscriber.disconnect(ConnectionLost(reason, names))
+            if was_active and self._evict is not None:
+                self._evict((name,), None)
 
     def _answer(self, reply: object) -> None:
         """Take a reply that is not a list: the answer to PING, or the refusal of a command."""
@@ -195,6 +236,9 @@ class Dispatcher:
         meaning, text = read_refusal(reply)
         if meaning is Refusal.FATAL or not self._registry.in_flight:
             raise Desync(text or "an error without a text") from reply
+        if meaning is Refusal.MOVED and self._evict is not None and (redirection := read_redirection(text)):
+            self._evict(self._registry.redirect(redirection.slot), redirection)
+            return
         passing = meaning is Refusal.PASSING
         command, told = self._registry.refuse(passing=passing)
         if command.names:
@@ -218,3 +262,10 @@ def _hand_out(entry: Entry[Subscriber], fanout: Subscribers, portion: Subscriber
             else:
                 if result is not None:
                     subscriber.take(result)
+
+
+def _narrowed(error: ConnectionLost, names: frozenset[bytes]) -> ConnectionLost:
+    """Say the same of some names only."""
+    narrowed = ConnectionLost(error.reason, names)
+    narrowed.__cause__ = error.__cause__
+    return narrowed

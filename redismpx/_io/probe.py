@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
-from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import ResponseError
 
 from ..errors import ConnectionLost, SubscriptionRefused, plain
@@ -18,6 +17,7 @@ from .dial import DIAL_TIMEOUT, dial
 from .dispatch import Call
 from .log import logger
 from .pulse import Pulse
+from .route import Route
 from .tasks import is_cancelling
 
 LONGEST_WAIT = 10  # intervals between two probes, when one after the other condemns a link
@@ -30,13 +30,13 @@ class Probe:
     connection, for which it is asked again where the server is.
     """
 
-    def __init__(self, pool: ConnectionPool, interval: float, condemn: Callable[[str], None]) -> None:
+    def __init__(self, route: Route, interval: float, condemn: Callable[[str], None]) -> None:
         self.channel = b"__mpx_probe:" + secrets.token_hex(16).encode()
         self.wait = interval
         """Seconds to the next probe: doubled with each link that is condemned, until one proves good."""
         self.call: Call = self._arrived
         """Takes a probe that arrived."""
-        self._pool = pool
+        self._route = route
         self._interval = interval
         self._condemn = condemn
         self._activations = 0
@@ -67,7 +67,7 @@ class Probe:
         """Publish past the link; tell whether Redis took it."""
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                connection = await dial(self._pool)
+                connection = await dial(await self._route.find())
                 try:
                     await connection.send_command("PUBLISH", self.channel, token)
                     await connection.read_response()
@@ -76,6 +76,7 @@ class Probe:
         except ResponseError as error:
             self._warn("publish", error)
         except Exception as error:  # noqa: BLE001, dialling raises anything; whether there is a server is the link's affair
+            self._route.failed()
             logger.debug("the delivery probe could not be sent (%s)", plain(str(error)))
         else:
             return True

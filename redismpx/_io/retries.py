@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from time import monotonic
 
-from redis.asyncio.connection import ConnectionPool
 from redis.backoff import AbstractBackoff
 
 from ..errors import ConnectionLost
-from .diagnosis import describe, must_be_mended
+from .diagnosis import must_be_mended
 from .log import logger
 
 STABLE_AFTER = 10.0  # seconds after which a connection has proved itself, and the backoff begins anew
@@ -25,10 +24,9 @@ FLAPPING_HINT = "; it comes and goes: are messages larger than the server's clie
 class Retries:
     """The failures of dials and connections since the last one that lasted."""
 
-    def __init__(self, pool: ConnectionPool, backoff: AbstractBackoff) -> None:
+    def __init__(self, backoff: AbstractBackoff) -> None:
         self.failures = 0
         """How many there were."""
-        self._pool = pool
         self._backoff = backoff
         self._warned = -math.inf  # when the last warning was logged
         self._complained = -math.inf  # when the last error was logged
@@ -39,18 +37,18 @@ class Retries:
             self.failures = 0
             self._backoff.reset()
 
-    def failed(self, lost: ConnectionLost, was_connected: bool) -> float:
-        """Note a failure; return the seconds to wait: none after the first, then as the backoff says."""
+    def failed(self, where: str, lost: ConnectionLost, was_connected: bool) -> float:
+        """Note a failure at a server; return the seconds to wait: none after the first, then as the backoff says."""
         self.failures += 1
         now = monotonic()
         flapping = was_connected and self.failures > 1
         if must_be_mended(lost.__cause__) and now >= self._complained + ERROR_INTERVAL:
             self._complained = now
-            logger.error("no connection to Redis at %s until this is mended (%s)", describe(self._pool), lost.reason)
+            logger.error("no connection to Redis at %s until this is mended (%s)", where, lost.reason)
         elif self.failures == 1 or (flapping and now >= self._warned + WARN_INTERVAL):
             self._warned = now
             why = lost.reason + FLAPPING_HINT if flapping else lost.reason
-            logger.warning("no connection to Redis at %s; reconnecting (%s)", describe(self._pool), why)
+            logger.warning("no connection to Redis at %s; reconnecting (%s)", where, why)
         if self.failures == 1:
             return 0.0
         try:

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from redis.crc import key_slot
 
 from redismpx._core import registry as registry_module
-from redismpx._core.registry import BATCH, Registry, Standing, State
-from redismpx._core.wire import Command, Kind, Verb
+from redismpx._core.registry import BATCH, Entry, Registry, Standing, State
+from redismpx._core.wire import JOIN, LEAVE, Command, Kind, Verb
 
-NAMES = [b"a", b"b", b"\r\n"]
+NAMES = [b"a", b"{a}b", b"\r\n"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,7 @@ class Server:
         self.replies: deque[tuple[str, Verb, bytes]] = deque()
         self.subscribed: set[tuple[Kind, bytes]] = set()
         self.forbidden: set[bytes] = set()
+        self.moved: set[int] = set()  # slots that other nodes have
         self.sticky = False  # refuses every (P)UNSUBSCRIBE, unless it has sent one that nobody asked for
         self.has_dropped = False
 
@@ -68,6 +70,10 @@ class Server:
         command = self.commands.popleft()
         if command.verb is Verb.PING:
             self.replies.append(("pong", command.verb, b""))
+        elif command.verb.kind is Kind.SHARD_CHANNEL and len(set(map(key_slot, command.names))) > 1:
+            raise AssertionError("names of two slots in one command")
+        elif command.verb.kind is Kind.SHARD_CHANNEL and key_slot(command.names[0]) in self.moved:
+            self.replies.append(("moved", command.verb, command.names[0]))
         elif self.forbidden.intersection(command.names) if command.verb.joins else self.refuses_to_leave:
             self.replies.append(("error", command.verb, b""))
         else:
@@ -185,6 +191,11 @@ class RegistryMachine(RuleBasedStateMachine):
                 user.on_event()
         elif what == "message":
             self.deliver(verb.kind, name)
+        elif what == "moved":
+            for each in self.registry.redirect(key_slot(name)):
+                for own in (Verb.SSUBSCRIBE, Verb.SUNSUBSCRIBE):
+                    del self.in_flight[own, each]
+                self.evict(each)
         else:
             # An unasked unsubscribe that crosses our own is taken for its confirmation; that one says nothing new then.
             if self.in_flight[verb, name]:
@@ -195,9 +206,21 @@ class RegistryMachine(RuleBasedStateMachine):
                 else:
                     user.active.remove((verb.kind, name))
                     user.on_event()
+            if what == "dropped" and verb.kind is Kind.SHARD_CHANNEL and key_slot(name) in self.server.moved:
+                self.evict(name)
+
+    def evict(self, name: bytes) -> None:
+        """Its slot is elsewhere, and so are from now on all who want it."""
+        for user in self.users:
+            self.leave(user, Kind.SHARD_CHANNEL, name)
+
+    def table(self, kind: Kind) -> dict[bytes, Entry[Recorder]]:
+        registry = self.registry
+        tables = {Kind.CHANNEL: registry.channels, Kind.PATTERN: registry.patterns}
+        return tables.get(kind, registry.shard_channels)
 
     def deliver(self, kind: Kind, name: bytes) -> None:
-        entry = (self.registry.channels if kind is Kind.CHANNEL else self.registry.patterns).get(name)
+        entry = self.table(kind).get(name)
         expected = [u for u in self.users if (kind, name) in u.active]
         fanout = () if entry is None else (entry.fanout if entry.fanout is not None else entry.build_fanout())
         assert sorted(map(id, fanout)) == sorted(map(id, expected)), "a message missed or reached the wrong users"
@@ -206,8 +229,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
         kind, name = data.draw(self.subscribed)
-        verb = Verb.SUBSCRIBE if kind is Kind.CHANNEL else Verb.PSUBSCRIBE
-        self.server.replies.append(("message", verb, name))
+        self.server.replies.append(("message", JOIN[kind], name))
 
     @precondition(lambda self: self.server.subscribed)
     @rule(data=st.data())
@@ -216,8 +238,22 @@ class RegistryMachine(RuleBasedStateMachine):
         kind, name = data.draw(self.subscribed)
         self.server.subscribed.discard((kind, name))
         self.server.has_dropped = True
-        verb = Verb.UNSUBSCRIBE if kind is Kind.CHANNEL else Verb.PUNSUBSCRIBE
-        self.server.replies.append(("dropped", verb, name))
+        self.server.replies.append(("dropped", LEAVE[kind], name))
+
+    @rule(name=st.sampled_from(NAMES))
+    def move_slot(self, name: bytes) -> None:
+        """A slot moves to another node: whatever is subscribed there is unsubscribed, and cannot be subscribed."""
+        slot = key_slot(name)
+        self.server.moved.add(slot)
+        for kind, each in sorted(self.server.subscribed, key=str):
+            if kind is Kind.SHARD_CHANNEL and key_slot(each) == slot:
+                self.server.subscribed.discard((kind, each))
+                self.server.replies.append(("dropped", Verb.SUNSUBSCRIBE, each))
+
+    @precondition(lambda self: not (self.server.replies or self.server.commands))
+    @rule()
+    def bring_slots_back(self) -> None:
+        self.server.moved.clear()
 
     @rule(name=st.sampled_from(NAMES))
     def forbid(self, name: bytes) -> None:
@@ -238,17 +274,19 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        forbidden = self.server.forbidden
+        forbidden, moved = self.server.forbidden, self.server.moved
         self.server = Server()
-        self.server.forbidden = forbidden
+        self.server.forbidden, self.server.moved = forbidden, moved
         self.in_flight.clear()
         told: Counter[int] = Counter()
         had_active = {id(u) for u in self.users if u.active}
-        for user in self.registry.lost():
-            if user is None:  # other things are done in between
+        for loser in self.registry.lost():
+            if loser is None:  # other things are done in between
                 for other in self.users:
                     other.on_event()
                 continue
+            user, entries = loser
+            assert {(entry.kind, entry.name) for entry in entries} == user.active
             told[id(user)] += 1
             assert user.active, "disconnected with nothing active"
             user.active.clear()
@@ -274,8 +312,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_kept_for_nobody(self) -> None:
-        for table in (self.registry.channels, self.registry.patterns):
-            for entry in table.values():
+        for kind in Kind:
+            for entry in self.table(kind).values():
                 assert entry.subscribers or entry.state not in (State.ABSENT, State.REFUSED)
 
     def teardown(self) -> None:
@@ -286,6 +324,7 @@ class RegistryMachine(RuleBasedStateMachine):
             user.on_event = lambda: None
         self.server.sticky = False
         self.settle()
+        self.bring_slots_back()
         self.registry.retry()  # whatever was refused and is allowed by now
         self.settle()
         wanted = {name for user in self.users for name in user.wanted}
