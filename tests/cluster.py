@@ -5,21 +5,24 @@ Whatever is returned is the nodes' own word, and whatever is changed is waited f
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from .servers import Server, eventually, find_binary, free_port
 
 SLOTS = 16384
+ROLES = (frozenset({"master"}), frozenset({"slave"}))
+"""The flags of a node that lives, and is neither suspected nor new."""
+
+
+def slot_of(name: int | str | bytes) -> int:
+    """The slot of a name; a number is one."""
+    return name if isinstance(name, int) else key_slot(name.encode() if isinstance(name, str) else name)
 
 
 @dataclass(frozen=True)
@@ -51,38 +54,23 @@ class Node(Server):
             "--repl-ping-replica-period", "1", "--enable-debug-command", "yes", *options,
         )  # fmt: skip
         self.id = ""
-        self._admin: Redis | None = None
-
-    def __repr__(self) -> str:
-        return f"<Node {self.port}{'' if self.alive else ' dead'}>"
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None
 
     @property
     def bus_port(self) -> int:
         return int(self.options[self.options.index("--cluster-port") + 1])
 
-    @property
-    def admin(self) -> Redis:
-        """A client of this node alone, which follows no redirection. The cluster closes it."""
-        if self._admin is None:
-            self._admin = Redis.from_url(self.admin_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
-        return self._admin
-
-    async def release(self) -> None:
-        """Close the client."""
-        if self._admin is not None:
-            admin, self._admin = self._admin, None
-            await admin.aclose()
-
-    async def ask(self, *command: str | bytes | int) -> object:
+    async def ask(self, *command: str | bytes | int) -> Any:
         return await self.admin.execute_command(*command)
+
+    async def ask_all(self, commands: Iterable[tuple[str | bytes | int, ...]]) -> list[Any]:
+        pipe = self.admin.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute()
 
     async def words(self) -> dict[str, Word]:
         """What it says of each node that it knows, by id; of itself as well."""
-        text = await self.admin.execute_command("CLUSTER", "NODES")
+        text = await self.ask("CLUSTER", "NODES")
         words = {}
         for line in text.decode().splitlines():
             name, _address, flags, primary, _ping, _pong, _epoch, _link, *slots = line.split()
@@ -94,13 +82,13 @@ class Node(Server):
         """What it says of itself."""
         return (await self.words())[self.id]
 
-    async def is_well(self) -> bool:
-        """Whether it serves, and has the data of its primary if it is a replica."""
-        info = await self.admin.execute_command("CLUSTER", "INFO")
+    async def complaint(self) -> str:
+        """What keeps it from serving; or, if it is a replica, from having the data of its primary."""
+        info = await self.ask("CLUSTER", "INFO")
         if b"cluster_state:ok" not in info:
-            return False
-        role = await self.admin.execute_command("ROLE")
-        return role[0] == b"master" or role[3] == b"connected"
+            return f"{self} says {info.split()[0].decode()}"
+        role = await self.ask("ROLE")
+        return "" if role[0] == b"master" or role[3] == b"connected" else f"{self} is {role}"
 
 
 class Cluster:
@@ -147,20 +135,21 @@ class Cluster:
             node.launch()
         for node in nodes:
             node.wait_until_it_answers()
-            node.id = (await node.admin.execute_command("CLUSTER", "MYID")).decode()
+            node.id = (await node.ask("CLUSTER", "MYID")).decode()
         return nodes
 
     async def _introduce(self, pairs: Iterable[tuple[Node, Node]]) -> None:
         for node, other in pairs:
             await node.ask("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus_port)
-        await eventually(self._all_known, "the nodes know one another")
+        await eventually(self._strangers)
 
-    async def _all_known(self) -> bool:
-        expected = {node.id for node in self.nodes}
-        views = await asyncio.gather(*(node.words() for node in self.live))
-        return all(
-            view.keys() == expected and not any("handshake" in word.flags for word in view.values()) for view in views
-        )
+    async def _strangers(self) -> str:
+        known = {node.id for node in self.nodes}
+        for node in self.live:
+            words = await node.words()
+            if words.keys() != known or any("handshake" in word.flags for word in words.values()):
+                return f"{node} knows {words}"
+        return ""
 
     async def stop(self) -> None:
         """End all nodes, and leave nothing of them."""
@@ -199,31 +188,33 @@ class Cluster:
 
     async def owner(self, slot: int | str | bytes) -> Node:
         """The node that says that it serves a slot, or the slot of a name."""
-        number = slot if isinstance(slot, int) else key_slot(slot.encode() if isinstance(slot, str) else slot)
-        found: list[Node] = []
+        number = slot_of(slot)
+        owners: list[Node] = []
 
-        async def one() -> bool:
-            found[:] = [node for node in await self.primaries() if number in (await node.word()).slots]
-            return len(found) == 1
+        async def not_one() -> str:
+            owners[:] = [node for node in await self.primaries() if number in (await node.word()).slots]
+            return "" if len(owners) == 1 else f"slot {number} is served by {owners}"
 
-        await eventually(one, f"one node serves slot {number}")
-        return found[0]
+        await eventually(not_one)
+        return owners[0]
 
     async def settled(self) -> None:
         """Wait until all that live say the same of all, and all is well."""
-        await eventually(self._agree, "all nodes say the same, and are well")
+        await eventually(self._discord)
 
-    async def _agree(self) -> bool:
+    async def _discord(self) -> str:
         live = self.live
         known = {node.id for node in self.nodes}
-        views = await asyncio.gather(*(node.words() for node in live))
-        of_the_living = [{node.id: view.get(node.id) for node in live} for view in views]
-        return (
-            all(view.keys() <= known for view in views)
-            and all(view == of_the_living[0] for view in of_the_living)
-            and all(word is not None and word.flags in ({"master"}, {"slave"}) for word in of_the_living[0].values())
-            and all(await asyncio.gather(*(node.is_well() for node in live)))
-        )
+        first: dict[str, Word | None] = {}
+        for node in live:
+            words = await node.words()
+            of_the_living = {other.id: words.get(other.id) for other in live}
+            first = first or of_the_living
+            flags = [word.flags for word in of_the_living.values() if word is not None]
+            if not words.keys() <= known or of_the_living != first or any(f not in ROLES for f in flags):
+                return f"{node} says {words}, {live[0]} says {first}"
+        complaints = [complaint for node in live if (complaint := await node.complaint())]
+        return "; ".join(complaints)
 
     # --- who is subscribed where
 
@@ -252,43 +243,48 @@ class Cluster:
         names = list(names)
         numbers: dict[bytes, dict[Node, int]] = {name: {} for name in names}
         for node in self.live:
-            reply = await node.admin.execute_command("PUBSUB", command, *names)
+            reply = await node.ask("PUBSUB", command, *names)
             for name, number in zip(reply[::2], reply[1::2], strict=True):
                 if number:
                     numbers[name][node] = number
         return numbers
 
     async def _names(self, command: str) -> dict[Node, set[bytes]]:
-        names = {node: set(await node.admin.execute_command("PUBSUB", command)) for node in self.live}
+        names = {node: set(await node.ask("PUBSUB", command)) for node in self.live}
         return {node: found for node, found in names.items() if found}
 
     # --- slots on the move
 
     async def move_slot(self, slot: int | str | bytes, to: Node) -> None:
         """Move a slot, or the slot of a name, with its keys while clients go on using it."""
-        number = slot if isinstance(slot, int) else key_slot(slot.encode() if isinstance(slot, str) else slot)
-        await self.begin_move(number, to)
-        await self.finish_move(number, to)
+        await self.begin_move(slot, to)
+        await self.finish_move(slot, to)
 
-    async def begin_move(self, slot: int, to: Node) -> None:
+    async def begin_move(self, slot: int | str | bytes, to: Node) -> None:
         """Put a slot between two nodes: it migrates from the one, and is imported by the other."""
-        source = await self.owner(slot)
-        await to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
-        await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
+        await self._begin([slot_of(slot)], await self.owner(slot), to)
 
-    async def finish_move(self, slot: int, to: Node) -> None:
+    async def finish_move(self, slot: int | str | bytes, to: Node) -> None:
         """Move the keys, and have all nodes know."""
-        source = await self.owner(slot)
-        while keys := await source.admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            await source.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+        await self._finish([slot_of(slot)], await self.owner(slot), to)
+        await self.settled()
+
+    async def _begin(self, slots: list[int], source: Node, to: Node) -> None:
+        await to.ask_all(("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id) for slot in slots)
+        await source.ask_all(("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id) for slot in slots)
+
+    async def _finish(self, slots: list[int], source: Node, to: Node) -> None:
+        while any(found := await source.ask_all(("CLUSTER", "GETKEYSINSLOT", slot, 100) for slot in slots)):
+            await source.ask_all(
+                ("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys) for keys in found if keys
+            )
         others = [node for node in await self.primaries() if node not in (to, source)]
         for node in (to, source, *others):
             try:
-                await node.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+                await node.ask_all(("CLUSTER", "SETSLOT", slot, "NODE", to.id) for slot in slots)
             except ResponseError:  # it lost its last slot, and became a replica of the new owner
                 if "slave" not in (await node.word()).flags:
                     raise
-        await self.settled()
 
     # --- nodes that come and go
 
@@ -302,11 +298,11 @@ class Cluster:
             await self.kill(primary)
         promoted: list[Node] = []
 
-        async def one() -> bool:
+        async def none() -> str:
             promoted[:] = [node for node in replicas if "master" in (await node.word()).flags]
-            return bool(promoted)
+            return "" if promoted else f"no replica of {primary} is promoted: {replicas}"
 
-        await eventually(one, f"a replica of {primary} is promoted")
+        await eventually(none)
         await self.settled()
         return promoted[0]
 
@@ -329,10 +325,14 @@ class Cluster:
         return node
 
     async def remove_node(self, node: Node) -> None:
-        """Move its slots away, have all others forget it, and end it."""
+        """Move its slots away, have all others forget it, and end it. Valkey takes ten milliseconds for each slot."""
+        slots = sorted((await node.word()).slots)
         others = [other for other in await self.primaries() if other is not node]
-        for number, slot in enumerate(sorted((await node.word()).slots)):
-            await self.move_slot(slot, others[number % len(others)])
+        for number, other in enumerate(others):
+            share = slots[len(slots) * number // len(others) : len(slots) * (number + 1) // len(others)]
+            await self._begin(share, node, other)
+            await self._finish(share, node, other)
+        await self.settled()
         await self.kill(node)
         self.nodes.remove(node)
         node.remove()

@@ -13,6 +13,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from .cluster import Cluster
+from .sentinel import Sentinels
 from .servers import Server, find_binary, left_behind, open_sockets
 
 T = TypeVar("T")
@@ -115,6 +116,15 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     cluster = await Cluster.start(request.param)
     yield cluster
     await cluster.stop()
+
+
+@pytest.fixture(params=FLAVOURS)
+async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
+    """Three Sentinels, a master and two replicas of each flavour, for this test alone: any may be killed."""
+    binary_of(request.param)
+    sentinels = await Sentinels.start(request.param)
+    yield sentinels
+    await sentinels.stop()
 
 
 @pytest.fixture

