@@ -91,7 +91,7 @@ def cluster_of_session(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster of each flavour, for `shared_cluster`. It gives up no node because the machine is busy."""
 
     async def start() -> Cluster:
-        cluster = await Cluster.start(request.param, node_timeout=4)
+        cluster = await Cluster.start(request.param, node_timeout=2)
         await cluster.release()
         return cluster
 
