@@ -29,11 +29,11 @@ from .arguments import (
     to_payload,
 )
 from .channel import ChannelSubscription, ShardedChannelSubscription
-from .errors import MultiplexerIsClosed
+from .errors import MultiplexerIsClosed, quote
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
 from .publisher import Publisher
-from .request import Handler, Requester, Service, kind_of
+from .request import Handler, Question, Requester, Service, kind_of
 from .stats import Stats
 from .subscription import MessageSubscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
@@ -325,6 +325,7 @@ class Multiplexer:
         *,
         timeout: float,
         headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
     ) -> bytes:
         """Ask whoever serves a channel, and return the first answer.
 
@@ -337,16 +338,18 @@ class Multiplexer:
             data: the body of the envelope, as for `publish()`.
             timeout: seconds for all of it: until there is a connection, and until there is an answer.
             headers: text by name; see `Envelope`.
+            sharded: ask those who serve the channel with `sharded=True`. The answer does not come over a shard: there
+                are no patterns, and so no promises, in sharded Pub/Sub.
 
-        Raises `NoResponders` at once when nobody is subscribed to the channel, but not in a cluster, where Redis counts
-        no more than one node's subscribers; `PromiseTimeout` when there was no
-        answer in time; `RequestFailed` when the handler failed, with what it said; `PromiseInterrupted`, which is an
+        Raises `NoResponders` at once when nobody is subscribed to the channel, but not in a cluster unless `sharded`:
+        of other channels, a node counts its own subscribers only. `PromiseTimeout` when there was no answer in time;
+        `RequestFailed` when the handler failed, with what it said; `PromiseInterrupted`, which is an
         `asyncio.CancelledError` too, when the connection was lost or closed meanwhile: whether the request was handled
         is unknown. `MultiplexerIsClosed`, `SubscriptionRefused`, `TooManyPromises`, `TooManyPatterns`, and what
         `publish()` raises for a payload or for lack of rights; `TypeError` and `ValueError` for bad arguments.
         """
         self._enter()
-        return await self._requester.request(*self._question(channel, data, headers, timeout))
+        return await self._requester.request(*self._question(channel, data, headers, timeout, sharded))
 
     def request_many(
         self,
@@ -356,6 +359,7 @@ class Multiplexer:
         timeout: float,
         limit: int | None = None,
         headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
     ) -> AsyncGenerator[bytes, None]:
         """Ask all who serve a channel, and iterate over their answers as they come.
 
@@ -370,9 +374,11 @@ class Multiplexer:
         self._enter()
         if limit is not None:
             check_positive(limit, "limit")
-        return self._requester.request_many(*self._question(channel, data, headers, timeout), limit)
+        return self._requester.request_many(*self._question(channel, data, headers, timeout, sharded), limit)
 
-    def serve(self, channel_or_pattern: str | bytes, handler: Handler, *, concurrency: int = 1) -> Service:
+    def serve(
+        self, channel_or_pattern: str | bytes, handler: Handler, *, concurrency: int = 1, sharded: bool = False
+    ) -> Service:
         """Answer the requests on a channel, or on all channels that match a pattern.
 
         Returns at once, and works offline, as subscriptions do. Where several serve a channel, all are asked, and
@@ -386,6 +392,8 @@ class Multiplexer:
                 and the log. An answer that nobody asked for, since the envelope had no `reply_to`, is thrown away.
             concurrency: how many handlers may be in flight. Beyond, requests wait, and are begun in their order;
                 `max_pending` and `overflow` of the multiplexer hold for them.
+            sharded: serve a channel of sharded Pub/Sub, for those who ask with `sharded=True`; see
+                `new_channel_subscription()`. A pattern is a `ValueError` then.
 
         What is no envelope goes to `on_error` as `DecodeError`, and counts as dropped. `drain()` waits until the
         handlers in flight are through and their answers published; `close()` cancels them.
@@ -399,6 +407,8 @@ class Multiplexer:
         limits = self._hub.limits
         name = to_bytes(channel_or_pattern, "a channel or pattern", limits.max_name_bytes)
         if kind_of(name) is Kind.PATTERN:
+            if sharded:
+                raise ValueError(f"there are no patterns in sharded Pub/Sub, and {quote(name)} is one; serve channels")
             to_pattern(name, limits)
         check_positive(concurrency, "concurrency")
         return Service(
@@ -410,6 +420,7 @@ class Multiplexer:
             self._on_error,
             self._max_pending,
             self._overflow,
+            sharded=sharded,
         )
 
     # --- state
@@ -549,12 +560,12 @@ class Multiplexer:
         self._hub.enter()
 
     def _question(
-        self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, timeout: float
-    ) -> tuple[bytes, bytes, Mapping[str, str] | None, float]:
+        self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, timeout: float, sharded: bool
+    ) -> tuple[Question, float]:
         if check_seconds(timeout, "timeout") is None:
             raise TypeError("timeout must be a number of seconds; without one, a request could wait for ever")
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
-        return name, to_payload(data, self._max_payload), headers, timeout
+        return Question(name, to_payload(data, self._max_payload), headers or {}, sharded), timeout
 
     def _consumer(
         self,

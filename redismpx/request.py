@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -46,8 +46,26 @@ REPLIES = b"__mpx_reply:"
 """What the channels of all answers begin with."""
 HANDLING, PUBLISHING = "the handler", "publishing an answer"  # what may fail, by the words of the log
 
-Publish: TypeAlias = Callable[[bytes, bytes], Awaitable[int]]
-"""Publishes a payload on a channel; returns how many got it, as Redis counts."""
+
+class Publish(Protocol):
+    """Publishes a payload on a channel; returns how many got it, as Redis counts."""
+
+    def __call__(self, channel: bytes, data: bytes, *, sharded: bool = False) -> Awaitable[int]:
+        """Publish it."""
+        ...
+
+
+class Question(NamedTuple):
+    """What is asked, and by what kind of channel."""
+
+    channel: bytes
+    body: bytes
+    headers: Mapping[str, str]
+    sharded: bool
+
+    def to(self, reply_to: bytes) -> bytes:
+        """Return what is published, to be answered there."""
+        return bytes(Envelope(self.body, self.headers, reply_to=reply_to))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +113,15 @@ class Requester:
         # Not before it is needed: of a multiplexer made before a fork, each child is to have its own.
         return REPLIES + secrets.token_urlsafe(16).encode() + b":"
 
-    async def request(self, channel: bytes, body: bytes, headers: Mapping[str, str] | None, timeout: float) -> bytes:
+    async def request(self, question: Question, timeout: float) -> bytes:
         """Ask, and wait for the first answer."""
+        channel = question.channel
         if self._promises is None:
             self._promises = PromiseSubscription(self._hub, self._on_error, self._prefix)
         try:
             promise = await self._promises.wait_for_new_promise(timeout=timeout)
             try:
-                await self._ask(channel, Envelope(body, headers or {}, reply_to=promise.channel), promise)
+                await self._ask(question, promise.channel, promise)
                 answer = await promise
             finally:
                 promise.cancel()
@@ -115,10 +134,9 @@ class Requester:
             raise PromiseInterrupted(channel, "closed") from None
         return _read(channel, answer)
 
-    async def request_many(
-        self, channel: bytes, body: bytes, headers: Mapping[str, str] | None, timeout: float, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
+    async def request_many(self, question: Question, timeout: float, limit: int | None) -> AsyncGenerator[bytes, None]:
         """Ask, and yield the answers until the time is up or there are `limit` of them."""
+        channel = question.channel
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         over: asyncio.Future[ConnectionLost | None] = loop.create_future()
@@ -141,7 +159,7 @@ class Requester:
                 await answers.wait_for_activation(timeout)
             except TimeoutError as error:
                 raise PromiseTimeout(channel, timeout, "answer to a request") from error.__cause__
-            await self._ask(channel, Envelope(body, headers or {}, reply_to=reply_to), over)
+            await self._ask(question, reply_to, over)
             while count != limit:
                 rest = ends - loop.time()
                 if rest <= 0:
@@ -176,9 +194,9 @@ class Requester:
         if self._promises is not None:
             self._promises.close()
 
-    async def _ask(self, channel: bytes, envelope: Envelope, over: asyncio.Future[Any]) -> None:
+    async def _ask(self, question: Question, reply_to: bytes, over: asyncio.Future[Any]) -> None:
         """Publish a request, unless it is over before that: then the outcome is known, or can be no answer."""
-        asked = False
+        channel, asked = question.channel, False
 
         def hurry(_: object) -> None:
             if not asked:  # it is called a tick later than `over`
@@ -188,8 +206,9 @@ class Requester:
             async with asyncio.timeout(None) as patience:
                 over.add_done_callback(hurry)
                 try:
-                    receivers = await self._publish(channel, bytes(envelope))
-                    if receivers == 0 and not over.done() and await self._can_count():
+                    receivers = await self._publish(channel, question.to(reply_to), sharded=question.sharded)
+                    # Who listens to a shard channel does so at the node that counts.
+                    if receivers == 0 and not over.done() and (question.sharded or await self._can_count()):
                         raise NoResponders(channel)
                 finally:
                     asked = True
@@ -228,8 +247,10 @@ class Service(Subscription):
         on_error: OnError | None,
         max_pending: int,
         overflow: Overflow,
+        *,
+        sharded: bool,
     ) -> None:
-        self._kind = kind_of(name)
+        self._kind = Kind.SHARD_CHANNEL if sharded else kind_of(name)
         self._publish = publish
         self._name = name
         self._handler = handler

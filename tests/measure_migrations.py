@@ -2,7 +2,7 @@
 
 300 subscriptions, each with one sharded channel, in a cluster of three primaries and three replicas. Another
 multiplexer publishes to all of them in turn, each message with the next number. Meanwhile slots of theirs are moved to
-other primaries a hundred times, and ten times a replica takes over from its primary, which is told so or killed in turn.
+other primaries a hundred times, and ten times a replica takes over from its primary, told so or killed.
 Prints what happened, and "well" if each subscription got Activation Message* Disconnect for its channel and nothing
 else, no number was missing in between, and one second after the last change the nodes themselves say that each channel
 is subscribed at the owner of its slot, once, and nowhere else; or what was violated. Then the exit status is 1.
@@ -156,11 +156,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable()
     raise SystemExit(
-        run(
-            measure(
-                options.server, options.channels, options.moves, options.failovers, options.rate, options.seed
-            )
-        )
+        run(measure(options.server, options.channels, options.moves, options.failovers, options.rate, options.seed))
     )
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.backoff import ConstantBackoff
 from redis.exceptions import NoPermissionError
 
@@ -39,6 +39,7 @@ from redismpx import (
 )
 from redismpx._io.reporter import LOG_INTERVAL
 
+from .cluster import Cluster
 from .conftest import FLAVOURS, start_server
 from .measure_requests import storm
 from .servers import Server, free_port, subscribed, until
@@ -891,3 +892,35 @@ async def test_each_of_many_requests_has_its_outcome_though_a_server_is_killed(s
     assert outcomes["nobody there"] >= 2
     assert outcomes["interrupted"] == 0
     assert min(outcomes[kind] for kind in ("failed", "timed out", *[f"answered by service {n}" for n in range(3)])) > 0
+
+
+# --- sharded
+
+
+async def test_who_serves_a_shard_channel_is_asked_over_it_and_nobody_else_is(
+    mpx: Multiplexer, other: Multiplexer, admin: Redis
+) -> None:
+    await active(other.serve("channel", lambda request: b"classic"))
+    await active(other.serve("channel", lambda request: b"sharded", sharded=True))
+    assert await admin.execute_command("PUBSUB", "SHARDCHANNELS") == [b"channel"]
+    assert await mpx.request("channel", "?", timeout=5) == b"classic"
+    assert await mpx.request("channel", "?", timeout=5, sharded=True) == b"sharded"
+    assert [answer async for answer in mpx.request_many("channel", "?", timeout=5, limit=1, sharded=True)] == [
+        b"sharded"
+    ]
+
+
+async def test_in_a_cluster_nobody_there_is_told_of_shard_channels_only(shared_cluster: Cluster) -> None:
+    async with RedisCluster.from_url(shared_cluster.url) as client, Multiplexer(client) as mpx:
+        await active(mpx.serve("served", lambda request: request.body, sharded=True))
+        assert await mpx.request("served", "answer", timeout=5, sharded=True) == b"answer"
+        with pytest.raises(NoResponders):
+            await mpx.request("nobody", "?", timeout=5, sharded=True)
+        with pytest.raises(PromiseTimeout):
+            await mpx.request("nobody", "?", timeout=0.2)
+
+
+async def test_there_are_no_sharded_patterns_to_serve(mpx: Multiplexer) -> None:
+    with pytest.raises(ValueError, match=r"no patterns in sharded Pub/Sub, and b'a\*' is one"):
+        mpx.serve("a*", lambda request: None, sharded=True)
+    assert mpx.stats().subscriptions == 0

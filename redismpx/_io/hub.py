@@ -49,22 +49,22 @@ class Hub:
         limits: Limits,
         budget: Budget,
     ) -> None:
-        self._client = client  # kept alive: connections of a Sentinel client refer to it weakly
-        self._backoff = backoff
-        self._pings = ping_interval, ping_timeout
-        self.limits = limits
-        self.budget = budget
-        self.tasks = Tasks()
-        self.counters = Counters()
+        self._client: Redis | RedisCluster = client  # kept alive: connections of a Sentinel client refer to it weakly
+        self._backoff: AbstractBackoff = backoff
+        self._pings: tuple[float | None, float] = (ping_interval, ping_timeout)
+        self.limits: Limits = limits
+        self.budget: Budget = budget
+        self.tasks: Tasks = Tasks()
+        self.counters: Counters = Counters()
         self.subscriptions: set[Closable] = set()  # all that are open
-        self.draining = False
-        self.closed = False
+        self.draining: bool = False
+        self.closed: bool = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._owner = (0, 0)  # process and thread of the loop
-        self.topology = Topology(client) if isinstance(client, RedisCluster) else None
-        self.route = self.new_route()
-        self.main = self._new_supervisor(self.route, None)
-        self.shards = None if self.topology is None else Shards(self.topology, self._new_supervisor)
+        self._owner: tuple[int, int] = (0, 0)  # process and thread of the loop
+        self.topology: Topology | None = Topology(client) if isinstance(client, RedisCluster) else None
+        self.route: Route = self.new_route()
+        self.main: Supervisor = self._new_supervisor(self.route, None)
+        self.shards: Shards | None = None if self.topology is None else Shards(self.topology, self._new_supervisor)
         self._probe: Probe | None = None
         if delivery_probe is not None:
             self._probe = Probe(self.new_route(), delivery_probe, self.main.condemn)

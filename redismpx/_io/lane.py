@@ -44,16 +44,16 @@ class Call:
 
     def __init__(self, channel: bytes, data: bytes, slot: int | None, timeout: float) -> None:
         loop = asyncio.get_running_loop()
-        self.channel = channel
-        self.slot = slot
+        self.channel: bytes = channel
+        self.slot: int | None = slot
         """The slot of the channel, if it is a shard channel."""
         # Length-prefixed arguments only, so both are data whatever bytes they have.
         verb = b"$7\r\nPUBLISH" if slot is None else b"$8\r\nSPUBLISH"
-        self.command = b"*3\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (verb, len(channel), channel, len(data), data)
-        self.deadline = loop.time() + timeout
-        self.number = next(self._numbers)
+        self.command: bytes = b"*3\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (verb, len(channel), channel, len(data), data)
+        self.deadline: float = loop.time() + timeout
+        self.number: int = next(self._numbers)
         """Its place among all calls."""
-        self.redirections = 0
+        self.redirections: int = 0
         """How often a node sent it to another one."""
         self.outcome: asyncio.Future[int] = loop.create_future()
 

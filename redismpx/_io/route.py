@@ -10,14 +10,22 @@ from redis.asyncio.connection import AbstractConnection
 class Pool(Protocol):
     """What is used of a connection pool of redis-py. A node of a cluster can be used as one, too."""
 
-    connection_class: Any
-    connection_kwargs: dict[str, Any]
+    @property
+    def connection_class(self) -> Any:
+        """What makes a connection."""
+
+    @property
+    def connection_kwargs(self) -> dict[str, Any]:
+        """And of which options."""
+        ...
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that has not dialled yet, and that is the caller's."""
+        ...
 
     async def get_connection(self) -> AbstractConnection:
         """Lend a connection that has dialled."""
+        ...
 
     async def release(self, connection: AbstractConnection) -> None:
         """Take a connection back."""
@@ -33,6 +41,7 @@ class Route(Protocol):
 
     async def find(self) -> Pool:
         """Tell where to go. Raises what redis-py raises."""
+        ...
 
     def failed(self) -> None:
         """Take note that it led nowhere, or that what was there is lost."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from contextvars import Context
 from functools import partial
 from time import monotonic
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
@@ -24,27 +24,28 @@ from ..errors import ConnectionLost, plain
 from .dispatch import Evict, Subscriber
 from .log import logger
 from .pulse import Pulse
-from .route import Pool, Route
+from .route import Route, Straight
 from .supervisor import Phase, Supervisor
 from .tasks import TURN, is_cancelled, is_cancelling
 from .topology import NodePool, Topology
 
 KIND = Kind.SHARD_CHANNEL
 LINGER = 1.0  # seconds that a link is kept after the last of its names has gone
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.8  # seconds between two looks at the slot map, while not all is in its place
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two looks at the slot map, while not all is in its place
 
 NewSupervisor: TypeAlias = Callable[[Route, Evict], Supervisor]
 
 
-class NodeRoute(NamedTuple):
+class NodeRoute(Straight):
     """The route to one node of a cluster. When it fails, what was there may be elsewhere."""
 
-    pool: Pool
-    failed: Callable[[], None]
+    def __init__(self, node: ClusterNode, failed: Callable[[], None]) -> None:
+        super().__init__(NodePool(node, is_master=True))
+        self._failed = failed
 
-    async def find(self) -> Pool:
-        """Return the node, always."""
-        return self.pool
+    def failed(self) -> None:
+        """Pass it on."""
+        self._failed()
 
 
 class Shard:
@@ -160,7 +161,7 @@ class Shards:
             return self._homeless
         shard = self._shards.get(node.name)
         if shard is None:
-            route = NodeRoute(NodePool(node, is_master=True), self._unsettle)
+            route = NodeRoute(node, self._unsettle)
             supervisor = self._new_supervisor(route, partial(self._evict, node))
             shard = self._shards[node.name] = Shard(node.name, supervisor.registry, supervisor)
             supervisor.start()

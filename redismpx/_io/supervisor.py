@@ -72,7 +72,7 @@ class Supervisor:
         self._ended = ended
         self.registry: Registry[Subscriber] = Registry()
         self._dispatcher = Dispatcher(self.registry, counters, self._retry_in, evict)
-        self.phase = Phase.IDLE
+        self.phase: Phase = Phase.IDLE
         self.last_error: ConnectionLost | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None  # of all callbacks: an empty one, not that of whoever came first
