@@ -49,7 +49,7 @@ MUTANTS = [
         "removing one of two subscribers unsubscribes the other",
         "_core/registry.py",
         "            self.wanted[kind] -= 1\n            self._look(entry)\n        return standing",
-        "            pass\n        entry.subscribers.clear()\n        self._look(entry)\n        return standing",
+        "            pass\n        entry.clear()\n        self._look(entry)\n        return standing",
         f"{CHANNEL} -k ten_subscribers",
     ),
     Mutant(
@@ -76,8 +76,8 @@ MUTANTS = [
     Mutant(
         "removing a channel before its confirmation raises KeyError",
         "_core/registry.py",
-        "        elif entry.state in (State.ABSENT, State.REFUSED) and (self._draining or not entry.subscribers):",
-        "        elif not entry.subscribers:",
+        "        elif entry.state in _NOTHING and (self._draining or not entry.is_wanted):",
+        "        elif not entry.is_wanted:",
         f"{TORTURE} -k add_remove_add",
     ),
     Mutant(
@@ -154,7 +154,7 @@ MUTANTS = [
     Mutant(
         "a confirmation that comes late marks the wrong state",
         "_core/registry.py",
-        "if head is not None and head.verb is verb and head.names[head.answered] == name:",
+        "if head is not None and head.verb is verb and self._unanswered[0].name == name:",
         "if head is not None and head.verb.kind is verb.kind and name in self._tables[verb.kind]:",
         REGISTRY,
     ),
@@ -184,7 +184,7 @@ MUTANTS = [
         "P1: a late joiner is not activated before its first message",
         "_core/registry.py",
         "            self._late.append((entry, subscriber))\n",
-        "            self._stand(entry, subscriber, Standing.ACTIVE)\n",
+        "            entry.put(subscriber, Standing.ACTIVE)\n",
         f"{CHANNEL} -k events_come_in_order",
     ),
     Mutant(
@@ -212,7 +212,7 @@ MUTANTS = [
         "P3: a remove in flight comes back",
         "_core/registry.py",
         "            self._move(entry, Event.LOST)\n",
-        "            if entry.state is State.LEAVING:\n                entry.subscribers[None] = Standing.WAITING\n"
+        "            if entry.state is State.LEAVING:\n                entry.put(self, Standing.WAITING)\n"
         "            self._move(entry, Event.LOST)\n",
         f"{TORTURE} -k remove_in_flight",
     ),
@@ -374,7 +374,7 @@ MUTANTS = [
     Mutant(
         "a busy server is asked in a hot loop",
         "_core/registry.py",
-        "                if entry.state is State.ABSENT and not entry.subscribers:\n"
+        "                if entry.state is State.ABSENT and not entry.is_wanted:\n"
         "                    self._look(entry)\n            self._release",
         "                self._look(entry)\n            self._release",
         "tests/test_refusals.py -k only_busy",

@@ -7,8 +7,8 @@ them. At most one command is in flight for a name.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from redis.crc import key_slot
@@ -59,6 +59,10 @@ MOVES: dict[tuple[State, Event], State] = {
     (State.REFUSED, Event.RETRIED): State.ABSENT,
     **{(state, Event.LOST): State.ABSENT for state in State},
 }
+_NEXT = {
+    event: {a: b for (a, moved_by), b in MOVES.items() if moved_by is event} for event in Event
+}  # the same, by event
+_NOTHING = frozenset({State.ABSENT, State.REFUSED})  # there is nothing on the server, nor anything in flight
 
 
 class Standing(Token):
@@ -72,22 +76,80 @@ class Standing(Token):
 class Entry(Generic[S]):
     """One name: who wants it, and what is known of it on the server."""
 
-    __slots__ = ("fanout", "kind", "name", "sole", "state", "subscribers")
+    __slots__ = ("_many", "fanout", "kind", "name", "only", "sole", "standing", "state")
 
-    def __init__(self, kind: Kind, name: bytes) -> None:
+    def __init__(self, kind: Kind, name: bytes, subscriber: S) -> None:
         self.kind = kind
         self.name = name
         self.state = State.ABSENT
-        self.subscribers: dict[S, Standing] = {}
+        # Most names have one subscriber, for whom a dictionary would take more memory than all the rest.
+        self.only: S | None = subscriber
+        """The one subscriber, as long as there was never more than one."""
+        self.standing = Standing.WAITING
+        """What that one was last told."""
+        self._many: dict[S, Standing] | None = None
         self.fanout: tuple[S, ...] | None = ()
         """The active subscribers, never changed in place; None when it is to be built anew."""
         self.sole: S | None = None
-        """The one in `fanout`, if there is just one."""
+        """The one active subscriber, if there is just one; may be missing while `fanout` is."""
+
+    @property
+    def subscribers(self) -> Collection[S]:
+        """All that want it."""
+        if self._many is not None:
+            return self._many.keys()
+        return () if self.only is None else (self.only,)
+
+    @property
+    def active(self) -> Collection[S]:
+        """Those of them that are active."""
+        active = Standing.ACTIVE
+        if self._many is not None:
+            return [subscriber for subscriber, standing in self._many.items() if standing is active]
+        return () if self.only is None or self.standing is not active else (self.only,)
+
+    def get(self, subscriber: S) -> Standing | None:
+        """Return what a subscriber was last told; None if it is not one."""
+        if self._many is not None:
+            return self._many.get(subscriber)
+        return self.standing if self.only == subscriber else None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there are subscribers."""
+        return self.only is not None or bool(self._many)
+
+    def put(self, subscriber: S, standing: Standing) -> None:
+        """Note what a subscriber was told; it may be a new one, that waits."""
+        self.fanout = self.sole = None
+        if self._many is None:
+            if self.only is None or self.only == subscriber:
+                self.only, self.standing = subscriber, standing
+                if standing is Standing.ACTIVE:
+                    self.sole = subscriber
+                return
+            self._many = {self.only: self.standing}
+            self.only = None
+        self._many[subscriber] = standing
+
+    def pop(self, subscriber: S) -> Standing:
+        """Take a subscriber away; return what it was last told."""
+        self.fanout = self.sole = None
+        if self._many is not None:
+            return self._many.pop(subscriber)
+        if self.only != subscriber:
+            raise KeyError(subscriber)
+        self.only = None
+        return self.standing
+
+    def clear(self) -> None:
+        """Take all subscribers away."""
+        self.only = self._many = self.sole = None
+        self.fanout = ()
 
     def build_fanout(self) -> tuple[S, ...]:
         """Take a fresh snapshot of the active subscribers."""
-        active = Standing.ACTIVE
-        self.fanout = fanout = tuple([s for s, standing in self.subscribers.items() if standing is active])
+        self.fanout = fanout = tuple(self.active)
         self.sole = fanout[0] if len(fanout) == 1 else None
         return fanout
 
@@ -107,28 +169,45 @@ class Registry(Generic[S]):
             Kind.PATTERN: self.patterns,
             Kind.SHARD_CHANNEL: self.shard_channels,
         }
-        self._dirty: OrderedDict[Entry[S], None] = OrderedDict()  # where wish and fact may differ
+        self._dirty: dict[Entry[S], None] = {}  # where wish and fact may differ
+        self._queue: deque[Entry[S]] = deque()  # those that come before them; some may not be dirty any more
         self._late: list[tuple[Entry[S], S]] = []  # wanted by somebody new while joined already
         self._in_flight: deque[Command] = deque()  # sent and not wholly answered, oldest first
-        self._names_in_flight = 0
+        self._unanswered: deque[Entry[S]] = deque()  # their names, without those that are answered
         self._probes: deque[Command] = deque()  # parts of a refused batch, to be sent alone
         self._guilty = 0  # forbidden names found lately
         self._draining = False  # nothing is wanted any more
         self.wanted: dict[Kind, int] = dict.fromkeys(Kind, 0)  # how many names somebody wants
+        self._told: S | None = None  # of a loss, while what is noted as active for it is not so any more
         self._refused: dict[Entry[S], None] = {}  # not granted by the server; looked at again by retry()
 
     # --- wishes
 
     def attach(self, kind: Kind, name: bytes, subscriber: S) -> None:
         """Want `name` for `subscriber`, which must not want it already."""
-        table = self._tables[kind]
-        entry = table.get(name)
-        if entry is None:
-            entry = table[name] = Entry(kind, name)
-        first = not entry.subscribers
-        entry.subscribers[subscriber] = Standing.WAITING
+        self.attach_all(kind, (name,), subscriber)
+
+    def attach_all(self, kind: Kind, names: Collection[bytes], subscriber: S) -> None:
+        """Want `names`, each once, for `subscriber`, which must not want any of them already."""
+        table, dirty = self._tables[kind], self._dirty
+        known = len(table)
+        for name in names:
+            entry = table.get(name)
+            if entry is None:
+                entry = table[name] = Entry(kind, name, subscriber)
+                dirty[entry] = None
+            else:
+                self._join(entry, subscriber)
+        self.wanted[kind] += len(table) - known
+        if self._draining:
+            self.drain()  # of these too
+
+    def _join(self, entry: Entry[S], subscriber: S) -> None:
+        """Want a name that is known already, for one more."""
+        first = not entry.is_wanted
+        entry.put(subscriber, Standing.WAITING)
         if first:
-            self.wanted[kind] += 1
+            self.wanted[entry.kind] += 1
         if entry.state is State.JOINED:
             self._late.append((entry, subscriber))
         elif entry.state is State.REFUSED:
@@ -142,29 +221,26 @@ class Registry(Generic[S]):
         entry = self._tables[kind].get(name)
         if entry is None:  # given up by drain()
             return False
-        standing = entry.subscribers.pop(subscriber)
-        if standing is Standing.ACTIVE:
-            entry.fanout = entry.sole = None
-        if not entry.subscribers:
+        standing = entry.pop(subscriber)
+        if not entry.is_wanted:
             self.wanted[kind] -= 1
             self._look(entry)
-        return standing is Standing.ACTIVE
+        return standing is Standing.ACTIVE and subscriber != self._told
 
     def standing(self, kind: Kind, name: bytes, subscriber: S) -> Standing | None:
         """Tell what `subscriber` was last told of `name`; None if it does not want it."""
         entry = self._tables[kind].get(name)
-        return None if entry is None else entry.subscribers.get(subscriber)
+        return None if entry is None else entry.get(subscriber)
 
     def count_new(self, kind: Kind, names: Iterable[bytes]) -> int:
         """Tell how many of `names` nobody wants yet."""
         entries = map(self._tables[kind].get, names)
-        return sum([entry is None or not entry.subscribers for entry in entries])
+        return sum([entry is None or not entry.is_wanted for entry in entries])
 
     def clear(self) -> None:
         """Forget everything and everybody, also in the middle of a fan-out."""
         for entry in self._entries():
-            entry.subscribers.clear()
-            entry.fanout, entry.sole = (), None
+            entry.clear()
         self.wanted = dict.fromkeys(Kind, 0)
         for table in self._tables.values():
             table.clear()
@@ -181,8 +257,9 @@ class Registry(Generic[S]):
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to send, or somebody to welcome."""
-        return bool(self._late or self._probes or (self._dirty and self._names_in_flight < WINDOW))
+        """Whether there is anything to send, and room for a whole command of it, or somebody to welcome."""
+        has_room = len(self._unanswered) <= WINDOW - BATCH
+        return bool(self._late or self._probes or ((self._dirty or self._queue) and has_room))
 
     @property
     def is_empty(self) -> bool:
@@ -199,42 +276,38 @@ class Registry(Generic[S]):
         commands: list[Command] = []
         while self._probes:
             probe = self._probes.popleft()
-            entries = map(self._tables[probe.verb.kind].get, probe.names)
-            due = [entry for entry in entries if entry is not None and self._due(entry) is probe.verb]
+            known = map(self._tables[probe.verb.kind].get, probe.names)
+            due = [entry for entry in known if entry is not None and self._due(entry) is probe.verb]
             for entry in due:
                 self._dirty.pop(entry, None)
             if due:
                 commands.append(self._sent(probe, due))
             else:
                 self._narrow(probe)
-        batches: dict[tuple[Verb, int], list[Entry[S]]] = {}
-        room = WINDOW - self._names_in_flight
-        while self._dirty and room > 0:
-            entry, _ = self._dirty.popitem(last=False)
+        batches: dict[tuple[Verb, int], list[Entry[S]]] = defaultdict(list)
+        room = WINDOW - len(self._unanswered)
+        while room > 0 and (self._queue or self._dirty):
+            if not self._queue:  # which can be taken from in order, as a dictionary cannot
+                self._queue.extend(self._dirty)
+                self._dirty.clear()
+            entry = self._queue.popleft()
             verb = self._due(entry)
-            if verb is None:
-                continue
-            room -= 1
-            # A node of a cluster takes names of one slot only in a command.
-            slot = key_slot(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
-            batch = batches.setdefault((verb, slot), [])
-            batch.append(entry)
-            if len(batch) == BATCH:
-                commands.append(self._sent(Command(verb), batch))
-                batch.clear()
-        for (verb, _), batch in batches.items():
-            if batch:
-                commands.append(self._sent(Command(verb), batch))
-        if not self._dirty:
-            self._dirty.clear()  # it keeps the room for the most that it ever held
+            if verb is not None:
+                # A node of a cluster takes names of one slot only in a command.
+                slot = key_slot(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
+                batches[verb, slot].append(entry)
+                room -= 1
+        for (verb, _), entries in batches.items():
+            starts = range(0, len(entries), BATCH)
+            commands += [self._sent(Command(verb), entries[start : start + BATCH]) for start in starts]
         return commands
 
     def welcome(self) -> Iterator[tuple[S, bytes]]:
         """Activate those who came to a name that was joined already; yield each as it is."""
         late, self._late = self._late, []
         for entry, subscriber in late:
-            if entry.state is State.JOINED and entry.subscribers.get(subscriber) is Standing.WAITING:
-                self._stand(entry, subscriber, Standing.ACTIVE)
+            if entry.state is State.JOINED and entry.get(subscriber) is Standing.WAITING:
+                entry.put(subscriber, Standing.ACTIVE)
                 yield subscriber, entry.name
 
     def ping(self) -> Command:
@@ -257,14 +330,16 @@ class Registry(Generic[S]):
     def confirm(self, verb: Verb, name: bytes) -> Iterable[S]:
         """Take a confirmation; yield whom to activate, or, for an unasked unsubscribe, whom to disconnect."""
         head = self._in_flight[0] if self._in_flight else None
-        if head is not None and head.verb is verb and head.names[head.answered] == name:
-            entry = self._tables[verb.kind][name]  # there until its command is answered
+        if head is not None and head.verb is verb and self._unanswered[0].name == name:
+            entry = self._unanswered.popleft()
             self._move(entry, Event.CONFIRMED)
             head.answered += 1
-            self._names_in_flight -= 1
             if head.answered == len(head.names):
                 self._in_flight.popleft()
                 self._narrow(head)
+            if verb.joins and entry.only is not None and not self._draining:
+                entry.put(entry.only, Standing.ACTIVE)  # as most are: it waited for this, and wants it still
+                return (entry.only,)
             self._look(entry)
             return self._tell(entry, Standing.ACTIVE) if verb.joins else ()
         if verb.joins:
@@ -291,14 +366,13 @@ class Registry(Generic[S]):
         if not self._in_flight:
             raise Desync("an error that answers no command in flight")
         command = self._in_flight.popleft()
-        self._names_in_flight -= len(command.names) - command.answered
-        entries = [self._tables[command.verb.kind][name] for name in command.names[command.answered :]]
+        entries = [self._unanswered.popleft() for _ in command.names[command.answered :]]
         told: Iterable[S] = ()
         if passing:
             for entry in entries:
                 self._move(entry, Event.HELD)
                 self._refused[entry] = None
-                if entry.state is State.ABSENT and not entry.subscribers:
+                if entry.state is State.ABSENT and not entry.is_wanted:
                     self._look(entry)
             self._release(command)
         elif not command.verb.joins:
@@ -315,7 +389,7 @@ class Registry(Generic[S]):
         else:
             for entry in entries:
                 self._move(entry, Event.HELD)
-                if not entry.subscribers:
+                if not entry.is_wanted:
                     self._look(entry)
             names = command.names[command.answered :]
             if self._guilty < DENSE:
@@ -340,27 +414,24 @@ class Registry(Generic[S]):
             return ()
         self._in_flight.popleft()
         names = command.names[command.answered :]
-        self._names_in_flight -= len(names)
-        for name in names:
-            entry = self.shard_channels[name]
+        for entry in [self._unanswered.popleft() for _ in names]:
             self._move(entry, Event.HELD if command.verb.joins else Event.CONFIRMED)
             self._look(entry)
         self._release(command)
         return names
 
-    def lost(self) -> Iterator[tuple[S, list[Entry[S]]] | None]:
+    def lost(self) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
         """Take the loss of the connection; yield, once each, those who had anything active, and what that was.
 
         With very many names that takes a while: None is yielded now and then, so that other things can be done between.
         """
         self._forget_link()
-        active: dict[S, list[Entry[S]]] = {}
+        active: dict[S, list[Entry[S]]] = defaultdict(list)
         for number, entry in enumerate(self._entries(), 1):
-            if self._tables[entry.kind].get(entry.name) is not entry:  # given up in between
-                continue
-            for subscriber, standing in entry.subscribers.items():
-                if standing is Standing.ACTIVE:
-                    active.setdefault(subscriber, []).append(entry)
+            if not entry.is_wanted and self._tables[entry.kind].get(entry.name) is not entry:
+                continue  # given up in between
+            for subscriber in entry.active:
+                active[subscriber].append(entry)
             self._move(entry, Event.LOST)
             self._look(entry)
             if number % PORTION == 0:
@@ -371,35 +442,32 @@ class Registry(Generic[S]):
     # --- one at a time
 
     def _move(self, entry: Entry[S], event: Event) -> None:
-        entry.state = MOVES[entry.state, event]
+        entry.state = _NEXT[event][entry.state]
 
     def _due(self, entry: Entry[S]) -> Verb | None:
         """Return the command that brings the server nearer to what is wanted, if one may be sent."""
-        wanted = entry.subscribers and not self._draining
-        if entry.state is State.ABSENT and wanted:
-            return JOIN[entry.kind]
-        if entry.state is State.JOINED and not wanted:
-            return LEAVE[entry.kind]
-        return None
+        if entry.is_wanted and not self._draining:
+            return JOIN[entry.kind] if entry.state is State.ABSENT else None
+        return LEAVE[entry.kind] if entry.state is State.JOINED else None
 
     def _look(self, entry: Entry[S]) -> None:
         """Note an entry that is due, or drop one that nobody needs any more."""
         if self._due(entry) is not None:
             self._dirty[entry] = None
-        elif entry.state in (State.ABSENT, State.REFUSED) and (self._draining or not entry.subscribers):
-            if self._tables[entry.kind].pop(entry.name, None) is not None and entry.subscribers:
+        elif entry.state in _NOTHING and (self._draining or not entry.is_wanted):
+            if self._tables[entry.kind].pop(entry.name, None) is not None and entry.is_wanted:
                 self.wanted[entry.kind] -= 1
             self._dirty.pop(entry, None)
             self._refused.pop(entry, None)
 
     def _sent(self, command: Command, entries: list[Entry[S]]) -> Command:
         """Count a command with the names of these entries as sent."""
-        event = Event.ASKED if command.verb.joins else Event.GIVEN_UP
+        following = _NEXT[Event.ASKED if command.verb.joins else Event.GIVEN_UP]
         for entry in entries:
-            self._move(entry, event)
+            entry.state = following[entry.state]
         command.names = tuple([entry.name for entry in entries])
         self._in_flight.append(command)
-        self._names_in_flight += len(entries)
+        self._unanswered += entries
         return command
 
     def _halve(self, verb: Verb, names: tuple[bytes, ...], deferred: tuple[bytes, ...]) -> None:
@@ -428,42 +496,43 @@ class Registry(Generic[S]):
             if entry is not None:
                 self._look(entry)
 
-    def _stand(self, entry: Entry[S], subscriber: S, standing: Standing) -> None:
-        entry.subscribers[subscriber] = standing
-        entry.fanout = entry.sole = None
-
     def _tell(self, entry: Entry[S], standing: Standing) -> Iterable[S]:
         """Yield each subscriber as its standing changes; whoever was taken away meanwhile is passed over."""
-        subscribers = entry.subscribers
-        if len(subscribers) == 1:  # as most names have
-            ((subscriber, known),) = subscribers.items()
-            if known is standing:
-                return ()
-            self._stand(entry, subscriber, standing)
-            return (subscriber,)
-        return self._tell_each(entry, standing)
+        if entry.only is None:
+            return self._tell_each(entry, standing)
+        if entry.standing is standing:
+            return ()
+        entry.put(entry.only, standing)
+        return (entry.only,)
 
     def _tell_each(self, entry: Entry[S], standing: Standing) -> Iterator[S]:
         for subscriber in tuple(entry.subscribers):
-            known = entry.subscribers.get(subscriber)
+            known = entry.get(subscriber)
             if known is not None and known is not standing:
-                self._stand(entry, subscriber, standing)
+                entry.put(subscriber, standing)
                 yield subscriber
 
-    def _tell_lost(self, active: dict[S, list[Entry[S]]]) -> Iterator[tuple[S, list[Entry[S]]]]:
+    def _tell_lost(self, active: dict[S, list[Entry[S]]]) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
         for subscriber, entries in active.items():
-            remaining = [e for e in entries if e.subscribers.get(subscriber) is Standing.ACTIVE]
-            for entry in remaining:  # as _stand() does it, but a hundred thousand may be told as one
-                entry.subscribers[subscriber] = Standing.WAITING
-                entry.fanout = entry.sole = None
-            if remaining:
-                yield subscriber, remaining
+            if not any(entry.get(subscriber) is Standing.ACTIVE for entry in entries):
+                continue
+            # It may have a hundred thousand names: it is told at once, and noted for each of them in portions.
+            self._told = subscriber
+            yield subscriber, (entry for entry in entries if entry.get(subscriber) is Standing.ACTIVE)
+            for number, entry in enumerate(entries, 1):
+                if entry.get(subscriber) is Standing.ACTIVE:
+                    entry.put(subscriber, Standing.WAITING)
+                if number % PORTION == 0:
+                    yield None
+        self._told = None
 
     def _forget_link(self) -> None:
         self._dirty.clear()
+        self._queue.clear()
+        self._told = None
         self._late.clear()
         self._in_flight.clear()
-        self._names_in_flight = 0
+        self._unanswered.clear()
         self._probes.clear()
 
     def _entries(self) -> list[Entry[S]]:

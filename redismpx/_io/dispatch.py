@@ -173,7 +173,7 @@ class Dispatcher:
             if loser is not None:
                 subscriber, entries = loser
                 names = None
-                if entries[0].kind is Kind.SHARD_CHANNEL:  # its others may be on links to other nodes
+                if self._evict is not None:  # its others may be on links to other nodes
                     names = frozenset([entry.name for entry in entries])
                 subscriber.disconnect(error if names is None else _narrowed(error, names))
             if monotonic() > turn_ends:
@@ -195,18 +195,21 @@ class Dispatcher:
 
     def _take_other(self, reply: Any) -> bool:
         """Take a reply that is no message to anybody; return whether it is something else altogether."""
+        verb: Verb | None
+        try:  # the shortest way for a confirmation
+            kind, name, _ = reply
+            verb = CONFIRMATIONS[kind]
+        except (TypeError, ValueError, KeyError):
+            verb, name = None, None
         if not isinstance(reply, list):
             self._answer(reply)
-            return True
-        kind, size = reply[0] if reply else None, len(reply)
-        verb = CONFIRMATIONS.get(kind) if type(kind) is bytes else None
-        if verb is not None and size == 3 and type(reply[1]) is bytes:
-            self._confirm(verb, reply[1])
-        elif (kind, size) in ((MESSAGE, 3), (PMESSAGE, 4), (SMESSAGE, 3)):
+        elif verb is not None and type(name) is bytes:
+            self._confirm(verb, name)
+        elif (reply[:1], len(reply)) in (([MESSAGE], 3), ([PMESSAGE], 4), ([SMESSAGE], 3)):
             if not all(type(part) is bytes for part in reply):
                 self._counters.ignored += 1
             return False
-        elif kind == PONG:  # on a RESP2 connection with subscriptions
+        elif reply[:1] == [PONG]:  # on a RESP2 connection with subscriptions
             self._registry.pong()
         else:
             self._counters.ignored += 1  # a push of some other kind
@@ -254,7 +257,7 @@ def _hand_out(entry: Entry[Subscriber], fanout: Subscribers, portion: Subscriber
     """Hand a message to a portion of the fan-out of its name."""
     for subscriber in portion:
         # A callback may take anybody away: the tuple stays, the entry tells.
-        if entry.fanout is fanout or entry.subscribers.get(subscriber) is Standing.ACTIVE:
+        if entry.fanout is fanout or entry.get(subscriber) is Standing.ACTIVE:
             try:
                 result = subscriber.call(channel, data)
             except BaseException as error:  # noqa: BLE001, users' code

@@ -132,7 +132,8 @@ class Inbox(Pulse):
         self.active += 1
         if self.refusals:
             self.refusals.pop(name, None)
-        self.fire()
+        if self._event is not None:
+            self.fire()
         if self._backlog is not None or self._consumer.on_activation is not None:
             self._signal(Signal.ACTIVATION, name, frozenset((name,)))
 

@@ -94,8 +94,7 @@ class Supervisor:
 
     def attach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
         """Want names for a subscriber."""
-        for name in names:
-            self.registry.attach(kind, name, subscriber)
+        self.registry.attach_all(kind, names, subscriber)
         self.nudge()
 
     def detach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:

@@ -99,8 +99,7 @@ async def iterates(times: int) -> None:
 async def names(times: int) -> None:
     """What is wanted, what was sent and what the server has confirmed, without a byte sent or parsed."""
     registry: Registry[str] = Registry()
-    for number in range(times):
-        registry.attach(Kind.CHANNEL, b"%d" % number, "subscriber")
+    registry.attach_all(Kind.CHANNEL, [b"%d" % number for number in range(times)], "subscriber")
     while commands := registry.flush():
         for command in commands:
             for name in command.names:
