@@ -50,10 +50,14 @@ class Multiplexer:
     When the connection is lost it dials again: at once, then with `backoff`, for as long as it takes. All that is
     subscribed is subscribed again, and each subscription is told of the gap.
 
+    In a cluster, this one connection leads to any node, and to another when that is lost. Sharded channels have one to
+    each primary that owns slots of theirs, as long as there are any; what is said below of the connection holds for
+    each of these, but `connected`, `connect()` and the `state` of `stats()` are about the former.
+
     Args:
         redis: a URL (`redis://`, `rediss://`, `unix://`), or a `redis.asyncio.Redis` client, also one from
-            `Sentinel.master_for()` or `fakeredis.FakeAsyncRedis`. A client stays yours: its options are used, and it is
-            never closed.
+            `Sentinel.master_for()` or `fakeredis.FakeAsyncRedis`, or a `redis.asyncio.RedisCluster`. A client stays
+            yours: its options are used, and it is never closed.
         backoff: seconds between attempts, by redis-py's backoff classes; `compute(0)` comes after the second attempt.
             None is full jitter, from 50 ms doubling up to 5 s. The first attempt after a loss is made at once. All
             begins anew after a connection has lasted 10 s.

@@ -183,9 +183,11 @@ class Lane:
                     connection = await self._connect(pool)
                     self._failure, failures = None, 0
                     try:
-                        await self._exchange(connection)
+                        is_good = await self._exchange(connection)
                     finally:
                         await pool.release(connection)
+                    if not is_good:
+                        await self._blocked()
                     if self._astray:  # the nodes do not agree yet
                         self._astray = False
                         await asyncio.sleep(REDIRECTION_PAUSE)
@@ -196,15 +198,19 @@ class Lane:
                     self._failure = error
                     failures += 1
                     logger.debug("nothing can be published now (%s)", plain(explain(self._route.pool, error)))
-                    self._route.failed()
-                    if self._traffic is not None:
-                        await self._traffic.divert(self)
+                    await self._blocked()
                     await asyncio.sleep(self._backoff.compute(min(failures, 64)))
         finally:
             self.close()
             collected = isinstance(sys.exception(), GeneratorExit)  # with its loop: there is nothing it can do
             if self._is_owned and connection is not None and not collected:
                 await _end(connection, _transport(connection))
+
+    async def _blocked(self) -> None:
+        """Look for another way, for the lane or for what waits in it."""
+        self._route.failed()
+        if self._traffic is not None:
+            await self._traffic.divert(self)
 
     async def _connect(self, pool: Pool) -> AbstractConnection:
         """Get a connection that is good, as far as can be told; nothing is sent before it is."""
@@ -223,11 +229,11 @@ class Lane:
                 raise
         return connection
 
-    async def _exchange(self, connection: AbstractConnection) -> None:
-        """Send a batch, and hand out its replies."""
+    async def _exchange(self, connection: AbstractConnection) -> bool:
+        """Send a batch, and hand out its replies; return whether the connection is good for another."""
         sent = self._sent = self._next_batch()
         if not sent:
-            return  # all of them were cancelled
+            return True  # all of them were cancelled
         is_good = False
         transport = _transport(connection)  # redis-py forgets it when it disconnects, and what was not sent yet is left
         try:
@@ -236,7 +242,7 @@ class Lane:
             async with asyncio.timeout_at(sent[-1].deadline):
                 await connection.send_packed_command(b"".join([call.command for call in sent]), check_health=False)
                 if is_cancelling():
-                    return
+                    return False
                 while sent:
                     try:
                         reply = await read()
@@ -270,6 +276,7 @@ class Lane:
                 self._traffic.redirect(self, moved)
             if not is_good:
                 await _end(connection, transport)
+        return is_good
 
     def _next_batch(self) -> deque[Call]:
         batch: deque[Call] = deque()

@@ -237,7 +237,11 @@ class Shards:
             else:
                 self._error = None
                 self._bounced.clear()
-                doubts = await self._settle(doubts)
+                try:
+                    doubts = await self._settle(doubts)
+                except Exception:  # noqa: BLE001, a fault of this library; never a silent end
+                    logger.critical("internal error; looking at the slot map again", exc_info=True)
+                    self._is_settled = False
             if not self._is_settled:
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311, nothing secret
                 pause = min(pause * 2, LONGEST_PAUSE)

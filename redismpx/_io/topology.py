@@ -82,7 +82,7 @@ class Topology:
                     await manager.initialize()
                 self._answers += 1
             except RedisClusterException as error:
-                raise error.__cause__ or error from None
+                raise _root_of(error) from None
             finally:
                 asked = list(manager.startup_nodes.values())
                 manager.startup_nodes = {node.name: node for node in (*manager.nodes_cache.values(), *self._seeds)}
@@ -119,3 +119,10 @@ class AnyNode:
     def failed(self) -> None:
         """Take note that it is to be another node the next time."""
         self._has_failed = True
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """Return what a node said, or why none could be reached, rather than what redis-py makes of it."""
+    while isinstance(error, RedisClusterException) and (error.__cause__ or error.__context__) is not None:
+        error = error.__cause__ or error.__context__ or error
+    return error
