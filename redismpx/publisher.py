@@ -123,7 +123,7 @@ class Publisher:
         if not lane.slots:
             return
         try:
-            await self._topology.refresh()
+            await self._topology.refresh(lane.where)
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled(error):
                 raise

@@ -111,8 +111,13 @@ class Lane:
         return [call.outcome for call in calls if not call.outcome.done()]
 
     @property
+    def where(self) -> str:
+        """The host and port to which the messages go."""
+        return describe(self._route.pool)
+
+    @property
     def host(self) -> str:
-        """Where the messages go."""
+        """The host of that."""
         return str(self._route.pool.connection_kwargs.get("host"))
 
     def put(self, call: Call) -> None:

@@ -226,7 +226,8 @@ class Shards:
                 await self._unsettled.wait()
             self._is_settled = True  # unless something happens from here on
             try:
-                await self._topology.refresh()
+                failing = [shard.node for shard in self._shards.values() if shard.slots and not shard.is_connected]
+                await self._topology.refresh(failing[0] if failing else None)
             except (Exception, asyncio.CancelledError) as error:
                 if is_cancelled(error):
                     raise

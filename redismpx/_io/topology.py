@@ -70,8 +70,11 @@ class Topology:
         nodes = self._manager.slots_cache.get(slot)
         return nodes[0] if nodes else None
 
-    async def refresh(self) -> None:
-        """Ask one of the nodes that are known, or were given, who owns what. Raises what redis-py raises."""
+    async def refresh(self, suspect: str | None = None) -> None:
+        """Ask one of the nodes that are known, or were given, who owns what; a suspect comes last.
+
+        Raises what redis-py raises.
+        """
         answers = self._answers
         async with self._asking:
             if self._answers != answers:
@@ -79,7 +82,7 @@ class Topology:
             manager = self._manager
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT):
-                    await manager.initialize()
+                    await manager.initialize(last_failed_node_name=suspect)
                 self._answers += 1
             except RedisClusterException as error:
                 raise _root_of(error) from None
@@ -108,7 +111,7 @@ class AnyNode:
     async def find(self) -> NodePool:
         """Return the node that was found before; after a failure, another one."""
         if self._has_failed:
-            await self._topology.refresh()
+            await self._topology.refresh(None if self._node is None else self._node.name)
             others = [node for node in self._topology.nodes if node != self._node]
             if others:
                 self._node = random.choice(others)  # noqa: S311, nothing secret
