@@ -212,7 +212,7 @@ MUTANTS = [
         "P3: a remove in flight comes back",
         "_core/registry.py",
         "            self._move(entry, Event.LOST)\n",
-        "            if entry.state is State.LEAVING:\n                entry.put(self, Standing.WAITING)\n"
+        "            if entry.state is State.LEAVING:\n                entry.add(self)\n"
         "            self._move(entry, Event.LOST)\n",
         f"{TORTURE} -k remove_in_flight",
     ),

@@ -59,9 +59,8 @@ MOVES: dict[tuple[State, Event], State] = {
     (State.REFUSED, Event.RETRIED): State.ABSENT,
     **{(state, Event.LOST): State.ABSENT for state in State},
 }
-_NEXT = {
-    event: {a: b for (a, moved_by), b in MOVES.items() if moved_by is event} for event in Event
-}  # the same, by event
+# The same, with all moves of an event together.
+_NEXT = {event: {a: b for (a, moved_by), b in MOVES.items() if moved_by is event} for event in Event}
 _NOTHING = frozenset({State.ABSENT, State.REFUSED})  # there is nothing on the server, nor anything in flight
 
 
@@ -119,28 +118,37 @@ class Entry(Generic[S]):
         """Whether there are subscribers."""
         return self.only is not None or bool(self._many)
 
-    def put(self, subscriber: S, standing: Standing) -> None:
-        """Note what a subscriber was told; it may be a new one, that waits."""
-        self.fanout = self.sole = None
-        if self._many is None:
-            if self.only is None or self.only == subscriber:
-                self.only, self.standing = subscriber, standing
-                if standing is Standing.ACTIVE:
-                    self.sole = subscriber
-                return
-            self._many = {self.only: self.standing}
+    def add(self, subscriber: S) -> None:
+        """Take in one more, who waits."""
+        if self._many is not None:
+            self._many[subscriber] = Standing.WAITING
+        elif self.only is None:
+            self.only, self.standing = subscriber, Standing.WAITING
+        else:
+            self._many = {self.only: self.standing, subscriber: Standing.WAITING}
             self.only = None
-        self._many[subscriber] = standing
+
+    def put(self, subscriber: S, standing: Standing) -> None:
+        """Note what a subscriber was told."""
+        self.fanout = self.sole = None
+        if self._many is not None:
+            self._many[subscriber] = standing
+        else:
+            self.standing = standing
+            if standing is Standing.ACTIVE:
+                self.sole = subscriber
 
     def pop(self, subscriber: S) -> Standing:
         """Take a subscriber away; return what it was last told."""
-        self.fanout = self.sole = None
         if self._many is not None:
-            return self._many.pop(subscriber)
-        if self.only != subscriber:
+            standing = self._many.pop(subscriber)
+        elif self.only == subscriber:
+            standing, self.only = self.standing, None
+        else:
             raise KeyError(subscriber)
-        self.only = None
-        return self.standing
+        if standing is Standing.ACTIVE:
+            self.fanout = self.sole = None
+        return standing
 
     def clear(self) -> None:
         """Take all subscribers away."""
@@ -205,7 +213,7 @@ class Registry(Generic[S]):
     def _join(self, entry: Entry[S], subscriber: S) -> None:
         """Want a name that is known already, for one more."""
         first = not entry.is_wanted
-        entry.put(subscriber, Standing.WAITING)
+        entry.add(subscriber)
         if first:
             self.wanted[entry.kind] += 1
         if entry.state is State.JOINED:
