@@ -96,14 +96,27 @@ class SubscriptionRefused(RedisMPXError):
 
     def __init__(self, kind: str, name: bytes, reason: str) -> None:
         reason = plain(reason)
-        hint = "; a permitted pattern must be the same, letter for letter" if kind == "pattern" else ""
-        super().__init__(f"Redis refused {kind} {quote(name)}: {reason} (see ACL SETUSER ... &{kind}{hint})")
+        super().__init__(f"Redis refused {kind} {quote(name)}: {reason} ({_advise(kind, reason)})")
         self.kind = kind
-        """`"channel"` or `"pattern"`."""
+        """`"channel"`, `"pattern"` or `"shard channel"`."""
         self.name = name
         """The name that was refused."""
         self.reason = reason
         """What Redis answered."""
+
+
+def _advise(kind: str, reason: str) -> str:
+    """Say what to do about a refusal."""
+    is_sharded = kind == "shard channel"
+    if reason.startswith("MOVED "):
+        return "this is one node of a cluster: give the multiplexer a redis.asyncio.RedisCluster client"
+    if "unknown command" in reason:
+        if is_sharded:
+            return "sharded Pub/Sub needs Redis 7 or Valkey: use such a server, or leave out sharded=True"
+        return "the server, or a proxy before it, lacks this command"
+    if kind == "pattern":
+        return "see ACL SETUSER ... &pattern; a permitted pattern must be the same, letter for letter"
+    return f"see ACL SETUSER ... &channel{' +ssubscribe +sunsubscribe' if is_sharded else ''}"
 
 
 class SlowConsumer(RedisMPXError):
