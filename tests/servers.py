@@ -221,6 +221,8 @@ class Monitor:
     def __init__(self, admin: Redis) -> None:
         self._client = admin
         self.commands: list[str] = []
+        self.times: list[float] = []
+        """When the server ran each, by its clock."""
 
     async def __aenter__(self) -> Self:
         self._monitor = self._client.monitor()
@@ -231,6 +233,7 @@ class Monitor:
     async def _listen(self) -> None:
         async for record in self._monitor.listen():
             self.commands.append(record["command"])
+            self.times.append(record["time"])
 
     async def saw(self, marker: str) -> None:
         """Wait until a PUBLISH of `marker`, sent after all else, has come by."""

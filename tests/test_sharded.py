@@ -210,7 +210,7 @@ async def test_a_server_without_sharded_pubsub_says_so_and_the_text_what_to_do(f
             shard, classic = Checker(), Checker()
             other = new_sub(mpx, classic, "a", sharded=False)
             sub = new_sub(mpx, shard, "a", "b")
-            with pytest.raises(SubscriptionRefused, match="needs Redis 7 or Valkey: .*sharded=True"):
+            with pytest.raises(SubscriptionRefused, match=r"needs Redis 7 or Valkey: .*sharded=True"):
                 await sub.wait_for_activation(5)
             await other.wait_for_activation(5)
             await until(lambda: len(shard.errors) == 2)
