@@ -17,12 +17,14 @@ from redis.exceptions import AuthenticationError
 
 from redismpx import ConnectionLost, Multiplexer, PromiseTimeout
 from redismpx._io import shards as shards_module
+from redismpx._io.topology import Topology
 
 from .checker import Checker
 from .cluster import Cluster, Node
 from .measure_migrations import migrate
 from .proxy import Proxy
 from .servers import Monitor, calls_of, eventually, free_port, left_behind, open_sockets, until
+from .test_cancellation import Steps
 from .test_sharded import new_sub
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -214,8 +216,27 @@ async def test_a_link_that_is_needed_again_before_it_is_closed_stays(
 
 
 async def test_the_slot_of_any_name_is_what_redis_says(shared_cluster: Cluster) -> None:
-    tags = [b"{}", b"{}a", b"{a}", b"{a}b", b"x{a}", b"{a}{b}", b"{{a}}", b"{a", b"a}", b"}{a}", b"{\xff\x00}", b"a{}{b}"]
-    binary = [bytes([byte]) for byte in range(0, 256, 7)] + [b"\xff\xfe\x00", b"\r\n", b"{\r\n}$3\r\nfoo", "ü{ö}".encode(), b""]
+    tags = [
+        b"{}",
+        b"{}a",
+        b"{a}",
+        b"{a}b",
+        b"x{a}",
+        b"{a}{b}",
+        b"{{a}}",
+        b"{a",
+        b"a}",
+        b"}{a}",
+        b"{\xff\x00}",
+        b"a{}{b}",
+    ]
+    binary = [bytes([byte]) for byte in range(0, 256, 7)] + [
+        b"\xff\xfe\x00",
+        b"\r\n",
+        b"{\r\n}$3\r\nfoo",
+        "ü{ö}".encode(),
+        b"",
+    ]
     names = tags + binary
     (node, *_) = await shared_cluster.primaries()
     for name in names:
@@ -521,6 +542,21 @@ async def test_the_end_is_clean_while_slots_move_and_links_linger(shared_cluster
     await shared_cluster.release()
     assert open_sockets() <= sockets
     await gone(shared_cluster)
+
+
+async def test_a_question_for_the_slot_map_leaves_no_connection_when_it_is_cancelled(shared_cluster: Cluster) -> None:
+    """At each of its suspensions."""
+    sockets = open_sockets()
+    for moment in itertools.count(1):
+        topology = Topology(RedisCluster.from_url(shared_cluster.url))
+        steps = Steps(topology.refresh(), moment, lambda: asking.cancel())
+        asking = asyncio.Task(steps.outcome())
+        await asyncio.wait([asking])
+        await until(lambda: open_sockets() <= sockets)
+        if not steps.struck:
+            break
+    assert moment > 3
+    assert topology.owner(0) is not None
 
 
 async def test_draining_delivers_what_every_shard_has_sent(shared_cluster: Cluster) -> None:

@@ -89,8 +89,8 @@ class Topology:
             finally:
                 asked = list(manager.startup_nodes.values())
                 manager.startup_nodes = {node.name: node for node in (*manager.nodes_cache.values(), *self._seeds)}
-                for node in asked:
-                    await node.disconnect()
+                for connection in [connection for node in asked for connection in node._connections]:
+                    await connection.disconnect(nowait=True)  # waits for nothing: cancelled, it would leave some open
 
     def note(self, redirection: Redirection, told_by: str) -> None:
         """Take a node's word for where a slot is now."""
