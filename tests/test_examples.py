@@ -24,10 +24,11 @@ from websockets.exceptions import InvalidStatus
 
 from redismpx import NoResponders, RequestFailed
 
+from .cluster import Cluster
 from .servers import without_slowness
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sse", "typed")
+EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")
 DEADLINE = 15.0  # seconds after which a test gives up waiting for something that should happen
 COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("examples/{}.py",)}
 
@@ -529,6 +530,103 @@ async def test_no_quote_is_had_while_redis_is_away(no_redis_url: str) -> None:
     async with run("rpc", no_redis_url) as app:
         body = b'{"item": "tea", "count": 3}'
         assert await app.post("/quotes", body) == (503, "Redis cannot be reached; try again")
+
+
+# --- sharded_chat.py
+
+
+async def join(ws: ClientConnection, *rooms: str) -> None:
+    for room in rooms:
+        await ws.send(f"+{room}")
+        assert await hear(ws) == f"* {room}: you hear what is said"
+
+
+async def test_what_is_said_in_a_room_is_heard_there_and_by_no_classic_subscriber(redis_url: str, redis: Redis) -> None:
+    async with (
+        run("sharded_chat", redis_url) as one,
+        run("sharded_chat", redis_url) as two,
+        one.connect() as ann,
+        two.connect() as bob,
+        redis.pubsub() as classic,
+    ):
+        await classic.psubscribe("*")
+        await join(ann, "tea", "milk")
+        await join(bob, "tea")
+        await bob.send("!milk only ann hears this")
+        assert await hear(ann) == "milk: only ann hears this"
+        await bob.send("=tea with or without")
+        for number in range(10):
+            await bob.send(f"!tea {number}")
+        for ws in (ann, bob):
+            assert await hear(ws) == "* tea: with or without"
+            assert [await hear(ws) for _ in range(10)] == [f"tea: {number}" for number in range(10)]
+        await ann.send("-tea")
+        await ann.send("!tea nobody here hears this")
+        await ann.send("!milk the next thing to hear")
+        assert await hear(ann) == "milk: the next thing to hear"
+        assert (await classic.get_message(timeout=5) or {})["type"] == "psubscribe"
+        assert await classic.get_message(ignore_subscribe_messages=True, timeout=0.01) is None
+
+
+async def test_a_room_that_moves_in_a_cluster_is_interrupted_and_no_other(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_CLUSTER", "1")
+    rooms = [f"room-{number}" for number in range(20)]
+    async with (
+        run("sharded_chat", shared_cluster.url) as one,
+        run("sharded_chat", shared_cluster.url) as two,
+        one.connect() as ann,
+        two.connect() as bob,
+    ):
+        for ws in (ann, bob):
+            await join(ws, *rooms)
+        for room in rooms:
+            await ann.send(f"!{room} hello")
+            assert await hear(ann) == await hear(bob) == f"{room}: hello"
+        source = await shared_cluster.owner("example:{room-7}:said")
+        target = next(node for node in await shared_cluster.primaries() if node is not source)
+        await shared_cluster.move_slot("example:{room-7}:topic", target)
+        for ws in (ann, bob):
+            assert await hear(ws) == "* room-7: interrupted, you miss what is said now"
+            assert await hear(ws) == "* room-7: you hear what is said"
+        for room in rooms:
+            await bob.send(f"!{room} again")
+            assert await hear(ann) == await hear(bob) == f"{room}: again"
+
+
+async def test_a_lost_link_interrupts_its_rooms_only(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_CLUSTER", "1")
+    rooms = [f"room-{number}" for number in range(20)]
+    async with run("sharded_chat", shared_cluster.url) as app, app.connect() as ann:
+        await join(ann, *rooms)
+        node = await shared_cluster.owner("example:{room-7}:said")
+        lost = [room for room in rooms if await shared_cluster.owner(f"example:{{{room}}}:said") is node]
+        assert 0 < len(lost) < len(rooms)
+        assert await node.ask("CLIENT", "KILL", "TYPE", "pubsub") >= 1
+        heard = [await hear(ann) for _ in range(2 * len(lost))]
+        assert set(heard[: len(lost)]) == {f"* {room}: interrupted, you miss what is said now" for room in lost}
+        assert set(heard[len(lost) :]) == {f"* {room}: you hear what is said" for room in lost}
+
+
+async def test_nonsense_is_refused_in_the_sharded_chat_too(redis_url: str) -> None:
+    async with run("sharded_chat", redis_url) as app, app.connect() as ws:
+        for command in "", "+", "!tea", "=tea", "+te{a", "+tea}", "+" + "x" * 33, "!tea " + "x" * 501, b"+tea":
+            await ws.send(command)
+            assert (await hear(ws)).startswith("? +room")
+        await join(ws, *(f"room-{number}" for number in range(20)))
+        await ws.send("+one-more")
+        assert await hear(ws) == "? 20 rooms are enough"
+
+
+async def test_nothing_is_said_in_the_sharded_chat_while_redis_is_away(
+    no_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cluster in "", "1":
+        monkeypatch.setenv("REDIS_CLUSTER", cluster)
+        async with run("sharded_chat", no_redis_url) as app, app.connect() as ws:
+            await ws.send("!tea hello")
+            assert await hear(ws) == "? not published: Redis cannot be reached"
 
 
 # --- sse.py
