@@ -11,7 +11,7 @@
     > -tea
 
 `+room` joins, `-room` leaves, `=room topic` sets what it is about, `!room message` says something. The server is at
-REDIS_URL, or else at redis://localhost:6379: any node of a cluster if REDIS_CLUSTER is set, otherwise a single server of
+REDIS_URL, or else at redis://localhost:6379: any node of a cluster if REDIS_CLUSTER is set, otherwise a single server,
 version 7 or newer. Move a slot or kill a primary meanwhile, and see that only the rooms there are interrupted.
 """
 

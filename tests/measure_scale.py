@@ -2,29 +2,34 @@
 
 For messages of 64 bytes, the CPU time that servers say they used: on one server, by the number of connections that are
 subscribed; in clusters, at the node that is asked and at all others, classic and sharded, with the bytes that all nodes
-wrote for it. Then the memory of a server for subscribed names, and what one look at the slot map costs. The machine
-should be idle otherwise, for servers that are kept waiting have more to do at a time, and so do it for less.
+wrote for it. Then the memory of a server for subscribed names, what one look at the slot map costs, and how often ten
+multiplexers look when a primary dies. The machine should be idle otherwise: servers that are kept waiting have more to
+do at a time, and so do it for less.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from redis.asyncio import RedisCluster
 
+from redismpx import Multiplexer
 from redismpx._io.topology import Topology
 
 from .cluster import Cluster
-from .servers import Server, find_binary
+from .servers import Server, calls_of, find_binary, until
 
 PAYLOAD = b"x" * 64
 CHANNEL = b"room:1"
-NAMES, CONNECTIONS, LOOKS = 100_000, 1_000, 300
+NAMES, CONNECTIONS, LOOKS, HERD = 100_000, 1_000, 300, 10
 
 
 def pack(*words: bytes) -> bytes:
@@ -58,11 +63,11 @@ class Peer:
 
 
 def exchange(
-    publisher: Peer, subscribers: Sequence[Peer], local: int, count: int, batch: int, *, sharded: bool
+    publisher: Peer, subscribers: Sequence[Peer], counted: int, count: int, batch: int, *, sharded: bool
 ) -> None:
-    """Publish, so many at a time, and receive all of these before the next. `local` is what Redis counts."""
+    """Publish, so many at a time, and receive all of these before the next."""
     command = pack(b"SPUBLISH" if sharded else b"PUBLISH", CHANNEL, PAYLOAD) * batch
-    replies = len(b":%d\r\n" % local) * batch
+    replies = len(b":%d\r\n" % counted) * batch
     frames = len(pack(b"smessage" if sharded else b"message", CHANNEL, PAYLOAD)) * batch
     for _ in range(count // batch):
         publisher.send(command)
@@ -186,6 +191,40 @@ async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -
         await cluster.stop()
 
 
+async def herd(flavour: str) -> None:
+    """Kill a primary that every multiplexer has a link to; tell how often they look until all is well again."""
+    cluster = await Cluster.start(flavour, node_timeout=5)
+    names = [b"room:%d" % number for number in range(30)]
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(RedisCluster.from_url(cluster.url))
+            active: Counter[int] = Counter()
+            for number in range(HERD):
+                mpx = await stack.enter_async_context(Multiplexer(client))
+                sub = mpx.new_channel_subscription(
+                    lambda *_: None,
+                    lambda error, number=number: active.subtract({number: len(error.names or names)}),
+                    lambda _, number=number: active.update([number]),
+                    sharded=True,
+                )
+                sub.add(*names)
+                await sub.wait_for_activation(30)
+            dead = await cluster.owner(names[0])
+            others = [node for node in cluster.nodes if node is not dead]
+            before = sum([await calls_of(node.admin, "cluster|slots") for node in others])
+            began = time.monotonic()
+            await cluster.kill(dead)
+            await until(lambda: active.total() < HERD * len(names))
+            await until(lambda: active.total() == HERD * len(names), 60)
+            took = time.monotonic() - began
+            looks = sum([await calls_of(node.admin, "cluster|slots") for node in others]) - before
+            print(
+                f"a primary dies: {HERD} multiplexers looked {looks / HERD:.1f} times each in {took:.1f} s", flush=True
+            )
+    finally:
+        await cluster.stop()
+
+
 async def measure(flavour: str, count: int) -> None:
     binary = find_binary(flavour)
     assert binary is not None, f"{flavour}-server is not on PATH"
@@ -193,6 +232,7 @@ async def measure(flavour: str, count: int) -> None:
     await one_server(binary, count)
     for primaries in (3, 6):
         await one_cluster(flavour, primaries, primaries, count)
+    await herd(flavour)
 
 
 def main() -> None:
@@ -200,6 +240,7 @@ def main() -> None:
     parser.add_argument("--server", choices=("valkey", "redis"), default="valkey")
     parser.add_argument("--messages", type=int, default=50_000)
     options = parser.parse_args()
+    logging.disable()
     asyncio.run(measure(options.server, options.messages))
 
 
