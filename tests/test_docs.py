@@ -24,6 +24,7 @@ from redismpx._core.wire import Command, Kind, Verb
 from redismpx._io import link as links
 from redismpx._io import supervisor as supervisors
 
+from .cluster import Cluster
 from .servers import free_port, without_slowness
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -60,9 +61,10 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 CHATS = [block for block in PYTHON if block.text.startswith("# chat.py\n")]
 SUITES = [block for block in PYTHON if block.text.startswith("# test_")]
 (WORKER,) = [block for block in PYTHON if "add_signal_handler" in block.text]
-PROGRAMS = [block for block in PYTHON if "REDIS_URL" in block.text and block not in [*CHATS, WORKER]]
+CLUSTERED = [block for block in PYTHON if "RedisCluster.from_url(REDIS_URL)" in block.text]
+PROGRAMS = [block for block in PYTHON if "REDIS_URL" in block.text and block not in [*CHATS, WORKER, *CLUSTERED]]
 ENDLESS = [block for block in PYTHON if "input(" in block.text or block.page == "index.md"]
-SNIPPETS = [block for block in PYTHON if block not in [*CHATS, *SUITES, WORKER, *PROGRAMS, *ENDLESS]]
+SNIPPETS = [block for block in PYTHON if block not in [*CHATS, *SUITES, WORKER, *CLUSTERED, *PROGRAMS, *ENDLESS]]
 
 
 def read_table(marker: str, page_name: str = "lifecycle") -> list[tuple[str, ...]]:
@@ -393,6 +395,16 @@ async def test_programs_run(block: Block, valkey: ValkeyServer, tmp_path: Path) 
         assert "".join(process.lines) == after[0].text
     else:
         assert process.lines == {"tutorial/chat.md": ["room:lobby: hello\n"]}.get(block.page, ["HELLO\n"])
+
+
+@pytest.mark.parametrize("block", CLUSTERED, ids=str)
+async def test_programs_for_a_cluster_run(block: Block, shared_cluster: Cluster, tmp_path: Path) -> None:
+    """The same, where the server is a cluster."""
+    (tmp_path / "program.py").write_text(block.text)
+    arguments = ["-X", "dev", "-W", "error", "program.py"]
+    async with run_python(*arguments, cwd=tmp_path, redis_url=shared_cluster.url) as process:
+        assert await process.end() == 0, process.lines
+    assert "".join(process.lines) == BLOCKS[BLOCKS.index(block) + 1].text
 
 
 async def test_the_worker_drains_as_told(valkey: ValkeyServer, tmp_path: Path) -> None:
