@@ -168,6 +168,8 @@ class Shards:
         return shard
 
     def _close_shard(self, shard: Shard) -> None:
+        if shard.closing is not None:
+            shard.closing.cancel()
         if self._shards.get(shard.node) is shard and shard.supervisor is not None:
             del self._shards[shard.node]
             shard.supervisor.close()
@@ -204,6 +206,11 @@ class Shards:
             home = self._homes.get(name)
             if home is not None and home.node == node.name:
                 self._move(name, home, self._homeless if redirection is None else self._owner(redirection.slot))
+        shard = self._shards.get(node.name)
+        if shard is not None and not shard.slots:
+            # Perhaps it was demoted, and would take them again, as the replica that it is. Who is led back here, by a
+            # map that does not know of that yet, has to dial, and then it is asked.
+            self._close_shard(shard)
         self._unsettle()
 
     # --- the slot map
@@ -288,8 +295,6 @@ class Shards:
     def close(self) -> None:
         """End every link, at once and for good."""
         for shard in tuple(self._shards.values()):
-            if shard.closing is not None:
-                shard.closing.cancel()
             self._close_shard(shard)
         self._homes.clear()
         self._homeless.registry.clear()
