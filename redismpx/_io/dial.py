@@ -71,7 +71,7 @@ async def _check_role(connection: Any) -> None:
     await connection.send_command("ROLE")
     try:
         role, *_ = await connection.read_response()
-    except NoPermissionError as error:
+    except ResponseError as error:  # no right to ask, or a server where the command was renamed
         logger.debug("whether this is a master cannot be told (%s)", plain(str(error)))
         return
     if role not in (b"master", "master"):
