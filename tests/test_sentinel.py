@@ -14,6 +14,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ConstantBackoff, NoBackoff
 
 from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
+from redismpx._io import dial as dial_module
 
 from .checker import Checker
 from .conftest import FLAVOURS, start_server
@@ -143,16 +144,20 @@ async def test_after_each_failover_all_is_active_at_the_new_master_and_the_gap_w
         assert len(outages) <= len(failovers)
 
 
-async def test_a_sentinel_that_is_dead_or_frozen_is_passed_over(sentinels: Sentinels) -> None:
+async def test_a_sentinel_that_is_dead_or_frozen_is_passed_over(
+    sentinels: Sentinels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With short timeouts, at once. With those of redis-py a frozen one uses a dial up: then the next is asked."""
     frozen, dead, _ = sentinels.sentinels
     await sentinels.kill(dead)
     frozen.freeze()
     try:
-        manager = Sentinel(sentinels.addresses, sentinel_kwargs={**AT_ONCE, "socket_timeout": 0.3})
-        async with multiplexer(manager) as mpx:
-            sub = mpx.new_channel_subscription()
-            sub.add("a")
-            await sub.wait_for_activation(PATIENCE)
+        async with multiplexer(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as mpx:
+            await mpx.connect(PATIENCE)
+        monkeypatch.setattr(dial_module, "DIAL_TIMEOUT", 2.0)
+        async with multiplexer(Sentinel(sentinels.addresses)) as mpx:
+            await mpx.connect(PATIENCE)
+            assert "not connected after 2 s" in str(mpx.stats().last_error)
     finally:
         frozen.thaw()
 

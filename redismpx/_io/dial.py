@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import plain
 from .log import logger
@@ -59,6 +60,10 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> AbstractConnection:
                 without_name = True
             else:
                 raise
+        except TimeoutError as error:
+            await connection.disconnect(nowait=True)
+            _ask_another_first(pool)
+            raise RedisTimeoutError(f"not connected after {DIAL_TIMEOUT:g} s") from error
         except BaseException:  # also when cancelled: a dial that failed leaves nothing open; whoever called says why
             await connection.disconnect(nowait=True)
             raise
@@ -76,6 +81,16 @@ async def _check_role(connection: Any) -> None:
         return
     if role not in (b"master", "master"):
         raise RedisConnectionError(f"{connection.host}:{connection.port} is not a master any more")
+
+
+def _ask_another_first(pool: Any) -> None:
+    """Begin with the next Sentinel the next time: the first one may have used up the whole dial, and would again.
+
+    redis-py asks one after the other, and by default each of them eleven times, with 5 seconds for every time.
+    """
+    sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", None)
+    if sentinels:
+        sentinels.append(sentinels.pop(0))
 
 
 async def _speak_resp2(connection: AbstractConnection) -> None:
