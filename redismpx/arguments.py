@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from ._core.backlog import Overflow
 from .typing import Payload
@@ -134,6 +135,8 @@ def check_overflow(overflow: Overflow | str) -> Overflow:
 
 def to_client(url: str, options: dict[str, Any]) -> Redis:
     """Build a client from a URL and options, and make sure that they are good for a connection."""
+    # Unless they are asked for: redis-py would take a server's word for where to go, for all connections of the client.
+    options = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), **options}
     try:
         client = Redis.from_url(url, **options)
     except ValueError as error:

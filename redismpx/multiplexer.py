@@ -83,7 +83,8 @@ class Multiplexer:
         publish_timeout: seconds that a `publish()` has, from the call to Redis's answer.
         max_payload: the longest payload of a `publish()`, in bytes: beyond, `ValueError`. Servers cut off subscribers
             that are sent more than they may take at once (client-output-buffer-limit).
-        connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL.
+        connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL. Of what a server says of
+            its maintenance (MOVING and others) nothing is asked for, unless `maint_notifications_config` does.
 
     Raises `TypeError` and `ValueError` at once for what cannot work.
     """

@@ -34,6 +34,7 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> AbstractConnection:
         connection: AbstractConnection = pool.make_connection()
         connection.retry = Retry(NoBackoff(), 0)
         connection.health_check_interval = 0  # it would read beside our reader
+        connection.maint_notifications_config = None  # which our reader does not act on, so they are not asked for
         if without_hello:
             connection.protocol = 2
         if without_name:
