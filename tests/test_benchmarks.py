@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,9 +15,10 @@ import pytest
 
 from .benchmarks import pieces
 from .benchmarks.__main__ import CASES
-from .benchmarks.harness import PEERS, UNITS, Case, Result, run_all, run_here
+from .benchmarks.harness import PEERS, UNITS, Case, Result, run_all, run_here, run_on, start_cluster
 from .benchmarks.report import Report
 from .benchmarks.targets import TARGETS, Relation, Target
+from .cluster import Cluster
 from .servers import find_binary
 
 INSTALLED = [
@@ -26,20 +29,52 @@ INSTALLED = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def binary() -> str:
     found = find_binary("valkey")
     assert found is not None
     return found
 
 
+@pytest.fixture(scope="module")
+def clusters(binary: str) -> Iterator[dict[int, Cluster]]:
+    """One of each size that a case needs. It takes two seconds until they serve, so the contestants share them."""
+    sizes = {case.primaries for case in CASES.values()} - {0}
+    started: dict[int, Cluster] = {}
+
+    async def start(primaries: int) -> None:
+        started[primaries] = await start_cluster(binary, primaries)
+
+    async def start_all() -> None:
+        await asyncio.gather(*map(start, sizes))
+
+    async def stop_all() -> None:
+        for cluster in started.values():
+            await cluster.stop()
+
+    try:
+        asyncio.run(start_all())
+        yield started
+    finally:
+        asyncio.run(stop_all())
+
+
 @pytest.mark.parametrize(("case", "contestant"), INSTALLED, ids=lambda value: getattr(value, "name", value))
-def test_a_contestant_does_all_of_its_case(case: Case, contestant: str, binary: str) -> None:
+def test_a_contestant_does_all_of_its_case(
+    case: Case, contestant: str, binary: str, clusters: dict[int, Cluster]
+) -> None:
     """Each counts for itself, and asserts that the number is right."""
-    measures = run_here(case, contestant, binary, quick=True)
+    if case.primaries:
+        measures = run_on(clusters[case.primaries].nodes, case, contestant, quick=True)
+    else:
+        measures = run_here(case, contestant, binary, quick=True)
     assert case.metric in measures
     assert measures.keys() <= UNITS.keys()
     assert all(map(math.isfinite, measures.values()))
+
+
+def test_a_cluster_of_its_own_is_started_for_a_contestant(binary: str) -> None:
+    assert run_here(CASES["throughput-1"], "floor", binary, quick=True).keys() == {"cpu", "wall", "servers", "rate"}
 
 
 async def test_the_pieces_are_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from ..servers import find_binary
-from . import drain, fan_out, latency, names, promises, publish, request, websocket
+from . import drain, fan_out, latency, names, promises, publish, request, sharded, websocket
 from .harness import Case, run_all, run_here
 from .report import Report
 
 CASES: dict[str, Case] = {
     case.name: case
-    for module in (drain, fan_out, names, promises, publish, request, latency, websocket)
+    for module in (drain, fan_out, names, promises, publish, request, latency, websocket, sharded)
     for case in module.CASES
 }
 

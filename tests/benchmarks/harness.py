@@ -12,10 +12,11 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cluster import Cluster
 from ..servers import Server
 from .publisher import Publisher
 
@@ -29,22 +30,26 @@ PEERS = {
 }
 """The other libraries, and the distributions that they come in."""
 UNITS = {
-    **dict.fromkeys(("cpu", "wall", "p50", "p99", "timer"), "us"),
+    **dict.fromkeys(("cpu", "wall", "p50", "p99", "timer", "servers"), "us"),
     **dict.fromkeys(("traced", "resident"), "B"),
     "stall": "ms",
     "share": "%",
+    "rate": "/s",
 }
 """What each metric is given in."""
 TIMEOUT = 300.0  # seconds for one contestant in one round
 QUICK_TIMEOUT = 30.0
+HELD = ("--client-output-buffer-limit", "pubsub", "0", "0", "0")  # messages that wait in a server stay
+NODE_TIMEOUT = 15.0  # seconds: nobody is to take a primary for dead that is only busy
 
 
 class Bench:
-    """What a contestant gets: a server, how much to do, and the stopwatch."""
+    """What a contestant gets: a server or a cluster, how much to do, and the stopwatch."""
 
-    def __init__(self, server: Server, quick: bool = False, profile: cProfile.Profile | None = None) -> None:
-        self.port = server.port
-        self.url = server.url
+    def __init__(self, nodes: Sequence[Server], quick: bool = False, profile: cProfile.Profile | None = None) -> None:
+        self.ports = [node.port for node in nodes]
+        self.port = nodes[0].port
+        self.url = nodes[0].url
         self.measures: dict[str, float] = {}
         self._began = 0.0
         self._quick = quick
@@ -72,6 +77,10 @@ class Bench:
         """
         received = publisher.publish()
         assert received == messages, f"{received} of {messages} messages had a receiver"
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Inside `measured()`: have the clock begin to run only now."""
         self._began = time.perf_counter()
 
 
@@ -93,6 +102,7 @@ class Case:
     operation: str  # what the figures are for one of
     contestants: Mapping[str, Contestant]
     metric: str = "cpu"
+    primaries: int = 0  # of a cluster; 0: a server alone
 
 
 @dataclass
@@ -115,14 +125,33 @@ def run_here(
     case: Case, contestant: str, binary: str, quick: bool, profile: cProfile.Profile | None = None
 ) -> dict[str, float]:
     """Let one contestant do a case once in this process; return its measures."""
-    server = Server(binary, "--client-output-buffer-limit", "pubsub", "0", "0", "0").start()  # held messages stay
+    if case.primaries:
+        cluster = asyncio.run(start_cluster(binary, case.primaries))
+        try:
+            return run_on(cluster.nodes, case, contestant, quick, profile)
+        finally:
+            asyncio.run(cluster.stop())
+    server = Server(binary, *HELD).start()
     try:
-        bench = Bench(server, quick, profile)
-        work = case.contestants[contestant](bench)
-        if work is not None:
-            asyncio.run(_within(QUICK_TIMEOUT if quick else TIMEOUT, work))
+        return run_on([server], case, contestant, quick, profile)
     finally:
         server.remove()
+
+
+async def start_cluster(binary: str, primaries: int) -> Cluster:
+    cluster = await Cluster.start(binary, primaries, 0, *HELD, node_timeout=NODE_TIMEOUT)
+    await cluster.release()
+    return cluster
+
+
+def run_on(
+    nodes: Sequence[Server], case: Case, contestant: str, quick: bool, profile: cProfile.Profile | None = None
+) -> dict[str, float]:
+    """The same, on servers that run."""
+    bench = Bench(nodes, quick, profile)
+    work = case.contestants[contestant](bench)
+    if work is not None:
+        asyncio.run(_within(QUICK_TIMEOUT if quick else TIMEOUT, work))
     return bench.measures
 
 

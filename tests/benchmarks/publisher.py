@@ -5,13 +5,18 @@ It is run by its path and imports nothing that is not Python's own, so that it s
 
 from __future__ import annotations
 
+import binascii
 import socket
 import subprocess
 import sys
+from bisect import bisect
+from collections import defaultdict
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 CHUNK = 1000  # messages in one pipeline
+SLOTS = 16384  # of a cluster
 
 
 class Companion:
@@ -49,11 +54,22 @@ class Companion:
 class Publisher(Companion):
     """Publishes `messages` of `size` bytes each: the first to channel `prefix`0, and so on round and round.
 
-    Each begins with `head`, which does not count.
+    Each begins with `head`, which does not count. Of several ports, that of the primary that has the slot of a channel
+    is its port; they share the slots evenly, in this order.
     """
 
-    def __init__(self, port: int, prefix: str, channels: int, messages: int, size: int, head: str = "") -> None:
-        super().__init__(__file__, str(port), prefix, head, str(channels), str(messages), str(size))
+    def __init__(
+        self,
+        ports: int | list[int],
+        prefix: str,
+        channels: int,
+        messages: int,
+        size: int,
+        head: str = "",
+        verb: str = "PUBLISH",
+    ) -> None:
+        numbers = [channels, messages, size, *([ports] if isinstance(ports, int) else ports)]
+        super().__init__(__file__, verb, prefix, head, *map(str, numbers))
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -74,23 +90,42 @@ def pack(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
-def pipeline(prefix: str, channels: int, numbers: range, data: bytes) -> bytes:
-    return b"".join(pack(b"PUBLISH", b"%s%d" % (prefix.encode(), number % channels), data) for number in numbers)
+def owner(channel: bytes, ports: list[int]) -> int:
+    """Return the port of the primary that has the slot of a channel."""
+    firsts = [SLOTS * number // len(ports) for number in range(len(ports))]
+    return ports[bisect(firsts, binascii.crc_hqx(channel, 0) % SLOTS) - 1]
 
 
-def main(port: int, prefix: str, head: str, channels: int, messages: int, size: int) -> None:
+def pipelines(
+    verb: str, channels: list[tuple[bytes, int]], numbers: range, data: bytes
+) -> list[tuple[int, int, bytes]]:
+    """Return, for each port, how many commands there are for it, and these."""
+    commands: defaultdict[int, list[bytes]] = defaultdict(list)
+    for number in numbers:
+        channel, port = channels[number % len(channels)]
+        commands[port].append(pack(verb.encode(), channel, data))
+    return [(port, len(some), b"".join(some)) for port, some in commands.items()]
+
+
+def main(verb: str, prefix: str, head: str, channels: int, messages: int, size: int, *ports: int) -> None:
     data = head.encode() + b"x" * size
+    names = [b"%s%d" % (prefix.encode(), number) for number in range(channels)]
+    owners = [(name, owner(name, list(ports))) for name in names]
     ranges = [range(start, min(start + CHUNK, messages)) for start in range(0, messages, CHUNK)]
-    pipelines = [(len(numbers), pipeline(prefix, channels, numbers, data)) for numbers in ranges]
-    with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as replies:
+    chunks = [pipelines(verb, owners, numbers, data) for numbers in ranges]
+    with ExitStack() as stack:
+        connections = {port: stack.enter_context(socket.create_connection(("127.0.0.1", port))) for port in ports}
+        replies = {port: stack.enter_context(connections[port].makefile("rb")) for port in ports}
         print(0, flush=True)
         while sys.stdin.readline():
             received = 0
-            for count, commands in pipelines:
-                connection.sendall(commands)
-                received += sum(int(replies.readline()[1:]) for _ in range(count))
+            for chunk in chunks:
+                for port, _, commands in chunk:
+                    connections[port].sendall(commands)
+                for port, count, _ in chunk:
+                    received += sum(int(replies[port].readline()[1:]) for _ in range(count))
             print(received, flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
