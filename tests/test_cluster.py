@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -14,29 +14,37 @@ import pytest
 from redis.asyncio import RedisCluster
 from redis.backoff import ConstantBackoff
 from redis.crc import key_slot
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from redismpx import ConnectionLost, Multiplexer, PromiseTimeout
+from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, PromiseTimeout
 from redismpx._io import shards as shards_module
 from redismpx._io.topology import Topology
 
 from .checker import Checker
 from .cluster import Cluster, Node
+from .measure_migrations import SEED, Result, Stream, migrate
 from .servers import Monitor, calls_of, eventually, free_port, left_behind, open_sockets, until
+from .test_acl import set_user
 from .test_cancellation import Steps
 from .test_sharded import new_sub
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 QUICK = ConstantBackoff(0.01)
+# As docs/how-to/secure.md has them. `+role` is not among them: without it, a demoted primary may be taken for a while.
+SUBSCRIBER = """
+    resetkeys resetchannels &chat:* -@all +cluster|slots
+    +subscribe +unsubscribe +psubscribe +punsubscribe +ssubscribe +sunsubscribe +ping
+"""
+PUBLISHER = "resetkeys resetchannels &chat:* -@all +cluster|slots +publish +spublish"
 MINE = "mine"  # the name of the connections to be counted
 
 
 @asynccontextmanager
 async def multiplexing(cluster: Cluster, client_options: dict[str, Any] | None = None) -> AsyncIterator[Multiplexer]:
     """A multiplexer for a cluster; its client was never used, and needs not be closed."""
-    client = RedisCluster.from_url(cluster.url, client_name=MINE, **(client_options or {}))
+    client = RedisCluster.from_url(cluster.url, **(client_options or {"client_name": MINE}))
     async with Multiplexer(client, backoff=QUICK) as mpx:
         yield mpx
 
@@ -144,6 +152,23 @@ async def test_all_that_is_not_sharded_works_whichever_node_it_is_at(shared_clus
             assert checker.kinds.count("activation") == 1
             assert not checker.faults + checker.errors
     await gone(shared_cluster)
+
+
+async def test_a_lost_link_to_any_node_is_replaced_by_one_to_another(shared_cluster: Cluster) -> None:
+    async with multiplexing(shared_cluster) as mpx:
+        checker = Checker(lambda _: b"p*")
+        sub = mpx.new_pattern_subscription("p*", *checker.callbacks, on_error=checker.on_error)
+        last = None
+        for gaps in range(6):
+            await until(lambda gaps=gaps: checker.activations == gaps + 1)
+            (node,) = await shared_cluster.patterns()
+            assert node is not last
+            last = node
+            await node.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda gaps=gaps: checker.disconnects == gaps + 1)
+        await sub.wait_for_activation(10)
+        assert losses(checker) == [None] * 6
+        assert not checker.faults
 
 
 # --- where shard channels are
@@ -459,10 +484,136 @@ async def test_names_follow_to_a_node_that_is_added_and_away_from_one_that_is_re
         await shared_cluster.remove_node(node)
         await until(lambda: checker.activations == 8 and len(checker.active) == 4)
         await at_their_owners(shared_cluster, names)
-        await until(lambda: mpx.stats().shards == len({slot_owner for slot_owner in mpx._hub.shards._homes.values()}))  # type: ignore[union-attr]
+        await until(lambda: mpx.stats().shards == len(set(mpx._hub.shards._homes.values())))  # type: ignore[union-attr]
         assert checker.disconnects == 4
         assert await mpx.publish(names[0], "x", sharded=True) == 1
         assert not checker.faults + checker.errors
+
+
+async def test_a_primary_that_dies_takes_nothing_with_it_that_does_not_come_back(cluster: Cluster) -> None:
+    """Neither the names at it, nor the classic ones, whose link led there, nor what is to be published."""
+    primary = await cluster.owner(0)
+    other = await other_than(cluster, primary)
+    here, there = await at(primary, 5), await at(other, 5)
+    result = Result()
+    checkers = {name: Checker() for name in here + there}
+    async with multiplexing(cluster) as mpx, multiplexing(cluster) as publishing:
+        classic = Checker(lambda _: b"p*")
+        pattern = mpx.new_pattern_subscription("p*", *classic.callbacks, on_error=classic.on_error)
+        await pattern.wait_for_activation(10)
+        while primary not in (where := await cluster.patterns()):
+            for node in where:
+                await node.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            gaps = classic.disconnects
+            await until(lambda gaps=gaps: classic.activations > gaps and bool(classic.active))
+        subs = [new_sub(mpx, checker, name) for name, checker in checkers.items()]
+        for sub in subs:
+            await sub.wait_for_activation(10)
+        gaps = classic.disconnects
+        stream = Stream(publishing, checkers, 500, result)
+        streaming = asyncio.create_task(stream.run())
+        await until(lambda: all(checker.messages for checker in checkers.values()))
+
+        promoted = await cluster.failover(primary, "kill")
+        assert await cluster.owner(here[0]) is promoted
+        await until(lambda: bool(classic.active) and all(checkers[name].active for name in here), 30)
+        await at_their_owners(cluster, here + there)
+        before = {name: checker.messages for name, checker in checkers.items()}
+        await until(lambda: all(checkers[name].messages > before[name] + 5 for name in before))
+        stream.ended = True
+        await streaming
+        assert losses(classic)[gaps:] == [None]
+        assert await publishing.publish("p1", "x") is not None
+        await until(lambda: classic.payloads == [b"x"])
+        for name, checker in checkers.items():
+            assert checker.disconnects == checker.activations - 1
+            assert (
+                losses(checker) in ([frozenset({name})], [frozenset({name})] * 2)
+                if name in here
+                else not losses(checker)
+            )
+            assert not checker.faults + checker.errors
+        assert publishing.stats().published == result.published + 1
+
+
+@pytest.mark.parametrize("awaiting", [False, True])
+async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster, awaiting: bool) -> None:
+    source = await shared_cluster.owner(0)
+    target = await other_than(shared_cluster, source)
+    (tag,), others = await at(source), await at(target, 3)
+    names, more = ([b"{%b}%b%d" % (tag, word, number) for number in range(5)] for word in (b"old", b"new"))
+    checkers: list[Checker] = []
+    async with multiplexing(shared_cluster) as mpx:
+
+        def subscribe(deed: Callable[[ChannelSubscription[bytes], Checker, Collection[bytes]], object]) -> Any:
+            def on_disconnect(error: ConnectionLost) -> None:
+                checker.on_disconnect(error)
+                assert error.names is not None
+                deed(sub, checker, error.names)
+
+            async def on_disconnect_later(error: ConnectionLost) -> None:
+                await asyncio.sleep(0)
+                on_disconnect(error)
+
+            checker = Checker()
+            checkers.append(checker)
+            sub = mpx.new_channel_subscription(
+                checker.on_message,
+                on_disconnect_later if awaiting else on_disconnect,
+                checker.on_activation,
+                on_error=checker.on_error,
+                sharded=True,
+            )
+            sub.add(*names)
+            return sub
+
+        def remove(sub: ChannelSubscription[bytes], checker: Checker, gone: Collection[bytes]) -> None:
+            sub.remove(*gone)
+            checker.removed(*gone)
+
+        def renew(sub: ChannelSubscription[bytes], checker: Checker, gone: Collection[bytes]) -> None:
+            remove(sub, checker, gone)
+            checker.added(*gone)
+            sub.add(*gone)
+
+        def close(sub: ChannelSubscription[bytes], checker: Checker, gone: Collection[bytes]) -> None:
+            sub.close()
+            checker.closed = True
+
+        subs = [
+            subscribe(lambda *_: None),
+            subscribe(remove),
+            subscribe(renew),
+            subscribe(close),
+            subscribe(lambda sub, *_: sub.add(*others, *more)),
+            subscribe(lambda *_: close(victim, checkers[-2], ())),
+            subscribe(lambda *_: close(victim, checkers[-2], ())),
+            victim := subscribe(lambda *_: None),
+            subscribe(lambda *_: 1 / 0),
+        ]
+        for sub in subs:
+            await sub.wait_for_activation(10)
+        for to in (target, source, target, source):
+            await shared_cluster.move_slot(tag, to)
+            await at_their_owners(shared_cluster, [*names, *more, *others])
+            for sub in subs:
+                if not sub.closed:
+                    await sub.wait_for_activation(10)
+            await until(lambda: len(checkers[0].active) == 5 and not any(sub._inbox.pending for sub in subs))
+        for sub, checker in zip(subs, checkers, strict=True):
+            assert not checker.faults
+            assert checker.closed or checker.active == sub.channels
+            assert (checker is checkers[-1]) == any(isinstance(error, ZeroDivisionError) for error in checker.errors)
+        assert [len(sub.channels) for sub in subs if not sub.closed] == [5, 0, 5, 13, 5, 5, 5]
+        assert checkers[0].disconnects == 20
+
+
+async def test_what_becomes_of_many_while_slots_move_and_primaries_fail_over(cluster: Cluster) -> None:
+    """The small of `python -m tests.measure_migrations`."""
+    result = await migrate(cluster, channels=30, moves=8, failovers=2, rate=500, seed=SEED)
+    assert not result.violations
+    assert result.disconnects > 8
+    assert result.published > 100
 
 
 # --- publishing
@@ -566,7 +717,7 @@ async def test_the_end_is_clean_while_slots_move_and_links_linger(shared_cluster
         checker.removed(leaving)
         to = await other_than(shared_cluster, await shared_cluster.owner(moving))
         move = asyncio.create_task(shared_cluster.move_slot(moving, to))
-        await until(lambda: checker.disconnects or move.done())
+        await until(lambda checker=checker, move=move: checker.disconnects or move.done())
         for _ in range(ticks):
             await asyncio.sleep(0)
         await _quit(mpx, how)
@@ -584,9 +735,8 @@ async def test_a_question_for_the_slot_map_leaves_no_connection_when_it_is_cance
     sockets = open_sockets()
     for moment in itertools.count(1):
         topology = Topology(RedisCluster.from_url(shared_cluster.url))
-        steps = Steps(topology.refresh(), moment, lambda: asking.cancel())
-        asking = asyncio.Task(steps.outcome())
-        await asyncio.wait([asking])
+        steps = Steps(topology.refresh(), moment, lambda: asyncio.current_task().cancel())  # type: ignore[union-attr]
+        await asyncio.wait([asyncio.Task(steps.outcome())])
         await until(lambda: open_sockets() <= sockets)
         if not steps.struck:
             break
@@ -653,3 +803,43 @@ async def test_a_wrong_password_and_nodes_that_are_not_there_say_so(shared_clust
         with pytest.raises(ConnectionLost, match="not sent within") as lost:
             await mpx.publish("name", "x", sharded=True)
         assert not lost.value.sent
+
+
+async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) -> None:
+    users = {"listener": SUBSCRIBER, "speaker": PUBLISHER}
+    try:
+        for node in shared_cluster.live:
+            for user, rules in users.items():
+                await set_user(node.admin, user, "secret", rules)
+        listener, speaker = ({"username": user, "password": "secret"} for user in users)
+        name = next(name for name in await at(await shared_cluster.owner(0), 1, "chat:"))
+        async with (
+            multiplexing(shared_cluster, listener) as mpx,
+            multiplexing(shared_cluster, speaker) as speaking,
+        ):
+            shard, pattern = Checker(), Checker(lambda _: b"chat:*")
+            sub = new_sub(mpx, shard, name)
+            other = mpx.new_pattern_subscription("chat:*", *pattern.callbacks, on_error=pattern.on_error)
+            for each in (sub, other):
+                await each.wait_for_activation(10)
+            await speaking.publish(name, "0", sharded=True)
+            await speaking.publish(name, "0")
+            await until(lambda: shard.messages == pattern.messages == 1)
+            await shared_cluster.move_slot(name, await other_than(shared_cluster, await shared_cluster.owner(name)))
+            await until(lambda: shard.activations == 2)
+            await speaking.publish(name, "1", sharded=True)
+            await until(lambda: shard.messages == 2)
+            await at_their_owners(shared_cluster, [name])
+            sub.close()
+            await at_their_owners(shared_cluster, [name], subscribed=0)
+            with pytest.raises(NoPermissionError):
+                await mpx.publish(name, "2", sharded=True)
+            assert not shard.faults + shard.errors + pattern.faults + pattern.errors
+        for node in shared_cluster.live:
+            await set_user(node.admin, "listener", "secret", SUBSCRIBER.replace("+cluster|slots", ""))
+        async with multiplexing(shared_cluster, listener) as mpx:
+            with pytest.raises(TimeoutError, match=r"cluster\|slots"):
+                await mpx.connect(1)
+    finally:
+        for node in shared_cluster.live:
+            await node.ask("ACL", "DELUSER", *users)
