@@ -19,18 +19,30 @@ REMEMBERED = {b"master_down"}  # what a Sentinel last said of the master; kept u
 class Sentinels:
     """Three servers, one of them the master, and three Sentinels, of which two have to agree that it is gone."""
 
-    def __init__(self, binary: str) -> None:
-        first = Server(binary, "--repl-diskless-sync-delay", "0")
-        replicaof = ("--repl-diskless-sync-delay", "0", "--replicaof", f"127.0.0.1 {first.port}")
-        self.servers = [first, *(Server(binary, *replicaof) for _ in range(2))]
+    def __init__(self, binary: str, passwords: tuple[str, str] | None = None) -> None:
+        options = ["--repl-diskless-sync-delay", "0"]
+        if passwords is not None:
+            options += ["--requirepass", passwords[0], "--masterauth", passwords[0]]
+        first = Server(binary, *options)
+        self.servers = [first, *(Server(binary, *options, "--replicaof", f"127.0.0.1 {first.port}") for _ in range(2))]
         self.sentinels = [SentinelServer(binary, first, quorum=2) for _ in range(3)]
+        for servers, password in zip((self.servers, self.sentinels), passwords or (), strict=False):
+            for server in servers:
+                server.admin_url = f"redis://:{password}@127.0.0.1:{server.port}"
+        if passwords is not None:
+            for sentinel in self.sentinels:
+                auth = (f"sentinel auth-pass {MASTER} {passwords[0]}", f"sentinel sentinel-pass {passwords[1]}")
+                sentinel.configure(*auth, f"requirepass {passwords[1]}")
 
     @classmethod
-    async def start(cls, flavour: str, *, down_after: float = 1.0) -> Self:
-        """Start all. A master is given up after `down_after` seconds of silence."""
+    async def start(cls, flavour: str, *, down_after: float = 1.0, passwords: tuple[str, str] | None = None) -> Self:
+        """Start all. A master is given up after `down_after` seconds of silence.
+
+        `passwords` are that of the servers and that of the Sentinels.
+        """
         binary = find_binary(flavour)
         assert binary is not None, flavour
-        sentinels = cls(binary)
+        sentinels = cls(binary, passwords)
         try:
             await sentinels._form(int(down_after * 1000))
         except BaseException:

@@ -12,12 +12,13 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ConstantBackoff, NoBackoff
+from redis.exceptions import ResponseError
 
 from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io import dial as dial_module
 
 from .checker import Checker
-from .conftest import FLAVOURS, start_server
+from .conftest import FLAVOURS, binary_of, start_server
 from .sentinel import MASTER, Sentinels
 from .servers import Server, eventually, settled, until
 
@@ -160,6 +161,38 @@ async def test_a_sentinel_that_is_dead_or_frozen_is_passed_over(
             assert "not connected after 2 s" in str(mpx.stats().last_error)
     finally:
         frozen.thaw()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_servers_and_sentinels_have_passwords_of_their_own_which_nobody_gets_to_see(
+    flavour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    binary_of(flavour)
+    sentinels = await Sentinels.start(flavour, passwords=("servers-secret", "sentinels-secret"))
+
+    def service(manager: Sentinel) -> Redis:
+        client: Redis = manager.master_for(MASTER, password="servers-secret")
+        return client
+
+    try:
+        good = Sentinel(sentinels.addresses, sentinel_kwargs={**AT_ONCE, "password": "sentinels-secret"})
+        wrong = Sentinel(sentinels.addresses, sentinel_kwargs={**AT_ONCE, "password": "no-secret"})
+        async with multiplexer(good, service=service) as mpx, multiplexer(wrong, service=service) as stranger:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await sub.wait_for_activation(PATIENCE)
+            master = await sentinels.failover()
+            await until(lambda: checker.activations == 2, PATIENCE)
+            await settled(master.admin, {b"a", HELLO})
+            await until(lambda: stranger.stats().last_error is not None)
+            error = str(stranger.stats().last_error)
+        assert f"No master found for '{MASTER}'" in error
+        assert "AuthenticationError" in error
+        assert not checker.faults
+        assert "secret" not in error + caplog.text
+    finally:
+        await sentinels.stop()
 
 
 # --- what the Sentinels say
@@ -305,7 +338,10 @@ async def test_a_master_that_was_cut_off_and_still_answers_is_left_by_those_who_
                 heard = link._heard
                 await until(lambda heard=heard: link._heard > heard)  # type: ignore[misc]
             assert await new.admin.publish("a", "starved") == 0
-            assert await old.admin.publish("a", "nobody's") == 1
+            await old.admin.config_set("min-replicas-to-write", 1)
+            with pytest.raises(ResponseError, match="NOREPLICAS"):
+                await old.admin.set("key", "value")
+            assert await old.admin.publish("a", "nobody's") == 1  # for publishing is not writing
             await until(lambda: checker.payloads == [b"nobody's"])
             assert checker.kinds == ["activation", "message"]
         else:

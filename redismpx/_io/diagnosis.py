@@ -30,7 +30,11 @@ def explain(pool: Pool, error: BaseException) -> str:
             hint = " (rediss:// speaks TLS: does this port?)"
     elif issubclass(pool.connection_class, Connection) and (cut_off or isinstance(error, InvalidResponse)):
         hint = " (does this port want TLS? That is rediss://)"
-    return f"cannot connect to {describe(pool)}: {str(error) or repr(error)}{hint}"
+    text = str(error) or repr(error)
+    for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+        # redis-py shows all their options before it says what is wrong with them.
+        text = text.replace(str(sentinel), describe(sentinel.connection_pool))
+    return f"cannot connect to {describe(pool)}: {text}{hint}"
 
 
 def speaks_tls(pool: Pool) -> bool:
