@@ -34,6 +34,7 @@ PUBLISH = "tests/test_publish.py"
 REQUEST = "tests/test_request.py"
 RECONNECT = "tests/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
+SENTINEL = "tests/test_sentinel.py"
 TORTURE = "tests/test_torture.py"
 
 MUTANTS = [
@@ -520,6 +521,70 @@ MUTANTS = [
         '                link.abort("closed")\n                await link.release()\n',
         '                await link.release()\n            link.abort("closed")\n',
         "tests/test_processes.py -k left_in_the_middle",
+    ),
+    # Masters, and what servers say of themselves.
+    Mutant(
+        "a replica is taken for the master that Sentinels say it is",
+        "_io/dial.py",
+        '    if role not in (b"master", "master"):\n',
+        "    if not role:\n",
+        f"{SENTINEL} -k named",
+    ),
+    Mutant(
+        "a replica that was asked for is refused",
+        "_io/dial.py",
+        'if getattr(pool, "is_master", False):',
+        'if getattr(pool, "is_master", None) is not None:',
+        f"{SENTINEL} -k asked_for",
+    ),
+    Mutant(
+        "without the right to ask for the role there is no connection",
+        "_io/dial.py",
+        "    except ResponseError as error:  # no right",
+        "    except LookupError as error:  # no right",
+        f"{SENTINEL} -k may_not_ask",
+    ),
+    Mutant(
+        "a server that does not know ROLE is no master",
+        "_io/dial.py",
+        "    except ResponseError as error:  # no right",
+        "    except NoPermissionError as error:  # no right",
+        f"{SENTINEL} -k may_not_ask",
+    ),
+    Mutant(
+        "a Sentinel that never answers is asked first for ever",
+        "_io/dial.py",
+        "        sentinels.append(sentinels.pop(0))\n",
+        "        pass\n",
+        f"{SENTINEL} -k passed_over",
+    ),
+    Mutant(
+        "why no Sentinel names a master is cut off",
+        "_io/diagnosis.py",
+        "text.replace(str(sentinel), describe(sentinel.connection_pool))",
+        "text",
+        f"{SENTINEL} -k passwords",
+    ),
+    Mutant(
+        "a server leads all connections elsewhere by pushing MOVING",
+        "arguments.py",
+        "MaintNotificationsConfig(enabled=False)",
+        "MaintNotificationsConfig()",
+        "tests/test_maintenance.py -k leads_nowhere",
+    ),
+    Mutant(
+        "the link asks for maintenance notifications",
+        "_io/dial.py",
+        "        connection.maint_notifications_config = None ",
+        "        pass ",
+        "tests/test_maintenance.py -k does_not_ask",
+    ),
+    Mutant(
+        "a push that is not for us is a protocol error",
+        "_io/dispatch.py",
+        "            self._counters.ignored += 1  # a push of some other kind\n",
+        '            raise Desync("a push of some other kind")\n',
+        "tests/test_maintenance.py -k counted",
     ),
     # Request and reply.
     Mutant(
