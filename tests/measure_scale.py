@@ -114,35 +114,42 @@ async def one_server(binary: str, count: int) -> None:
                     f"PUBLISH {costs[0]:.2f} us, SPUBLISH {costs[1]:.2f} us for a message",
                     flush=True,
                 )
-        names = [b"room:%06d" % number for number in range(NAMES)]
-        for sharded in (False, True):
-            costs = []
-            peers = []
-            for _ in range(2):
-                before = await memory(server)
-                peers.append(Peer(server))
-                for start in range(0, NAMES, 500):
-                    part = names[start : start + 500]
-                    verb = b"ssubscribe" if sharded else b"subscribe"
-                    peers[-1].send(pack(verb, *part))
-                    numbers = range(start + 1, start + 1 + len(part))
-                    peers[-1].read(sum(len(pack(verb, part[0])) + len(b":%d\r\n" % number) for number in numbers))
-                costs.append((await memory(server) - before) / NAMES)
-            kind = "shard channel" if sharded else "channel"
-            print(f"a server's memory for a {kind}: {costs[0]:.0f} B, and {costs[1]:.0f} B for each other connection")
-            for peer in peers:
-                peer.close()
-        before = await memory(server)
-        peers = [Peer(server) for _ in range(CONNECTIONS)]
-        for peer in peers:
-            peer.subscribe([CHANNEL], sharded=False)
-        print(
-            f"and for a connection with one channel: {(await memory(server) - before) / CONNECTIONS:.0f} B", flush=True
-        )
-        for peer in peers:
-            peer.close()
     finally:
         publisher.close()
+        await server.release()
+        server.remove()
+
+
+async def names_of(binary: str, sharded: bool) -> None:
+    server = Server(binary).start()
+    names = [b"room:%06d" % number for number in range(NAMES)]
+    verb = b"ssubscribe" if sharded else b"subscribe"
+    peers = []
+    try:
+        costs = []
+        for _ in range(2):
+            before = await memory(server)
+            peers.append(Peer(server))
+            for start in range(0, NAMES, 500):
+                part = names[start : start + 500]
+                peers[-1].send(pack(verb, *part))
+                numbers = range(start + 1, start + 1 + len(part))
+                peers[-1].read(sum(len(pack(verb, part[0])) + len(b":%d\r\n" % number) for number in numbers))
+            costs.append((await memory(server) - before) / NAMES)
+        before = await memory(server)
+        for _ in range(CONNECTIONS):
+            peers.append(Peer(server))
+            peers[-1].subscribe(names[:1], sharded=sharded)
+        each = (await memory(server) - before) / CONNECTIONS
+        kind = "shard channel" if sharded else "channel"
+        print(
+            f"a server's memory for a {kind}: {costs[0]:.0f} B, and {costs[1]:.0f} B for each other connection that has "
+            f"it; for a connection with one of them: {each:.0f} B",
+            flush=True,
+        )
+    finally:
+        for peer in peers:
+            peer.close()
         await server.release()
         server.remove()
 
@@ -230,6 +237,8 @@ async def measure(flavour: str, count: int) -> None:
     assert binary is not None, f"{flavour}-server is not on PATH"
     print(flavour)
     await one_server(binary, count)
+    for sharded in (False, True):
+        await names_of(binary, sharded)
     for primaries in (3, 6):
         await one_cluster(flavour, primaries, primaries, count)
     await herd(flavour)
