@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from redis.asyncio import RedisCluster
 
@@ -28,6 +29,7 @@ from .publisher import Publisher, owner
 CHANNELS = 300
 MESSAGES = 200_000
 POLL = 0.001  # seconds between two looks for messages, when there were none
+TIMEOUT = 30.0  # seconds until the primaries have passed on to each other what they have
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,16 @@ async def coredis(load: Load, bench: Bench, countdown: Countdown) -> AsyncIterat
 # --- what the servers know
 
 
-def ask_all(bench: Bench, *command: bytes) -> list[object]:
+def ask_all(bench: Bench, *command: bytes) -> list[Any]:
     """Return what each primary answers."""
-    answers = []
+    answers: list[Any] = []
     for port in bench.ports:
         with floor.connect(port) as admin:
             answers.append(admin.command(*command))
     return answers
 
 
-def total(answers: list[object], field: str) -> float:
+def total(answers: list[Any], field: str) -> float:
     """Add up a field of what INFO or CLUSTER INFO says; a primary that does not have it yet has counted nothing."""
     return sum(float(found) for answer in answers for found in re.findall(rf"{field}:([\d.]+)", str(answer)))
 
@@ -167,7 +169,10 @@ class Bus:
 
     def wait(self, messages: int) -> None:
         """Wait, with the whole thread, until as many have reached all."""
-        while self._count() - self._before < messages * (len(self._bench.ports) - 1):
+        give_up = time.monotonic() + TIMEOUT
+        expected = messages * (len(self._bench.ports) - 1)
+        while (passed := self._count() - self._before) < expected:
+            assert time.monotonic() < give_up, f"{passed:g} of {expected} messages were passed on"
             time.sleep(0.01)
 
 
