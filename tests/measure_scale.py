@@ -143,7 +143,7 @@ async def names_of(binary: str, sharded: bool) -> None:
         each = (await memory(server) - before) / CONNECTIONS
         kind = "shard channel" if sharded else "channel"
         print(
-            f"a server's memory for a {kind}: {costs[0]:.0f} B, and {costs[1]:.0f} B for each other connection with "
+            f"a server's memory for a {kind}: {costs[0]:.0f} B, and {costs[1]:.0f} B for each other that has "
             f"it; for a connection with one of them: {each:.0f} B",
             flush=True,
         )
