@@ -42,8 +42,8 @@ MUTANTS = [
     Mutant(
         "only the newest of two subscribers is called",
         "_core/registry.py",
-        "self.fanout = fanout = tuple(",
-        "self.fanout = fanout = tuple(list(",
+        "self.fanout = fanout = tuple(self.active)\n",
+        "self.fanout = fanout = tuple(self.active)[-1:]\n",
         f"{CHANNEL} -k ten_subscribers",
     ),
     Mutant(

@@ -222,7 +222,12 @@ class RegistryMachine(RuleBasedStateMachine):
     def deliver(self, kind: Kind, name: bytes) -> None:
         entry = self.table(kind).get(name)
         expected = [u for u in self.users if (kind, name) in u.active]
-        fanout = () if entry is None else (entry.fanout if entry.fanout is not None else entry.build_fanout())
+        if entry is None:
+            fanout: tuple[Recorder, ...] = ()
+        elif entry.sole is not None:  # as it is delivered
+            fanout = (entry.sole,)
+        else:
+            fanout = entry.fanout if entry.fanout is not None else entry.build_fanout()
         assert sorted(map(id, fanout)) == sorted(map(id, expected)), "a message missed or reached the wrong users"
 
     @precondition(lambda self: self.server.subscribed)
@@ -350,3 +355,57 @@ class RegistryMachine(RuleBasedStateMachine):
 
 RegistryMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
 TestRegistryMachine = RegistryMachine.TestCase
+
+
+def joined(*names: bytes) -> Registry[str]:
+    """A registry in which "user" has these channels, all of them active."""
+    registry: Registry[str] = Registry()
+    registry.attach_all(Kind.CHANNEL, names, "user")
+    for command in registry.flush():
+        for name in command.names:
+            assert list(registry.confirm(command.verb, name)) == ["user"]
+    return registry
+
+
+def test_what_is_given_up_while_a_loss_is_dealt_with_was_active_until_that_was_told() -> None:
+    names = [b"%d" % number for number in range(9)]
+    registry = joined(*names)
+    before, after = [names[0], names[8]], names[1:4]
+    told: set[bytes] = set()
+    for loser in registry.lost():
+        if loser is not None:
+            assert not told
+            told = {entry.name for entry in loser[1]}
+        leaving = after if told else before
+        if leaving:
+            assert registry.detach(Kind.CHANNEL, leaving.pop(), "user") is not bool(told)
+    assert not before
+    assert not after
+    assert told == set(names[1:8])
+    assert list(registry.channels) == names[4:8]
+    assert [command.names for command in registry.flush()] == [tuple(names[4:8])]
+
+
+def test_what_is_joined_while_all_is_given_up_is_left_again() -> None:
+    registry: Registry[str] = Registry()
+    registry.attach(Kind.CHANNEL, b"asked for", "user")
+    registry.flush()
+    registry.drain()
+    registry.attach(Kind.CHANNEL, b"too late", "user")
+    assert list(registry.channels) == [b"asked for"]
+    list(registry.confirm(Verb.SUBSCRIBE, b"asked for"))
+    (command,) = registry.flush()
+    assert (command.verb, command.names) == (Verb.UNSUBSCRIBE, (b"asked for",))
+
+
+def test_who_leaves_is_out_of_the_fan_out_at_once() -> None:
+    registry = joined(b"name")
+    entry = registry.channels[b"name"]
+    registry.attach(Kind.CHANNEL, b"name", "another")
+    assert (entry.sole, entry.build_fanout()) == ("user", ("user",)), "who waits gets nothing yet"
+    assert list(registry.welcome()) == [("another", b"name")]
+    assert (entry.sole, entry.fanout or entry.build_fanout()) == (None, ("user", "another"))
+    for leaving in ("user", "another"):
+        registry.detach(Kind.CHANNEL, b"name", leaving)
+        assert (entry.sole, entry.fanout) == (None, None)
+    assert entry.build_fanout() == ()
