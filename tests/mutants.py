@@ -29,12 +29,14 @@ class Mutant(NamedTuple):
 
 CHANNEL = "tests/test_channel.py"
 CALLBACKS = "tests/test_callbacks.py"
+CLUSTER = "tests/test_cluster.py"
 PROMISE = "tests/test_promise.py"
 PUBLISH = "tests/test_publish.py"
 REQUEST = "tests/test_request.py"
 RECONNECT = "tests/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
 SENTINEL = "tests/test_sentinel.py"
+SHARDED = "tests/test_sharded.py"
 TORTURE = "tests/test_torture.py"
 
 MUTANTS = [
@@ -642,6 +644,98 @@ MUTANTS = [
         "waiting = answers.pending if waiting is None else waiting - 1",
         "waiting = answers.pending",
         f"{REQUEST} -k never_cease",
+    ),
+    # Shards and clusters.
+    Mutant(
+        "an evicted name stays where it was",
+        "_io/shards.py",
+        "            if home is not None and home.node == node.name:\n                self._move(name, home, self._homeless",
+        "            if home is None:\n                self._move(name, home, self._homeless",
+        f"{CLUSTER} -k gap_of_its_names",
+    ),
+    Mutant(
+        "a shard's loss is told without names",
+        "_io/dispatch.py",
+        "if self._evict is not None:  # its others may be on links to other nodes",
+        "if False:",
+        f"{CLUSTER} -k gap_of_its_own",
+    ),
+    Mutant(
+        "the role of a primary is not asked at the dial",
+        "_io/dial.py",
+        'if getattr(pool, "is_master", False):',
+        "if False:",
+        f"{CLUSTER} -k lags",
+    ),
+    Mutant(
+        "a demoted primary keeps its link",
+        "_io/shards.py",
+        "        if shard is not None and not shard.slots:\n",
+        "        if False:\n",
+        f"{CLUSTER} -k lags",
+    ),
+    Mutant(
+        "what a node says of where a slot is now is forgotten",
+        "_io/topology.py",
+        "        self._manager.slots_cache[redirection.slot] = [",
+        "        _ = [",
+        f"{CLUSTER} -k follow_their_slot",
+    ),
+    Mutant(
+        "calls overtake those that are redirected",
+        "publisher.py",
+        "        self._lead([call for call, _ in moved] + lane.take(slots))",
+        "        lane.take(())\n        self._lead([call for call, _ in moved])",
+        f"{CLUSTER} -k follow_their_slot",
+    ),
+    Mutant(
+        "a link is not closed when its last name has gone",
+        "_io/shards.py",
+        "            home.closing = self._loop.call_later(LINGER, self._close_shard, home, context=Context())",
+        "            pass",
+        f"{CLUSTER} -k as_long_as_it_is",
+    ),
+    Mutant(
+        "a link is closed though it is needed again",
+        "_io/shards.py",
+        "            home.closing.cancel()\n",
+        "",
+        f"{CLUSTER} -k needed_again",
+    ),
+    Mutant(
+        "a lost link to any node is made to the same one again",
+        "_io/topology.py",
+        "if node != self._node]",
+        "]",
+        f"{CLUSTER} -k replaced_by_one",
+    ),
+    Mutant(
+        "a cancelled question for the slot map leaves connections open",
+        "_io/topology.py",
+        "                for connection in [connection for node in asked for connection in node._connections]:\n                    await connection.disconnect(nowait=True)",
+        "                for node in asked:\n                    await node.disconnect()",
+        f"{CLUSTER} -k question",
+    ),
+    Mutant(
+        "closing forgets the links to shards",
+        "_io/hub.py",
+        "            self.shards.close()\n",
+        "            pass\n",
+        f"{CLUSTER} -k end_is_clean_at_every",
+    ),
+    Mutant(
+        "shard channels are not counted as channels",
+        "_io/hub.py",
+        "        return self.wanted(Kind.CHANNEL) + self.wanted(Kind.SHARD_CHANNEL)",
+        "        return self.wanted(Kind.CHANNEL)",
+        f"{SHARDED} -k counts_both",
+    ),
+    Mutant(
+        "shard channels are not in another table than channels",
+        "_core/registry.py",
+        "            Kind.SHARD_CHANNEL: self.shard_channels,\n",
+        "            Kind.SHARD_CHANNEL: self.channels,\n",
+        f"{SHARDED} -k is_two",
     ),
 ]
 

@@ -303,9 +303,12 @@ async def test_a_slot_that_moves_is_a_gap_of_its_names_alone(shared_cluster: Clu
         for to in (target, source):
             for checker in checkers[:2]:
                 checker.events.clear()
+            before = [await calls_of(node.admin, "ssubscribe") for node in shared_cluster.live]
             await shared_cluster.move_slot(moving, to)
             await until(lambda: all(len(checker.events) == 2 for checker in checkers[:2]))
             await at_their_owners(shared_cluster, [moving, *others])
+            after = [await calls_of(node.admin, "ssubscribe") for node in shared_cluster.live]
+            assert sum(after) < sum(before) + 20  # refused or not
             assert await mpx.publish(moving, "x", sharded=True) == 1
             await until(lambda: all(checker.messages for checker in checkers[:2]))
             for checker in checkers[:2]:
@@ -635,15 +638,18 @@ async def test_publishes_follow_their_slot_once_each_and_in_order(shared_cluster
         await new_sub(listening, checker, *names).wait_for_activation(10)
 
         async def move() -> None:
-            for to in (target, source) * 3:
+            for to in (target, source, target, source, target):
                 await shared_cluster.move_slot(tag, to)
 
         moving = asyncio.create_task(move())
         while not moving.done():
-            calls = [mpx.publish(name, str(sent + number), sharded=True) for number in range(10) for name in names]
+            calls = []
+            for number in range(sent, sent + 10):  # some are on their way while others wait
+                calls += [asyncio.create_task(mpx.publish(name, str(number), sharded=True)) for name in names]
+                await asyncio.sleep(0)
             await asyncio.gather(*calls)
             sent += 10
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.005)
         await moving
         for monitor in (here, there):
             await monitor.saw("the end")
@@ -787,7 +793,7 @@ async def test_a_wrong_password_and_nodes_that_are_not_there_say_so(shared_clust
     async with multiplexing(shared_cluster, {"username": "nobody", "password": "wrong"}) as mpx:
         sub = new_sub(mpx, Checker(), "name")
         with pytest.raises(TimeoutError, match=r"invalid username-password") as caught:
-            await mpx.connect(1)
+            await mpx.connect(0.5)
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert isinstance(caught.value.__cause__.__cause__, AuthenticationError)
         with pytest.raises(TimeoutError, match=r"slot map of the cluster cannot be seen.*invalid username-password"):
@@ -795,7 +801,7 @@ async def test_a_wrong_password_and_nodes_that_are_not_there_say_so(shared_clust
     async with Multiplexer(RedisCluster(host="127.0.0.1", port=free_port()), backoff=QUICK, publish_timeout=0.5) as mpx:
         sub = new_sub(mpx, Checker(), "name")
         with pytest.raises(TimeoutError, match="connect") as caught:
-            await mpx.connect(1)
+            await mpx.connect(0.5)
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert isinstance(caught.value.__cause__.__cause__, RedisConnectionError)
         with pytest.raises(TimeoutError, match="slot map of the cluster cannot be seen"):
@@ -839,7 +845,7 @@ async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) 
             await set_user(node.admin, "listener", "secret", SUBSCRIBER.replace("+cluster|slots", ""))
         async with multiplexing(shared_cluster, listener) as mpx:
             with pytest.raises(TimeoutError, match=r"cluster\|slots"):
-                await mpx.connect(1)
+                await mpx.connect(0.5)
     finally:
         for node in shared_cluster.live:
             await node.ask("ACL", "DELUSER", *users)
