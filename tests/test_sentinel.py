@@ -155,10 +155,10 @@ async def test_a_sentinel_that_is_dead_or_frozen_is_passed_over(
     try:
         async with multiplexer(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as mpx:
             await mpx.connect(PATIENCE)
-        monkeypatch.setattr(dial_module, "DIAL_TIMEOUT", 2.0)
+        monkeypatch.setattr(dial_module, "DIAL_TIMEOUT", 1.0)
         async with multiplexer(Sentinel(sentinels.addresses)) as mpx:
             await mpx.connect(PATIENCE)
-            assert "not connected after 2 s" in str(mpx.stats().last_error)
+            assert "not connected after 1 s" in str(mpx.stats().last_error)
     finally:
         frozen.thaw()
 
@@ -334,7 +334,7 @@ async def test_a_master_that_was_cut_off_and_still_answers_is_left_by_those_who_
         if probe is None:
             link = mpx._hub.main._link
             assert link is not None
-            for _ in range(3):  # it goes on answering pings, each sent after the last was heard
+            for _ in range(10):  # it goes on answering pings, each sent after the last was heard
                 heard = link._heard
                 await until(lambda heard=heard: link._heard > heard)  # type: ignore[misc]
             assert await new.admin.publish("a", "starved") == 0
