@@ -63,6 +63,15 @@ async def multiplexer(
 
 
 @pytest.fixture(params=FLAVOURS)
+async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
+    """Sentinels that do not take a busy machine for a dead master, and go back to the former one."""
+    binary_of(request.param)
+    sentinels = await Sentinels.start(request.param, down_after=3)
+    yield sentinels
+    await sentinels.stop()
+
+
+@pytest.fixture(params=FLAVOURS)
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Server, Server]]:
     """A master and its replica, of each flavour."""
     at_once = ("--repl-diskless-sync-delay", "0")
@@ -168,7 +177,7 @@ async def test_servers_and_sentinels_have_passwords_of_their_own_which_nobody_ge
     flavour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     binary_of(flavour)
-    sentinels = await Sentinels.start(flavour, passwords=("servers-secret", "sentinels-secret"))
+    sentinels = await Sentinels.start(flavour, down_after=3, passwords=("servers-secret", "sentinels-secret"))
 
     def service(manager: Sentinel) -> Redis:
         client: Redis = manager.master_for(MASTER, password="servers-secret")
