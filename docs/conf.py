@@ -38,6 +38,7 @@ autodoc_type_aliases = {
 nitpicky = True
 nitpick_ignore = [
     ("py:class", "redis.asyncio.client.Redis"),  # redis-py
+    ("py:class", "redis.asyncio.cluster.RedisCluster"),
     ("py:class", "redis.backoff.AbstractBackoff"),
     ("py:class", "collections.abc.Callable"),  # Python
     ("py:class", "collections.abc.AsyncGenerator"),
