@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from redismpx import ChannelSubscription, Multiplexer, Overflow, SlowConsumer
+from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, Overflow, SlowConsumer
 
 from .servers import until
 
@@ -107,6 +107,54 @@ async def test_latest_keeps_the_newest_of_each_channel_in_the_order_of_the_wire(
         await until(lambda: mpx.stats().messages == 7)
         assert (sub.pending, sub.dropped) == (2, 3)  # beyond the bound, the oldest channel
         assert [(await sub.get()).data for _ in range(2)] == [b"b", b"c"]
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "latest"])
+async def test_the_counts_are_exact_in_the_middle_of_a_burst(url: str, admin: Redis, policy: str) -> None:
+    async with Multiplexer(url, on_error=lambda _: None) as mpx:
+        reader = mpx.new_channel_subscription(max_pending=10, overflow=policy)
+        received, read = 0, [-1]
+        errors: list[Exception] = []
+
+        def look(*_: bytes) -> None:
+            nonlocal received
+            received += 1
+            if received == 2:
+                reader.remove("b")
+            elif received % 3 == 0:
+                message = reader.get_nowait()
+                assert message.channel in reader.channels
+                read.append(int(message.data))
+            assert reader.pending <= 10
+            assert len(read) - 1 + reader.pending + reader.dropped == received
+
+        other = mpx.new_pattern_subscription("[ab]", look, on_error=errors.append)
+        reader.add("a", "b")
+        await reader.wait_for_activation(5)
+        await other.wait_for_activation(5)
+        pipe = admin.pipeline(transaction=False)
+        for number in range(100):
+            pipe.publish("a" if number else "b", number)
+        await pipe.execute()
+        await until(lambda: received == 100)
+        assert not errors
+        assert read == sorted(read)
+
+
+async def test_a_signal_keeps_its_place_in_a_burst(url: str) -> None:
+    seen: list[object] = []
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(None, seen.append, seen.append)
+        inbox = sub._inbox
+        for number, event in enumerate([lambda: inbox.activate(b"x"), lambda: inbox.disconnect(ConnectionLost("x"))]):
+            inbox.call(b"a", b"before")
+            event()
+            inbox.call(b"a", b"after")
+            inbox.settle()
+            assert (await sub.get()).data == b"before"
+            assert len(seen) == number
+            assert (await sub.get()).data == b"after"
+            assert len(seen) == number + 1
 
 
 FLOOD = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -47,36 +48,41 @@ class Budget:
 class Backlog:
     """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows.
 
-    Beyond that the oldest message gives way, or the newest.
+    Beyond that the oldest message gives way, or the newest. Whoever puts very many puts them into `fresh`, each as its
+    channel and its payload, and calls settle() when there are more than `spare` items, and before anything else.
     """
 
-    __slots__ = ("_budget", "_bytes", "_drop_newest", "_rearm_at", "_room", "_sequence", "messages",
-                 "overflowing", "signals")  # fmt: skip
+    __slots__ = ("_budget", "_bytes", "_drop_newest", "_put", "_rearm_at", "_room", "fresh", "messages", "overflowing",
+                 "signals", "spare")  # fmt: skip
 
     def __init__(self, max_pending: int, budget: Budget, drop_newest: bool = False) -> None:
-        # Two queues, merged by their place in the order, so that the message which gives way is at hand.
-        # Place, channel, payload, place, ...: a tuple for each message would have the garbage collector walk the whole
+        # Two queues, merged by how many messages were put before each signal, so that the message which gives way is at
+        # hand. Channel, payload, channel, ...: a tuple for each message would have the garbage collector walk the whole
         # heap again and again while many come.
         self.messages: Any = deque()
         """The messages that wait, in order; empty if none does."""
         self.signals: deque[tuple[int, Signal, object, frozenset[bytes] | None]] = deque()
         """The signals that wait: the place of each, what it is, its argument, and the names that it concerns."""
+        self.fresh: list[bytes] = []
+        """The messages that wait behind all that, and are not counted yet."""
         self.overflowing: bool = False
         """Whether messages were dropped, and the consumer has not caught up since."""
-        self._room = 3 * max_pending  # in `messages`
+        self._room = 2 * max_pending  # in `messages`
+        self.spare = self._room
+        """How many items `fresh` may have; for so many there is room, as far as their number goes."""
         self._drop_newest = drop_newest
         self._rearm_at = max_pending // 2
-        self._sequence = 0
+        self._put = 0  # messages put so far, without those dropped as the newest
         self._budget = budget
-        self._bytes = 0  # that wait here
+        self._bytes = 0  # that wait here, in `messages`
 
     def __len__(self) -> int:
         """Messages waiting."""
-        return len(self.messages) // 3
+        return (len(self.messages) + len(self.fresh)) // 2
 
     def __bool__(self) -> bool:
         """Whether anything waits, a message or a signal."""
-        return bool(self.messages or self.signals)
+        return bool(self.messages or self.fresh or self.signals)
 
     @property
     def signal_is_next(self) -> bool:
@@ -85,17 +91,32 @@ class Backlog:
 
     def message(self, channel: bytes, data: bytes) -> int:
         """Add a message; return how many were dropped for it."""
-        size, budget = len(channel) + len(data), self._budget
-        self._sequence += 1
-        self.messages.extend((self._sequence, channel, data))
-        self._bytes += size
-        budget.used += size
+        self.messages.extend((channel, data))
+        self._put += 1
+        self._grow(len(channel) + len(data))
         return self._make_room()
+
+    def settle(self) -> int:
+        """Count what is fresh, in one go if there is room for all of it; return how many were dropped for it."""
+        fresh, budget, dropped = self.fresh, self._budget, 0
+        size = sum(map(len, fresh))
+        waiting = self._bytes + size
+        if len(fresh) <= self.spare and waiting <= budget.each and waiting + budget.used + size <= budget.total:
+            self.messages.extend(fresh)
+            self._put += len(fresh) // 2
+            self._grow(size)
+        else:
+            items = iter(fresh)
+            for channel, data in zip(items, items, strict=True):
+                dropped += self.message(channel, data)
+        fresh.clear()
+        if self.spare >= 0:
+            self.spare = self._room - len(self.messages)
+        return dropped
 
     def signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
         """Add a signal that concerns `names`; None stands for all of them."""
-        self._sequence += 1
-        self.signals.append((self._sequence, signal, argument, names))
+        self.signals.append((self._put, signal, argument, names))
 
     def disconnect(self, error: object, names: frozenset[bytes] | None) -> int:
         """Add a disconnect; return how many messages were dropped for it.
@@ -103,26 +124,29 @@ class Backlog:
         If the same disconnect waits already, the connection between the two came and went unseen: both become one
         gap, and what was received in between is dropped. So reconnects cannot fill the queue of a stuck consumer.
         """
-        for sequence, signal, _, earlier in reversed(self.signals):
+        for later, (place, signal, _, earlier) in enumerate(reversed(self.signals)):
             if signal is Signal.DISCONNECT:
                 if earlier == names:
-                    return self._remove(names, since=sequence, errors=False)
+                    return self._remove(names, since=place, signals=len(self.signals) - later, errors=False)
                 if earlier is None or names is None or earlier & names:
                     break  # another gap of these names is between
         self.signal(Signal.DISCONNECT, error, names)
         return 0
 
     def discard(self, names: frozenset[bytes] | None) -> int:
-        """Remove all that concerns only `names`; return how many messages that were."""
-        return self._remove(names, since=0, errors=True)
+        """Remove all that concerns only `names`, or, for None, all; return how many messages that were."""
+        dropped = self._remove(names, since=0, signals=0, errors=True)
+        if names is None:
+            dropped += len(self.fresh) // 2
+            self.fresh.clear()
+        return dropped
 
     def pop_message(self) -> tuple[bytes, bytes] | None:
         """Remove and return the oldest event, if that is a message: its channel and payload."""
-        if not self.messages or (self.signals and self.signal_is_next):
+        messages = self.messages
+        if not messages or (self.signals and self.signal_is_next):
             return None
-        pop = self.messages.popleft
-        pop()
-        channel, data = pop(), pop()
+        channel, data = messages.popleft(), messages.popleft()
         size = len(channel) + len(data)
         self._bytes -= size
         self._budget.used -= size
@@ -137,14 +161,17 @@ class Backlog:
         _, signal, argument, _ = self.signals.popleft()
         return signal, argument
 
-    def _remove(self, names: frozenset[bytes] | None, since: int, errors: bool) -> int:
-        """Remove what came after `since` and concerns only `names`; return how many messages that were."""
+    def _remove(self, names: frozenset[bytes] | None, since: int, signals: int, errors: bool) -> int:
+        """Remove what concerns only `names`, but the messages before the place `since`, and the first `signals`.
+
+        Return how many messages that were.
+        """
         before = len(self)
         self._keep(lambda place, channel: place < since or not (names is None or channel in names))
         self.signals = deque(
             s
-            for s in self.signals
-            if s[0] <= since
+            for number, s in enumerate(self.signals)
+            if number < signals
             or (s[1] is Signal.ERROR and not errors)
             or not (names is None or (s[3] is not None and s[3] <= names))
         )
@@ -154,30 +181,31 @@ class Backlog:
     # --- the messages; how they are kept
 
     def _oldest(self) -> int:
-        """Return the place of the oldest message."""
-        place: int = self.messages[0]
-        return place
+        """Return the place of the oldest message: how many were put before it, and not dropped as the newest."""
+        return self._put - len(self.messages) // 2
 
     def _give_way(self) -> None:
         """Remove the message that is to go when there is no room."""
         if self._drop_newest:
             pop = self.messages.pop
-            self._grow(-len(pop()) - len(pop()))
-            pop()
+            self._put -= 1
         else:
             pop = self.messages.popleft
-            pop()
-            self._grow(-len(pop()) - len(pop()))
+        self._grow(-len(pop()) - len(pop()))
 
     def _keep(self, wanted: Callable[[int, bytes], bool]) -> None:
         """Remove all messages but the wanted, by their places and channels."""
         items = iter(self.messages)
-        self.messages = deque()
-        for place, channel, data in zip(items, items, items, strict=True):
+        kept: list[int] = []
+        messages, first = deque[bytes](), self._oldest()
+        for place, (channel, data) in enumerate(zip(items, items, strict=True), first):
             if wanted(place, channel):
-                self.messages.extend((place, channel, data))
+                kept.append(place)
+                messages.extend((channel, data))
             else:
                 self._grow(-len(channel) - len(data))
+        self.messages, first = messages, self._put - len(kept)
+        self.signals = deque((first + bisect_left(kept, s[0]), *s[1:]) for s in self.signals)
 
     # --- the room
 
@@ -191,6 +219,8 @@ class Backlog:
         ):
             self._give_way()
             dropped += 1
+            if self._drop_newest:  # there was room without it
+                break
         return dropped
 
     def _grow(self, size: int) -> None:
@@ -212,6 +242,7 @@ class Latest(Backlog):
     def __init__(self, max_pending: int, budget: Budget) -> None:
         super().__init__(max_pending, budget)
         self.messages: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self.spare = -1  # each message may replace another, so each is counted at once
         self._room = max_pending
         self._rearm_at = 0  # replacing is what it is for: an episode lasts until the consumer has caught up
 
@@ -219,9 +250,9 @@ class Latest(Backlog):
         return len(self.messages)
 
     def message(self, channel: bytes, data: bytes) -> int:
-        self._sequence += 1
         replaced = self.messages.pop(channel, None)
-        self.messages[channel] = (self._sequence, data)
+        self.messages[channel] = (self._put, data)
+        self._put += 1
         if replaced is None:
             self._grow(len(channel) + len(data))
             return self._make_room()

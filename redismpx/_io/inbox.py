@@ -17,7 +17,7 @@ from .._core.backlog import Backlog, Budget, Overflow, Signal, new_backlog
 from ..errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
 from ..stats import Counters
 from ..typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
-from .dispatch import Call
+from .dispatch import LATER, Call
 from .pulse import Pulse
 from .reporter import Report, Reporter
 from .tasks import LOOK_AFTER, TURN, Tasks, is_cancelled, running_task
@@ -123,6 +123,17 @@ class Inbox(Pulse):
                 asyncio.get_running_loop().call_soon(self._go_on)
             self._turn = now
 
+    def settle(self) -> None:
+        """Count the messages that came since the last time, and tell whoever waits for them."""
+        backlog = self._backlog
+        if backlog is None or not backlog.fresh:
+            return
+        dropped = backlog.settle()
+        if dropped:
+            self._overflow(backlog, dropped)
+        if self._reader is not None:
+            self._wake_reader()
+
     def failed(self, error: BaseException) -> None:
         """Report what `call` raised."""
         self.take(self._reporter.failed(error, "on_message", self.closed))
@@ -140,6 +151,7 @@ class Inbox(Pulse):
     def disconnect(self, error: ConnectionLost) -> None:
         """Tell that a connection was lost, or one name on it."""
         self.active = 0 if error.names is None else self.active - len(error.names)
+        self.settle()
         if self._backlog is None:
             self._signal(Signal.DISCONNECT, error, error.names)
         else:
@@ -203,8 +215,13 @@ class Inbox(Pulse):
 
     def read_in_turn(self) -> tuple[bytes, Any] | None:
         """Do as read_nowait(), but return None also when it is the loop's turn to do other things: read() lets it."""
-        backlog = self._backlog  # which only shrinks while the reader runs
-        if backlog is None or (not len(backlog.messages) % LOOK_AFTER and monotonic() - self._turn > TURN):
+        backlog = self._backlog
+        if backlog is None:
+            return None
+        left = len(backlog.messages) % (2 * LOOK_AFTER)  # items, two for each message
+        if left > 2 and not (backlog.signals or self._worker or self._reader or self._consumer.decode):
+            return backlog.pop_message()  # the shortest way: another is left, and nothing else is to be done
+        if not left and monotonic() - self._turn > TURN:
             return None
         return self.read_nowait()
 
@@ -215,6 +232,9 @@ class Inbox(Pulse):
         decode = self._consumer.decode
         while (backlog := self._backlog) is not None and self._worker is None:
             message = backlog.pop_message()
+            if message is None and backlog.fresh:
+                self.settle()
+                continue
             if message is None:
                 break  # a signal is ahead, and its turn comes at the end of this tick
             if backlog.signals:
@@ -242,10 +262,11 @@ class Inbox(Pulse):
     # --- calling
 
     def _signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
+        self.settle()
         if self._backlog is not None:
             self._backlog.signal(signal, argument, names)
-            return
-        self.take(self._call(signal, argument))
+        elif not self.closed:  # as it may have been by what had no room
+            self.take(self._call(signal, argument))
 
     @property
     def _way(self) -> Call:
@@ -266,14 +287,17 @@ class Inbox(Pulse):
             return self._undecodable(channel, data, error)
         return on_message(channel, data)
 
-    def _queue(self, channel: bytes, data: bytes) -> None:
-        """Let a message wait."""
+    def _queue(self, channel: bytes, data: bytes) -> object:
+        """Let a message wait. It is counted by settle(), together with others, as long as there is room to spare."""
         backlog = self._hold() if self._backlog is None else self._backlog
-        dropped = backlog.message(channel, data)
-        if dropped:
-            self._overflow(backlog, dropped)
-        if self._reader is not None:
-            self._wake_reader()
+        fresh = backlog.fresh
+        fresh.append(channel)
+        fresh.append(data)
+        if len(fresh) > backlog.spare:
+            self.settle()
+        elif len(fresh) == 2:
+            return LATER
+        return None
 
     def _call(self, signal: Signal, argument: Any) -> object:
         """Call the callback of a signal; return what is to be awaited, if anything."""
@@ -329,14 +353,16 @@ class Inbox(Pulse):
                     if monotonic() > turn_ends:
                         await asyncio.sleep(0)
                         turn_ends = monotonic() + TURN
-                if self._backlog is None:
+                backlog = self._backlog
+                if backlog is None:
                     break
-                if on_message is not None and (message := self._backlog.pop_message()) is not None:
+                if on_message is not None and (message := backlog.pop_message()) is not None:
+                    channel, data = message
                     try:
-                        result = on_message(*message)
+                        result = on_message(channel, data)
                     except BaseException as error:  # noqa: BLE001, users' code
                         result = self._reporter.failed(error, "on_message", self.closed)
-                elif (signal := self._backlog.pop_signal()) is not None:
+                elif (signal := backlog.pop_signal()) is not None:
                     result = self._call(*signal)
                 else:
                     break
@@ -390,6 +416,8 @@ class Inbox(Pulse):
             self.fire()
 
     def _discard(self, names: frozenset[bytes] | None) -> None:
+        if not self.closed:
+            self.settle()
         if self._backlog is not None:
             self._drop(self._backlog.discard(names))
             if self._worker is None:

@@ -94,6 +94,9 @@ class Probe:
             self._awaited = None
             self._moved.fire()
 
+    def settle(self) -> None:
+        """Nothing is put off."""
+
     def take(self, result: object) -> None:
         """There is nothing to take: `call` returns None."""
 

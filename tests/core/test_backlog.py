@@ -13,6 +13,8 @@ BOUND = 3
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("message"), st.sampled_from(NAMES)),
+        st.tuples(st.just("fresh"), st.sampled_from(NAMES)),
+        st.tuples(st.just("settle"), st.none()),
         st.tuples(st.just("neighbour"), st.sampled_from(NAMES)),
         st.tuples(st.just("lose"), st.none()),
         st.tuples(st.just("lose"), st.sampled_from(NAMES)),
@@ -59,6 +61,8 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
         return True
 
     for number, (action, name) in enumerate(script):
+        if action != "fresh" and not (action == "remove" and server == {name}):  # then all goes anyway
+            dropped += backlog.settle()
         if action == "pop":
             take()
         elif action == "lose":
@@ -74,6 +78,12 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
             assert name is not None
             received += 1
             dropped += backlog.message(name, b"%d" % number)
+        elif action == "fresh" and name in server:
+            assert name is not None
+            received += 1
+            backlog.fresh += (name, b"%d" % number)
+            if len(backlog.fresh) > backlog.spare:
+                dropped += backlog.settle()
         elif action == "neighbour" and name is not None:
             neighbour.message(name, b"%d" % number)
         elif action == "remove" and name is not None:
@@ -87,6 +97,7 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
         assert budget.used <= budget.total
         assert backlog._bytes <= budget.each
         assert received == delivered + dropped + forgotten + len(backlog)
+    dropped += backlog.settle()
     while take():
         pass
     assert seen == server, "what the callbacks were told is not what is so"
