@@ -69,8 +69,16 @@ async def eager_tasks(times: int) -> None:
 
 async def queues(times: int) -> None:
     backlog = new_backlog(times, Overflow.DROP_OLDEST, Budget())
-    for _ in itertools.repeat(None, times):
-        backlog.message(CHANNEL, DATA)
+
+    def put(channel: bytes, data: bytes) -> None:
+        fresh = backlog.fresh
+        fresh.append(channel)
+        fresh.append(data)
+
+    for _ in range(times // SLICE):
+        for _ in itertools.repeat(None, SLICE):
+            put(CHANNEL, DATA)
+        backlog.settle()
     while backlog.pop_message() is not None:
         pass
 
