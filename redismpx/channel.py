@@ -19,10 +19,11 @@ class ChannelSubscription(MessageSubscription[T]):
     __slots__ = ("_channels",)
 
     _kind = Kind.CHANNEL
+    _label = "a channel subscription"
 
     def __init__(self, hub: Hub, consumer: Consumer) -> None:
         self._channels: set[bytes] = set()
-        super().__init__(hub, consumer, f"a {self._kind.value} subscription")
+        super().__init__(hub, consumer, self._label)
 
     @property
     def channels(self) -> frozenset[bytes]:
@@ -84,3 +85,4 @@ class ShardedChannelSubscription(ChannelSubscription[T]):
     __slots__ = ()
 
     _kind = Kind.SHARD_CHANNEL
+    _label = "a sharded channel subscription"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -47,6 +48,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     """The kind of loop that the tests run in; REDISMPX_LOOP names another than asyncio's own."""
     kind = os.environ.get("REDISMPX_LOOP", "asyncio")
     return {kind: LOOPS[kind]}
+
+
+def pytest_configure() -> None:
+    """How long a step of the loop took says how busy the machine is: no warning that a test counts."""
+    logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
 
 
 @pytest.hookimpl(wrapper=True)
