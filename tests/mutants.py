@@ -43,7 +43,7 @@ MUTANTS = [
     # The faults of the Python original.
     Mutant(
         "only the newest of two subscribers is called",
-        "_core/registry.py",
+        "_core/entry.py",
         "self.fanout = fanout = tuple(self.active)\n",
         "self.fanout = fanout = tuple(self.active)[-1:]\n",
         f"{CHANNEL} -k ten_subscribers",
@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(
         "removing a channel before its confirmation raises KeyError",
         "_core/registry.py",
-        "        elif entry.state in _NOTHING and (self._draining or not entry.is_wanted):",
+        "        elif entry.state in NOTHING and (self._draining or not entry.is_wanted):",
         "        elif not entry.is_wanted:",
         f"{TORTURE} -k add_remove_add",
     ),

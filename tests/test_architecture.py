@@ -16,7 +16,8 @@ PACKAGE = Path(redismpx.__file__).parent
 
 FLOORS = [
     {"errors", "_core.wire", "_core.backlog"},
-    {"typing", "stats", "arguments", "_core.registry"},
+    {"typing", "stats", "arguments", "_core.entry"},
+    {"_core.registry"},
     {"message", "envelope"},
     {"_io.log", "_io.route"},
     {"_io.tasks", "_io.pulse", "_io.deadlines", "_io.reporter", "_io.dial", "_io.diagnosis"},

@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
-from redismpx._core.registry import BATCH, Registry, Standing
+from redismpx._core.entry import Standing
+from redismpx._core.registry import BATCH, Registry
 from redismpx._core.wire import Kind
 from redismpx._io import dispatch as dispatch_module
 

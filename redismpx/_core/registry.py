@@ -9,160 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic
 
 from redis.crc import key_slot
 
-from .wire import JOIN, LEAVE, Command, Desync, Kind, Token, Verb
+from .entry import NEXT, NOTHING, Entry, Event, S, Standing, State
+from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
 
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
 DENSE = 4  # forbidden names found, without a larger part of a batch that went well, from which on there are many
 PORTION = 512  # names of a lost connection that are dealt with in one go
 WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits in the socket and one flush
-
-
-S = TypeVar("S")  # a subscriber: hashable, and otherwise the caller's affair
-
-
-class State(Token):
-    """What is known of a name on the server."""
-
-    ABSENT = "absent"
-    JOINING = "joining"  # (P)SUBSCRIBE in flight
-    JOINED = "joined"
-    LEAVING = "leaving"  # (P)UNSUBSCRIBE in flight
-    REFUSED = "refused"
-
-
-class Event(Token):
-    """What moves a name from one state to another."""
-
-    ASKED = "asked"  # a (P)SUBSCRIBE with it was sent
-    GIVEN_UP = "given up"  # a (P)UNSUBSCRIBE with it was sent
-    CONFIRMED = "confirmed"  # the command in flight was confirmed
-    REFUSED = "refused"  # a (P)SUBSCRIBE in flight was refused, and it carried this name alone
-    HELD = "held"  # the command in flight was refused, and this name is as it was before
-    DROPPED = "dropped"  # the server unsubscribed it without being asked
-    RETRIED = "retried"  # a refused name is to be asked for again
-    LOST = "lost"  # the connection is gone, and every subscription with it
-
-
-MOVES: dict[tuple[State, Event], State] = {
-    (State.ABSENT, Event.ASKED): State.JOINING,
-    (State.JOINING, Event.CONFIRMED): State.JOINED,
-    (State.JOINING, Event.REFUSED): State.REFUSED,
-    (State.JOINING, Event.HELD): State.ABSENT,
-    (State.JOINED, Event.GIVEN_UP): State.LEAVING,
-    (State.JOINED, Event.DROPPED): State.ABSENT,
-    (State.LEAVING, Event.CONFIRMED): State.ABSENT,
-    (State.LEAVING, Event.HELD): State.JOINED,
-    (State.REFUSED, Event.RETRIED): State.ABSENT,
-    **{(state, Event.LOST): State.ABSENT for state in State},
-}
-# The same, with all moves of an event together.
-_NEXT = {event: {a: b for (a, moved_by), b in MOVES.items() if moved_by is event} for event in Event}
-_NOTHING = frozenset({State.ABSENT, State.REFUSED})  # there is nothing on the server, nor anything in flight
-
-
-class Standing(Token):
-    """What a subscriber was last told of one name."""
-
-    WAITING = "waiting"
-    ACTIVE = "active"
-    REFUSED = "refused"
-
-
-class Entry(Generic[S]):
-    """One name: who wants it, and what is known of it on the server."""
-
-    __slots__ = ("_many", "fanout", "kind", "name", "only", "sole", "standing", "state")
-
-    def __init__(self, kind: Kind, name: bytes, subscriber: S) -> None:
-        self.kind = kind
-        self.name = name
-        self.state = State.ABSENT
-        # Most names have one subscriber, for whom a dictionary would take more memory than all the rest.
-        self.only: S | None = subscriber
-        """The one subscriber, as long as there was never more than one."""
-        self.standing = Standing.WAITING
-        """What that one was last told."""
-        self._many: dict[S, Standing] | None = None
-        self.fanout: tuple[S, ...] | None = ()
-        """The active subscribers, never changed in place; None when it is to be built anew."""
-        self.sole: S | None = None
-        """The one active subscriber, if there is just one; may be missing while `fanout` is."""
-
-    @property
-    def subscribers(self) -> Collection[S]:
-        """All that want it."""
-        if self._many is not None:
-            return self._many.keys()
-        return () if self.only is None else (self.only,)
-
-    @property
-    def active(self) -> Collection[S]:
-        """Those of them that are active."""
-        active = Standing.ACTIVE
-        if self._many is not None:
-            return [subscriber for subscriber, standing in self._many.items() if standing is active]
-        return () if self.only is None or self.standing is not active else (self.only,)
-
-    def get(self, subscriber: S) -> Standing | None:
-        """Return what a subscriber was last told; None if it is not one."""
-        if self._many is not None:
-            return self._many.get(subscriber)
-        return self.standing if self.only == subscriber else None
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether there are subscribers."""
-        return self.only is not None or bool(self._many)
-
-    def add(self, subscriber: S) -> None:
-        """Take in one more, who waits."""
-        if self._many is not None:
-            self._many[subscriber] = Standing.WAITING
-        elif self.only is None:
-            self.only, self.standing = subscriber, Standing.WAITING
-        else:
-            self._many = {self.only: self.standing, subscriber: Standing.WAITING}
-            self.only = None
-
-    def put(self, subscriber: S, standing: Standing) -> None:
-        """Note what a subscriber was told."""
-        self.fanout = self.sole = None
-        if self._many is not None:
-            self._many[subscriber] = standing
-        else:
-            self.standing = standing
-            if standing is Standing.ACTIVE:
-                self.sole = subscriber
-
-    def pop(self, subscriber: S) -> Standing:
-        """Take a subscriber away; return what it was last told."""
-        if self._many is not None:
-            standing = self._many.pop(subscriber)
-        elif self.only == subscriber:
-            standing, self.only = self.standing, None
-        else:
-            raise KeyError(subscriber)
-        if standing is Standing.ACTIVE:
-            self.fanout = self.sole = None
-        return standing
-
-    def clear(self) -> None:
-        """Take all subscribers away."""
-        self.only = self._many = self.sole = None
-        self.fanout = ()
-
-    def build_fanout(self) -> tuple[S, ...]:
-        """Take a fresh snapshot of the active subscribers."""
-        self.fanout = fanout = tuple(self.active)
-        self.sole = fanout[0] if len(fanout) == 1 else None
-        return fanout
-
-    def __repr__(self) -> str:
-        return f"<{self.kind.value} {self.name[:64]!r} {self.state.value} subscribers={len(self.subscribers)}>"
 
 
 class Registry(Generic[S]):
@@ -450,7 +307,7 @@ class Registry(Generic[S]):
     # --- one at a time
 
     def _move(self, entry: Entry[S], event: Event) -> None:
-        entry.state = _NEXT[event][entry.state]
+        entry.state = NEXT[event][entry.state]
 
     def _due(self, entry: Entry[S]) -> Verb | None:
         """Return the command that brings the server nearer to what is wanted, if one may be sent."""
@@ -462,7 +319,7 @@ class Registry(Generic[S]):
         """Note an entry that is due, or drop one that nobody needs any more."""
         if self._due(entry) is not None:
             self._dirty[entry] = None
-        elif entry.state in _NOTHING and (self._draining or not entry.is_wanted):
+        elif entry.state in NOTHING and (self._draining or not entry.is_wanted):
             if self._tables[entry.kind].pop(entry.name, None) is not None and entry.is_wanted:
                 self.wanted[entry.kind] -= 1
             self._dirty.pop(entry, None)
@@ -470,7 +327,7 @@ class Registry(Generic[S]):
 
     def _sent(self, command: Command, entries: list[Entry[S]]) -> Command:
         """Count a command with the names of these entries as sent."""
-        following = _NEXT[Event.ASKED if command.verb.joins else Event.GIVEN_UP]
+        following = NEXT[Event.ASKED if command.verb.joins else Event.GIVEN_UP]
         for entry in entries:
             entry.state = following[entry.state]
         command.names = tuple([entry.name for entry in entries])

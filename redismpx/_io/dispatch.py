@@ -11,7 +11,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from .._core.registry import Entry, Registry, Standing
+from .._core.entry import Entry, Standing
+from .._core.registry import Registry
 from .._core.wire import (
     CONFIRMATIONS,
     MESSAGE,

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from redis.crc import key_slot
 
 from redismpx._core import registry as registry_module
-from redismpx._core.registry import BATCH, Entry, Registry, Standing, State
+from redismpx._core.entry import Entry, Standing, State
+from redismpx._core.registry import BATCH, Registry
 from redismpx._core.wire import JOIN, LEAVE, Command, Kind, Verb
 
 NAMES = [b"a", b"{a}b", b"\r\n"]
