@@ -18,6 +18,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, PromiseTimeout
+from redismpx._core.wire import Kind
 from redismpx._io import shards as shards_module
 from redismpx._io.topology import Topology
 
@@ -789,23 +790,30 @@ async def test_the_client_is_left_alone(shared_cluster: Cluster) -> None:
         assert await client.delete("key") == 1
 
 
+async def both_failed(mpx: Multiplexer) -> None:
+    """Wait until neither any node nor the slot map could be reached."""
+    await until(lambda: mpx.stats().last_error is not None and mpx._hub.outage(Kind.SHARD_CHANNEL) is not None)
+
+
 async def test_a_wrong_password_and_nodes_that_are_not_there_say_so(shared_cluster: Cluster) -> None:
     async with multiplexing(shared_cluster, {"username": "nobody", "password": "wrong"}) as mpx:
         sub = new_sub(mpx, Checker(), "name")
+        await both_failed(mpx)
         with pytest.raises(TimeoutError, match=r"invalid username-password") as caught:
-            await mpx.connect(0.5)
+            await mpx.connect(0.05)
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert isinstance(caught.value.__cause__.__cause__, AuthenticationError)
         with pytest.raises(TimeoutError, match=r"slot map of the cluster cannot be seen.*invalid username-password"):
-            await sub.wait_for_activation(0.3)
+            await sub.wait_for_activation(0.05)
     async with Multiplexer(RedisCluster(host="127.0.0.1", port=free_port()), backoff=QUICK, publish_timeout=0.5) as mpx:
         sub = new_sub(mpx, Checker(), "name")
+        await both_failed(mpx)
         with pytest.raises(TimeoutError, match="connect") as caught:
-            await mpx.connect(0.5)
+            await mpx.connect(0.05)
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert isinstance(caught.value.__cause__.__cause__, RedisConnectionError)
         with pytest.raises(TimeoutError, match="slot map of the cluster cannot be seen"):
-            await sub.wait_for_activation(0.3)
+            await sub.wait_for_activation(0.05)
         with pytest.raises(ConnectionLost, match="not sent within") as lost:
             await mpx.publish("name", "x", sharded=True)
         assert not lost.value.sent
@@ -844,8 +852,9 @@ async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) 
         for node in shared_cluster.live:
             await set_user(node.admin, "listener", "secret", SUBSCRIBER.replace("+cluster|slots", ""))
         async with multiplexing(shared_cluster, listener) as mpx:
+            await until(lambda: mpx.stats().last_error is not None)
             with pytest.raises(TimeoutError, match=r"cluster\|slots"):
-                await mpx.connect(0.5)
+                await mpx.connect(0.05)
     finally:
         for node in shared_cluster.live:
             await node.ask("ACL", "DELUSER", *users)
