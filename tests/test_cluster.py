@@ -825,7 +825,8 @@ async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) 
         for node in shared_cluster.live:
             for user, rules in users.items():
                 await set_user(node.admin, user, "secret", rules)
-        listener, speaker = ({"username": user, "password": "secret"} for user in users)
+        # A name for the connection is for those who watch only, so they do without one.
+        listener, speaker = ({"username": user, "password": "secret", "client_name": MINE} for user in users)
         name = next(name for name in await at(await shared_cluster.owner(0), 1, "chat:"))
         async with (
             multiplexing(shared_cluster, listener) as mpx,
@@ -836,6 +837,7 @@ async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) 
             other = mpx.new_pattern_subscription("chat:*", *pattern.callbacks, on_error=pattern.on_error)
             for each in (sub, other):
                 await each.wait_for_activation(10)
+            assert await connections(shared_cluster) == {}
             await speaking.publish(name, "0", sharded=True)
             await speaking.publish(name, "0")
             await until(lambda: shard.messages == pattern.messages == 1)

@@ -9,10 +9,12 @@ from typing import Any
 from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisClusterException
+from redis.exceptions import NoPermissionError, RedisClusterException
 
 from .._core.wire import Redirection
+from ..errors import plain
 from .dial import DIAL_TIMEOUT
+from .log import logger
 
 _NOT_FOR_READING = ("maint_notifications_config", "oss_cluster_maint_notifications_handler")
 
@@ -85,12 +87,25 @@ class Topology:
                     await manager.initialize(last_failed_node_name=suspect)
                 self._answers += 1
             except RedisClusterException as error:
-                raise _root_of(error) from None
+                root = _root_of(error)
+                if isinstance(root, NoPermissionError) and self._manager.connection_kwargs.get("client_name"):
+                    self._forget_client_name(root)
+                raise root from None
             finally:
                 asked = list(manager.startup_nodes.values())
                 manager.startup_nodes = {node.name: node for node in (*manager.nodes_cache.values(), *self._seeds)}
                 for connection in [connection for node in asked for connection in node._connections]:
                     await connection.disconnect(nowait=True)  # waits for nothing: cancelled, it would leave some open
+
+    def _forget_client_name(self, error: NoPermissionError) -> None:
+        """Do without a name for connections from now on: a user may lack the right to it (`CLIENT SETNAME`)."""
+        manager = self._manager
+        nodes = *manager.startup_nodes.values(), *manager.nodes_cache.values(), *self._seeds
+        for connection in [connection for node in nodes for connection in node._connections]:
+            connection.client_name = None
+        for options in (manager.connection_kwargs, *(node.connection_kwargs for node in nodes)):
+            options.pop("client_name", None)
+        logger.info("the cluster refused a command (%s); trying without a client name", plain(str(error)))
 
     def note(self, redirection: Redirection, told_by: str) -> None:
         """Take a node's word for where a slot is now."""
