@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -71,17 +71,27 @@ async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
     await sentinels.stop()
 
 
-@pytest.fixture(params=FLAVOURS)
-async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Server, Server]]:
-    """A master and its replica, of each flavour."""
-    at_once = ("--repl-diskless-sync-delay", "0")
-    master = start_server(request.param, *at_once)
-    replica = start_server(request.param, *at_once, "--replicaof", "127.0.0.1", str(master.port))
+@pytest.fixture(scope="module", params=FLAVOURS)
+def servers(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Server]]:
+    """Two servers of each flavour, for `pair`."""
+    servers = tuple(start_server(request.param, "--repl-diskless-sync-delay", "0") for _ in range(2))
+    yield servers[0], servers[1]
+    for server in servers:
+        server.remove()
+
+
+@pytest.fixture
+async def pair(servers: tuple[Server, Server]) -> AsyncIterator[tuple[Server, Server]]:
+    """A master and its replica. Which is which is as the last test left it."""
+    master, replica = servers
+    if (await master.admin.role())[0] != b"master":
+        master, replica = replica, master
+    await replica.admin.execute_command("REPLICAOF", "127.0.0.1", master.port)
     await in_sync(replica, master)
     yield master, replica
-    for server in master, replica:
+    for server in servers:
+        await server.admin.config_set("min-replicas-to-write", 0)
         await server.release()
-        server.remove()
 
 
 async def in_sync(replica: Server, master: Server) -> None:
