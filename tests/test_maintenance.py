@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from redismpx import Multiplexer
+from redismpx._io.topology import NodePool, Topology
 
 from .checker import Checker
 from .fuzz import bulk, message, push
@@ -135,6 +136,16 @@ async def test_while_publishing_each_is_passed_over_and_leads_nowhere(protocol: 
         assert mpx._owned.connection_pool.connection_kwargs["host"] == "127.0.0.1"
         assert b"CLIENT MAINT_NOTIFICATIONS" not in server.commands
         assert mpx.stats().published == 15
+
+
+async def test_in_a_cluster_no_connection_asks_for_them() -> None:
+    """Those of the publisher neither, which are its own."""
+    client = RedisCluster.from_url("redis://localhost:1")
+    assert "maint_notifications_config" in client.nodes_manager.connection_kwargs
+    (node,) = Topology(client).nodes
+    connection: Any = NodePool(node, is_master=True).make_connection()
+    assert connection.maint_notifications_config is None
+    await client.aclose()
 
 
 async def test_a_client_that_wants_them_follows_them_also_for_the_link(caplog: pytest.LogCaptureFixture) -> None:
