@@ -7,7 +7,6 @@ forgets the replies that had come.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import sys
 from collections import deque
@@ -31,28 +30,25 @@ from .route import Pool, Route
 from .tasks import Tasks, is_cancelled, is_cancelling
 
 BATCH = 512  # messages; the replies to so many are handed out in about a turn of the loop (tasks.TURN)
-REDIRECTION_PAUSE = 0.02  # seconds after a batch with calls that one node sends to another, and that one back
 BATCH_BYTES = 1 << 20  # bytes, unless it is one message alone: so much is copied and written at a time
+# Length-prefixed arguments only, so both are data whatever bytes they have.
+PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+SPUBLISH = b"*3\r\n$8\r\nSPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+REDIRECTION_PAUSE = 0.02  # seconds after a batch with calls that one node sends to another, and that one back
 
 
 class Call:
     """One call of `publish()`, from when it is made to its outcome."""
 
-    __slots__ = ("channel", "command", "deadline", "number", "outcome", "redirections", "slot")
-
-    _numbers = itertools.count()
+    __slots__ = ("channel", "command", "deadline", "outcome", "redirections", "slot")
 
     def __init__(self, channel: bytes, data: bytes, slot: int | None, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         self.channel: bytes = channel
         self.slot: int | None = slot
         """The slot of the channel, if it is a shard channel."""
-        # Length-prefixed arguments only, so both are data whatever bytes they have.
-        verb = b"$7\r\nPUBLISH" if slot is None else b"$8\r\nSPUBLISH"
-        self.command: bytes = b"*3\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (verb, len(channel), channel, len(data), data)
+        self.command: bytes = (PUBLISH if slot is None else SPUBLISH) % (len(channel), channel, len(data), data)
         self.deadline: float = loop.time() + timeout
-        self.number: int = next(self._numbers)
-        """Its place among all calls."""
         self.redirections: int = 0
         """How often a node sent it to another one."""
         self.outcome: asyncio.Future[int] = loop.create_future()
@@ -126,16 +122,16 @@ class Lane:
         self._look_after(call)
 
     def merge(self, calls: Collection[Call]) -> None:
-        """Let calls from another lane wait here. The turn of each is that in which it was made."""
+        """Let calls from another lane wait here. The turn of each is that in which it was made; its deadline tells."""
         if calls:
-            self._waiting = deque(sorted((*self._waiting, *calls), key=lambda call: call.number))
+            self._waiting = deque(sorted((*self._waiting, *calls), key=lambda call: call.deadline))
+            if self._timer is not None:  # it may be too late for these
+                self._timer.cancel()
+                self._timer = None
             self._look_after(self._waiting[0])
 
     def _look_after(self, call: Call) -> None:
         """Have a call sent, or failed in time."""
-        if self._timer is not None and call.deadline < self._timer.when():
-            self._timer.cancel()
-            self._timer = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(call.deadline, self._expire)
         if self._task is None or self._task.done():
