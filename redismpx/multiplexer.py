@@ -156,7 +156,9 @@ class Multiplexer:
             budget,
         )
         self._publisher = Publisher(self._hub, self._owned is not None, publish_timeout)
-        self._requester = Requester(self._hub, redis, self.publish, self._on_error, self._max_pending)
+        self._requester = Requester(
+            self._hub, redis, self.publish, self._publisher.counts, self._on_error, self._max_pending
+        )
 
     # --- subscriptions
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Collection
+from contextvars import Context
+from time import monotonic
 
 from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
@@ -16,6 +18,8 @@ from ._io.route import Route, Straight
 from ._io.tasks import is_cancelled
 from ._io.topology import NodePool
 from .errors import plain
+
+LOOK_INTERVAL = 10.0  # seconds between two looks at the slot map because nobody heard a sharded message
 
 
 class Publisher:
@@ -69,12 +73,28 @@ class Publisher:
         self._calls[slot] += 1
         try:
             lane.put(call)
-            return await call.outcome
+            count = await call.outcome
         finally:
             del call  # as above
             self._calls[slot] -= 1
             if not self._calls[slot]:
                 del self._calls[slot], self._places[slot]
+        if count == 0 and self._has_not_looked_for(LOOK_INTERVAL):
+            self._hub.tasks.start(self._look(), "redismpx slot map", Context())
+        return count
+
+    async def counts(self, channel: bytes) -> bool:
+        """Tell whether nobody means nobody, of a shard channel: a primary that was demoted counts its own clients only.
+
+        It takes messages all the same, as a replica, for all that listen to its shard.
+        """
+        if self._topology is None:
+            return True
+        slot = key_slot(channel)
+        owner = self._topology.owner(slot)
+        if self._has_not_looked_for(1.0):
+            await self._look()
+        return owner is not None and owner == self._topology.owner(slot)
 
     async def flushed(self) -> None:
         """Wait until each call made so far has its outcome."""
@@ -108,6 +128,21 @@ class Publisher:
                 del self._lanes[name]
                 lane.stop()
 
+    def _has_not_looked_for(self, seconds: float) -> bool:
+        return self._topology is not None and monotonic() > self._topology.seen + seconds
+
+    async def _look(self, suspect: str | None = None) -> bool:
+        """Look at the slot map; tell whether it could be seen."""
+        assert self._topology is not None
+        try:
+            await self._topology.refresh(suspect)
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled(error):
+                raise
+            logger.debug("the slot map cannot be seen now (%s)", plain(str(error)))
+            return False
+        return True
+
     def redirect(self, lane: Lane, moved: Collection[Moved]) -> None:
         """Lead calls elsewhere, and all others that wait in the lane and have their slots."""
         assert self._topology is not None
@@ -119,16 +154,9 @@ class Publisher:
 
     async def divert(self, lane: Lane) -> None:
         """Lead elsewhere what waits in a lane that is blocked, if its slots have other owners by now."""
-        assert self._topology is not None
         if not lane.slots:
             return
-        try:
-            await self._topology.refresh(lane.where)
-        except (Exception, asyncio.CancelledError) as error:
-            if is_cancelled(error):
-                raise
-            logger.debug("the slot map cannot be seen now (%s)", plain(str(error)))
-        else:
+        if await self._look(lane.where):
             self._lead(lane.take({slot for slot in lane.slots if self._owner(slot) is not lane}))
 
     def _lead(self, calls: Collection[Call]) -> None:

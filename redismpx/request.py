@@ -97,11 +97,18 @@ class Requester:
     """All requests of one multiplexer. Their answers come by one promise subscription, made for the first of them."""
 
     def __init__(
-        self, hub: Hub, redis: Redis | RedisCluster, publish: Publish, on_error: OnError | None, max_pending: int
+        self,
+        hub: Hub,
+        redis: Redis | RedisCluster,
+        publish: Publish,
+        counts: Callable[[bytes], Awaitable[bool]],
+        on_error: OnError | None,
+        max_pending: int,
     ) -> None:
         self._hub = hub
         self._redis = redis
         self._publish = publish
+        self._counts = counts  # whether nobody means nobody, of a shard channel
         self._on_error = on_error
         self._max_pending = max_pending
         self._promises: PromiseSubscription | None = None
@@ -207,9 +214,10 @@ class Requester:
                 over.add_done_callback(hurry)
                 try:
                     receivers = await self._publish(channel, question.to(reply_to), sharded=question.sharded)
-                    # Who listens to a shard channel does so at the node that counts.
-                    if receivers == 0 and not over.done() and (question.sharded or await self._can_count()):
-                        raise NoResponders(channel)
+                    if receivers == 0 and not over.done():
+                        is_sure = await (self._counts(channel) if question.sharded else self._can_count())
+                        if is_sure:
+                            raise NoResponders(channel)
                 finally:
                     asked = True
                     over.remove_done_callback(hurry)

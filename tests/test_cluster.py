@@ -17,7 +17,8 @@ from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, PromiseTimeout
+from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, NoResponders, PromiseTimeout, Request
+from redismpx import publisher as publisher_module
 from redismpx._core.wire import Kind
 from redismpx._io import shards as shards_module
 from redismpx._io.topology import Topology
@@ -860,3 +861,60 @@ async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) 
     finally:
         for node in shared_cluster.live:
             await node.ask("ACL", "DELUSER", *users)
+
+
+async def test_a_former_primary_that_counts_nobody_is_not_believed(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a replica it takes messages on for its whole shard, and counts none but its own clients."""
+
+    async def answer(request: Request) -> bytes:
+        await asyncio.sleep(0.2)  # so that the count is known long before the answer
+        return b"answer"
+
+    owner, *_ = await shared_cluster.primaries()
+    served, nobody = await at(owner, 2)
+    async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
+        service = other.serve(served, answer, sharded=True)
+        await service.wait_for_activation(10)
+        assert await mpx.request(served, "?", timeout=10, sharded=True) == b"answer"
+        await shared_cluster.failover(owner)
+        await at_their_owners(shared_cluster, [served])
+        monkeypatch.setattr(mpx._hub.topology, "seen", 0.0)  # it is some time ago
+        assert await mpx.request(served, "?", timeout=10, sharded=True) == b"answer"
+        with pytest.raises(NoResponders):
+            await mpx.request(nobody, "?", timeout=10, sharded=True)
+
+
+async def test_who_publishes_finds_the_new_primary_when_nobody_hears(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "LOOK_INTERVAL", 0.0)
+    owner, *_ = await shared_cluster.primaries()
+    (name,) = await at(owner)
+    async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
+        checker = Checker()
+        sub = new_sub(other, checker, name)
+        await sub.wait_for_activation(10)
+        assert await mpx.publish(name, "0", sharded=True) == 1
+        await shared_cluster.failover(owner)
+        await at_their_owners(shared_cluster, [name])
+
+        async def complaint() -> str:
+            count = await mpx.publish(name, "again", sharded=True)
+            return "" if count == 1 else f"{count} heard it"
+
+        await eventually(complaint)
+
+
+async def test_each_delivery_probe_is_published_at_another_node(shared_cluster: Cluster) -> None:
+    """Whichever node the others have forgotten, a probe goes another way than the messages."""
+    before = {node: await calls_of(node.admin, "publish") for node in shared_cluster.live}
+    client = RedisCluster.from_url(shared_cluster.url)
+    async with Multiplexer(client, backoff=QUICK, delivery_probe=0.05):
+
+        async def complaint() -> str:
+            asked = [node for node in before if await calls_of(node.admin, "publish") > before[node]]
+            return "" if len(asked) > 2 else f"only {asked} were asked"
+
+        await eventually(complaint)

@@ -68,6 +68,7 @@ class Probe:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
                 connection = await dial(await self._route.find())
+                self._route.failed()  # in a cluster it is another node each time: any of them may have been left behind
                 try:
                     await connection.send_command("PUBLISH", self.channel, token)
                     await connection.read_response()

@@ -95,7 +95,8 @@ class Shards:
     def outage(self) -> ConnectionLost | None:
         """Why some names have no connection now; None if all have one."""
         failing = [s.supervisor.outage for s in self._shards.values() if s.slots and s.supervisor is not None]
-        return next(filter(None, failing), self._error)
+        nobody = ConnectionLost("no node is known to have its slot") if self._homeless.slots else None
+        return next(filter(None, failing), self._error or nobody)
 
     def count_new(self, names: Collection[bytes]) -> int:
         """Tell how many of `names` nobody wants yet."""

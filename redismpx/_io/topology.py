@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from time import monotonic
 from typing import Any
 
 from redis.asyncio import RedisCluster
@@ -61,6 +63,8 @@ class Topology:
         )
         self._asking = asyncio.Lock()
         self._answers = 0
+        self.seen = -math.inf
+        """When it was last seen, by the monotonic clock."""
 
     @property
     def nodes(self) -> list[ClusterNode]:
@@ -86,6 +90,7 @@ class Topology:
                 async with asyncio.timeout(DIAL_TIMEOUT):
                     await manager.initialize(last_failed_node_name=suspect)
                 self._answers += 1
+                self.seen = monotonic()
             except RedisClusterException as error:
                 root = _root_of(error)
                 if isinstance(root, NoPermissionError) and self._manager.connection_kwargs.get("client_name"):
