@@ -182,7 +182,10 @@ async def test_a_lost_link_to_any_node_is_replaced_by_one_to_another(shared_clus
 # --- where shard channels are
 
 
-async def test_there_is_a_link_to_each_primary_that_is_needed_as_long_as_it_is(shared_cluster: Cluster) -> None:
+async def test_there_is_a_link_to_each_primary_that_is_needed_as_long_as_it_is(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "LINGER", 0.2)
     first, second, third = await shared_cluster.primaries()
     async with multiplexing(shared_cluster) as mpx:
         await mpx.connect(10)
@@ -282,6 +285,7 @@ async def test_the_slot_of_any_name_is_what_redis_says(shared_cluster: Cluster) 
     before = await refused(shared_cluster)
     async with multiplexing(shared_cluster) as mpx:
         checker = Checker()
+        await mpx.connect(10)  # so the slot map has been seen
         await new_sub(mpx, checker, *names).wait_for_activation(10)
         await at_their_owners(shared_cluster, names)
         assert await refused(shared_cluster) == before  # no node had to lead them elsewhere
