@@ -717,6 +717,13 @@ MUTANTS = [
         f"{CLUSTER} -k gap_of_its_names",
     ),
     Mutant(
+        "a callback that takes a name away breaks off the eviction",
+        "_io/shards.py",
+        "            home = self._homes.get(name)\n            if home is not None and home.node == node.name:",
+        "            home = self._homes[name]\n            if home.node == node.name:",
+        f"{CLUSTER} -k handlers_may",
+    ),
+    Mutant(
         "a shard's loss is told without names",
         "_io/dispatch.py",
         "if self._evict is not None:  # its others may be on links to other nodes",

@@ -557,7 +557,7 @@ async def test_a_primary_that_dies_takes_nothing_with_it_that_does_not_come_back
 async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster, awaiting: bool) -> None:
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
-    (tag,), others = await at(source), await at(target, 3)
+    (tag, staying), others = await at(source, 2), await at(target, 3)
     names, more = ([b"{%b}%b%d" % (tag, word, number) for number in range(5)] for word in (b"old", b"new"))
     checkers: list[Checker] = []
     async with multiplexing(shared_cluster) as mpx:
@@ -581,7 +581,7 @@ async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster,
                 on_error=checker.on_error,
                 sharded=True,
             )
-            sub.add(*names)
+            sub.add(*names, b"{%b}own%d" % (tag, len(checkers)))  # what all want, and what it alone wants
             return sub
 
         def remove(sub: ChannelSubscription[bytes], checker: Checker, gone: Collection[bytes]) -> None:
@@ -597,6 +597,7 @@ async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster,
             sub.close()
             checker.closed = True
 
+        new_sub(mpx, Checker(), staying)  # and so the link to its node
         subs = [
             subscribe(lambda *_: None),
             subscribe(remove),
@@ -610,19 +611,19 @@ async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster,
         ]
         for sub in subs:
             await sub.wait_for_activation(10)
-        for to in (target, source, target, source):
+        for moves, to in enumerate((target, source, target, source), 1):
             await shared_cluster.move_slot(tag, to)
-            await at_their_owners(shared_cluster, [*names, *more, *others])
-            for sub in subs:
-                if not sub.closed:
-                    await sub.wait_for_activation(10)
-            await until(lambda: len(checkers[0].active) == 5 and not any(sub._inbox.pending for sub in subs))
+            await until(lambda moves=moves: checkers[0].disconnects == 6 * moves and all(s._inbox.idle for s in subs))
+            still = [sub for sub in subs if not sub.closed]
+            for sub in still:
+                await sub.wait_for_activation(10)
+            await at_their_owners(shared_cluster, {staying}.union(*(sub.channels for sub in still)))
         for sub, checker in zip(subs, checkers, strict=True):
             assert not checker.faults
             assert checker.closed or checker.active == sub.channels
             assert (checker is checkers[-1]) == any(isinstance(error, ZeroDivisionError) for error in checker.errors)
-        assert [len(sub.channels) for sub in subs if not sub.closed] == [5, 0, 5, 13, 5, 5, 5]
-        assert checkers[0].disconnects == 20
+        assert [len(sub.channels) for sub in still] == [6, 0, 6, 14, 6, 6, 6]
+        assert mpx.stats().connections == 3
 
 
 async def test_what_becomes_of_many_while_slots_move_and_primaries_fail_over(cluster: Cluster) -> None:
