@@ -79,7 +79,7 @@ class Publisher:
             self._calls[slot] -= 1
             if not self._calls[slot]:
                 del self._calls[slot], self._places[slot]
-        if count == 0 and self._has_not_looked_for(LOOK_INTERVAL):
+        if count == 0 and not self._hub.closed and self._has_not_looked_for(LOOK_INTERVAL):
             self._hub.tasks.start(self._look(), "redismpx slot map", Context())
         return count
 

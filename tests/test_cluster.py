@@ -21,6 +21,7 @@ from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, NoRespond
 from redismpx import publisher as publisher_module
 from redismpx._core.wire import Kind
 from redismpx._io import shards as shards_module
+from redismpx._io.lane import Call
 from redismpx._io.topology import Topology
 
 from .checker import Checker
@@ -948,3 +949,23 @@ async def test_each_delivery_probe_is_published_at_another_node(shared_cluster: 
             return "" if len(asked) > 2 else f"only {asked} were asked"
 
         await eventually(complaint)
+
+
+async def test_nobody_looks_at_the_slot_map_after_the_end(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "LOOK_INTERVAL", 0.0)
+    mpx = Multiplexer(RedisCluster.from_url(shared_cluster.url), backoff=QUICK)
+
+    class Closing(Call):
+        """Closes everything when its outcome is there, before its caller gets that."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.outcome.add_done_callback(lambda _: mpx.close())
+
+    monkeypatch.setattr(publisher_module, "Call", Closing)
+    assert await mpx.publish("nobody", "", sharded=True) == 0
+    assert all(task.cancelling() for task in asyncio.all_tasks() if "redismpx" in task.get_name())
+    await mpx.aclose()
+    assert not left_behind()
