@@ -27,6 +27,7 @@ from redismpx._io.topology import Topology
 from .checker import Checker
 from .cluster import Cluster, Node
 from .measure_migrations import SEED, Result, Stream, migrate
+from .proxy import Proxy
 from .servers import Monitor, calls_of, eventually, free_port, left_behind, open_sockets, until
 from .test_acl import set_user
 from .test_cancellation import Steps
@@ -335,6 +336,45 @@ async def test_a_slot_that_moves_is_a_gap_of_its_names_alone(shared_cluster: Clu
             assert quiet(checker, others if checker is checkers[2] else [moving, *others])
         assert not any(checker.faults + checker.errors for checker in checkers)
         assert mpx.stats().connections == made
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "removed and added"])
+async def test_a_name_that_is_removed_while_its_slot_moves_disturbs_nobody(
+    shared_cluster: Cluster, again: bool
+) -> None:
+    """Its node unsubscribes it unasked, and has the command to do so still before it, which it then refuses."""
+    source = await shared_cluster.owner(0)
+    target = await other_than(shared_cluster, source)
+    moving, *others = await at(source, 6)
+    with Proxy(source.port) as proxy:
+        ports = {source.port: proxy.port}
+        options = {"address_remap": lambda address: (address[0], ports.get(address[1], address[1]))}
+        async with multiplexing(shared_cluster, options) as mpx:
+            checker, spared = Checker(), Checker()
+            sub, other = new_sub(mpx, checker, moving), new_sub(mpx, spared, *others[:-1])
+            await sub.wait_for_activation(10)
+            await other.wait_for_activation(10)
+            made = mpx.stats().connections
+            proxy.to_server.stall = True
+            other.add(others[-1])
+            await other.wait_for_activation(10)  # one piece still passes, and no more from now on
+            sub.remove(moving)
+            checker.removed(moving)
+            assert await shared_cluster.shard_subscribers([moving]) == {moving: {source: 1}}
+            if again:
+                checker.added(moving)
+                sub.add(moving)
+            await shared_cluster.move_slot(moving, target)
+            assert await shared_cluster.shard_subscribers([moving]) == {moving: {}}
+            proxy.to_server.stall = False
+            await sub.wait_for_activation(10)
+            await at_their_owners(shared_cluster, [*others, *sub.channels])
+            assert await mpx.publish(others[0], "x", sharded=True) == 1
+            await until(lambda: spared.messages == 1)
+            assert checker.kinds == ["activation"] * (1 + again)
+            assert spared.kinds == ["activation"] * 5 + ["message"]
+            assert mpx.stats().connections == made + again
+            assert not checker.faults + spared.faults
 
 
 async def test_a_name_that_is_added_when_its_slot_has_just_moved_finds_its_place(shared_cluster: Cluster) -> None:

@@ -274,11 +274,12 @@ class Dispatcher:
             self._registry.pong()
             return
         meaning, text = read_refusal(reply)
-        if meaning is Refusal.FATAL or not self._registry.in_flight:
-            raise Desync(text or "an error without a text") from reply
         if meaning is Refusal.MOVED and self._evict is not None and (redirection := read_redirection(text)):
+            # Nothing need be in flight: an unasked unsubscribe may have been taken for the answer to the command.
             self._evict(self._registry.redirect(redirection.slot), redirection)
             return
+        if meaning is Refusal.FATAL or not self._registry.in_flight:
+            raise Desync(text or "an error without a text") from reply
         passing = meaning is Refusal.PASSING
         command, told = self._registry.refuse(passing=passing)
         if command.names:
