@@ -254,6 +254,8 @@ class Dispatcher:
 
     def _confirm(self, verb: Verb, name: bytes) -> None:
         """Take a confirmation."""
+        oldest = self._registry.in_flight
+        answered = 0 if oldest is None else oldest.answered
         subscribers = self._registry.confirm(verb, name)
         if verb.joins:
             for subscriber in subscribers:
@@ -261,11 +263,9 @@ class Dispatcher:
         else:
             names = None if verb.kind is Kind.PATTERN else frozenset({name})
             reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
-            was_active = False
             for subscriber in subscribers:
-                was_active = True
                 subscriber.disconnect(ConnectionLost(reason, names))
-            if was_active and self._evict is not None:
+            if self._evict is not None and (oldest is None or oldest.answered == answered):  # nobody asked for it
                 self._evict((name,), None)
 
     def _answer(self, reply: object) -> None:
