@@ -94,7 +94,9 @@ class Backlog:
         self.messages.extend((channel, data))
         self._put += 1
         self._grow(len(channel) + len(data))
-        return self._make_room()
+        dropped = self._make_room()
+        self.spare = self._room - len(self.messages)
+        return dropped
 
     def settle(self) -> int:
         """Count what is fresh, in one go if there is room for all of it; return how many were dropped for it."""

@@ -252,7 +252,7 @@ class Shards:
                     logger.critical("internal error; looking at the slot map again", exc_info=True)
                     self._is_settled = False
             if not self._is_settled:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311, nothing secret
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # nosec B311, nothing secret
                 pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _settle(self, doubts: dict[int, str]) -> dict[int, str]:

@@ -134,7 +134,7 @@ class AnyNode:
             await self._topology.refresh(None if self._node is None else self._node.name)
             others = [node for node in self._topology.nodes if node != self._node]
             if others:
-                self._node = random.choice(others)  # noqa: S311, nothing secret
+                self._node = random.choice(others)  # noqa: S311  # nosec B311, nothing secret
                 self.pool = NodePool(self._node, is_master=False)
             self._has_failed = False
         return self.pool
