@@ -63,7 +63,7 @@ class Topology:
         )
         self._asking = asyncio.Lock()
         self._answers = 0
-        self.seen = -math.inf
+        self.seen: float = -math.inf
         """When it was last seen, by the monotonic clock."""
 
     @property
