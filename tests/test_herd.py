@@ -43,9 +43,9 @@ def returns(outage: float, backoff: AbstractBackoff | None = None) -> list[float
     times = []
     for _ in range(MANY):
         retries.failures = 0
-        time = retries.failed(ConnectionLost("as planned"), was_connected=True)
+        time = retries.failed("here", ConnectionLost("as planned"), was_connected=True)
         while time < outage:
-            time += retries.failed(ConnectionLost("nobody listens"), was_connected=False)
+            time += retries.failed("here", ConnectionLost("nobody listens"), was_connected=False)
         times.append(time - outage)
     return times
 
