@@ -125,6 +125,15 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
 
 
 @pytest.fixture(params=FLAVOURS)
+async def patient_cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    """The same, but however busy the machine is, no node is given up."""
+    binary_of(request.param)
+    cluster = await Cluster.start(request.param, node_timeout=30)
+    yield cluster
+    await cluster.stop()
+
+
+@pytest.fixture(params=FLAVOURS)
 async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
     """Three Sentinels, a master and two replicas of each flavour, for this test alone: any may be killed."""
     binary_of(request.param)

@@ -19,7 +19,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 import redismpx
 from redismpx import Multiplexer, PromiseInterrupted
-from redismpx._core import registry as names
+from redismpx._core import entry as names
+from redismpx._core.registry import Registry
 from redismpx._core.wire import Command, Kind, Verb
 from redismpx._io import link as links
 from redismpx._io import supervisor as supervisors
@@ -125,7 +126,7 @@ def test_subscriber_table_is_the_code_s() -> None:
 
 def live_through(history: tuple[str, ...]) -> set[tuple[names.Standing, names.Standing]]:
     """Lead one name through a history; return how the standing of its first subscriber moved."""
-    registry: names.Registry[str] = names.Registry()
+    registry: Registry[str] = Registry()
     registry.attach(Kind.CHANNEL, b"name", "first")
     in_flight: list[Command] = registry.flush()
     moves = set()
