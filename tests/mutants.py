@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
 
 CHANNEL = "tests/test_channel.py"
 CALLBACKS = "tests/test_callbacks.py"
+CANCELLATION = "tests/test_cancellation.py"
 CLUSTER = "tests/test_cluster.py"
 PROMISE = "tests/test_promise.py"
 PUBLISH = "tests/test_publish.py"
@@ -239,6 +240,13 @@ MUTANTS = [
         "            if not task.cancelling():\n                task.cancel()\n",
         "            pass\n",
         f"{PUBLISH} -k clos",
+    ),
+    Mutant(
+        "P6: a dial that did not notice its cancellation goes on",
+        "_io/tasks.py",
+        "            for task in stuck & self._own:\n                task.cancel()\n",
+        "",
+        f"{CANCELLATION} -k does_not_notice",
     ),
     Mutant(
         "P6: callbacks go on after close()",

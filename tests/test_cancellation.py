@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from itertools import count
 from typing import Any
 
 import pytest
+from redis import CredentialProvider
 from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
@@ -22,7 +24,7 @@ from redismpx import (
 )
 
 from .conftest import open_sockets
-from .servers import free_port, until
+from .servers import Server, free_port, until
 
 pytestmark = [
     pytest.mark.usefixtures("no_leaks", "no_complaints"),
@@ -160,6 +162,46 @@ async def test_the_end_at_each_suspension_of_the_supervisor(
             assert moment > 10
             break
     assert is_there == (world.task is None)
+
+
+async def test_the_end_at_each_tick_of_a_dial_that_gets_no_answer(
+    shared_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # its backlog takes connections
+        url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
+        for ticks in range(20):
+            mpx = Multiplexer(url, socket_timeout=30)
+            mpx.new_channel_subscription().add("a")
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            await mpx.aclose()
+    assert "did not end" not in caplog.text
+
+
+class Deaf(CredentialProvider):
+    """Takes no notice of being cancelled, once, as Python 3.11's wait_for may."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        self.asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return "default", "none"
+
+
+async def test_the_end_of_a_dial_that_does_not_notice_it(
+    shared_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        provider = Deaf()
+        url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
+        mpx = Multiplexer(url, socket_timeout=30, credential_provider=provider)
+        mpx.new_channel_subscription().add("a")
+        await provider.asked.wait()
+        await mpx.aclose()
+    assert "did not end" not in caplog.text
 
 
 @pytest.mark.parametrize("end", [aclose, close, drain, cancelled_aclose])

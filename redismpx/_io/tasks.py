@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Coroutine
 from contextvars import Context
 
@@ -12,6 +13,7 @@ from .log import logger
 TURN = 0.001  # seconds that anything here may keep the loop to itself, as long as it is not a user's callback that does
 LOOK_AFTER = 16  # messages or deliveries before a look at the clock
 END_TIMEOUT = 5.0  # seconds that a cancelled task has to end, before closing goes on without it
+CANCEL_AGAIN = 0.5  # seconds after which a task of our own that has not ended is cancelled once more
 
 
 class Tasks:
@@ -19,12 +21,13 @@ class Tasks:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
+        self._own: set[asyncio.Task[object]] = set()  # those of them in which no user's coroutine runs
         self._beginning = 0  # tasks whose first step runs right now, inside start()
 
     def start(
         self, coroutine: Coroutine[object, object, object], name: str, context: Context | None = None
     ) -> asyncio.Task[object]:
-        """Run `coroutine` in a task, in a copy of the present context or in the one given.
+        """Run `coroutine` in a task: one of our own in the context given, a user's in a copy of the present one.
 
         Where Python can (3.12), its first step runs before this returns.
         """
@@ -42,11 +45,14 @@ class Tasks:
             self._end(task)
         else:
             self._tasks.add(task)
+            if context is not None:
+                self._own.add(task)
             task.add_done_callback(self._end)
         return task
 
     def _end(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
+        self._own.discard(task)
         if not task.cancelled() and task.exception() is not None:  # a fault of this library; never a silent end
             logger.critical("internal error in %s", task.get_name(), exc_info=task.exception())
 
@@ -62,11 +68,17 @@ class Tasks:
                 task.cancel()
 
     async def ended(self) -> None:
-        """Wait until all tasks but the one that calls have ended, for END_TIMEOUT at most."""
-        others = self._others()
-        if not others:
-            return
-        _, stuck = await asyncio.wait(others, timeout=END_TIMEOUT)
+        """Wait until all tasks but the one that calls have ended, for END_TIMEOUT at most.
+
+        Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; what
+        follows is a read that may last. A user's coroutine is not cancelled again: it may be cleaning up.
+        """
+        deadline = time.monotonic() + END_TIMEOUT
+        stuck = set(self._others())
+        while stuck and (left := deadline - time.monotonic()) > 0:
+            _, stuck = await asyncio.wait(stuck, timeout=min(left, CANCEL_AGAIN))
+            for task in stuck & self._own:
+                task.cancel()
         for task in stuck:
             logger.error("%s did not end within %g s of being cancelled; left behind", task.get_name(), END_TIMEOUT)
 
