@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import DecodeError, Message, Multiplexer, SubscriptionIsClosed
+from redismpx._io import inbox as inbox_module
 
 from .servers import settled, until
 
@@ -154,6 +155,46 @@ async def test_a_second_reader_and_a_reader_beside_on_message_are_refused(mpx: M
         called.get_nowait()
     with pytest.raises(RuntimeError, match="has on_message"):
         aiter(called)
+
+
+async def test_a_second_reader_is_refused_while_the_first_lets_the_loop_do_other_things(
+    mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_module, "TURN", 0.0)  # after each message
+    sub = mpx.new_channel_subscription()
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await publish(admin, "a", 100)
+    await until(lambda: sub.pending == 100)
+    assert sub.get_nowait().data == b"0"
+    reading = asyncio.ensure_future(sub.get())
+    await asyncio.sleep(0)
+    assert not reading.done()
+    with pytest.raises(RuntimeError, match="one reader"):
+        await anext(sub)
+    assert (await reading).data == b"1"
+
+
+@pytest.mark.parametrize("decode", [None, int])
+async def test_get_and_iteration_take_turns(mpx: Multiplexer, admin: Redis, decode: Any) -> None:
+    sub = mpx.new_channel_subscription(decode=decode)
+    sub.add("a", "b")
+    await sub.wait_for_activation(5)
+    await publish(admin, "a", 100)
+    await publish(admin, "b", 100)
+    await until(lambda: sub.pending == 200)
+    numbers = []
+    async for message in sub:
+        three = [message, sub.get_nowait(), await sub.get()]
+        assert all(isinstance(each.data, decode or bytes) for each in three)
+        numbers += [int(each.data) for each in three]
+        assert sub.pending == 200 - len(numbers)
+        if len(numbers) == 60:
+            break
+    sub.remove("a")
+    assert (sub.pending, sub.dropped) == (100, 40)
+    numbers += [int((await sub.get(5)).data) for _ in range(100)]
+    assert numbers == [*range(60), *range(100)]
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

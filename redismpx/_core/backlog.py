@@ -6,8 +6,14 @@ import enum
 import sys
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+
+HAND = 32  # messages that are handled together
+
+LATER = object()
+"""What put() returns when settle() is to be called when no more messages come for now."""
+FULL = object()
+"""What put() returns when settle() is to be called at once."""
 
 
 class Overflow(enum.Enum):
@@ -48,76 +54,100 @@ class Budget:
 class Backlog:
     """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows.
 
-    Beyond that the oldest message gives way, or the newest. Whoever puts very many puts them into `fresh`, each as its
-    channel and its payload, and calls settle() when there are more than `spare` items, and before anything else.
+    Beyond that the oldest message gives way, or the newest. Messages come many at a time, and are counted together:
+    after put() settle() is to be called, in the end and before anything else. Whoever takes very many takes them from
+    `hand`, and asks pop_message() when there is none.
     """
 
-    __slots__ = ("_budget", "_bytes", "_drop_newest", "_put", "_rearm_at", "_room", "fresh", "messages", "overflowing",
-                 "signals", "spare")  # fmt: skip
+    __slots__ = ("_budget", "_bytes", "_count", "_dealt", "_drop_newest", "_most", "_portions", "_put", "_quiet",
+                 "_rearm_at", "_spare", "fresh", "hand", "overflowing", "signals")  # fmt: skip
 
     def __init__(self, max_pending: int, budget: Budget, drop_newest: bool = False) -> None:
-        # Two queues, merged by how many messages were put before each signal, so that the message which gives way is at
-        # hand. Channel, payload, channel, ...: a tuple for each message would have the garbage collector walk the whole
-        # heap again and again while many come.
-        self.messages: Any = deque()
-        """The messages that wait, in order; empty if none does."""
+        # Messages and signals are two queues, merged by how many messages were put before each signal, so that the
+        # message which gives way is at hand. A message is two items in a list of many: a tuple for each would have the
+        # garbage collector walk the whole heap again and again while many come.
+        self.fresh: list[bytes] = []
+        """The newest messages, which are not counted yet: channel, payload, channel, ..."""
+        self._portions: deque[list[bytes]] = deque()  # those before them, HAND at most in each, the next one last
+        self.hand: list[bytes] = []
+        """The very next messages, the next one last: ..., payload, channel. Their bytes count until all are gone."""
         self.signals: deque[tuple[int, Signal, object, frozenset[bytes] | None]] = deque()
         """The signals that wait: the place of each, what it is, its argument, and the names that it concerns."""
-        self.fresh: list[bytes] = []
-        """The messages that wait behind all that, and are not counted yet."""
         self.overflowing: bool = False
         """Whether messages were dropped, and the consumer has not caught up since."""
-        self._room = 2 * max_pending  # in `messages`
-        self.spare = self._room
-        """How many items `fresh` may have; for so many there is room, as far as their number goes."""
+        self._most = max_pending
         self._drop_newest = drop_newest
         self._rearm_at = max_pending // 2
         self._put = 0  # messages put so far, without those dropped as the newest
+        self._count = 0  # messages in `_portions`
+        self._spare = 2 * max_pending  # items for which `fresh` has room, as far as their number goes
+        self._quiet = 0  # items in `fresh` up to which put() has nothing to say
         self._budget = budget
-        self._bytes = 0  # that wait here, in `messages`
+        self._bytes = 0  # that wait here, without those in `fresh`
+        self._dealt = 0  # of these, what `hand` had at first
 
     def __len__(self) -> int:
         """Messages waiting."""
-        return (len(self.messages) + len(self.fresh)) // 2
+        return self._count + (len(self.fresh) + len(self.hand)) // 2
 
     def __bool__(self) -> bool:
         """Whether anything waits, a message or a signal."""
-        return bool(self.messages or self.fresh or self.signals)
+        return bool(self.signals) or len(self) > 0
 
     @property
     def signal_is_next(self) -> bool:
         """Whether the oldest event is a signal."""
-        return bool(self.signals) and not (self.messages and self._oldest() < self.signals[0][0])
+        return bool(self.signals) and not self.hand and self._oldest() >= self.signals[0][0]
 
-    def message(self, channel: bytes, data: bytes) -> int:
-        """Add a message; return how many were dropped for it."""
-        self.messages.extend((channel, data))
-        self._put += 1
-        self._grow(len(channel) + len(data))
-        dropped = self._make_room()
-        self.spare = self._room - len(self.messages)
-        return dropped
+    def put(self, channel: bytes, data: bytes) -> object:
+        """Add a message to those that settle() will count; return LATER, FULL, or None if nothing is to be done."""
+        fresh = self.fresh
+        fresh.append(channel)
+        fresh.append(data)
+        return self._remind() if len(fresh) > self._quiet else None
+
+    def _remind(self) -> object:
+        if len(self.fresh) > self._spare:
+            return FULL
+        self._quiet = self._spare
+        return LATER
 
     def settle(self) -> int:
         """Count what is fresh, in one go if there is room for all of it; return how many were dropped for it."""
-        fresh, budget, dropped = self.fresh, self._budget, 0
+        fresh, self.fresh, self._quiet = self.fresh, [], 0
+        self._measure()
+        budget, dropped = self._budget, 0
         size = sum(map(len, fresh))
         waiting = self._bytes + size
-        if len(fresh) <= self.spare and waiting <= budget.each and waiting + budget.used + size <= budget.total:
-            self.messages.extend(fresh)
+        if len(fresh) <= self._spare and waiting <= budget.each and waiting + budget.used + size <= budget.total:
+            for start in range(0, len(fresh), 2 * HAND):
+                self._portions.append(fresh[start : start + 2 * HAND][::-1])
             self._put += len(fresh) // 2
+            self._count += len(fresh) // 2
+            self._spare -= len(fresh)
             self._grow(size)
         else:
-            items = iter(fresh)
-            for channel, data in zip(items, items, strict=True):
+            for channel, data in _pairs(fresh):
                 dropped += self.message(channel, data)
-        fresh.clear()
-        if self.spare >= 0:
-            self.spare = self._room - len(self.messages)
+        return dropped
+
+    def message(self, channel: bytes, data: bytes) -> int:
+        """Add a message, and count it; return how many were dropped for it."""
+        self.take_back()
+        is_after_signal = self.signals and self.signals[-1][0] == self._put
+        if not self._portions or len(self._portions[-1]) >= 2 * HAND or is_after_signal:
+            self._portions.append([])
+        self._portions[-1][:0] = (data, channel)
+        self._put += 1
+        self._count += 1
+        self._grow(len(channel) + len(data))
+        dropped = self._make_room()
+        self._measure()
         return dropped
 
     def signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
         """Add a signal that concerns `names`; None stands for all of them."""
+        self.take_back()
         self.signals.append((self._put, signal, argument, names))
 
     def disconnect(self, error: object, names: frozenset[bytes] | None) -> int:
@@ -145,13 +175,14 @@ class Backlog:
 
     def pop_message(self) -> tuple[bytes, bytes] | None:
         """Remove and return the oldest event, if that is a message: its channel and payload."""
-        messages = self.messages
-        if not messages or (self.signals and self.signal_is_next):
-            return None
-        channel, data = messages.popleft(), messages.popleft()
-        size = len(channel) + len(data)
-        self._bytes -= size
-        self._budget.used -= size
+        hand = self.hand
+        if not hand:
+            self._deal()
+            if not hand:
+                return None
+        channel, data = hand.pop(), hand.pop()
+        if not hand:
+            self.take_back()
         if self.overflowing:
             self._rearm()
         return channel, data
@@ -168,6 +199,7 @@ class Backlog:
 
         Return how many messages that were.
         """
+        self.take_back()
         before = len(self)
         self._keep(lambda place, channel: place < since or not (names is None or channel in names))
         self.signals = deque(
@@ -180,34 +212,80 @@ class Backlog:
         self._rearm()
         return before - len(self)
 
+    # --- the hand
+
+    def _deal(self) -> None:
+        """Lay the next portion at hand, but of the last portion not the last message.
+
+        Only one message, if something else must happen when it is gone. So whoever takes from the hand need not look.
+        """
+        self._grow(-self._dealt)
+        self._dealt = 0
+        if not self._count or (self.signals and self.signal_is_next):
+            return
+        portion, left = self._portions[0], 0
+        if self.signals or self.overflowing:
+            left = len(portion) - 2
+        elif len(self._portions) == 1:
+            left = min(2, len(portion) - 2)
+        self.hand.extend(portion[left:])
+        del portion[left:]
+        if not portion:
+            self._portions.popleft()
+        self._count -= len(self.hand) // 2
+        self._dealt = sum(map(len, self.hand))
+
+    def take_back(self) -> None:
+        """Put what is at hand back to the others, and count it exactly."""
+        if self._dealt or self.hand:
+            self._grow(sum(map(len, self.hand)) - self._dealt)
+            self._dealt = 0
+        if self.hand:
+            self._portions.appendleft(self.hand.copy())
+            self._count += len(self.hand) // 2
+            self.hand.clear()
+
     # --- the messages; how they are kept
 
     def _oldest(self) -> int:
         """Return the place of the oldest message: how many were put before it, and not dropped as the newest."""
-        return self._put - len(self.messages) // 2
+        return self._put - self._count
 
     def _give_way(self) -> None:
         """Remove the message that is to go when there is no room."""
+        portions = self._portions
         if self._drop_newest:
-            pop = self.messages.pop
+            gone = portions[-1][:2]
+            del portions[-1][:2]
+            if not portions[-1]:
+                portions.pop()
             self._put -= 1
         else:
-            pop = self.messages.popleft
-        self._grow(-len(pop()) - len(pop()))
+            gone = [portions[0].pop(), portions[0].pop()]
+            if not portions[0]:
+                portions.popleft()
+        self._count -= 1
+        self._grow(-sum(map(len, gone)))
 
     def _keep(self, wanted: Callable[[int, bytes], bool]) -> None:
         """Remove all messages but the wanted, by their places and channels."""
-        items = iter(self.messages)
-        kept: list[int] = []
-        messages, first = deque[bytes](), self._oldest()
-        for place, (channel, data) in enumerate(zip(items, items, strict=True), first):
-            if wanted(place, channel):
-                kept.append(place)
-                messages.extend((channel, data))
-            else:
-                self._grow(-len(channel) - len(data))
-        self.messages, first = messages, self._put - len(kept)
-        self.signals = deque((first + bisect_left(kept, s[0]), *s[1:]) for s in self.signals)
+        place = self._oldest()
+        places: list[int] = []  # of those that are kept
+        portions, self._portions = self._portions, deque()
+        for portion in portions:
+            kept: list[bytes] = []
+            for channel, data in _pairs(portion[::-1]):
+                if wanted(place, channel):
+                    places.append(place)
+                    kept += (channel, data)
+                else:
+                    self._grow(-len(channel) - len(data))
+                place += 1
+            if kept:
+                self._portions.append(kept[::-1])
+        self._count = len(places)
+        first = self._oldest()
+        self.signals = deque((first + bisect_left(places, s[0]), *s[1:]) for s in self.signals)
 
     # --- the room
 
@@ -215,7 +293,7 @@ class Backlog:
         """Have as many messages give way as must; return how many."""
         budget, dropped = self._budget, 0
         while (
-            len(self.messages) > self._room
+            len(self) > self._most
             or self._bytes > budget.each
             or self._bytes + budget.used > budget.total  # more than is left free
         ):
@@ -224,6 +302,9 @@ class Backlog:
             if self._drop_newest:  # there was room without it
                 break
         return dropped
+
+    def _measure(self) -> None:
+        self._spare = 2 * (self._most - len(self))
 
     def _grow(self, size: int) -> None:
         self._bytes += size
@@ -237,23 +318,25 @@ class Backlog:
 
 
 class Latest(Backlog):
-    """A backlog in which only the newest message of each channel waits; beyond the bounds the oldest gives way."""
+    """A backlog in which only the newest message of each channel waits; beyond the bounds the oldest gives way.
 
-    __slots__ = ()
+    Each is counted at once, for it may replace another, and none is dealt before it is asked for.
+    """
+
+    __slots__ = ("_messages",)
 
     def __init__(self, max_pending: int, budget: Budget) -> None:
         super().__init__(max_pending, budget)
-        self.messages: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
-        self.spare = -1  # each message may replace another, so each is counted at once
-        self._room = max_pending
+        self._messages: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self._spare = -1
         self._rearm_at = 0  # replacing is what it is for: an episode lasts until the consumer has caught up
 
     def __len__(self) -> int:
-        return len(self.messages)
+        return len(self._messages)
 
     def message(self, channel: bytes, data: bytes) -> int:
-        replaced = self.messages.pop(channel, None)
-        self.messages[channel] = (self._put, data)
+        replaced = self._messages.pop(channel, None)
+        self._messages[channel] = (self._put, data)
         self._put += 1
         if replaced is None:
             self._grow(len(channel) + len(data))
@@ -261,27 +344,39 @@ class Latest(Backlog):
         self._grow(len(data) - len(replaced[1]))
         return 1 + self._make_room()
 
-    def _oldest(self) -> int:
-        return next(iter(self.messages.values()))[0]
-
     def pop_message(self) -> tuple[bytes, bytes] | None:
-        if not self.messages or self.signal_is_next:
+        if not self._messages or self.signal_is_next:
             return None
-        channel, (_, data) = self.messages.popitem(last=False)
-        self._grow(-len(channel) - len(data))
+        channel, data = self._pop()
         if self.overflowing:
             self._rearm()
         return channel, data
 
-    def _give_way(self) -> None:
-        channel, (_, data) = self.messages.popitem(last=False)
+    def _pop(self) -> tuple[bytes, bytes]:
+        channel, (_, data) = self._messages.popitem(last=False)
         self._grow(-len(channel) - len(data))
+        return channel, data
+
+    def _measure(self) -> None:
+        """There is never any room to spare."""
+
+    def _oldest(self) -> int:
+        return next(iter(self._messages.values()), (self._put,))[0]
+
+    def _give_way(self) -> None:
+        self._pop()
 
     def _keep(self, wanted: Callable[[int, bytes], bool]) -> None:
-        for channel, (place, data) in tuple(self.messages.items()):
+        for channel, (place, data) in tuple(self._messages.items()):
             if not wanted(place, channel):
-                del self.messages[channel]
+                del self._messages[channel]
                 self._grow(-len(channel) - len(data))
+
+
+def _pairs(items: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Take channel, payload, channel, ... two by two."""
+    one_by_one = iter(items)
+    return zip(one_by_one, one_by_one, strict=True)
 
 
 def new_backlog(max_pending: int, overflow: Overflow, budget: Budget) -> Backlog:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from .._core.backlog import LATER
 from .._core.entry import Entry, Standing
 from .._core.registry import Registry
 from .._core.wire import (
@@ -48,7 +49,8 @@ class Subscriber(Protocol):
     """Whom events are told to. None of these calls may block, and none but `call` may raise."""
 
     call: Call
-    """Takes a message: often the very function that a user gave."""
+    """Takes a message: often the very function that a user gave. LATER has `settle` called, when all that was parsed at
+    once is handed out."""
 
     def take(self, result: object) -> None:
         """Take what `call` returned, if that is neither None nor LATER."""
@@ -70,9 +72,6 @@ class Subscriber(Protocol):
 
 
 Subscribers: TypeAlias = tuple[Subscriber, ...]
-
-LATER = object()
-"""What `call` returns when `settle` is to be called, after all that was parsed at once is handed out."""
 
 NOBODY: tuple[None, bytes, bytes] = (None, b"", b"")  # whom a reply concerns that is no message to anybody
 
@@ -119,7 +118,7 @@ class Dispatcher:
         registry = self._registry
         channels, patterns, shard_channels = registry.channels, registry.patterns, registry.shard_channels
         replies = others = 0
-        left = LOOK_AFTER
+        look_at = LOOK_AFTER
         entry: Entry[Subscriber] | None
         try:
             while True:
@@ -145,7 +144,6 @@ class Dispatcher:
                         entry, channel, data = NOBODY
                 except (TypeError, ValueError, IndexError, KeyError):
                     entry, channel, data = NOBODY
-                left -= 1
                 if entry is None or type(data) is not bytes:
                     others += self._take_other(reply)
                 elif (sole := entry.sole) is not None:  # most names have one subscriber, which is spared the loop
@@ -158,15 +156,15 @@ class Dispatcher:
                             self._take(sole, result)
                 else:
                     fanout = entry.build_fanout() if entry.fanout is None else entry.fanout
-                    left -= len(fanout)
+                    look_at -= len(fanout)
                     if len(fanout) <= PORTION:
                         self._hand_out(entry, fanout, fanout, channel, data)
                     else:
                         self._fan_out = FanOut(entry, fanout, channel, data)
                         if not self._go_on(turn_ends):
                             return replies, False
-                if left <= 0:
-                    left = LOOK_AFTER
+                if replies >= look_at:
+                    look_at = replies + LOOK_AFTER
                     if monotonic() > turn_ends:
                         return replies, False
         finally:

@@ -13,16 +13,17 @@ from time import monotonic
 from types import CoroutineType
 from typing import Any, NamedTuple, Protocol
 
-from .._core.backlog import Backlog, Budget, Overflow, Signal, new_backlog
+from .._core.backlog import FULL, Backlog, Budget, Overflow, Signal, new_backlog
 from ..errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
 from ..stats import Counters
 from ..typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
-from .dispatch import LATER, Call
+from .dispatch import Call
 from .pulse import Pulse
 from .reporter import Report, Reporter
-from .tasks import LOOK_AFTER, TURN, Tasks, is_cancelled, running_task
+from .tasks import TURN, Tasks, is_cancelled, running_task
 
 _NO_REFUSALS: dict[bytes, SubscriptionRefused] = {}  # of all who have none; never written to
+_EMPTY_HAND: list[bytes] = []  # likewise
 
 
 class Consumer(NamedTuple):
@@ -65,7 +66,7 @@ class Inbox(Pulse):
     """
 
     __slots__ = ("_backlog", "_consumer", "_host", "_label", "_owner", "_reader", "_reporting", "_reports", "_turn",
-                 "_worker", "active", "call", "closed", "dropped", "refusals")  # fmt: skip
+                 "_worker", "active", "call", "closed", "dropped", "hand", "refusals")  # fmt: skip
 
     def __init__(self, consumer: Consumer, label: str, owner: Owner, host: Host) -> None:
         super().__init__()
@@ -81,6 +82,8 @@ class Inbox(Pulse):
         self._turn = 0.0  # when the consumer last let the loop do other things
         self.call: Call = self._way
         """Takes the channel and the payload of a message; returns what `take` is to be given."""
+        self.hand: list[bytes] = _EMPTY_HAND
+        """The next messages, as the backlog deals them, if a consumer may take them without another look."""
         self.closed: bool = False
         self.dropped: int = 0
         self.active: int = 0
@@ -113,6 +116,9 @@ class Inbox(Pulse):
 
     def take(self, result: object) -> None:
         """Await what a callback returned, if that is to be awaited."""
+        if result is FULL:
+            self.settle()
+            return
         if not _is_pending(result):
             return
         self._begin(result)
@@ -196,6 +202,7 @@ class Inbox(Pulse):
         self._check_reader()
         loop = asyncio.get_running_loop()
         if self._backlog is not None and monotonic() - self._turn > TURN:
+            self._backlog.take_back()  # another reader is to be told that there is one
             self._reader = loop.create_future()
             try:
                 await asyncio.sleep(0)
@@ -215,13 +222,7 @@ class Inbox(Pulse):
 
     def read_in_turn(self) -> tuple[bytes, Any] | None:
         """Do as read_nowait(), but return None also when it is the loop's turn to do other things: read() lets it."""
-        backlog = self._backlog
-        if backlog is None:
-            return None
-        left = len(backlog.messages) % (2 * LOOK_AFTER)  # items, two for each message
-        if left > 2 and not (backlog.signals or self._worker or self._reader or self._consumer.decode):
-            return backlog.pop_message()  # the shortest way: another is left, and nothing else is to be done
-        if not left and monotonic() - self._turn > TURN:
+        if self._backlog is None or monotonic() - self._turn > TURN:
             return None
         return self.read_nowait()
 
@@ -240,7 +241,7 @@ class Inbox(Pulse):
             if backlog.signals:
                 if backlog.signal_is_next:
                     asyncio.get_running_loop().call_soon(self._go_on)
-            elif not backlog.messages:
+            elif not backlog:
                 self._rest()
             if decode is None:
                 return message
@@ -288,16 +289,8 @@ class Inbox(Pulse):
         return on_message(channel, data)
 
     def _queue(self, channel: bytes, data: bytes) -> object:
-        """Let a message wait. It is counted by settle(), together with others, as long as there is room to spare."""
-        backlog = self._hold() if self._backlog is None else self._backlog
-        fresh = backlog.fresh
-        fresh.append(channel)
-        fresh.append(data)
-        if len(fresh) > backlog.spare:
-            self.settle()
-        elif len(fresh) == 2:
-            return LATER
-        return None
+        """Let messages wait from now on, and this one first."""
+        return self._hold().put(channel, data)
 
     def _call(self, signal: Signal, argument: Any) -> object:
         """Call the callback of a signal; return what is to be awaited, if anything."""
@@ -334,8 +327,8 @@ class Inbox(Pulse):
         """Await what a callback returned, and hand over what waits."""
         task = asyncio.current_task()
         assert task is not None
-        on_message = None if self.is_read else self._way
-        left, turn_ends = LOOK_AFTER, monotonic() + TURN
+        on_message, is_read = self._way, self.is_read
+        turn_ends = monotonic() + TURN
         try:
             while True:
                 if result is not None:
@@ -347,25 +340,27 @@ class Inbox(Pulse):
                             raise
                         result = self._reporter.failed(error, "a callback", self.closed)
                         continue
-                left -= 1
-                if not left:
-                    left = LOOK_AFTER
+                if (hand := self.hand) and not is_read:
+                    channel, data = hand.pop(), hand.pop()
+                else:
                     if monotonic() > turn_ends:
                         await asyncio.sleep(0)
                         turn_ends = monotonic() + TURN
-                backlog = self._backlog
-                if backlog is None:
-                    break
-                if on_message is not None and (message := backlog.pop_message()) is not None:
+                    backlog = self._backlog
+                    if backlog is None:
+                        break
+                    message = None if is_read else backlog.pop_message()
+                    if message is None:
+                        signal = backlog.pop_signal()
+                        if signal is None:
+                            break
+                        result = self._call(*signal)
+                        continue
                     channel, data = message
-                    try:
-                        result = on_message(channel, data)
-                    except BaseException as error:  # noqa: BLE001, users' code
-                        result = self._reporter.failed(error, "on_message", self.closed)
-                elif (signal := backlog.pop_signal()) is not None:
-                    result = self._call(*signal)
-                else:
-                    break
+                try:
+                    result = on_message(channel, data)
+                except BaseException as error:  # noqa: BLE001, users' code
+                    result = self._reporter.failed(error, "on_message", self.closed)
         finally:
             self._worker = None
             if self.closed:
@@ -403,7 +398,9 @@ class Inbox(Pulse):
         """Let events wait from now on."""
         consumer = self._consumer
         self._backlog = backlog = new_backlog(consumer.max_pending, consumer.overflow, self._host.budget)
-        self.call = self._queue
+        if not (self.is_read and consumer.decode):
+            self.hand = backlog.hand
+        self.call = backlog.put
         return backlog
 
     def _rest(self) -> None:
@@ -412,6 +409,7 @@ class Inbox(Pulse):
             self._wake_reader()
         else:
             self._backlog = None
+            self.hand = _EMPTY_HAND
             self.call = self._way
             self.fire()
 

@@ -7,13 +7,16 @@ import itertools
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import hiredis
 
 from redismpx import Overflow
 from redismpx._core.backlog import Budget, new_backlog
+from redismpx._core.entry import Entry
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
+from redismpx.message import new_message
 
 CHANNEL, DATA = b"room:1", b"x" * 64
 MESSAGE = b"*3\r\n$7\r\nmessage\r\n$6\r\nroom:1\r\n$64\r\n%b\r\n" % DATA
@@ -69,18 +72,74 @@ async def eager_tasks(times: int) -> None:
 
 async def queues(times: int) -> None:
     backlog = new_backlog(times, Overflow.DROP_OLDEST, Budget())
-
-    def put(channel: bytes, data: bytes) -> None:
-        fresh = backlog.fresh
-        fresh.append(channel)
-        fresh.append(data)
-
+    put, hand = backlog.put, backlog.hand
     for _ in range(times // SLICE):
         for _ in itertools.repeat(None, SLICE):
             put(CHANNEL, DATA)
         backlog.settle()
-    while backlog.pop_message() is not None:
-        pass
+        while hand or backlog.pop_message() is not None:
+            while hand:
+                hand.pop(), hand.pop()
+
+
+async def messages(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        new_message((CHANNEL, DATA, None))
+
+
+def draining(steps: int) -> Piece:
+    """The loop of a drain, grown by so many steps from the floor to what each of the promises needs."""
+    table = {CHANNEL: Entry(Kind.CHANNEL, CHANNEL, function)}
+
+    def loop(gets: Callable[[], Any]) -> None:
+        while (reply := gets()) is not None:
+            function(reply[1], reply[2])
+
+    def and_kind(gets: Callable[[], Any]) -> None:
+        while (reply := gets()) is not None:
+            if reply[0] == b"message":
+                _, channel, data = reply
+                function(channel, data)
+
+    def and_who(gets: Callable[[], Any]) -> None:
+        while (reply := gets()) is not None:
+            if reply[0] == b"message":
+                _, channel, data = reply
+                subscriber = table[channel].sole
+                if subscriber is not None:
+                    subscriber(channel, data)
+
+    def and_what(gets: Callable[[], Any]) -> None:
+        while (reply := gets()) is not None:
+            if reply[0] == b"message":
+                _, channel, data = reply
+                if type(data) is bytes and (subscriber := table[channel].sole) is not None:
+                    result = subscriber(channel, data)
+                    if result is not None:
+                        raise AssertionError
+
+    def and_turns(gets: Callable[[], Any]) -> None:
+        taken = 0
+        while (reply := gets()) is not None:
+            taken += 1
+            if reply[0] == b"message":
+                _, channel, data = reply
+                if type(data) is bytes and (subscriber := table[channel].sole) is not None:
+                    result = subscriber(channel, data)
+                    if result is not None:
+                        raise AssertionError
+            if taken >= SLICE:
+                taken = 0
+
+    step = (loop, and_kind, and_who, and_what, and_turns)[steps]
+
+    async def piece(times: int) -> None:
+        reader = hiredis.Reader(notEnoughData=None)
+        for _ in range(times // SLICE):
+            reader.feed(MESSAGE * SLICE)
+            step(reader.gets)
+
+    return piece
 
 
 class Source:
@@ -136,6 +195,11 @@ async def futures(times: int) -> None:
 
 
 PIECES: dict[str, Piece] = {
+    "messages are parsed and a function is called with each: the floor, without its socket": draining(0),
+    "and it is looked whether they are messages": draining(1),
+    "and who wants them": draining(2),
+    "and whether their payload is bytes, and the function returned something": draining(3),
+    "and whether the turn is over": draining(4),
     "a message is parsed (RESP2)": parsing(MESSAGE, unpacked=False),
     "and taken apart": parsing(MESSAGE, unpacked=True),
     "a message is parsed (RESP3)": parsing(PUSH, unpacked=False),
@@ -143,6 +207,7 @@ PIECES: dict[str, Piece] = {
     "a function is called": calls,
     "a coroutine function is called and awaited": awaits,
     "a message waits in the queue of a subscription": queues,
+    "a Message is made": messages,
     "something is read by async for": iterates,
     "a name is wanted, asked for and confirmed": names,
     "a name is wanted in a dictionary of lists": bare_names,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 
-from redismpx import Multiplexer, PromiseTimeout
+from redismpx import Multiplexer, Promise, PromiseTimeout
 
 from .drain import Drain, bare_loop
 from .harness import Bench, Case
@@ -13,6 +14,7 @@ from .harness import Bench, Case
 PROMISES = 50_000
 DRAIN = Drain(pattern=True, channels=PROMISES, messages=PROMISES)
 """The messages that keep them, each on a channel of its own: what the floor takes in."""
+ROUNDS = 3  # the least of so many, with a deadline and without in turn: the timer is their difference
 
 
 async def kept(bench: Bench) -> None:
@@ -21,26 +23,30 @@ async def kept(bench: Bench) -> None:
         async with Multiplexer(bench.url) as mpx:
             sub = mpx.new_promise_subscription("room:")
             await sub.wait_for_activation(30)
-            costs = []
-            for deadline in (None, 60.0):
+            least: dict[float | None, float] = {}
+            for deadline in (None, 60.0) * ROUNDS:
+                promises: list[Promise[bytes]] = []  # those of the last round are not let go at the cost of this one
                 with bench.measured(count):
                     promises = [sub.new_promise(str(number), deadline) for number in range(count)]
                     bench.publish(publisher, count)
                     for promise in promises:
                         await promise
-                costs.append(bench.measures["cpu"])
-            bench.measures["timer"] = costs[1] - costs[0]
+                least[deadline] = min(bench.measures["cpu"], least.get(deadline, math.inf))
+            bench.measures |= {"cpu": least[60.0], "timer": least[60.0] - least[None]}
 
 
 async def bare_timers(bench: Bench) -> None:
     """What asyncio takes for timers that do not fire."""
     loop = asyncio.get_running_loop()
-    with bench.measured(count := bench.count(PROMISES)):
-        timers = [loop.call_later(60.0, timers_do_not_fire) for _ in range(count)]
-        for timer in timers:
-            timer.cancel()
-        await asyncio.sleep(0)
-    bench.measures["timer"] = bench.measures["cpu"]
+    least = math.inf
+    for _ in range(ROUNDS):
+        with bench.measured(count := bench.count(PROMISES)):
+            timers = [loop.call_later(60.0, timers_do_not_fire) for _ in range(count)]
+            for timer in timers:
+                timer.cancel()
+            await asyncio.sleep(0)
+        least = min(bench.measures["cpu"], least)
+    bench.measures["timer"] = least
 
 
 def timers_do_not_fire() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from redismpx._core.backlog import Budget, Overflow, Signal, new_backlog
+from redismpx._core import backlog as backlog_module
+from redismpx._core.backlog import FULL, LATER, Budget, Overflow, Signal, new_backlog
 
 NAMES = [b"a", b"b"]
-BOUND = 3
+BOUND = 8
 
 actions = st.lists(
     st.one_of(
@@ -20,14 +22,26 @@ actions = st.lists(
         st.tuples(st.just("lose"), st.sampled_from(NAMES)),
         st.tuples(st.just("activate"), st.sampled_from(NAMES)),
         st.tuples(st.just("pop"), st.none()),
+        st.tuples(st.just("take"), st.none()),
         st.tuples(st.just("remove"), st.sampled_from(NAMES)),
     ),
+    min_size=20,
     max_size=60,
 )
+ALL_ACTIVE: list[tuple[str, bytes | None]] = [("activate", b"a"), ("activate", b"b"), ("pop", None), ("pop", None)]
 
 
-@settings(max_examples=500, deadline=None)
-@given(actions, st.sampled_from(Overflow), st.sampled_from([(None, None), (7, None), (None, 7), (6, 9)]))
+@pytest.fixture(autouse=True)
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog_module, "HAND", 2)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    actions.map(ALL_ACTIVE.__add__),
+    st.sampled_from(Overflow),
+    st.sampled_from([(None, None), (25, None), (None, 25), (20, 30)]),
+)
 def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
     script: list[tuple[str, bytes | None]], overflow: Overflow, bounds: tuple[int | None, int | None]
 ) -> None:
@@ -37,19 +51,25 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
     seen: set[bytes] = set()  # active, as the callbacks were told
     received = delivered = dropped = forgotten = 0
     removed = False
-    last = dict.fromkeys(NAMES, -1)
+    last = dict.fromkeys(NAMES, -1.0)
 
-    def take() -> bool:
+    def take(from_hand: bool = False) -> bool:
         nonlocal delivered
-        event = backlog.pop_message() or backlog.pop_signal()
+        event: tuple[object, object] | None
+        if from_hand and backlog.hand:
+            assert not backlog.signals
+            event = backlog.hand.pop(), backlog.hand.pop()
+            assert backlog, "the last one is not to be taken without a look"
+        else:
+            event = backlog.pop_message() or backlog.pop_signal()
         if event is None:
             return False
         first, second = event
         if isinstance(first, bytes):
             delivered += 1
             assert first in seen, "a message of what is not active"
-            assert int(second) > last[first], "out of order"  # type: ignore[call-overload]
-            last[first] = int(second)  # type: ignore[call-overload]
+            assert float(second) > last[first], "out of order"  # type: ignore[arg-type]
+            last[first] = float(second)  # type: ignore[arg-type]
         elif first is Signal.ACTIVATION:
             assert second not in seen, "activated twice"
             seen.add(second)  # type: ignore[arg-type]
@@ -61,10 +81,10 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
         return True
 
     for number, (action, name) in enumerate(script):
-        if action != "fresh" and not (action == "remove" and server == {name}):  # then all goes anyway
+        if action not in ("fresh", "take") and not (action == "remove" and server == {name}):  # then all goes anyway
             dropped += backlog.settle()
-        if action == "pop":
-            take()
+        if action in ("pop", "take"):
+            take(from_hand=action == "take")
         elif action == "lose":
             names = None if name is None else frozenset({name})
             if server & (set(NAMES) if names is None else names):
@@ -80,10 +100,12 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
             dropped += backlog.message(name, b"%d" % number)
         elif action == "fresh" and name in server:
             assert name is not None
-            received += 1
-            backlog.fresh += (name, b"%d" % number)
-            if len(backlog.fresh) > backlog.spare:
-                dropped += backlog.settle()
+            for part in range(4):
+                received += 1
+                said = backlog.put(name, b"%d.%d" % (number, part))
+                assert said in (FULL, LATER) or len(backlog.fresh) > 2, "it would not be counted"
+                if said is FULL:
+                    dropped += backlog.settle()
         elif action == "neighbour" and name is not None:
             neighbour.message(name, b"%d" % number)
         elif action == "remove" and name is not None:
@@ -115,3 +137,17 @@ def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnec
         backlog.disconnect("lost", None)
     assert len(backlog.signals) <= 2 * len(NAMES) + 1
     assert len(backlog) <= BOUND
+
+
+def test_the_oldest_gives_way_also_when_it_is_at_hand() -> None:
+    backlog = new_backlog(4, Overflow.DROP_OLDEST, Budget())
+    for number in range(4):
+        backlog.put(b"a", b"%d" % number)
+    assert backlog.settle() == 0
+    assert backlog.pop_message() == (b"a", b"0")
+    assert backlog.hand == [b"1", b"a"]
+    for number in (4, 5):
+        backlog.put(b"a", b"%d" % number)
+    assert backlog.settle() == 1
+    left = [backlog.pop_message() for _ in range(5)]
+    assert left == [(b"a", b"2"), (b"a", b"3"), (b"a", b"4"), (b"a", b"5"), None]
