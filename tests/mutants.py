@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -898,19 +899,38 @@ def survives(mutant: Mutant) -> bool:
             "--timeout=20",
             *mutant.tests.split(),
         ]
-        environment = {**os.environ, "PYTHONPATH": folder}
         for _ in range(3):
-            try:
-                result = subprocess.run(
-                    command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS, check=False
-                )
-            except subprocess.TimeoutExpired:  # Hypothesis takes pytest's timeout for a failure, and tries once more
-                return False
-            if result.returncode not in (0, 1) and "Timeout" not in result.stdout + result.stderr:
-                raise SystemExit(f"{mutant.fault}: pytest ended with {result.returncode}\n{result.stdout[-2000:]}")
-            if result.returncode != 0:
-                return False
+            code, output = run(command, folder)
+            if code == 0:
+                continue
+            if code not in (None, 1) and "Timeout" not in output:
+                raise SystemExit(f"{mutant.fault}: pytest ended with {code}\n{output[-2000:]}")
+            return False
         return True
+
+
+def run(command: list[str], folder: str) -> tuple[int | None, str]:
+    """Run tests in a session of their own, and end whatever they leave running; return their exit code and output.
+
+    The code is None if they hang: Hypothesis takes pytest's timeout for a failure, and tries once more.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": folder},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(HANGS)
+        code = process.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        output.seek(0)
+        return code, output.read()
 
 
 def main() -> None:

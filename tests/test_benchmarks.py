@@ -99,6 +99,19 @@ def test_the_command_reports_figures_targets_and_a_chart(tmp_path: Path) -> None
     assert [bar.get("class") for bar in chart.findall("{*}rect")] == [None, "redismpx", "floor"]
 
 
+def test_the_command_counts_bytecodes() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks", "drain", "--quick", "--bytecodes", "floor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if sys.version_info < (3, 12):
+        assert "needs Python 3.12" in done.stderr
+    else:
+        title, total, *functions = done.stdout.splitlines()
+        assert title == "drain, floor, for each message:"
+        counts = [float(line.split()[0]) for line in functions]
+        assert {"bare_loop", "Countdown.function"} <= {line.split()[-1] for line in functions}
+        assert sum(counts) == pytest.approx(float(total.split()[0]), abs=1)
+
+
 def test_who_is_missing_or_fails_is_named(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(bench: object) -> None: ...
 

@@ -16,6 +16,7 @@ from redis.crc import key_slot
 from .entry import NEXT, NOTHING, Entry, Event, S, Standing, State
 from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
 
+CONFIRMED = NEXT[Event.CONFIRMED]
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
 DENSE = 4  # forbidden names found, without a larger part of a batch that went well, from which on there are many
 PORTION = 512  # names of a lost connection that are dealt with in one go
@@ -197,7 +198,7 @@ class Registry(Generic[S]):
         head = self._in_flight[0] if self._in_flight else None
         if head is not None and head.verb is verb and self._unanswered[0].name == name:
             entry = self._unanswered.popleft()
-            self._move(entry, Event.CONFIRMED)
+            entry.state = CONFIRMED[entry.state]
             head.answered += 1
             if head.answered == len(head.names):
                 self._in_flight.popleft()

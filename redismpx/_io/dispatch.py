@@ -252,19 +252,19 @@ class Dispatcher:
 
     def _confirm(self, verb: Verb, name: bytes) -> None:
         """Take a confirmation."""
-        oldest = self._registry.in_flight
-        answered = 0 if oldest is None else oldest.answered
-        subscribers = self._registry.confirm(verb, name)
+        registry = self._registry
         if verb.joins:
-            for subscriber in subscribers:
+            for subscriber in registry.confirm(verb, name):
                 subscriber.activate(name)
-        else:
-            names = None if verb.kind is Kind.PATTERN else frozenset({name})
-            reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
-            for subscriber in subscribers:
-                subscriber.disconnect(ConnectionLost(reason, names))
-            if self._evict is not None and (oldest is None or oldest.answered == answered):  # nobody asked for it
-                self._evict((name,), None)
+            return
+        oldest = registry.in_flight
+        answered = 0 if oldest is None else oldest.answered
+        names = None if verb.kind is Kind.PATTERN else frozenset({name})
+        reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
+        for subscriber in registry.confirm(verb, name):
+            subscriber.disconnect(ConnectionLost(reason, names))
+        if self._evict is not None and (oldest is None or oldest.answered == answered):  # nobody asked for it
+            self._evict((name,), None)
 
     def _answer(self, reply: object) -> None:
         """Take a reply that is not a list: the answer to PING, or the refusal of a command."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..servers import find_binary
 from . import drain, fan_out, latency, names, promises, publish, request, sharded, websocket
+from .bytecodes import Bytecodes
 from .harness import Case, run_all, run_here
 from .report import Report
 
@@ -32,11 +33,14 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw them there")
     parser.add_argument("--profile", metavar="CONTESTANT", help="run that one only, once, and say where its time goes")
+    parser.add_argument("--bytecodes", metavar="CONTESTANT", help="the same, and count what Python runs (3.12)")
     parser.add_argument("--alone", metavar="CONTESTANT", help=argparse.SUPPRESS)  # in a process of its own: JSON
     arguments = parser.parse_args()
     for name in arguments.cases:
         if name not in CASES:
             parser.error(f"no case {name!r}; there are {', '.join(CASES)}")
+    if arguments.bytecodes and sys.version_info < (3, 12):
+        parser.error("--bytecodes needs Python 3.12 or newer")
     cases = [CASES[name] for name in arguments.cases or CASES]
     binary = arguments.redis_server or find_binary("valkey")
     assert binary is not None
@@ -46,8 +50,14 @@ def main() -> None:
     elif arguments.profile:
         for case in cases:
             profile = cProfile.Profile()
-            print(f"{case.name}: {run_here(case, arguments.profile, binary, arguments.quick, profile)}")
+            measures = run_here(case, arguments.profile, binary, arguments.quick, lambda _, profile=profile: profile)
+            print(f"{case.name}: {measures}")
             pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(25)
+    elif arguments.bytecodes:
+        for case in cases:
+            bytecodes = Bytecodes()
+            run_here(case, arguments.bytecodes, binary, arguments.quick, bytecodes.counted)
+            print(f"{case.name}, {arguments.bytecodes}, for each {case.operation}:\n{bytecodes.report()}")
     else:
         results = run_all(cases, arguments.rounds, binary, arguments.quick, arguments.peers)
         report = Report(cases, results, binary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import cProfile
 import gc
 import importlib.metadata
 import json
@@ -43,17 +42,21 @@ HELD = ("--client-output-buffer-limit", "pubsub", "0", "0", "0")  # messages tha
 NODE_TIMEOUT = 15.0  # seconds: nobody is to take a primary for dead that is only busy
 
 
+Around = Callable[[int], contextlib.AbstractContextManager[object]]
+"""Makes what is put around the work that is measured, from the number of its operations."""
+
+
 class Bench:
     """What a contestant gets: a server or a cluster, how much to do, and the stopwatch."""
 
-    def __init__(self, nodes: Sequence[Server], quick: bool = False, profile: cProfile.Profile | None = None) -> None:
+    def __init__(self, nodes: Sequence[Server], quick: bool = False, around: Around | None = None) -> None:
         self.ports = [node.port for node in nodes]
         self.port = nodes[0].port
         self.url = nodes[0].url
         self.measures: dict[str, float] = {}
         self._began = 0.0
         self._quick = quick
-        self._profile = profile
+        self._around = around
 
     def count(self, full: int, least: int = 1) -> int:
         """Return how many of something there are to be in this run, of `full` in a full one."""
@@ -63,7 +66,7 @@ class Bench:
     def measured(self, operations: int) -> Iterator[None]:
         """Take the time of what is done inside: microseconds of CPU (user and system, all threads) and of the clock."""
         gc.collect()
-        with self._profile or contextlib.nullcontext():
+        with contextlib.nullcontext() if self._around is None else self._around(operations):
             cpu, self._began = cpu_time(), time.perf_counter()
             yield
             cpu, wall = cpu_time() - cpu, time.perf_counter() - self._began
@@ -121,19 +124,17 @@ Results = dict[str, dict[str, Result]]
 """By case and contestant."""
 
 
-def run_here(
-    case: Case, contestant: str, binary: str, quick: bool, profile: cProfile.Profile | None = None
-) -> dict[str, float]:
+def run_here(case: Case, contestant: str, binary: str, quick: bool, around: Around | None = None) -> dict[str, float]:
     """Let one contestant do a case once in this process; return its measures."""
     if case.primaries:
         cluster = asyncio.run(start_cluster(binary, case.primaries))
         try:
-            return run_on(cluster.nodes, case, contestant, quick, profile)
+            return run_on(cluster.nodes, case, contestant, quick, around)
         finally:
             asyncio.run(cluster.stop())
     server = Server(binary, *HELD).start()
     try:
-        return run_on([server], case, contestant, quick, profile)
+        return run_on([server], case, contestant, quick, around)
     finally:
         server.remove()
 
@@ -145,10 +146,10 @@ async def start_cluster(binary: str, primaries: int) -> Cluster:
 
 
 def run_on(
-    nodes: Sequence[Server], case: Case, contestant: str, quick: bool, profile: cProfile.Profile | None = None
+    nodes: Sequence[Server], case: Case, contestant: str, quick: bool, around: Around | None = None
 ) -> dict[str, float]:
     """The same, on servers that run."""
-    bench = Bench(nodes, quick, profile)
+    bench = Bench(nodes, quick, around)
     work = case.contestants[contestant](bench)
     if work is not None:
         asyncio.run(_within(QUICK_TIMEOUT if quick else TIMEOUT, work))
