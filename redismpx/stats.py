@@ -33,7 +33,8 @@ class Stats:
     pending: int
     """Messages that wait for their consumers."""
     pending_bytes: int
-    """The bytes of their channels and payloads."""
+    """The bytes of their channels and payloads. Those of up to 32 messages that a consumer has just had may still
+    count: they are taken off together."""
     dropped: int
     """Messages dropped so far; see the `dropped` of a subscription."""
     promises: int

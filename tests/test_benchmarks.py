@@ -101,7 +101,9 @@ def test_the_command_reports_figures_targets_and_a_chart(tmp_path: Path) -> None
 
 def test_the_command_counts_bytecodes() -> None:
     command = [sys.executable, "-m", "tests.benchmarks", "drain", "--quick", "--bytecodes", "floor"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60, check=False
+    )
     if sys.version_info < (3, 12):
         assert "needs Python 3.12" in done.stderr
     else:
