@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -77,8 +78,16 @@ def test_a_cluster_of_its_own_is_started_for_a_contestant(binary: str) -> None:
     assert run_here(CASES["throughput-1"], "floor", binary, quick=True).keys() == {"cpu", "wall", "servers", "rate"}
 
 
+@pytest.mark.parametrize("loop", [pieces.bare, pieces.told_apart, pieces.checked])
+async def test_each_loop_of_a_drain_calls_for_each_message(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[object, object]] = []
+    monkeypatch.setattr(pieces, "function", lambda channel, data: called.append((channel, data)))
+    await pieces.draining(loop)(pieces.SLICE)
+    assert called == [(pieces.CHANNEL, pieces.DATA)] * pieces.SLICE
+
+
 async def test_the_pieces_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    await pieces.main(times=320)
+    await pieces.main(times=320, rounds=2)
     assert capsys.readouterr().out.count(" ns  ") == len(pieces.PIECES)
 
 

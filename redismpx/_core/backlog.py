@@ -64,8 +64,8 @@ class Backlog:
 
     def __init__(self, max_pending: int, budget: Budget, drop_newest: bool = False) -> None:
         # Messages and signals are two queues, merged by how many messages were put before each signal, so that the
-        # message which gives way is at hand. A message is two items in a list of many: a tuple for each would have the
-        # garbage collector walk the whole heap again and again while many come.
+        # message which gives way is easily found. A message is two items in a list of many: a tuple for each would have
+        # the garbage collector walk the whole heap again and again while many come.
         self.fresh: list[bytes] = []
         """The newest messages, which are not counted yet: channel, payload, channel, ..."""
         self._portions: deque[list[bytes]] = deque()  # those before them, HAND at most in each, the next one last

@@ -21,13 +21,13 @@ class Tasks:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
-        self._own: set[asyncio.Task[object]] = set()  # those of them in which no user's coroutine runs
+        self._own: set[asyncio.Task[object]] = set()  # those of them in which no callback is awaited
         self._beginning = 0  # tasks whose first step runs right now, inside start()
 
     def start(
         self, coroutine: Coroutine[object, object, object], name: str, context: Context | None = None
     ) -> asyncio.Task[object]:
-        """Run `coroutine` in a task: one of our own in the context given, a user's in a copy of the present one.
+        """Run `coroutine` in a task: one of our own in the context given, a callback's in a copy of the present one.
 
         Where Python can (3.12), its first step runs before this returns.
         """
@@ -71,7 +71,7 @@ class Tasks:
         """Wait until all tasks but the one that calls have ended, for END_TIMEOUT at most.
 
         Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; what
-        follows is a read that may last. A user's coroutine is not cancelled again: it may be cleaning up.
+        follows is a read that may last. A callback is not cancelled again: it may be cleaning up.
         """
         deadline = time.monotonic() + END_TIMEOUT
         stuck = set(self._others())
