@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
@@ -115,31 +116,37 @@ async def shared_cluster(cluster_of_session: Cluster) -> AsyncIterator[Cluster]:
     await cluster_of_session.release()
 
 
+Rig = TypeVar("Rig", Cluster, Sentinels)
+
+
+@asynccontextmanager
+async def standing(rig: type[Rig], flavour: str, **options: Any) -> AsyncIterator[Rig]:
+    """A rig of a flavour, for one test alone."""
+    binary_of(flavour)
+    started = await rig.start(flavour, **options)
+    yield started
+    await started.stop()
+
+
 @pytest.fixture(params=FLAVOURS)
 async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    """A cluster of each flavour, for this test alone: its nodes may be killed, and are given up in a second."""
-    binary_of(request.param)
-    cluster = await Cluster.start(request.param)
-    yield cluster
-    await cluster.stop()
+    """A cluster of each flavour: its nodes may be killed, and are given up in a second."""
+    async with standing(Cluster, request.param) as cluster:
+        yield cluster
 
 
 @pytest.fixture(params=FLAVOURS)
 async def patient_cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     """The same, but however busy the machine is, no node is given up."""
-    binary_of(request.param)
-    cluster = await Cluster.start(request.param, node_timeout=30)
-    yield cluster
-    await cluster.stop()
+    async with standing(Cluster, request.param, node_timeout=30) as cluster:
+        yield cluster
 
 
 @pytest.fixture(params=FLAVOURS)
 async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
-    """Three Sentinels, a master and two replicas of each flavour, for this test alone: any may be killed."""
-    binary_of(request.param)
-    sentinels = await Sentinels.start(request.param)
-    yield sentinels
-    await sentinels.stop()
+    """Three Sentinels, a master and two replicas of each flavour: any may be killed."""
+    async with standing(Sentinels, request.param) as sentinels:
+        yield sentinels
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io import dial as dial_module
 
 from .checker import Checker
-from .conftest import FLAVOURS, binary_of, start_server
+from .conftest import FLAVOURS, binary_of, standing, start_server
 from .sentinel import MASTER, Sentinels
 from .servers import Server, eventually, settled, until
 
@@ -65,10 +65,8 @@ async def multiplexer(
 @pytest.fixture(params=FLAVOURS)
 async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
     """Sentinels that do not take a busy machine for a dead master, and go back to the former one."""
-    binary_of(request.param)
-    sentinels = await Sentinels.start(request.param, down_after=3)
-    yield sentinels
-    await sentinels.stop()
+    async with standing(Sentinels, request.param, down_after=3) as sentinels:
+        yield sentinels
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
