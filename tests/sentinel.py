@@ -13,6 +13,7 @@ from .servers import SentinelServer, Server, eventually, find_binary
 
 MASTER = "main"  # the name of the master, for `Sentinel.master_for`
 ROLES = ({b"master"}, {b"slave"}, {b"sentinel"})  # the flags of one that is not suspected, and in no failover
+DOWN_AFTER = 3000  # milliseconds of silence after which a master is given up: a busy machine is silent for a second
 REMEMBERED = {b"master_down"}  # what a Sentinel last said of the master; kept until it is asked again
 
 
@@ -35,22 +36,19 @@ class Sentinels:
                 sentinel.configure(*auth, f"requirepass {passwords[1]}")
 
     @classmethod
-    async def start(cls, flavour: str, *, down_after: float = 1.0, passwords: tuple[str, str] | None = None) -> Self:
-        """Start all. A master is given up after `down_after` seconds of silence.
-
-        `passwords` are that of the servers and that of the Sentinels.
-        """
+    async def start(cls, flavour: str, *, passwords: tuple[str, str] | None = None) -> Self:
+        """Start all. `passwords` are that of the servers and that of the Sentinels."""
         binary = find_binary(flavour)
         assert binary is not None, flavour
         sentinels = cls(binary, passwords)
         try:
-            await sentinels._form(int(down_after * 1000))
+            await sentinels._form()
         except BaseException:
             await sentinels.stop()
             raise
         return sentinels
 
-    async def _form(self, down_after: int) -> None:
+    async def _form(self) -> None:
         for sentinel in self.sentinels:
             sentinel.configure(
                 f"sentinel myid {sentinel.port:040}",
@@ -69,11 +67,15 @@ class Sentinels:
             await self._hurry(sentinel)
         await self.settled()
         for sentinel in self.sentinels:  # not before, or they would give up what they have not dialled yet
-            await sentinel.admin.execute_command("SENTINEL", "SET", MASTER, "down-after-milliseconds", down_after)
+            await sentinel.admin.execute_command("SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER)
 
     async def _hurry(self, sentinel: SentinelServer) -> None:
-        """Have a Sentinel look and talk more often, until it ends: it sees sooner who came, and who became what."""
-        for period, milliseconds in (("ping-period", 200), ("info-period", 200), ("publish-period", 200)):
+        """Have a Sentinel look and talk more often, until it ends: it sees sooner who came, and who became what.
+
+        After four publish periods it demotes a master that it has not heard of by then. Who made that one the master
+        looks only each second whether it is one, and tells the others then.
+        """
+        for period, milliseconds in (("ping-period", 200), ("info-period", 200), ("publish-period", 1000)):
             await sentinel.admin.execute_command("SENTINEL", "DEBUG", period, milliseconds)
 
     async def stop(self) -> None:

@@ -18,7 +18,7 @@ from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io import dial as dial_module
 
 from .checker import Checker
-from .conftest import FLAVOURS, binary_of, standing, start_server
+from .conftest import FLAVOURS, binary_of, start_server
 from .sentinel import MASTER, Sentinels
 from .servers import Server, eventually, settled, until
 
@@ -60,13 +60,6 @@ async def multiplexer(
     finally:
         await client.aclose()
         await manager.aclose()
-
-
-@pytest.fixture(params=FLAVOURS)
-async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
-    """Sentinels that do not take a busy machine for a dead master, and go back to the former one."""
-    async with standing(Sentinels, request.param, down_after=3) as sentinels:
-        yield sentinels
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
@@ -185,7 +178,7 @@ async def test_servers_and_sentinels_have_passwords_of_their_own_which_nobody_ge
     flavour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     binary_of(flavour)
-    sentinels = await Sentinels.start(flavour, down_after=3, passwords=("servers-secret", "sentinels-secret"))
+    sentinels = await Sentinels.start(flavour, passwords=("servers-secret", "sentinels-secret"))
 
     def service(manager: Sentinel) -> Redis:
         client: Redis = manager.master_for(MASTER, password="servers-secret")
