@@ -19,7 +19,7 @@ class Stats:
     """Channels that somebody wants; each is subscribed once on the server, whatever the number of its subscribers.
     Sharded ones are counted, too.
 
-    That of a delivery probe is one of them."""
+    That of a delivery probe is one of them, and that over which Sentinels tell of another master."""
     patterns: int
     """Patterns that somebody wants, those of promises among them."""
     shards: int

@@ -440,6 +440,20 @@ MUTANTS = [
         "tests/test_delivery_probe.py -k former_master_that",
     ),
     Mutant(
+        "what anybody says of another master is believed",
+        "_io/master.py",
+        "if named != address and address",
+        "if address",
+        "tests/test_sentinel.py -k what_is_published_where",
+    ),
+    Mutant(
+        "nobody listens to the Sentinels",
+        "_io/master.py",
+        "if service == self._service and address != ours",
+        "if service == self._service and address == ours",
+        "tests/test_sentinel.py -k what_is_published_where",
+    ),
+    Mutant(
         "a probe that was not accepted condemns",
         "_io/probe.py",
         "            return True\n        return False\n",

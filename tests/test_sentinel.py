@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.exceptions import ResponseError
 
 from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io import dial as dial_module
+from redismpx._io import master as master_module
 
 from .checker import Checker
 from .conftest import FLAVOURS, binary_of, start_server
@@ -38,9 +40,13 @@ class OneWord(Sentinel):
         self.master = master
         self.replica = replica
         self.asked = 0
+        self.answers: Callable[[], Awaitable[None]] | None = None
+        """Done before each answer, if it is set."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         self.asked += 1
+        if self.answers is not None:
+            await self.answers()
         return "127.0.0.1", self.master.port
 
     async def discover_slaves(self, service_name: str) -> list[tuple[str, int]]:  # type: ignore[override]
@@ -208,6 +214,114 @@ async def test_servers_and_sentinels_have_passwords_of_their_own_which_nobody_ge
 # --- what the Sentinels say
 
 
+def hello(master: Server, service: str = MASTER) -> str:
+    """What a Sentinel tells the others, and all who listen there."""
+    return f"127.0.0.1,26379,{'0' * 40},1,{service},127.0.0.1,{master.port},1"
+
+
+async def test_a_former_master_is_left_before_it_is_demoted(sentinels: Sentinels) -> None:
+    """It would never be: here the Sentinels lack the right to what they do to it. It answers, and no message comes."""
+    old = await sentinels.master()
+    await old.admin.execute_command("ACL", "SETUSER", "default", "-client|kill")
+    async with multiplexer(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(PATIENCE)
+        assert await mpx.publish("a", "old") == 1
+        await sentinels.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", MASTER)
+        await until(lambda: checker.activations == 2, PATIENCE)
+        new = await sentinels.master()
+        assert new is not old
+        assert (await old.admin.role())[0] == b"master"
+        await new.release()  # who became a master has disconnected its clients
+        await settled(new.admin, {b"a", HELLO})
+        assert await mpx.publish("a", "new") == 1  # the publisher has left, too
+        await until(lambda: checker.payloads == [b"old", b"new"])
+        (lost,) = [event for kind, event in checker.events if kind == "disconnect"]
+    assert isinstance(lost, ConnectionLost)
+    assert lost.reason == f"the Sentinels name another master, 127.0.0.1:{new.port}"
+    assert not checker.faults
+
+
+async def test_what_is_published_where_sentinels_talk_has_them_asked_and_no_more(
+    pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody with the right to it can publish there. Asked are the Sentinels only about another master of ours."""
+    monkeypatch.setattr(master_module, "PAUSE", 0)
+    monkeypatch.setattr(master_module, "QUESTIONS", 1)
+    old, new = pair
+    word = OneWord(old)
+    async with multiplexer(word) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+
+        async def asked_after(*texts: str | bytes) -> int:
+            """How often they were asked because of texts, each of which was heard."""
+            before, heard = word.asked, checker.messages
+            for text in texts:
+                await old.admin.publish(HELLO, text)
+                await old.admin.publish("a", "")
+                heard += 1
+                await until(lambda heard=heard: checker.messages == heard)  # type: ignore[misc]
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            return word.asked - before
+
+        assert (
+            await asked_after(hello(old), hello(new, "other"), hello(new, "ma"), "", "main", ",,,,", b"\xff,\0" * 9)
+            == 0
+        )
+        assert await asked_after(hello(new), hello(new).rsplit(",", 2)[0], f",,,,{MASTER}", f"{hello(new)},more") == 4
+
+        async def nobody_answers() -> None:
+            raise MasterNotFoundError
+
+        word.answers = nobody_answers
+        assert await asked_after(hello(new)) == 1
+        monkeypatch.setattr(master_module, "DIAL_TIMEOUT", 0)
+        frozen, other = word.sentinels = [Redis(), Redis()]
+        word.answers = asyncio.get_running_loop().create_future
+        assert await asked_after(hello(new)) == 1
+        await until(lambda: word.sentinels == [other, frozen])
+        assert mpx.stats().connections == 1
+
+        monkeypatch.undo()
+        word.answers = None
+        word.master = new
+        await new.admin.execute_command("REPLICAOF", "NO", "ONE")
+        await old.admin.publish(HELLO, hello(new))
+        await until(lambda: checker.activations == 2)
+        await settled(new.admin, {b"a", HELLO})
+    assert not checker.faults
+
+
+async def test_who_may_not_listen_to_the_sentinels_is_told_so_once(
+    pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "redismpx")
+    master, _ = pair
+    await master.admin.execute_command(
+        "ACL", "SETUSER", "narrow", "on", ">secret", "&a", "-@all", "+subscribe", "+unsubscribe", "+ping"
+    )
+    options = {"username": "narrow", "password": "secret"}
+    async with multiplexer(OneWord(master), service=lambda word: word.master_for(MASTER, **options)) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        for number in range(1, 3):
+            await until(lambda number=number: checker.activations == number)  # type: ignore[misc]
+            await settled(master.admin, {b"a"})
+            await kill_subscribers(master)
+        await until(lambda: checker.activations == 3)
+    await master.admin.execute_command("ACL", "DELUSER", "narrow")
+    (line,) = [r.getMessage() for r in caplog.records if "__sentinel__" in r.getMessage()]
+    assert line.startswith("a former master that goes on answering is left late: Redis refused channel")
+    assert not checker.faults
+
+
 async def test_a_replica_that_is_named_as_the_master_is_dialled_again_until_the_master_is_named(
     pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,7 +338,7 @@ async def test_a_replica_that_is_named_as_the_master_is_dialled_again_until_the_
         assert f"127.0.0.1:{old.port} is not a master" in str(stats.last_error)
         word.master = new
         await sub.wait_for_activation(5)
-        await settled(new.admin, {b"a"})
+        await settled(new.admin, {b"a", HELLO})
         await settled(old.admin, set())
         assert mpx.stats().connections == 1
     (warning,) = warnings(caplog)
@@ -250,7 +364,7 @@ async def test_a_master_that_was_demoted_and_is_named_still_is_not_come_back_to(
         assert checker.kinds == ["activation", "disconnect"]
         word.master = new
         await until(lambda: checker.activations == 2)
-        await settled(new.admin, {b"a"})
+        await settled(new.admin, {b"a", HELLO})
     assert not checker.faults
     assert len(warnings(caplog)) == 1
 
@@ -270,7 +384,7 @@ async def test_who_may_not_ask_for_the_role_connects_all_the_same(
         sub = mpx.new_channel_subscription()
         sub.add("a")
         await sub.wait_for_activation(5)
-        await settled(server.admin, {b"a"})
+        await settled(server.admin, {b"a", HELLO})
         assert mpx.stats().connections == 1
     await server.release()
     assert not warnings(caplog)
@@ -294,7 +408,7 @@ async def test_a_replica_that_was_asked_for_gets_what_is_published_at_its_master
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
             await sub.wait_for_activation(5)
-        await settled(master.admin, {b"a"})
+        await settled(master.admin, {b"a", HELLO})
         await settled(replica.admin, {b"a"})
         assert await at_replica.publish("a", "below") == 1
         assert await at_master.publish("a", "for all") == 1  # whom it reaches at the replica is not counted
@@ -320,10 +434,10 @@ async def test_after_a_planned_failover_the_old_connection_goes_on_and_the_next_
             assert await new.admin.publish("a", str(number)) == 0
         await until(lambda: checker.kinds == ["activation"] + 3 * ["message"])
         assert mpx.stats().connections == 1
-        await settled(old.admin, {b"a"})
+        await settled(old.admin, {b"a", HELLO})
         await kill_subscribers(old)
         await until(lambda: checker.kinds[4:] == ["disconnect", "activation"])
-        await settled(new.admin, {b"a"})
+        await settled(new.admin, {b"a", HELLO})
     assert not checker.faults
 
 

@@ -63,7 +63,7 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> AbstractConnection:
                 raise
         except TimeoutError as error:
             await connection.disconnect(nowait=True)
-            _ask_another_first(pool)
+            ask_another_first(pool)
             raise RedisTimeoutError(f"not connected after {DIAL_TIMEOUT:g} s") from error
         except BaseException:  # also when cancelled: a dial that failed leaves nothing open; whoever called says why
             await connection.disconnect(nowait=True)
@@ -84,7 +84,7 @@ async def _check_role(connection: Any) -> None:
         raise RedisConnectionError(f"{connection.host}:{connection.port} is not a master any more")
 
 
-def _ask_another_first(pool: Any) -> None:
+def ask_another_first(pool: Any) -> None:
     """Begin with the next Sentinel the next time: the first one may have used up the whole dial, and would again.
 
     redis-py asks one after the other, and by default each of them eleven times, with 5 seconds for every time.

@@ -11,6 +11,7 @@ from copy import deepcopy
 from typing import Protocol
 
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import AbstractBackoff
 
 from .._core.backlog import Budget
@@ -20,7 +21,9 @@ from ..errors import ConnectionLost, LimitReached, TooManyChannels, TooManyPatte
 from ..stats import Counters
 from .diagnosis import describe, trusts_anybody
 from .dispatch import Evict, Subscriber
+from .listener import Listener
 from .log import logger
+from .master import MasterWatch
 from .probe import Probe
 from .route import Route, Straight
 from .shards import Shards
@@ -65,10 +68,14 @@ class Hub:
         self.route: Route = self.new_route()
         self.main: Supervisor = self._new_supervisor(self.route, None)
         self.shards: Shards | None = None if self.topology is None else Shards(self.topology, self._new_supervisor)
-        self._probe: Probe | None = None
+        self._listeners: list[Listener] = []
+        pool: object = self.route.pool
+        if isinstance(pool, SentinelConnectionPool) and pool.is_master:
+            self._listeners.append(MasterWatch(pool, self.main))
         if delivery_probe is not None:
-            self._probe = Probe(self.new_route(), delivery_probe, self.main.condemn)
-            self.main.registry.attach(Kind.CHANNEL, self._probe.channel, self._probe)
+            self._listeners.append(Probe(self.new_route(), delivery_probe, self.main.condemn))
+        for listener in self._listeners:
+            self.main.registry.attach(Kind.CHANNEL, listener.channel, listener)
 
     def new_route(self) -> Route:
         """Return a way to the server, or to a node of the cluster."""
@@ -160,8 +167,8 @@ class Hub:
         if self.shards is not None:
             self.shards.start()
             self.tasks.start(self.shards.run(), "redismpx slot map", Context())
-        if self._probe is not None:
-            self.tasks.start(self._probe.run(), "redismpx delivery probe", Context())
+        for listener in self._listeners:
+            self.tasks.start(listener.run(), listener.title, Context())
 
     def check(self) -> asyncio.AbstractEventLoop | None:
         """Refuse any loop, thread and process but its own; return the loop that runs."""

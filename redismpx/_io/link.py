@@ -79,6 +79,12 @@ class Link(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[object] | None = None
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and port at the other end, as they were dialled."""
+        connection: Any = self._connection
+        return connection.host, connection.port
+
     def open(self) -> None:
         """Take the connection over from redis-py, and begin to read."""
         # Not public, and unchanged from redis-py 5 to 8. Where there is no transport (fakeredis), replies are polled.

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from ..errors import ConnectionLost, SubscriptionRefused, plain
 from .dial import DIAL_TIMEOUT, dial
 from .dispatch import Call
+from .listener import Listener
 from .log import logger
 from .pulse import Pulse
 from .route import Route
@@ -23,7 +24,7 @@ from .tasks import is_cancelling
 LONGEST_WAIT = 10  # intervals between two probes, when one after the other condemns a link
 
 
-class Probe:
+class Probe(Listener):
     """Publishes to a channel of its own, which is subscribed like any other, and misses what does not come.
 
     PING cannot tell: a former master answers it, and nobody publishes there any more. So each probe goes over a new
@@ -31,11 +32,11 @@ class Probe:
     """
 
     def __init__(self, route: Route, interval: float, condemn: Callable[[str], None]) -> None:
+        self.title = "redismpx delivery probe"
         self.channel = b"__mpx_probe:" + secrets.token_hex(16).encode()
         self.wait = interval
         """Seconds to the next probe: doubled with each link that is condemned, until one proves good."""
         self.call: Call = self._arrived
-        """Takes a probe that arrived."""
         self._route = route
         self._interval = interval
         self._condemn = condemn
@@ -88,21 +89,12 @@ class Probe:
             self._warned = True
             logger.warning("the delivery probe can tell nothing: it must not %s (%s)", what, plain(str(error)))
 
-    # --- events; what the registry's subscribers are asked for
+    # --- events
 
     def _arrived(self, channel: bytes, data: bytes) -> None:
         if data == self._awaited:  # not that of another process: a fork copies the channel too
             self._awaited = None
             self._moved.fire()
-
-    def settle(self) -> None:
-        """Nothing is put off."""
-
-    def take(self, result: object) -> None:
-        """There is nothing to take: `call` returns None."""
-
-    def failed(self, error: BaseException) -> None:
-        """There is nothing to fail."""
 
     def activate(self, name: bytes) -> None:
         """Take note that there is a link to probe."""

@@ -113,6 +113,11 @@ class Supervisor:
         """Why there is no connection now; None while there is one."""
         return None if self.phase is Phase.CONNECTED else self.last_error
 
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """The host and port that there is a connection to; None while there is none."""
+        return None if self._link is None else self._link.address
+
     async def connected(self) -> None:
         """Wait until there is a connection; raise MultiplexerIsClosed if there never will be."""
         self._needed.fire()
