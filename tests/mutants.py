@@ -597,6 +597,13 @@ MUTANTS = [
     ),
     # Publishing.
     Mutant(
+        "the reply to a call that was cancelled is given to the next one",
+        "_io/lane.py",
+        "outcome = sent.popleft().outcome",
+        "outcome = min([sent.popleft(), *sent], key=lambda call: call.outcome.done()).outcome",
+        "tests/test_mixing.py -k valkey",
+    ),
+    Mutant(
         "a batch is sent again when its connection breaks",
         "_io/lane.py",
         "            self._lose(sent, str(error) or repr(error), error)\n",
