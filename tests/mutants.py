@@ -397,6 +397,13 @@ MUTANTS = [
         "tests/test_limits.py -k channels",
     ),
     Mutant(
+        "what is refused is wanted all the same",
+        "channel.py",
+        "        self._hub.admit(self._kind, new)\n",
+        "        self._hub.attach(self._kind, new, self._inbox)\n        self._hub.admit(self._kind, new)\n",
+        "tests/test_limits.py -k without_measure",
+    ),
+    Mutant(
         "P7: reconnects fill the queue of a stuck consumer",
         "_core/backlog.py",
         "                if earlier == names:",

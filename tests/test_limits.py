@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -191,3 +193,10 @@ async def test_the_bytes_that_wait_for_all_together_are_bounded(url: str, admin:
         assert reader.dropped == 0
         subs[0].close()
         assert mpx.stats().pending_bytes == 600
+
+
+def test_all_that_is_asked_for_without_measure_does_with_little_memory_and_refusals_change_nothing(url: str) -> None:
+    """In a process that may have 512 MB of addresses, that of Python and its libraries among them."""
+    command = [sys.executable, "-m", "tests.exhaust", url, "7"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
