@@ -789,6 +789,13 @@ MUTANTS = [
     ),
     # Shards and clusters.
     Mutant(
+        "a name that was unsubscribed unasked, while it was removed and added again, stays where it is",
+        "_io/dispatch.py",
+        "(oldest is None or oldest.answered == answered)",
+        "oldest is None",
+        "tests/test_evictions.py",
+    ),
+    Mutant(
         "an evicted name stays where it was",
         "_io/shards.py",
         "            if home is not None and home.node == node.name:\n                self._move(name, home, self._homeless",
