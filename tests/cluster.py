@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 from .servers import Server, eventually, find_binary, free_port
 
 SLOTS = 16384
+PATIENT = 4.0  # seconds for a node that is silent while none is meant to be given up: the machine may be busy
 ROLES = (frozenset({"master"}), frozenset({"slave"}))
 """The flags of a node that lives, and is neither suspected nor new."""
 
@@ -107,7 +108,10 @@ class Cluster:
     async def start(
         cls, flavour: str, primaries: int = 3, replicas: int = 3, *options: str, node_timeout: float = 1.0
     ) -> Self:
-        """Start a cluster; `replicas` is their number in all. A node is given up after `node_timeout` seconds."""
+        """Start a cluster; `replicas` is their number in all.
+
+        During a failover, a node is given up after `node_timeout` seconds of silence, and otherwise none is.
+        """
         binary = find_binary(flavour)
         assert binary is not None, flavour
         cluster = cls(binary, node_timeout, options)
@@ -130,6 +134,7 @@ class Cluster:
         for number, node in enumerate(last):
             await node.ask("CLUSTER", "REPLICATE", first[number % primaries].id)
         await self.settled()
+        await self.give_up_after(PATIENT)
 
     async def _launch(self, count: int) -> list[Node]:
         nodes = [Node(self._binary, self._node_timeout, self._options) for _ in range(count)]
@@ -299,6 +304,7 @@ class Cluster:
         """
         replicas = await self.replicas(primary)
         assert replicas, f"{primary} has no replica"
+        await self.give_up_after(self._node_timeout)
         if how == "kill":
             await self.kill(primary)
         promoted: list[Node] = []
@@ -315,7 +321,13 @@ class Cluster:
 
         await eventually(none)
         await self.settled()
+        await self.give_up_after(PATIENT)
         return promoted[0]
+
+    async def give_up_after(self, seconds: float) -> None:
+        """From now on, take a node for dead that has been silent for so long."""
+        for node in self.live:
+            await node.ask("CONFIG", "SET", "cluster-node-timeout", int(seconds * 1000))
 
     async def kill(self, node: Node) -> None:
         """End a node as a crash would. Nothing is waited for."""
@@ -326,6 +338,7 @@ class Cluster:
         """Start a node again that was killed; as a replica, if another was promoted meanwhile."""
         node.start()
         await self.settled()
+        await self.give_up_after(PATIENT)
 
     async def add_node(self) -> Node:
         """Add a primary that has no slot yet."""
@@ -333,6 +346,7 @@ class Cluster:
         (node,) = await self._launch(1)
         await self._introduce((node, other) for other in known)
         await self.settled()
+        await self.give_up_after(PATIENT)
         return node
 
     async def remove_node(self, node: Node) -> None:

@@ -95,10 +95,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture(scope="session", params=FLAVOURS)
 def cluster_of_session(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster of each flavour, for `shared_cluster`. It gives up no node because the machine is busy."""
+    """A cluster of each flavour, for `shared_cluster`."""
 
     async def start() -> Cluster:
-        cluster = await Cluster.start(request.param, node_timeout=2)
+        cluster = await Cluster.start(request.param)
         await cluster.release()
         return cluster
 
@@ -120,25 +120,18 @@ Rig = TypeVar("Rig", Cluster, Sentinels)
 
 
 @asynccontextmanager
-async def standing(rig: type[Rig], flavour: str, **options: Any) -> AsyncIterator[Rig]:
+async def standing(rig: type[Rig], flavour: str) -> AsyncIterator[Rig]:
     """A rig of a flavour, for one test alone."""
     binary_of(flavour)
-    started = await rig.start(flavour, **options)
+    started = await rig.start(flavour)
     yield started
     await started.stop()
 
 
 @pytest.fixture(params=FLAVOURS)
 async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    """A cluster of each flavour: its nodes may be killed, and are given up in a second."""
+    """A cluster of each flavour: any node may be killed."""
     async with standing(Cluster, request.param) as cluster:
-        yield cluster
-
-
-@pytest.fixture(params=FLAVOURS)
-async def patient_cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    """The same, but however busy the machine is, no node is given up."""
-    async with standing(Cluster, request.param, node_timeout=30) as cluster:
         yield cluster
 
 

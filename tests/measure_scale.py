@@ -155,7 +155,7 @@ async def names_of(binary: str, sharded: bool) -> None:
 
 
 async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -> None:
-    cluster = await Cluster.start(flavour, primaries, replicas, node_timeout=15)
+    cluster = await Cluster.start(flavour, primaries, replicas)
     label = f"{primaries} primaries, {replicas} replicas"
     try:
         owner = await cluster.owner(CHANNEL)

@@ -824,6 +824,13 @@ MUTANTS = [
         f"{CLUSTER} -k lags",
     ),
     Mutant(
+        "nobody looks for the names of a primary that does not answer",
+        "_io/shards.py",
+        "        self._failed()\n",
+        "        return\n",
+        f"{CLUSTER} -k stands_still",
+    ),
+    Mutant(
         "a demoted primary keeps its link",
         "_io/shards.py",
         "        if shard is not None and not shard.slots:\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,14 +33,17 @@ _ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and never the same twice, for servers use theirs later and leave them at times."""
+    """A port that nobody listens on, and never the same twice, for servers use theirs later and leave them at times.
+
+    None of those that the system gives out itself, to connections for example, which might have it by then.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = random.SystemRandom().randrange(10_000, 30_000)  # not as any test has seeded
         if port not in _ports:
             _ports.add(port)
-            return port
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+                return port
 
 
 def find_binary(flavour: str) -> str | None:

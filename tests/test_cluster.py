@@ -594,6 +594,45 @@ async def test_a_primary_that_dies_takes_nothing_with_it_that_does_not_come_back
         assert publishing.stats().published == result.published + 1
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_primary_that_stands_still_is_left_for_the_replica_that_takes_over(
+    cluster: Cluster, goes_on: bool
+) -> None:
+    """When no ping is answered; or, without pings, when it goes on and hears that it was demoted."""
+    primary = await cluster.owner(0)
+    (replica,) = await cluster.replicas(primary)
+    here, there = await at(primary, 5), await at(await other_than(cluster, primary), 5)
+    client = RedisCluster.from_url(cluster.url, socket_timeout=1)
+    pings = {"ping_interval": None if goes_on else 0.5, "ping_timeout": 3.0}
+    async with Multiplexer(client, backoff=QUICK, **pings) as mpx:
+        checker, spared = Checker(), Checker()
+        sub, still = new_sub(mpx, checker, *here), new_sub(mpx, spared, *there)
+        for each in (sub, still):
+            await each.wait_for_activation(10)
+        await cluster.give_up_after(1)
+        primary.freeze()
+        try:
+
+            async def waiting() -> str:
+                return "" if "master" in (await replica.word()).flags else "the replica has not taken over"
+
+            await eventually(waiting)
+            if not goes_on:
+                await until(lambda: checker.disconnects > 0 and checker.active == {*here}, 20)
+                assert {*await replica.ask("PUBSUB", "SHARDCHANNELS")} == {*here}
+        finally:
+            primary.thaw()
+        await cluster.settled()
+        await until(lambda: checker.disconnects > 0 and checker.active == {*here})
+        await at_their_owners(cluster, here + there)
+        for name in here:
+            assert await mpx.publish(name, "x", sharded=True) == 1
+        await until(lambda: checker.messages == 5)
+        assert set().union(*filter(None, losses(checker))) == {*here}
+        assert quiet(spared, there)
+        assert not checker.faults + checker.errors
+
+
 @pytest.mark.parametrize("awaiting", [False, True])
 async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster, awaiting: bool) -> None:
     source = await shared_cluster.owner(0)

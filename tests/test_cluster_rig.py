@@ -49,11 +49,11 @@ async def test_who_is_subscribed_where(shared_cluster: Cluster) -> None:
         assert await shared_cluster.patterns() == {other: 1}
 
 
-async def test_a_replica_takes_over_when_asked(patient_cluster: Cluster) -> None:
-    primary = await patient_cluster.owner(0)
-    promoted = await patient_cluster.failover(primary)
-    assert await patient_cluster.owner(0) is promoted
-    assert await patient_cluster.replicas(promoted) == [primary]
+async def test_a_replica_takes_over_when_asked(cluster: Cluster) -> None:
+    primary = await cluster.owner(0)
+    promoted = await cluster.failover(primary)
+    assert await cluster.owner(0) is promoted
+    assert await cluster.replicas(promoted) == [primary]
 
 
 async def test_a_replica_takes_over_from_the_dead_which_comes_back_as_its_replica(cluster: Cluster) -> None:

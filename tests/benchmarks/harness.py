@@ -39,7 +39,6 @@ UNITS = {
 TIMEOUT = 300.0  # seconds for one contestant in one round
 QUICK_TIMEOUT = 30.0
 HELD = ("--client-output-buffer-limit", "pubsub", "0", "0", "0")  # messages that wait in a server stay
-NODE_TIMEOUT = 15.0  # seconds: nobody is to take a primary for dead that is only busy
 
 
 Around = Callable[[int], contextlib.AbstractContextManager[object]]
@@ -140,7 +139,7 @@ def run_here(case: Case, contestant: str, binary: str, quick: bool, around: Arou
 
 
 async def start_cluster(binary: str, primaries: int) -> Cluster:
-    cluster = await Cluster.start(binary, primaries, 0, *HELD, node_timeout=NODE_TIMEOUT)
+    cluster = await Cluster.start(binary, primaries, 0, *HELD)
     await cluster.release()
     return cluster
 
