@@ -92,8 +92,7 @@ async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
 async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
     """Workers of a server that forks after the import have a channel in common, and probe it at the same time."""
     async with Multiplexer(url, delivery_probe=0.05) as mpx:
-        probe = mpx._hub._probe
-        assert probe is not None
+        (probe,) = mpx._hub._listeners
         take = probe.call
 
         def deliver(channel: bytes, data: bytes) -> None:
