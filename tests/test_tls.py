@@ -6,6 +6,7 @@ import logging
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,16 +18,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
 from redismpx._io.diagnosis import trusts_anybody
 
 from .checker import Checker
+from .cluster import Cluster
 from .conftest import FLAVOURS
 from .proxy import Proxy
 from .servers import Server, TLSServer, find_binary, until
+from .test_sharded import new_sub
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -250,3 +253,47 @@ def test_who_verifies_or_has_no_tls_is_not_warned(url: str) -> None:
 def test_options_in_a_url_are_looked_at_too() -> None:
     for query in ("ssl_cert_reqs=none", "ssl_check_hostname=false"):
         assert trusts_anybody(Redis.from_url(f"rediss://localhost?{query}").connection_pool)
+
+
+async def test_all_connections_to_a_cluster_speak_tls_and_are_verified(
+    shared_cluster: Cluster, trusted: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those for the slot map, for names of both kinds, and for publishing: to each node by the same name."""
+    context, path = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "tls.pem"
+
+    def present(pem: bytes) -> None:
+        path.write_bytes(pem)
+        context.load_cert_chain(path)
+
+    present(issue(host="127.0.0.1"))
+    with ExitStack() as stack:
+        proxies = {node.port: stack.enter_context(Proxy(node.port, tls=context)) for node in shared_cluster.live}
+        ports = {port: proxy.port for port, proxy in proxies.items()}
+        client = RedisCluster(
+            host="127.0.0.1",
+            port=ports[shared_cluster.live[0].port],
+            ssl=True,
+            ssl_ca_certs=trusted,
+            address_remap=lambda address: ("127.0.0.1", ports.get(address[1], address[1])),
+        )
+        async with Multiplexer(client, backoff=QUICK) as mpx:
+            sharded, classic = Checker(), Checker()
+            names = [b"%d" % number for number in range(10)]
+            subs = [new_sub(mpx, sharded, *names), new_sub(mpx, classic, *names, sharded=False)]
+            for sub in subs:
+                await sub.wait_for_activation(10)
+            for name in names:
+                await mpx.publish(name, "x", sharded=True)
+                await mpx.publish(name, "y")
+            await until(lambda: sharded.payloads == [b"x"] * 10 and classic.payloads == [b"y"] * 10)
+            assert mpx.stats().shards > 1
+
+            present(issue(host="elsewhere.example"))
+            for proxy in proxies.values():
+                proxy.cut()
+            await until(lambda: "certificate is not valid for '127.0.0.1'" in caplog.text)
+            assert not sharded.active | classic.active
+            present(issue(host="127.0.0.1"))
+            for sub in subs:
+                await sub.wait_for_activation(10)
+        assert not sharded.faults + classic.faults
