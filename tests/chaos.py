@@ -360,7 +360,8 @@ class Run:
         await self.order("ACL", "SETUSER", "chaos", "on", f">{PASSWORD}", "resetchannels", *names, "+@all")
 
     async def kill_chaos(self) -> None:
-        await self.order("CLIENT", "KILL", "USER", "chaos")
+        with suppress(redis.exceptions.ResponseError):  # started anew, a server knows of no such user for a moment
+            await self.order("CLIENT", "KILL", "USER", "chaos")
 
     async def start_again(self) -> None:
         await asyncio.to_thread(self.server.start)
