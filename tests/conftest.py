@@ -156,6 +156,12 @@ async def admin(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
+def pytest_collection_finish() -> None:
+    """Spare the collections of garbage in each test from what stays until the end anyway: the tests and all modules."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 async def no_leaks() -> AsyncIterator[None]:
     """Nothing that the test started is left when it ends: no task, no timer, no socket."""
