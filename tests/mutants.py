@@ -65,6 +65,13 @@ MUTANTS = [
         f"{CHANNEL} -k clear_leaves",
     ),
     Mutant(
+        "a signal waits for messages that were dropped",
+        "_io/inbox.py",
+        "self._backlog is not None and self._backlog.signal_is_next:\n            self._host",
+        "False:\n            self._host",
+        "tests/test_reading.py -k whose_last_message",
+    ),
+    Mutant(
         "close() raises NameError",
         "_io/inbox.py",
         "        self.closed = True\n",

@@ -293,3 +293,28 @@ async def test_a_removed_channel_is_read_no_more(mpx: Multiplexer, admin: Redis)
     assert (sub.pending, sub.dropped) == (1, 3)
     assert (await sub.get(5)).channel == b"b"
     await settled(admin, {b"b"})
+
+
+@pytest.mark.parametrize("how", ["remove", "drop_oldest", "latest"])
+async def test_a_signal_whose_last_message_before_it_is_dropped_has_its_turn(
+    mpx: Multiplexer, admin: Redis, how: str
+) -> None:
+    """Or it would wait for that message, and whoever reads for the signal, for ever."""
+    active: list[bytes] = []
+    options: dict[str, Any] = {} if how == "remove" else {"max_pending": 1, "overflow": how}
+    sub = mpx.new_channel_subscription(on_activation=active.append, on_error=lambda _: None, **options)
+    sub.add("x")
+    await sub.wait_for_activation(5)
+    await admin.publish("x", "1")
+    await until(lambda: sub.pending == 1)
+    sub.add("y")
+    await sub.wait_for_activation(5)
+    assert active == [b"x"]
+    if how == "remove":
+        sub.remove("x")
+    else:
+        await admin.publish("x", "2")
+    await until(lambda: active == [b"x", b"y"])
+    await admin.publish("y", "3")
+    await until(lambda: (sub.pending, sub.dropped) == (1, 1 if how == "remove" else 2))
+    assert (await sub.get(5)).data == b"3"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextvars import Context
 from copy import deepcopy
 from typing import Protocol
@@ -150,6 +150,10 @@ class Hub:
         if kind is Kind.SHARD_CHANNEL and self.shards is not None:
             return self.shards.outage
         return self.main.outage
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Have the loop call something in its next turn."""
+        self.main.call_soon(callback)
 
     # --- one loop
 

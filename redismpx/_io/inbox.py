@@ -53,6 +53,9 @@ class Host(Protocol):
     counters: Counters
     budget: Budget
 
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Have the loop call something in its next turn."""
+
 
 class Inbox(Pulse):
     """The events of one subscription, on their way to its consumer.
@@ -126,7 +129,7 @@ class Inbox(Pulse):
             now = monotonic()
             if now - self._turn < TURN:
                 self._hold()
-                asyncio.get_running_loop().call_soon(self._go_on)
+                self._host.call_soon(self._go_on)
             self._turn = now
 
     def settle(self) -> None:
@@ -240,7 +243,7 @@ class Inbox(Pulse):
                 break  # a signal is ahead, and its turn comes at the end of this tick
             if backlog.signals:
                 if backlog.signal_is_next:
-                    asyncio.get_running_loop().call_soon(self._go_on)
+                    self._host.call_soon(self._go_on)
             elif not backlog:
                 self._rest()
             if decode is None:
@@ -366,7 +369,7 @@ class Inbox(Pulse):
             if self.closed:
                 self._discard(None)
             elif self._backlog and (not self.is_read or self._backlog.signal_is_next):
-                asyncio.get_running_loop().call_soon(self._go_on)  # it was cancelled; another one goes on
+                self._host.call_soon(self._go_on)  # it was cancelled; another one goes on
             else:
                 self._rest()
 
@@ -422,8 +425,11 @@ class Inbox(Pulse):
                 self._rest()
 
     def _drop(self, count: int) -> None:
+        """Count what was dropped; a signal that waited for it has its turn now."""
         self.dropped += count
         self._host.counters.dropped += count
+        if self._worker is None and self._backlog is not None and self._backlog.signal_is_next:
+            self._host.call_soon(self._go_on)
 
     def _overflow(self, backlog: Backlog, dropped: int) -> None:
         self._drop(dropped)

@@ -126,6 +126,11 @@ class Supervisor:
                 raise MultiplexerIsClosed
             await self._moved.wait()
 
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Have the loop call something in its next turn, in the context of all callbacks."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon(callback, context=self._context)
+
     # --- the sequence of links
 
     async def _run(self) -> None:
