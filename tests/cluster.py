@@ -17,7 +17,8 @@ from redis.exceptions import ResponseError
 from .servers import Server, eventually, find_binary, free_port
 
 SLOTS = 16384
-PATIENT = 4.0  # seconds for a node that is silent while none is meant to be given up: the machine may be busy
+QUICK = 1.0  # seconds of silence after which a node is given up, while that is meant to happen
+PATIENT = 4.0  # the same at all other times: the machine may be busy
 ROLES = (frozenset({"master"}), frozenset({"slave"}))
 """The flags of a node that lives, and is neither suspected nor new."""
 
@@ -50,10 +51,10 @@ class Word:
 class Node(Server):
     """One server of a cluster. It keeps its id, its ports and what it knows of the others when it is started again."""
 
-    def __init__(self, binary: str, node_timeout: float, options: Iterable[str] = ()) -> None:
+    def __init__(self, binary: str, options: Iterable[str] = ()) -> None:
         super().__init__(
             binary, "--cluster-enabled", "yes", "--cluster-port", str(free_port()),
-            "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", str(int(node_timeout * 1000)),
+            "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", str(int(QUICK * 1000)),
             "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1", "--enable-debug-command", "yes", *options,
         )  # fmt: skip
@@ -98,23 +99,17 @@ class Node(Server):
 class Cluster:
     """Some primaries, each with the same number of replicas or none, and all slots shared out evenly."""
 
-    def __init__(self, binary: str, node_timeout: float, options: tuple[str, ...]) -> None:
+    def __init__(self, binary: str, options: tuple[str, ...]) -> None:
         self._binary = binary
-        self._node_timeout = node_timeout
         self._options = options
         self.nodes: list[Node] = []
 
     @classmethod
-    async def start(
-        cls, flavour: str, primaries: int = 3, replicas: int = 3, *options: str, node_timeout: float = 1.0
-    ) -> Self:
-        """Start a cluster; `replicas` is their number in all.
-
-        During a failover, a node is given up after `node_timeout` seconds of silence, and otherwise none is.
-        """
+    async def start(cls, flavour: str, primaries: int = 3, replicas: int = 3, *options: str) -> Self:
+        """Start a cluster; `replicas` is their number in all."""
         binary = find_binary(flavour)
         assert binary is not None, flavour
-        cluster = cls(binary, node_timeout, options)
+        cluster = cls(binary, options)
         try:
             await cluster._form(primaries, replicas)
         except BaseException:
@@ -137,7 +132,7 @@ class Cluster:
         await self.give_up_after(PATIENT)
 
     async def _launch(self, count: int) -> list[Node]:
-        nodes = [Node(self._binary, self._node_timeout, self._options) for _ in range(count)]
+        nodes = [Node(self._binary, self._options) for _ in range(count)]
         self.nodes += nodes
         for node in nodes:
             node.launch()
@@ -304,7 +299,7 @@ class Cluster:
         """
         replicas = await self.replicas(primary)
         assert replicas, f"{primary} has no replica"
-        await self.give_up_after(self._node_timeout)
+        await self.give_up_after(QUICK)
         if how == "kill":
             await self.kill(primary)
         promoted: list[Node] = []

@@ -200,7 +200,7 @@ async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -
 
 async def herd(flavour: str) -> None:
     """Kill a primary that every multiplexer has a link to; tell how often they look until all is well again."""
-    cluster = await Cluster.start(flavour, node_timeout=5)
+    cluster = await Cluster.start(flavour)
     names = [b"room:%d" % number for number in range(30)]
     try:
         async with contextlib.AsyncExitStack() as stack:
@@ -218,6 +218,7 @@ async def herd(flavour: str) -> None:
                 await sub.wait_for_activation(30)
             dead = await cluster.owner(names[0])
             others = [node for node in cluster.nodes if node is not dead]
+            await cluster.give_up_after(5)
             before = sum([await calls_of(node.admin, "cluster|slots") for node in others])
             began = time.monotonic()
             await cluster.kill(dead)

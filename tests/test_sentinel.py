@@ -68,6 +68,17 @@ async def multiplexer(
         await manager.aclose()
 
 
+@asynccontextmanager
+async def listening(manager: Sentinel, **options: Any) -> AsyncIterator[tuple[Multiplexer, Checker]]:
+    """One that has the channel `a`, active already, and the checker of what is told of it."""
+    async with multiplexer(manager, **options) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(PATIENCE)
+        yield mpx, checker
+
+
 @pytest.fixture(scope="module", params=FLAVOURS)
 def servers(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Server]]:
     """Two servers of each flavour, for `pair`."""
@@ -223,11 +234,7 @@ async def test_a_former_master_is_left_before_it_is_demoted(sentinels: Sentinels
     """It would never be: here the Sentinels lack the right to what they do to it. It answers, and no message comes."""
     old = await sentinels.master()
     await old.admin.execute_command("ACL", "SETUSER", "default", "-client|kill")
-    async with multiplexer(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add("a")
-        await sub.wait_for_activation(PATIENCE)
+    async with listening(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as (mpx, checker):
         assert await mpx.publish("a", "old") == 1
         await sentinels.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", MASTER)
         await until(lambda: checker.activations == 2, PATIENCE)
@@ -252,11 +259,7 @@ async def test_what_is_published_where_sentinels_talk_has_them_asked_and_no_more
     monkeypatch.setattr(master_module, "QUESTIONS", 1)
     old, new = pair
     word = OneWord(old)
-    async with multiplexer(word) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add("a")
-        await sub.wait_for_activation(5)
+    async with listening(word) as (mpx, checker):
 
         async def asked_after(*texts: str | bytes) -> int:
             """How often they were asked because of texts, each of which was heard."""
@@ -351,11 +354,7 @@ async def test_a_master_that_was_demoted_and_is_named_still_is_not_come_back_to(
 ) -> None:
     old, new = pair
     word = OneWord(old)
-    async with multiplexer(word) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add("a")
-        await sub.wait_for_activation(5)
+    async with listening(word) as (mpx, checker):
         await swap(old, new)
         asked = word.asked
         await kill_subscribers(old)
@@ -422,11 +421,7 @@ async def test_after_a_planned_failover_the_old_connection_goes_on_and_the_next_
     """`FAILOVER` disconnects nobody, and what is published at the new master gets to the old one, its replica now."""
     old, new = pair
     word = OneWord(old)
-    async with multiplexer(word) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add("a")
-        await sub.wait_for_activation(5)
+    async with listening(word) as (mpx, checker):
         await old.admin.execute_command("FAILOVER", "TO", "127.0.0.1", new.port)
         await in_sync(old, new)
         word.master = new
@@ -448,11 +443,7 @@ async def test_a_master_that_was_cut_off_and_still_answers_is_left_by_those_who_
     """A partition: the Sentinels name another master, and the old one can be reached from here still."""
     old, new = pair
     word = OneWord(old)
-    async with multiplexer(word, ping_interval=0.05, delivery_probe=probe) as mpx:
-        checker = Checker()
-        sub = mpx.new_channel_subscription(*checker.callbacks)
-        sub.add("a")
-        await sub.wait_for_activation(5)
+    async with listening(word, ping_interval=0.05, delivery_probe=probe) as (mpx, checker):
         await new.admin.execute_command("REPLICAOF", "NO", "ONE")
         word.master = new
         if probe is None:
