@@ -156,6 +156,7 @@ async def names_of(binary: str, sharded: bool) -> None:
 
 async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -> None:
     cluster = await Cluster.start(flavour, primaries, replicas)
+    await cluster.give_up_after(15)  # they will be busy
     label = f"{primaries} primaries, {replicas} replicas"
     try:
         owner = await cluster.owner(CHANNEL)

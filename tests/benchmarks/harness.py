@@ -140,6 +140,7 @@ def run_here(case: Case, contestant: str, binary: str, quick: bool, around: Arou
 
 async def start_cluster(binary: str, primaries: int) -> Cluster:
     cluster = await Cluster.start(binary, primaries, 0, *HELD)
+    await cluster.give_up_after(15)  # nobody is to take a primary for dead that is only busy
     await cluster.release()
     return cluster
 
