@@ -115,6 +115,15 @@ def hide_arguments(error: BaseException) -> str:
     return text
 
 
+def transport_of(connection: AbstractConnection) -> asyncio.Transport | None:
+    """Return the transport of a connection that has dialled; None where it has none that can be taken over.
+
+    Not public, and unchanged from redis-py 5 to 8. fakeredis has none, or one that only says whether it is closing.
+    """
+    transport: Any = getattr(getattr(connection, "_writer", None), "transport", None)
+    return transport if hasattr(transport, "set_protocol") else None
+
+
 def _try_side_by_side(connection: Any) -> None:
     """Keep an address of the host that swallows everything from using up the time of the others.
 

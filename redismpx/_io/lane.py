@@ -23,7 +23,7 @@ from .._core.wire import Redirection
 from ..errors import ConnectionLost, MultiplexerIsClosed, plain
 from ..stats import Counters
 from .diagnosis import describe, explain
-from .dial import DIAL_TIMEOUT, hide_arguments
+from .dial import DIAL_TIMEOUT, hide_arguments, transport_of
 from .log import logger
 from .pulse import Pulse
 from .route import Pool, Route
@@ -205,7 +205,7 @@ class Lane:
             self.close()
             collected = isinstance(sys.exception(), GeneratorExit)  # with its loop: there is nothing it can do
             if self._is_owned and connection is not None and not collected:
-                await _end(connection, _transport(connection))
+                await _end(connection, transport_of(connection))
 
     async def _blocked(self) -> None:
         """Look for another way, for the lane or for what waits in it."""
@@ -221,11 +221,11 @@ class Lane:
                 # The pool does not look when maintenance notifications are on, which is the default with RESP3; and it
                 # does not see a reset.
                 if await connection.can_read() or _is_reset(connection):
-                    await _end(connection, _transport(connection))
+                    await _end(connection, transport_of(connection))
                     await connection.connect()
                 await connection.check_health()
             except BaseException:  # also when cancelled: the pool gets it back ended; _run logs why
-                await _end(connection, _transport(connection))
+                await _end(connection, transport_of(connection))
                 await pool.release(connection)
                 raise
         return connection
@@ -236,7 +236,7 @@ class Lane:
         if not sent:
             return True  # all of them were cancelled
         is_good = False
-        transport = _transport(connection)  # redis-py forgets it when it disconnects, and what was not sent yet is left
+        transport = transport_of(connection)  # redis-py forgets it when it disconnects, and unsent bytes with it
         try:
             # The timeout is not the client's socket_timeout, which would cost a timer for each reply.
             read = partial(connection.read_response, disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
@@ -332,12 +332,8 @@ class Lane:
             call.outcome.set_exception(error)
 
 
-def _transport(connection: AbstractConnection) -> asyncio.Transport | None:
-    return getattr(getattr(connection, "_writer", None), "transport", None)  # as in _io.link
-
-
 def _is_reset(connection: AbstractConnection) -> bool:
-    transport = _transport(connection)
+    transport = transport_of(connection)
     return transport is not None and transport.is_closing()
 
 

@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from .._core.wire import NOT_ENOUGH, Desync, new_parser
 from ..errors import ConnectionLost
+from .dial import transport_of
 from .log import logger
 from .tasks import TURN, Tasks
 
@@ -87,9 +88,8 @@ class Link(asyncio.BufferedProtocol):
 
     def open(self) -> None:
         """Take the connection over from redis-py, and begin to read."""
-        # Not public, and unchanged from redis-py 5 to 8. Where there is no transport (fakeredis), replies are polled.
-        transport = getattr(getattr(self._connection, "_writer", None), "transport", None)
-        if transport is None:
+        transport = transport_of(self._connection)
+        if transport is None:  # fakeredis: replies are polled
             self._task = self._tasks.start(self._poll(), "redismpx reader")
         else:
             reader: Any = self._connection._reader
