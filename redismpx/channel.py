@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._core.wire import Kind
-from ._io.inbox import Consumer
+from ._io.delivery.inbox import Consumer
 from .arguments import to_bytes
 from .errors import MultiplexerIsClosed
 from .subscription import Hub, MessageSubscription

@@ -12,10 +12,10 @@ from redis.backoff import AbstractBackoff, FullJitterBackoff
 
 from ._core.backlog import Budget, Overflow
 from ._core.wire import Kind
+from ._io.delivery.inbox import Consumer
 from ._io.hub import Hub
-from ._io.inbox import Consumer
-from ._io.log import logger
-from ._io.supervisor import Phase
+from ._io.runtime.log import logger
+from ._io.session.supervisor import Phase
 from .arguments import (
     Limits,
     check_bound,

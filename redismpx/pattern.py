@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._core.wire import Kind
 from ._core.wire import escape_glob as escape
-from ._io.inbox import Consumer
+from ._io.delivery.inbox import Consumer
 from .arguments import to_bytes
 from .errors import quote
 from .subscription import Hub, MessageSubscription

@@ -7,8 +7,8 @@ import secrets
 from typing import NamedTuple
 
 from ._core.wire import Kind, escape_glob
-from ._io.deadlines import Deadlines
-from ._io.inbox import Consumer
+from ._io.delivery.inbox import Consumer
+from ._io.runtime.deadlines import Deadlines
 from .arguments import check_seconds, to_bytes
 from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, TooManyPromises, quote
 from .stats import Counters

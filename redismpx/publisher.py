@@ -12,11 +12,11 @@ from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
 
 from ._io.hub import Hub
-from ._io.lane import Call, Lane, Moved
-from ._io.log import logger
-from ._io.route import Route, Straight
-from ._io.tasks import is_cancelled
-from ._io.topology import NodePool
+from ._io.publishing.lane import Call, Lane, Moved
+from ._io.redispy.route import Route, Straight
+from ._io.redispy.topology import NodePool
+from ._io.runtime.log import logger
+from ._io.runtime.tasks import is_cancelled
 from .errors import plain
 
 LOOK_INTERVAL = 10.0  # seconds between two looks at the slot map because nobody heard a sharded message

@@ -18,11 +18,11 @@ from redis.asyncio import Redis, RedisCluster
 
 from ._core.backlog import Overflow
 from ._core.wire import Kind, escape_glob
-from ._io.diagnosis import is_cluster_node
-from ._io.inbox import Consumer
-from ._io.pulse import Pulse
-from ._io.reporter import Reporter
-from ._io.tasks import is_cancelled, running_task
+from ._io.delivery.inbox import Consumer
+from ._io.delivery.reporter import Reporter
+from ._io.redispy.diagnosis import is_cluster_node
+from ._io.runtime.pulse import Pulse
+from ._io.runtime.tasks import is_cancelled, running_task
 from .channel import ChannelSubscription
 from .envelope import Envelope
 from .errors import (

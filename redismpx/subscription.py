@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self
 
 from ._core.wire import Kind
-from ._io.inbox import Consumer, Host, Inbox
+from ._io.delivery.inbox import Consumer, Host, Inbox
 from .arguments import Limits, check_seconds
 from .errors import ConnectionLost, SubscriptionIsClosed, SubscriptionRefused
 from .message import Message, new_message

@@ -14,9 +14,9 @@ import pytest
 import uvloop
 from redis.asyncio import Redis
 
-from .cluster import Cluster
-from .sentinel import Sentinels
-from .servers import Server, find_binary, left_behind, open_sockets
+from .helpers.cluster import Cluster
+from .helpers.sentinel import Sentinels
+from .helpers.servers import Server, find_binary, left_behind, open_sockets
 
 T = TypeVar("T")
 

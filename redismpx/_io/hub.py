@@ -19,17 +19,17 @@ from .._core.wire import Kind
 from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, TooManyChannels, TooManyPatterns
 from ..stats import Counters
-from .diagnosis import describe, trusts_anybody
-from .dispatch import Evict, Subscriber
-from .listener import Listener
-from .log import logger
-from .master import MasterWatch
-from .probe import Probe
-from .route import Route, Straight
-from .shards import Shards
-from .supervisor import Supervisor
-from .tasks import Tasks
-from .topology import AnyNode, Topology
+from .deployment.master import MasterWatch
+from .deployment.shards import Shards
+from .redispy.diagnosis import describe, trusts_anybody
+from .redispy.route import Route, Straight
+from .redispy.topology import AnyNode, Topology
+from .runtime.log import logger
+from .runtime.tasks import Tasks
+from .session.dispatch import Evict, Subscriber
+from .session.listener import Listener
+from .session.probe import Probe
+from .session.supervisor import Supervisor
 
 
 class Closable(Protocol):

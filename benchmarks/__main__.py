@@ -1,0 +1,75 @@
+"""The command: `python -m benchmarks [CASE ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import sys
+from pathlib import Path
+
+from tests.helpers.servers import find_binary
+
+from . import drain, fan_out, latency, names, promises, publish, request, sharded, websocket
+from .bytecodes import Bytecodes
+from .harness import Case, run_all, run_here
+from .report import Report
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for module in (drain, fan_out, names, promises, publish, request, latency, websocket, sharded)
+    for case in module.CASES
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("cases", metavar="CASE", nargs="*", help=f"of {', '.join(CASES)}; all if none is given")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each contestant has its turn (5)")
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the work: do they work at all?")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="other libraries too")
+    parser.add_argument("--redis-server", metavar="PATH", help="another server than the embedded Valkey")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw them there")
+    parser.add_argument("--profile", metavar="CONTESTANT", help="run that one only, once, and say where its time goes")
+    parser.add_argument("--bytecodes", metavar="CONTESTANT", help="the same, and count what Python runs (3.12)")
+    parser.add_argument("--alone", metavar="CONTESTANT", help=argparse.SUPPRESS)  # in a process of its own: JSON
+    arguments = parser.parse_args()
+    for name in arguments.cases:
+        if name not in CASES:
+            parser.error(f"no case {name!r}; there are {', '.join(CASES)}")
+    if arguments.bytecodes and sys.version_info < (3, 12):
+        parser.error("--bytecodes needs Python 3.12 or newer")
+    cases = [CASES[name] for name in arguments.cases or CASES]
+    binary = arguments.redis_server or find_binary("valkey")
+    assert binary is not None
+
+    if arguments.alone:
+        print(json.dumps(run_here(cases[0], arguments.alone, binary, arguments.quick)))
+    elif arguments.profile:
+        for case in cases:
+            profile = cProfile.Profile()
+            measures = run_here(case, arguments.profile, binary, arguments.quick, lambda _, profile=profile: profile)
+            print(f"{case.name}: {measures}")
+            pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(25)
+    elif arguments.bytecodes:
+        for case in cases:
+            bytecodes = Bytecodes()
+            run_here(case, arguments.bytecodes, binary, arguments.quick, bytecodes.counted)
+            print(f"{case.name}, {arguments.bytecodes}, for each {case.operation}:\n{bytecodes.report()}")
+    else:
+        results = run_all(cases, arguments.rounds, binary, arguments.quick, arguments.peers)
+        report = Report(cases, results, binary)
+        print(report.markdown())
+        if arguments.json:
+            arguments.json.write_text(report.json())
+        if arguments.markdown:
+            arguments.markdown.write_text(report.markdown())
+        if arguments.chart:
+            arguments.chart.write_text(report.chart())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""What the pieces cost of which the cases are made, the least of several runs: `python -m benchmarks.pieces`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import hiredis
+
+from redismpx import Overflow
+from redismpx._core.backlog import Budget, new_backlog
+from redismpx._core.entry import Entry, Standing
+from redismpx._core.registry import Registry
+from redismpx._core.wire import Kind
+from redismpx.message import new_message
+
+CHANNEL, DATA = b"room:1", b"x" * 64
+MESSAGE = b"*3\r\n$7\r\nmessage\r\n$6\r\nroom:1\r\n$64\r\n%b\r\n" % DATA
+PUSH = b">" + MESSAGE[1:]
+SLICE = 160  # messages in a parser at a time
+
+Piece = Callable[[int], Coroutine[object, object, None]]
+"""Does something so many times."""
+
+
+def function(channel: object, data: object) -> None:
+    pass
+
+
+async def coroutine(channel: object, data: object) -> None:
+    pass
+
+
+async def nothing(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        pass
+
+
+def parsing(frame: bytes, unpacked: bool) -> Piece:
+    async def piece(times: int) -> None:
+        for _ in range(times // SLICE):
+            reader = hiredis.Reader()
+            reader.feed(frame * SLICE)
+            gets = reader.gets
+            while reply := gets():
+                if unpacked:
+                    reply[0]
+                    _, _channel, _data = reply
+
+    return piece
+
+
+async def calls(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        function(CHANNEL, DATA)
+
+
+async def awaits(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        await coroutine(CHANNEL, DATA)
+
+
+async def eager_tasks(times: int) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in itertools.repeat(None, times):
+        asyncio.Task(coroutine(CHANNEL, DATA), loop=loop, eager_start=True)
+
+
+async def queues(times: int) -> None:
+    backlog = new_backlog(times, Overflow.DROP_OLDEST, Budget())
+    put, hand = backlog.put, backlog.hand
+    for _ in range(times // SLICE):
+        for _ in itertools.repeat(None, SLICE):
+            put(CHANNEL, DATA)
+        backlog.settle()
+        while hand or backlog.pop_message() is not None:
+            while hand:
+                hand.pop(), hand.pop()
+
+
+async def messages(times: int) -> None:
+    for _ in itertools.repeat(None, times):
+        new_message((CHANNEL, DATA, None))
+
+
+def bare(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
+    """The floor of a drain: every reply is a message, and there is one function for all of them."""
+    while (reply := gets()) is not None:
+        function(reply[1], reply[2])
+
+
+def told_apart(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
+    """Other replies are told from messages, and each message goes to who wants its channel."""
+    while (reply := gets()) is not None:
+        if reply[0] == b"message":
+            _, channel, data = reply
+            table[channel].sole(channel, data)
+
+
+def checked(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
+    """Also nothing but bytes is handed on, what a callback returns is seen, and a turn ends."""
+    taken = 0
+    while (reply := gets()) is not None:
+        taken += 1
+        if reply[0] == b"message":
+            _, channel, data = reply
+            entry = table[channel]
+            if type(data) is bytes and entry.sole is not None and entry.sole(channel, data) is not None:
+                raise AssertionError
+        if taken >= SLICE:
+            taken = 0
+
+
+def draining(loop: Callable[[Callable[[], Any], dict[bytes, Entry[Any]]], None]) -> Piece:
+    """The loop of a drain, without its socket."""
+    entry: Entry[Any] = Entry(Kind.CHANNEL, CHANNEL, function)
+    entry.put(function, Standing.ACTIVE)
+
+    async def piece(times: int) -> None:
+        reader = hiredis.Reader(notEnoughData=None)
+        for _ in range(times // SLICE):
+            reader.feed(MESSAGE * SLICE)
+            loop(reader.gets, {CHANNEL: entry})
+
+    return piece
+
+
+class Source:
+    """The shortest thing that can be read by `async for`, and has no generator to be closed."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise StopAsyncIteration
+        return DATA
+
+
+async def iterates(times: int) -> None:
+    async for _ in Source(times):
+        pass
+
+
+async def names(times: int) -> None:
+    """What is wanted, what was sent and what the server has confirmed, without a byte sent or parsed."""
+    registry: Registry[str] = Registry()
+    registry.attach_all(Kind.CHANNEL, [b"%d" % number for number in range(times)], "subscriber")
+    while commands := registry.flush():
+        for command in commands:
+            for name in command.names:
+                registry.confirm(command.verb, name)
+
+
+async def bare_names(times: int) -> None:
+    """The same, if nothing could ever go wrong or be taken back."""
+    wanted: dict[bytes, list[str]] = {}
+    for number in range(times):
+        wanted.setdefault(b"%d" % number, []).append("subscriber")
+    for name in list(wanted):
+        wanted.get(name)
+
+
+async def timers(times: int) -> None:
+    loop = asyncio.get_running_loop()
+    for timer in [loop.call_later(60.0, function) for _ in range(times)]:
+        timer.cancel()
+
+
+async def futures(times: int) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in itertools.repeat(None, times):
+        loop.create_future().set_result(None)
+
+
+PIECES: dict[str, Piece] = {
+    "messages are parsed and a function is called with each: the floor, without its socket": draining(bare),
+    "and told from other replies, and led to who wants them": draining(told_apart),
+    "and checked for bytes, for something to await, for the end of the turn": draining(checked),
+    "a message is parsed (RESP2)": parsing(MESSAGE, unpacked=False),
+    "and taken apart": parsing(MESSAGE, unpacked=True),
+    "a message is parsed (RESP3)": parsing(PUSH, unpacked=False),
+    "and taken apart, as a push": parsing(PUSH, unpacked=True),
+    "a function is called": calls,
+    "a coroutine function is called and awaited": awaits,
+    "a message waits in the queue of a subscription": queues,
+    "a Message is made": messages,
+    "something is read by async for": iterates,
+    "a name is wanted, asked for and confirmed": names,
+    "a name is wanted in a dictionary of lists": bare_names,
+    "a timer is made and cancelled": timers,
+    "a future is made and resolved": futures,
+}
+if sys.version_info >= (3, 12):
+    PIECES["a task is started that ends at once"] = eager_tasks
+
+
+async def cost(piece: Piece, times: int) -> float:
+    """Return the CPU nanoseconds of doing it once."""
+    began = time.process_time()
+    await piece(times)
+    return (time.process_time() - began) / times * 1e9
+
+
+async def main(times: int = 32_000, rounds: int = 40) -> None:
+    """Take all of them in turn, so that what disturbs the machine for a while does not disturb one alone."""
+    least = dict.fromkeys((nothing, *PIECES.values()), math.inf)
+    for _ in range(rounds):
+        for piece in least:
+            least[piece] = min(least[piece], await cost(piece, times))
+    for what, piece in PIECES.items():
+        print(f"{least[piece] - least[nothing]:6.0f} ns  {what}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

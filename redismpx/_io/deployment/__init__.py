@@ -1,0 +1,1 @@
+"""Where the servers are, and which of them owns a name."""

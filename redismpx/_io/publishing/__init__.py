@@ -1,0 +1,1 @@
+"""From a call of publish() to its outcome."""

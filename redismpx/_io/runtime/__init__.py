@@ -1,0 +1,1 @@
+"""Tasks, timers, notification and logging."""

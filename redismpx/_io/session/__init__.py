@@ -1,0 +1,1 @@
+"""One connection after another, and what is subscribed on each."""

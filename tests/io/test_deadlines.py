@@ -1,0 +1,76 @@
+"""Deadlines on a clock of our own: each in its time, in order, once, whoever is added and removed meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redismpx._io.runtime.deadlines import Deadlines
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.sampled_from([0.0, 1.0, 1.0, 2.5])),
+        st.tuples(st.just("remove"), st.integers(0, 30)),
+        st.tuples(st.just("wait"), st.just(0.5)),
+    ),
+    min_size=20,
+    max_size=60,
+)
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose time goes on when it is told to."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def run_ready(self) -> None:
+        for _ in range(3):  # what is due is scheduled, then run, then what that scheduled
+            self.call_soon(self.stop)
+            self.run_forever()
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps)
+def test_each_expires_once_in_its_time_unless_removed(script: list[tuple[str, float]]) -> None:
+    loop = Clock()
+    expired: list[int] = []
+    left: dict[int, tuple[float, float]] = {}  # seconds and the end of those that are neither expired nor removed
+
+    def expire(item: int) -> None:
+        seconds, end = left.pop(item)
+        assert end <= loop.now
+        expired.append(item)
+        deadlines.remove(item, seconds)
+
+    async def make() -> Deadlines[int]:
+        return Deadlines(expire)
+
+    deadlines = loop.run_until_complete(make())
+
+    async def add(item: int, seconds: float) -> None:
+        left[item] = (seconds, loop.now + seconds)
+        deadlines.add(item, seconds)
+
+    for number, (action, argument) in enumerate(script):
+        if action == "add":
+            loop.run_until_complete(add(number, argument))
+        elif action == "remove" and left:
+            item = list(left)[int(argument) % len(left)]
+            deadlines.remove(item, left.pop(item)[0])
+        elif action == "wait":
+            loop.now += argument
+            due = [item for item, (_, end) in left.items() if end <= loop.now]
+            before = len(expired)
+            loop.run_ready()
+            assert sorted(expired[before:]) == due
+    for item in tuple(left):
+        deadlines.remove(item, left.pop(item)[0])
+    assert deadlines._queues == {}
+    assert not [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+    assert len(expired) == len(set(expired))
+    loop.close()

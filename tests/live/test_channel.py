@@ -1,0 +1,159 @@
+"""Channel subscriptions against real servers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from redismpx import Multiplexer, SubscriptionIsClosed
+
+from ..helpers.checker import Checker
+from ..helpers.servers import Monitor, settled, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def test_ten_subscribers_cost_one_subscribe_and_the_last_one_to_go_one_unsubscribe(
+    url: str, admin: Redis
+) -> None:
+    async with Monitor(admin) as monitor, Multiplexer(url) as mpx:
+        checkers = [Checker() for _ in range(10)]
+        subs = [mpx.new_channel_subscription(*c.callbacks) for c in checkers]
+        for sub in subs:
+            sub.add("news")
+            await sub.wait_for_activation(5)  # one after the other: the later nine find it joined
+        assert await admin.publish("news", "1") == 1
+        await until(lambda: all(c.payloads == [b"1"] for c in checkers))
+
+        for sub in subs[:9]:
+            sub.remove("news")
+            await asyncio.sleep(0)
+        assert await admin.publish("news", "2") == 1
+        await until(lambda: checkers[9].payloads == [b"1", b"2"])
+        assert all(c.payloads == [b"1"] for c in checkers[:9])
+        await monitor.saw("nine are gone")
+        assert monitor.count("SUBSCRIBE") == 1
+        assert monitor.count("UNSUBSCRIBE") == 0
+
+        subs[9].remove("news")
+        await settled(admin, set())
+        await monitor.saw("all are gone")
+        assert monitor.count("UNSUBSCRIBE", "news") == 1
+        assert not any(c.faults for c in checkers)
+
+
+async def test_one_connection_serves_channels_patterns_and_promises(url: str, admin: Redis) -> None:
+    async with Multiplexer(url, client_name="the-one") as mpx:
+        subs = [mpx.new_channel_subscription(lambda *_: None) for _ in range(50)]
+        for number, sub in enumerate(subs):
+            sub.add(f"c{number}")
+        pattern = mpx.new_pattern_subscription("p*", lambda *_: None)
+        promises = mpx.new_promise_subscription("r-")
+        for each in (*subs, pattern, promises):
+            await each.wait_for_activation(5)
+        clients = [c for c in await admin.client_list() if c["name"] == "the-one"]
+        assert len(clients) == 1
+        assert (clients[0]["sub"], clients[0]["psub"]) == ("50", "2")
+
+
+async def test_events_come_in_order_and_activation_never_from_inside_add(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        first, late = Checker(), Checker()
+        sub = mpx.new_channel_subscription(*first.callbacks)
+        sub.add("a", b"b")
+        assert first.events == []
+        await sub.wait_for_activation(5)
+        assert sub.channels == {b"a", b"b"}
+        other = mpx.new_channel_subscription(*late.callbacks)
+        other.add("a")
+        assert late.events == []
+        await other.wait_for_activation(5)
+        await admin.publish("a", "1")
+        await until(lambda: first.messages == late.messages == 1)
+        assert first.kinds == ["activation", "activation", "message"]
+        assert late.kinds == ["activation", "message"]
+        other.remove("a")
+        other.add("a")  # joined all the while: no traffic, and an activation of its own again
+        await other.wait_for_activation(5)
+        assert late.kinds == ["activation", "message", "activation"]
+
+
+async def test_clear_leaves_all_and_stays_open_close_ends_it(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a", "b", "c")
+        await sub.wait_for_activation(5)
+        sub.clear()
+        assert sub.channels == frozenset()
+        await settled(admin, set())
+        sub.add("d")
+        await sub.wait_for_activation(5)
+        sub.close()
+        sub.close()
+        assert sub.closed
+        await settled(admin, set())
+        for call in (sub.add, sub.remove):
+            with pytest.raises(SubscriptionIsClosed):
+                call("e")
+        with pytest.raises(SubscriptionIsClosed):
+            sub.clear()
+        with pytest.raises(SubscriptionIsClosed):
+            await sub.wait_for_activation(1)
+        assert checker.kinds == ["activation"] * 4
+
+
+async def test_a_subscription_that_closes_wakes_who_waits_for_it(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(lambda *_: None)
+        await mpx.connect(5)
+        sub.add("a")
+        waiter = asyncio.ensure_future(sub.wait_for_activation(5))
+        await asyncio.sleep(0)
+        sub.close()
+        with pytest.raises(SubscriptionIsClosed):
+            await waiter
+
+
+async def test_a_subscription_used_as_a_context_closes_at_its_end(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        async with mpx.new_channel_subscription(lambda *_: None) as sub:
+            sub.add("a")
+            await sub.wait_for_activation(5)
+        assert sub.closed
+        await settled(admin, set())
+
+
+async def test_the_same_text_as_channel_and_as_pattern_are_two_names(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        channels, patterns = Checker(), Checker(lambda _: b"a*")
+        sub = mpx.new_channel_subscription(*channels.callbacks)
+        sub.add("a*")
+        listener = mpx.new_pattern_subscription("a*", *patterns.callbacks)
+        await sub.wait_for_activation(5)
+        await listener.wait_for_activation(5)
+        assert await admin.publish("a*", "both") == 2
+        assert await admin.publish("ab", "pattern") == 1
+        await until(lambda: patterns.payloads == [b"both", b"pattern"])
+        assert channels.payloads == [b"both"]
+        sub.close()
+        await settled(admin, set(), 1)
+        assert await admin.publish("a*", "pattern") == 1
+        listener.close()
+        await settled(admin, set(), 0)
+        assert not channels.faults + patterns.faults
+
+
+async def test_a_hundred_thousand_channels_go_out_in_batches(url: str, admin: Redis) -> None:
+    async with Monitor(admin) as monitor, Multiplexer(url) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add(*(f"c{number}" for number in range(100_000)))
+        await sub.wait_for_activation(30)
+        assert checker.activations == 100_000
+        await monitor.saw("done")
+        sizes = [command.count(" ") for command in monitor.commands if command.startswith("SUBSCRIBE")]
+        assert sum(sizes) == 100_000
+        assert max(sizes) <= 512

@@ -1,0 +1,355 @@
+"""What goes wrong before there is a connection: it is tried again, at growing intervals, and the cause can be seen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.backoff import ConstantBackoff, ExponentialBackoff
+
+from redismpx import Multiplexer, SubscriptionRefused
+
+from ..helpers.checker import Checker
+from ..helpers.proxy import Proxy
+from ..helpers.servers import FakeServer, Server, free_port, read_command, settled, shake_hands, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+QUICK = ConstantBackoff(0.01)
+one_flavour = pytest.mark.parametrize("server", ["valkey"], indirect=True)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *answers: tuple[str, int] | None) -> list[object]:
+    """Let the host name `redis.test` have these addresses, all of them at once; None: it does not exist."""
+    asked: list[object] = []
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: fake(*args, **options))
+
+    def fake(host: object, *args: Any, **options: Any) -> Any:
+        if host not in ("redis.test", b"redis.test"):
+            return real(host, *args, **options)  # type: ignore[arg-type]
+        asked.append(host)
+        if answers[0] is None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", a) for a in answers]
+
+    return asked
+
+
+def run(main: Any) -> None:
+    """Run in asyncio's own loop, whose resolver can be patched: uvloop has one in C."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(main)
+
+
+@one_flavour
+def test_a_host_that_moves_is_resolved_at_every_attempt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cached address would be dialled for ever after the host has moved, or has had no address for a while."""
+
+    async def main() -> None:
+        with Proxy(server.port) as old, Proxy(server.port) as new, monkeypatch.context() as patch:
+            resolve(patch, ("127.0.0.1", old.port))
+            async with Multiplexer("redis://redis.test", backoff=QUICK) as mpx:
+                checker = Checker()
+                sub = mpx.new_channel_subscription(*checker.callbacks)
+                sub.add("a")
+                await sub.wait_for_activation(5)
+                asked = resolve(patch, None)
+                old.cut()
+                await until(lambda: len(asked) >= 3)
+                assert mpx.stats().state in ("backing off", "dialling")
+                assert "Name or service not known" in str(mpx.stats().last_error)
+                resolve(patch, ("127.0.0.1", new.port))
+                await sub.wait_for_activation(5)
+                assert (len(old.accepted), len(new.accepted)) == (1, 1)
+                assert checker.kinds == ["activation", "disconnect", "activation"]
+
+    run(main())
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A port that swallows whoever connects: its queue of connections to be accepted is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        while True:
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.1)
+            try:
+                filler.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield listener.getsockname()[1]
+
+
+@one_flavour
+def test_an_address_that_swallows_everything_does_not_keep_us_from_the_next(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPv6 that leads nowhere, before IPv4 that works: one after the other, the first uses up the time of each dial.
+
+    The second dial tries them side by side.
+    """
+
+    async def main() -> None:
+        with black_hole() as hole:
+            asked = resolve(monkeypatch, ("127.0.0.1", hole), ("127.0.0.1", server.port))
+            async with Multiplexer("redis://redis.test", socket_connect_timeout=1) as mpx:
+                await mpx.connect(10)
+                assert len(asked) >= 2
+            asked = resolve(monkeypatch, ("127.0.0.1", hole), ("127.0.0.1", hole))
+            async with Multiplexer("redis://redis.test", socket_connect_timeout=1) as mpx:
+                await until(lambda: len(asked) == 2)
+                with pytest.raises(TimeoutError):
+                    await mpx.connect(0.5)  # both are being tried: no_leaks sees that closing ends that
+
+    run(main())
+
+
+@one_flavour
+async def test_a_server_that_accepts_and_never_answers_is_dialled_again_after_the_handshakes_time(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A frozen server's kernel goes on accepting; without a time for the handshake, the dial would hang for ever."""
+    with Proxy(server.port) as proxy:
+        server.freeze()
+        began = asyncio.get_running_loop().time()
+        async with Multiplexer(proxy.url, socket_timeout=0.2, backoff=QUICK) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await until(lambda: len(proxy.accepted) == 4)
+            assert asyncio.get_running_loop().time() - began >= 3 * 0.2
+            server.thaw()
+            await sub.wait_for_activation(10)
+            assert checker.kinds == ["activation"]
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_peer_that_resets_each_connection_is_dialled_at_growing_intervals(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A load balancer without a server accepts, and hangs up: a hot loop, if connecting counted as success."""
+    with Proxy(free_port()) as proxy:
+        proxy.refusing = True
+        async with Multiplexer(proxy.url, backoff=ExponentialBackoff(cap=10, base=0.02)) as mpx:
+            checker = Checker()
+            mpx.new_channel_subscription(*checker.callbacks).add("a")
+            await until(lambda: len(proxy.accepted) == 7)
+            assert checker.events == []
+        for number, (before, after) in enumerate(pairwise(proxy.accepted[1:])):  # the first retry is at once
+            assert after - before >= 0.02 * 2**number
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_server_with_no_room_for_another_client_says_so_and_is_asked_again(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The refusal comes before the handshake, and the write of that fails: the cause must not be lost for it."""
+    await admin.config_set("maxclients", 1)
+    async with Multiplexer(server.url, backoff=QUICK) as mpx:
+        sub = mpx.new_channel_subscription(print)
+        sub.add("a")
+        await until(lambda: "max number of clients reached" in str(mpx.stats().last_error))
+        assert len(warnings(caplog)) == 1
+        await admin.config_set("maxclients", 100)
+        await sub.wait_for_activation(10)
+
+
+async def test_a_server_that_is_still_loading_takes_subscriptions(server: Server, admin: Redis) -> None:
+    """During loading PING gets an error and SUBSCRIBE works: who asks PING whether the server is ready waits long."""
+    pipe = admin.pipeline(transaction=False)
+    for number in range(100):
+        pipe.set(str(number), os.urandom(3000))
+    await pipe.execute()
+    await admin.save()
+    server.kill()
+    server.options = ("--key-load-delay", "30000", "--loading-process-events-interval-bytes", "1024")
+    server.start()  # 100 keys, 30 ms each, and between them it answers
+    async with Multiplexer(server.url, backoff=QUICK, ping_interval=0.05, ping_timeout=2) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(10)
+        link = mpx._hub.main._link
+        assert link is not None
+        await until(lambda: link.phase.value == "pinged")
+        await until(lambda: link.phase.value == "live")  # by -LOADING
+        async with Redis.from_url(server.url) as publisher:
+            assert await publisher.publish("a", "1") == 1
+            await until(lambda: checker.kinds == ["activation", "message"])
+            assert (await publisher.info("persistence"))["loading"] == 1
+        assert mpx.stats().connections == 1
+
+
+async def test_without_hello_the_password_goes_by_auth_once_a_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """Old servers and some proxies have no HELLO, which carries the password in RESP3; asking again is no way out."""
+    caplog.set_level(logging.INFO, "redismpx")
+    dials: list[list[list[bytes]]] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dials.append([])
+        while (command := await read_command(reader))[0] != b"SUBSCRIBE":
+            dials[-1].append(command)
+            writer.write(b"-ERR unknown command 'HELLO'\r\n" if command[0] == b"HELLO" else b"+OK\r\n")
+        writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n")
+
+    async with FakeServer(script).run() as url:
+        address = url.partition("?")[0].removeprefix("redis://")
+        async with Multiplexer(f"redis://me:secret@{address}", backoff=QUICK) as mpx:
+            checker = Checker()
+            mpx.new_channel_subscription(*checker.callbacks).add("a")
+            await until(lambda: checker.activations == 3)
+    with_hello, without = dials[0:6:2], dials[1:6:2]
+    assert all(commands[0][0] == b"HELLO" for commands in with_hello)
+    assert all([b"AUTH", b"me", b"secret"] in commands for commands in without)
+    assert all(b"HELLO" not in [command[0] for command in commands] for commands in without)
+    assert caplog.text.count("falling back to RESP2") >= 3
+    assert "secret" not in caplog.text
+
+
+async def test_a_proxy_that_knows_no_patterns_refuses_those_and_keeps_the_channels() -> None:
+    """Some proxies have no PSUBSCRIBE: an error in reply to it must end neither the reader nor the connection."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        command = await shake_hands(reader, writer)
+        while True:
+            if command[0] == b"SUBSCRIBE":
+                writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\n1\r\n")
+            else:
+                writer.write(b"-ERR unknown command '%b'\r\n" % command[0])
+            command = await read_command(reader)
+
+    fake = FakeServer(script)
+    async with fake.run() as url, Multiplexer(url, backoff=QUICK) as mpx:
+        errors, checker = Checker(), Checker()
+        pattern = mpx.new_pattern_subscription("p*", *errors.callbacks, on_error=errors.on_error)
+        with pytest.raises(SubscriptionRefused, match="unknown command"):
+            await pattern.wait_for_activation(5)
+        mpx.new_channel_subscription(*checker.callbacks).add("a")
+        await until(lambda: checker.kinds == ["activation", "message"])
+        assert [(type(e), e.kind) for e in errors.errors] == [(SubscriptionRefused, "pattern")]  # type: ignore[attr-defined]
+        assert fake.accepted == 1
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x0a", b""])
+async def test_who_speaks_another_protocol_is_asked_whether_it_is_redis(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong port is a puzzle: what comes from HTTP, or from TLS, is garbage or a closed connection."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_command(reader)
+        writer.write(answer)
+        await writer.drain()
+        writer.write_eof()
+        await reader.read()
+
+    fake = FakeServer(script)
+    async with fake.run() as url, Multiplexer(url.partition("?")[0], backoff=ConstantBackoff(0.1)) as mpx:
+        began = asyncio.get_running_loop().time()
+        await until(lambda: fake.accepted == 5)
+        assert asyncio.get_running_loop().time() - began >= 3 * 0.1  # the second is at once
+        assert "does this port want TLS?" in str(mpx.stats().last_error)
+    assert len(warnings(caplog)) == 1
+
+
+@one_flavour
+async def test_tls_towards_a_port_without_it_is_asked_about(server: Server) -> None:
+    """Redis waits for the rest of what it takes for a long command, and the TLS handshake for an answer."""
+    async with Multiplexer(f"rediss://127.0.0.1:{server.port}", socket_connect_timeout=0.2, backoff=QUICK) as mpx:
+        await until(lambda: "speaks TLS: does this port?" in str(mpx.stats().last_error))
+
+
+@one_flavour
+async def test_connections_that_die_young_come_at_growing_intervals_and_the_log_names_the_buffer_limit(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message larger than the server lets wait for us kills each connection that it is published to, for ever."""
+    monkeypatch.setattr("redismpx._io.session.retries.WARN_INTERVAL", 0.2)
+
+    async def publish() -> None:
+        while True:
+            await admin.publish("a", "poison" * 1000)
+            await asyncio.sleep(0.002)
+
+    with Proxy(server.port) as proxy:
+        proxy.to_client.limit = 3000
+        publisher = asyncio.create_task(publish())
+        async with Multiplexer(proxy.url, backoff=ExponentialBackoff(cap=10, base=0.02)) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await until(lambda: checker.disconnects >= 6)
+            assert checker.kinds[:4] == ["activation", "disconnect"] * 2
+            assert not checker.faults + checker.payloads
+        publisher.cancel()
+        for number, (before, after) in enumerate(pairwise(proxy.accepted[1:])):
+            assert after - before >= 0.02 * 2**number
+    first, *others = warnings(caplog)
+    assert "client-output-buffer-limit" not in first
+    assert others
+    assert all("client-output-buffer-limit" in each for each in others)
+
+
+@one_flavour
+async def test_without_a_free_file_descriptor_it_waits_for_one(server: Server, admin: Redis) -> None:
+    """A process at its limit of open files cannot dial: no busy loop, one warning, and on it goes when one is free."""
+    program = """
+import asyncio, logging, os, resource, sys
+from redis.backoff import ConstantBackoff
+from redismpx import Multiplexer
+attempts, warnings = [], []
+class Handler(logging.Handler):
+    def emit(self, record):
+        (warnings if record.levelno >= logging.WARNING else attempts).append(record.getMessage())
+logging.getLogger("redismpx").addHandler(Handler())
+logging.getLogger("redismpx").setLevel(logging.DEBUG)
+async def main():
+    mpx = Multiplexer(sys.argv[1], backoff=ConstantBackoff(0.05))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    began = asyncio.get_running_loop().time()
+    connecting = asyncio.ensure_future(mpx.connect(30))
+    while sum("failed (" in text for text in attempts) < 5:
+        await asyncio.sleep(0.01)
+    assert asyncio.get_running_loop().time() - began >= 3 * 0.05  # the second is at once
+    assert "Too many open files" in str(mpx.stats().last_error)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await connecting
+    sub = mpx.new_channel_subscription(print)
+    sub.add("a")
+    await sub.wait_for_activation(10)
+    print("active", len(warnings), flush=True)
+    sys.stdin.readline()
+    await mpx.aclose()
+asyncio.run(main())
+"""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, server.url, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"active 1\n"
+    await settled(admin, {b"a"})
+    child.stdin.write(b"\n")
+    assert await child.wait() == 0
+    child._transport.close()  # type: ignore[attr-defined]

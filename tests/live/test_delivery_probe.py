@@ -1,0 +1,153 @@
+"""A server that answers and delivers nothing: seen with a delivery probe, and not without one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import pytest
+from redis.asyncio import ConnectionPool, Redis
+
+from redismpx import ConnectionLost, Multiplexer
+from redismpx._io.redispy.route import Straight
+from redismpx._io.session.probe import Probe
+
+from ..conftest import start_server
+from ..helpers.checker import Checker
+from ..helpers.proxy import Proxy
+from ..helpers.servers import Server, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+def successor(server: Server) -> Iterator[Server]:
+    """A replica of `server`, to take its place."""
+    flavour = "redis" if "redis-server" in server.binary else "valkey"
+    replica = start_server(flavour, "--replicaof", "127.0.0.1", str(server.port))
+    yield replica
+    replica.remove()
+
+
+@pytest.fixture
+def service(server: Server) -> Iterator[Proxy]:
+    """The address by which whichever server is the master can be reached."""
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+async def fail_over(service: Proxy, successor: Server) -> None:
+    """Make the replica the master, and leave the old one and its connections as they are."""
+    async with Redis.from_url(successor.url) as admin:
+        await admin.execute_command("REPLICAOF", "NO", "ONE")
+    service.target = successor.port
+
+
+async def test_a_former_master_that_still_answers_is_left(successor: Server, service: Proxy) -> None:
+    checker = Checker()
+    async with Multiplexer(service.url, ping_interval=0.1, delivery_probe=0.2) as mpx:
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        await fail_over(service, successor)
+        await until(lambda: checker.kinds == ["activation", "disconnect", "activation"])
+        (lost,) = [event for kind, event in checker.events if kind == "disconnect"]
+        assert isinstance(lost, ConnectionLost)
+        assert "delivery probe" in lost.reason
+        async with Redis.from_url(successor.url) as admin:
+            await admin.publish("a", "new")
+        await until(lambda: checker.payloads == [b"new"])
+    assert not checker.faults
+
+
+async def test_without_a_probe_a_former_master_is_kept_and_nothing_arrives(successor: Server, service: Proxy) -> None:
+    checker = Checker()
+    async with Multiplexer(service.url, ping_interval=0.05) as mpx:
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        await fail_over(service, successor)
+        link = mpx._hub.main._link
+        assert link is not None
+        for _ in range(3):  # it goes on answering pings, each sent after the last was heard
+            heard = link._heard
+            await until(lambda heard=heard: link._heard > heard)
+        async with Redis.from_url(successor.url) as admin:
+            assert await admin.publish("a", "new") == 0
+        assert mpx.connected
+        assert checker.kinds == ["activation"]
+
+
+async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
+    async with Multiplexer(url, delivery_probe=0.02) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await until(lambda: mpx.stats().messages >= 10)
+        assert checker.kinds == ["activation"]
+        assert mpx.stats().connections == 1
+
+
+async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
+    """Workers of a server that forks after the import have a channel in common, and probe it at the same time."""
+    async with Multiplexer(url, delivery_probe=0.05) as mpx:
+        (probe,) = mpx._hub._listeners
+        take = probe.call
+
+        def deliver(channel: bytes, data: bytes) -> None:
+            take(channel, data)
+            take(channel, b"of another process")
+
+        probe.call = deliver
+        await until(lambda: mpx.stats().messages >= 5)
+        assert mpx.stats().connections == 1
+
+
+@pytest.mark.parametrize("rights", ["-publish", "resetchannels &a"])
+async def test_a_probe_that_redis_does_not_take_condemns_nothing(
+    url: str, admin: Redis, rights: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await admin.execute_command("ACL", "SETUSER", "probe", "on", "nopass", "~*", "&*", "+@all", *rights.split())
+    try:
+        checker = Checker()
+        async with Multiplexer(url, username="probe", password="", delivery_probe=0.02) as mpx:
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await until(lambda: "delivery probe can tell nothing" in caplog.text)
+            if rights == "-publish":
+                before = (await admin.info("stats"))["total_connections_received"]
+                async with asyncio.timeout(10):
+                    while (await admin.info("stats"))["total_connections_received"] < before + 6:  # one for each probe
+                        await asyncio.sleep(0.01)
+            else:
+                await sub.wait_for_activation(5)
+            assert checker.kinds == ["activation"]
+        assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
+    finally:
+        await admin.execute_command("ACL", "DELUSER", "probe")
+
+
+async def test_probes_that_condemn_one_link_after_the_other_become_rare_until_one_comes_back(url: str) -> None:
+    waits: list[float] = []
+
+    def condemn(reason: str) -> None:
+        waits.append(probe.wait)
+        probe.disconnect(ConnectionLost(reason))
+        probe.activate(probe.channel)
+
+    pool = ConnectionPool.from_url(url)
+    probe = Probe(Straight(pool), 0.01, condemn)
+    probe.activate(probe.channel)
+    task = asyncio.create_task(probe.run())
+    await until(lambda: len(waits) == 6)
+    assert waits == pytest.approx([0.02, 0.04, 0.08, 0.1, 0.1, 0.1])
+    async with Redis(connection_pool=pool) as client, client.pubsub() as pubsub:
+        await pubsub.subscribe(probe.channel)
+        async for message in pubsub.listen():
+            if message["type"] == "message":
+                probe.call(message["channel"], message["data"])
+                break
+        await until(lambda: probe.wait == 0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

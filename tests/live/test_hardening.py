@@ -1,0 +1,338 @@
+"""Corners that were found by trying to break it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis import CredentialProvider
+from redis.asyncio import Redis
+from redis.backoff import AbstractBackoff, ConstantBackoff
+
+from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
+from redismpx._core.backlog import Backlog, Budget, Overflow, Signal, new_backlog
+from redismpx._core.registry import Registry
+from redismpx._core.wire import Kind
+from redismpx._io.session import dispatch as dispatch_module
+from redismpx._io.session import retries as retries_module
+
+from ..helpers.checker import Checker
+from ..helpers.servers import FakeServer, Server, shake_hands, until
+from .test_refusals import limited, set_user
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+async def mpx(url: str) -> AsyncIterator[Multiplexer]:
+    async with Multiplexer(url, backoff=ConstantBackoff(0.01)) as multiplexer:
+        yield multiplexer
+
+
+async def kill_clients(admin: Redis, mpx: Multiplexer) -> None:
+    connections = mpx.stats().connections
+    await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until(lambda: mpx.stats().connections > connections)
+
+
+async def test_promises_do_not_wait_for_an_on_error_that_hangs(
+    server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch_module, "RETRY_REFUSED", 0.05)
+
+    async def on_error(error: Exception) -> None:
+        await asyncio.Event().wait()
+
+    await set_user(admin)
+    async with limited(server, on_error=on_error) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        with pytest.raises(SubscriptionRefused):
+            await promises.wait_for_activation(5)
+        await set_user(admin, "&*")
+        await until(lambda: promises._inbox.active == 1)
+        kept = promises.new_promise("x", 5)
+        broken = promises.new_promise("y", 5)
+        await admin.publish("p-x", "payload")
+        assert await kept == b"payload"
+        await kill_clients(admin, mpx)
+        with pytest.raises(PromiseInterrupted):
+            await broken
+
+
+@pytest.mark.parametrize("how", ["async", "returns"])
+async def test_aclose_ends_a_callback_that_closed_and_went_on(url: str, admin: Redis, how: str) -> None:
+    mpx = Multiplexer(url)
+
+    async def close_and_go_on(*_: object) -> None:
+        mpx.close()
+        await asyncio.Event().wait()
+
+    def close_and_return(*_: object) -> Any:
+        mpx.close()
+        return asyncio.Event().wait()
+
+    sub = mpx.new_channel_subscription(close_and_go_on if how == "async" else close_and_return)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "1")
+    await until(lambda: mpx.stats().state == "closed")
+    await asyncio.wait_for(mpx.aclose(), 2)
+    assert not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()]
+
+
+async def test_an_on_error_that_closes_at_a_refusal_leaves_no_timer(server: Server, admin: Redis) -> None:
+    await set_user(admin)
+    mpx = limited(server, on_error=lambda _: mpx.close())
+    mpx.new_channel_subscription().add("a")
+    await until(lambda: mpx.stats().state == "closed")
+    await mpx.aclose()  # no_leaks looks for the timer
+
+
+async def test_clearing_thousands_of_names_looks_through_the_queue_once(
+    mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    discard = Backlog.discard
+
+    def counted(self: Backlog, names: frozenset[bytes] | None) -> int:
+        nonlocal looks
+        looks += 1
+        return discard(self, names)
+
+    async def hang(name: bytes) -> None:
+        await asyncio.Event().wait()
+
+    sub = mpx.new_channel_subscription(None, None, hang)
+    sub.add(*map(str, range(5000)))
+    await sub.wait_for_activation(10)
+    monkeypatch.setattr(Backlog, "discard", counted)
+    sub.remove(*map(str, range(2500)))
+    sub.clear()
+    assert looks == 2
+
+
+class Faulty(CredentialProvider):
+    """Its first answer is the cancellation of a task of its own."""
+
+    asked = 0
+
+    def get_credentials(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    async def get_credentials_async(self) -> tuple[str, ...]:
+        self.asked += 1
+        if self.asked == 1:
+            raise asyncio.CancelledError
+        return ()
+
+
+async def test_a_cancellation_that_is_not_ours_is_a_failed_dial(url: str) -> None:
+    async with Multiplexer(url, credential_provider=Faulty()) as mpx:
+        await mpx.connect(5)
+        assert "CancelledError" in repr(mpx.stats().last_error.__cause__)  # type: ignore[union-attr]
+
+
+class Failing(AbstractBackoff):
+    def compute(self, failures: int) -> Any:
+        return None if failures % 2 else 1 / 0
+
+
+async def test_a_backoff_that_fails_is_logged_and_not_the_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retries_module, "FALLBACK_DELAY", 0.01)
+    server.kill()
+    async with Multiplexer(server.url, backoff=Failing()) as mpx:
+        mpx.new_channel_subscription().add("a")
+        await until(lambda: mpx._hub.main._retries.failures >= 5)
+        assert caplog.text.count("the backoff failed") == 1
+        server.start()
+        await mpx.connect(5)
+
+
+async def test_a_link_that_swallows_all_we_send_is_left_though_messages_flow() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)
+        while True:
+            writer.write(b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$1\r\ny\r\n")
+            await asyncio.sleep(0.01)
+
+    fake = FakeServer(script)
+    async with fake.run() as url, Multiplexer(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+        mpx.new_channel_subscription().add("a")
+        most = 0
+
+        def left() -> bool:
+            nonlocal most
+            most = max(most, len(mpx._hub.main.registry._in_flight))
+            return fake.accepted >= 3
+
+        await until(left)
+        assert most <= 4
+
+
+async def test_a_connection_reset_between_handshake_and_first_read_is_noticed() -> None:
+    connections = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        await reader.read()
+
+    async def on_connect(connection: Any) -> None:
+        connection._parser.on_connect(connection)
+        if connections <= 1:
+            await until(lambda: connection._reader.exception() is not None)
+
+    async with FakeServer(script).run() as url:
+        mpx = Multiplexer(url, ping_interval=None, redis_connect_func=on_connect)
+        mpx.new_channel_subscription().add("a")
+        await until(lambda: connections == 2)
+        await mpx.aclose()
+
+
+async def test_reports_beside_the_queue_are_one_at_a_time_and_end_with_the_subscription(
+    mpx: Multiplexer, admin: Redis
+) -> None:
+    gate = asyncio.Event()
+    ended: list[str] = []
+
+    async def slow(channel: bytes, message: bytes) -> None:
+        await gate.wait()
+
+    async def on_error(error: Exception) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("on_error")
+
+    sub = mpx.new_channel_subscription(slow, max_pending=2, on_error=on_error)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    before = len(asyncio.all_tasks())
+    for episode in range(5):
+        for _ in range(8):
+            await admin.publish("a", "x")
+        await until(lambda expected=8 * (episode + 1): mpx.stats().messages == expected)
+        gate.set()
+        await until(lambda: sub._inbox.idle)
+        gate.clear()
+        assert len(asyncio.all_tasks()) <= before + 1
+    sub.close()
+    await until(lambda: ended == ["on_error"])
+
+
+async def test_a_worker_cancelled_by_somebody_else_loses_nothing(mpx: Multiplexer, admin: Redis) -> None:
+    checker = Checker()
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def on_message(channel: bytes, message: bytes) -> None:
+        checker.on_message(channel, message)
+        if message == b"first":
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.append(task)
+            await asyncio.Event().wait()
+
+    sub = mpx.new_channel_subscription(on_message, checker.on_disconnect, checker.on_activation)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "first")
+    await admin.publish("a", "second")
+    await until(lambda: sub.pending == 1)
+    await kill_clients(admin, mpx)
+    await sub.wait_for_activation(5)
+    tasks[0].cancel()
+    await until(lambda: checker.kinds == ["activation", "message", "message", "disconnect", "activation"])
+    await admin.publish("a", "third")
+    await until(lambda: checker.payloads == [b"first", b"second", b"third"])
+    assert not checker.faults
+    assert sub.dropped == 0
+
+
+async def test_callbacks_do_not_run_in_the_context_of_strangers(mpx: Multiplexer, admin: Redis) -> None:
+    user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+    seen: list[str] = []
+
+    def note(*_: object) -> None:
+        seen.append(user.get())
+
+    async def note_later(*_: object) -> None:
+        note()
+
+    async def client(name: str) -> None:
+        user.set(name)
+        sub = mpx.new_channel_subscription(note_later, None, note)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+
+    for name in ("alice", "bob"):
+        await asyncio.create_task(client(name))
+    await admin.publish("a", "1")
+    await until(lambda: len(seen) == 4)
+    assert seen == ["nobody"] * 4
+
+
+async def test_refusing_to_unsubscribe_is_warned_of_once(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    await set_user(admin, "&*", "-unsubscribe")
+    async with limited(server) as mpx:
+        sub = mpx.new_channel_subscription()
+        names = [str(number) for number in range(20)]
+        sub.add(*names)
+        await sub.wait_for_activation(5)
+        for name in names:
+            sub.remove(name)
+            await asyncio.sleep(0.005)
+        await until(lambda: mpx._hub.main.registry.in_flight is None)
+    assert sum("refuses to unsubscribe" in r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING) == 1
+
+
+def test_a_prefix_that_is_wholly_forbidden_costs_little_more_than_its_names() -> None:
+    registry: Registry[str] = Registry()
+    total = 2048
+    for number in range(total):
+        registry.attach(Kind.CHANNEL, b"%d" % number, "user")
+    commands = names = told = 0
+    queue = registry.flush()
+    while queue:
+        command = queue.pop(0)
+        commands += 1
+        names += len(command.names)
+        told += len(list(registry.refuse()[1]))
+        queue += registry.flush()
+    assert told == total
+    assert commands < 3 * total
+    assert names < 20 * total
+
+
+def test_a_refusal_survives_the_merging_of_gaps() -> None:
+    backlog = new_backlog(10, Overflow.DROP_OLDEST, Budget())
+    backlog.disconnect("first", None)
+    backlog.signal(Signal.ERROR, "refused", frozenset({b"x"}))
+    backlog.signal(Signal.ACTIVATION, b"y", frozenset({b"y"}))
+    backlog.disconnect("second", None)
+    assert backlog.pop_signal() == (Signal.DISCONNECT, "first")
+    assert backlog.pop_signal() == (Signal.ERROR, "refused")
+    assert backlog.pop_signal() is None
+
+
+def test_gaps_merge_only_with_the_one_before() -> None:
+    backlog = new_backlog(10, Overflow.DROP_OLDEST, Budget())
+    one = frozenset({b"x"})
+    for error, names in (("1", one), ("2", None), ("3", one)):
+        backlog.disconnect(error, names)
+        backlog.signal(Signal.ACTIVATION, b"x", one)
+    popped = [backlog.pop_signal() for _ in range(6)]
+    assert [signal[0] for signal in popped if signal] == [Signal.DISCONNECT, Signal.ACTIVATION] * 3

@@ -1,0 +1,561 @@
+"""Before a loop runs, in another one, after a fork, at the end: no task, no socket, no callback is left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.backoff import ConstantBackoff
+
+from redismpx import (
+    ConnectionLost,
+    Multiplexer,
+    MultiplexerIsClosed,
+    PromiseInterrupted,
+    Stats,
+    SubscriptionIsClosed,
+)
+from redismpx._core.backlog import Backlog
+from redismpx._core.registry import Registry
+from redismpx._io.runtime import tasks as tasks_module
+from redismpx._io.session import dispatch as dispatch_module
+from redismpx._io.session.dispatch import Dispatcher
+from redismpx._io.session.link import Link
+from redismpx._io.session.supervisor import Supervisor
+
+from ..conftest import open_sockets
+from ..helpers.checker import Checker
+from ..helpers.servers import FakeServer, Server, settled, shake_hands, until, without_slowness
+from .test_refusals import limited, set_user
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def test_made_before_any_loop_runs_it_starts_with_the_first_call_inside_one(url: str) -> None:
+    checker = Checker()
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(*checker.callbacks)
+    sub.add("a", "b")
+    sub.remove("b")
+    promises = mpx.new_promise_subscription("p-")
+    assert mpx.stats().state == "idle"
+    assert not mpx.connected
+
+    async def main() -> None:
+        await sub.wait_for_activation(5)
+        promise = await promises.wait_for_new_promise("x", 5)
+        async with Redis.from_url(url) as client:
+            await client.publish("a", "1")
+            await client.publish("p-x", "2")
+            assert await promise == b"2"
+            await until(lambda: checker.payloads == [b"1"])
+        await mpx.aclose()
+
+    asyncio.run(main())
+    assert checker.kinds == ["activation", "message"]
+
+
+def test_another_loop_and_another_thread_are_refused(url: str) -> None:
+    mpx = Multiplexer(url)
+
+    async def bind() -> None:
+        await mpx.connect(5)
+
+    def use() -> None:
+        for call in (lambda: mpx.new_channel_subscription(print), lambda: mpx.new_promise_subscription("x"), mpx.close):
+            with pytest.raises(RuntimeError, match="another event loop or thread"):
+                call()
+
+    async def elsewhere() -> None:
+        use()
+        with pytest.raises(RuntimeError):
+            await mpx.connect()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(bind())
+    asyncio.run(elsewhere())
+    failures: list[BaseException] = []
+
+    def in_thread() -> None:
+        try:
+            use()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert failures == []
+    sub = mpx.new_channel_subscription(print)  # between two runs of its own loop
+    sub.add("a")
+    loop.run_until_complete(sub.wait_for_activation(5))
+    loop.run_until_complete(mpx.aclose())
+    loop.close()
+
+
+async def test_a_forked_child_is_refused_and_the_parent_unaffected(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which others started
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                sub.add("b")
+            except RuntimeError as error:
+                code = 0 if "forked" in str(error) else 2
+            finally:
+                os._exit(code)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        for number in range(100):
+            await admin.publish("a", number)
+        await until(lambda: checker.messages == 100)
+        assert not checker.faults
+        assert checker.disconnects == 0
+
+
+def test_a_multiplexer_made_before_a_fork_and_started_after_works(url: str) -> None:
+    program = """
+import asyncio, os, sys
+from redismpx import Multiplexer
+mpx = Multiplexer(sys.argv[1])
+sub = mpx.new_channel_subscription(print)
+sub.add("a")
+async def main():
+    await sub.wait_for_activation(5)
+    await mpx.aclose()
+child = os.fork()
+asyncio.run(main())
+if child:
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run_program(program, url)
+
+
+def run_program(program: str, *arguments: str) -> None:
+    """Run a program of its own; it must exit well and say nothing."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stdout, without_slowness(result.stderr.splitlines())) == (0, "", [])
+
+
+def test_a_loop_may_end_at_any_moment_of_a_dial(url: str) -> None:
+    """Python 3.11's wait_for, which redis-py sends with, may swallow the cancellation by asyncio.run."""
+    program = """
+import asyncio, sys
+from redismpx import Multiplexer
+async def main(ticks):
+    mpx = Multiplexer(sys.argv[1])
+    publishing = asyncio.ensure_future(mpx.publish("a", "x"))
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+for ticks in range(60):
+    asyncio.run(main(ticks))
+"""
+    run_program(program, url)
+
+
+@pytest.mark.parametrize("how", ["return", "raise", "cancel"])
+def test_a_loop_that_ends_without_closing_leaves_nothing_behind(url: str, how: str) -> None:
+    program = """
+import asyncio, sys
+from redismpx import Multiplexer
+url, how = sys.argv[1:]
+async def main():
+    mpx = Multiplexer(url)
+    async def hang(*_): await asyncio.Event().wait()
+    sub = mpx.new_channel_subscription(hang, None, hang)
+    sub.add("a")
+    await mpx.new_promise_subscription("p").wait_for_new_promise("x", 5)
+    if how == "raise":
+        raise KeyError
+    if how == "cancel":
+        asyncio.current_task().cancel()
+        await asyncio.sleep(1)
+try:
+    asyncio.run(main())
+except (KeyError, asyncio.CancelledError):
+    pass
+"""
+    run_program(program, url, how)
+
+
+async def test_after_aclose_everything_raises_by_name_and_can_still_be_looked_at(url: str) -> None:
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(print)
+    sub.add("a")
+    pattern = mpx.new_pattern_subscription("a*", print)
+    promises = mpx.new_promise_subscription("p-")
+    promise = await promises.wait_for_new_promise("x", 5)
+    waiter = asyncio.ensure_future(mpx.connect())
+    await mpx.aclose()
+    await mpx.aclose()
+    mpx.close()
+    await asyncio.gather(waiter, return_exceptions=True)
+    with pytest.raises(PromiseInterrupted) as interrupted:
+        await promise
+    assert interrupted.value.reason == "closed"
+    for call in (
+        lambda: mpx.new_channel_subscription(print),
+        lambda: mpx.new_pattern_subscription("a", print),
+        lambda: mpx.new_promise_subscription("a"),
+    ):
+        with pytest.raises(MultiplexerIsClosed):
+            call()
+    with pytest.raises(MultiplexerIsClosed):
+        await mpx.connect()
+    with pytest.raises(MultiplexerIsClosed):
+        async with mpx:
+            pass
+    for each in (sub, pattern, promises):
+        assert each.closed
+        assert "closed" in repr(each)
+        each.close()
+        with pytest.raises(SubscriptionIsClosed):
+            await each.wait_for_activation()
+    with pytest.raises(SubscriptionIsClosed):
+        sub.add("b")
+    assert isinstance(mpx.stats(), Stats)
+    assert not mpx.connected
+    assert "closed" in repr(mpx)
+
+
+async def test_closing_one_that_never_started_starts_nothing() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    fake = FakeServer(script)
+    async with fake.run() as url:
+        await Multiplexer(url).aclose()
+        Multiplexer(url).close()
+        await asyncio.sleep(0.05)
+    assert fake.accepted == 0
+
+
+async def test_close_while_it_waits_for_a_connection_wakes_who_waits(server: Server) -> None:
+    server.kill()
+    mpx = Multiplexer(server.url)
+    waiter = asyncio.ensure_future(mpx.connect())
+    await until(lambda: mpx.stats().state == "backing off")
+    mpx.close()
+    with pytest.raises(MultiplexerIsClosed):
+        await waiter
+
+
+async def test_no_callback_after_close_returns(url: str, admin: Redis) -> None:
+    mpx = Multiplexer(url)
+    checker = Checker()
+    sub = mpx.new_channel_subscription(*checker.callbacks)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    pipe = admin.pipeline(transaction=False)
+    for number in range(1000):
+        pipe.publish("a", number)
+    await pipe.execute()  # waiting in the socket
+    mpx.close()
+    seen = len(checker.events)
+    await mpx.aclose()
+    await asyncio.sleep(0.05)
+    assert len(checker.events) == seen
+    await settled(admin, set())
+
+
+@pytest.mark.parametrize("how", ["mpx", "sub", "remove"])
+async def test_what_was_read_already_is_not_delivered_after_the_end(url: str, admin: Redis, how: str) -> None:
+    async with Multiplexer(url) as mpx:
+        seen: list[bytes] = []
+
+        def on_message(channel: bytes, message: bytes) -> None:
+            seen.append(message)
+            if how == "mpx":
+                mpx.close()
+            elif how == "sub":
+                sub.close()
+            else:
+                sub.remove("a")
+
+        sub = mpx.new_channel_subscription(on_message)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        pipe = admin.pipeline(transaction=False)
+        for number in range(100):
+            pipe.publish("a", number)
+        await pipe.execute()  # all in one read of the socket
+        await settled(admin, set())
+        assert seen == [b"0"]
+
+
+@pytest.mark.parametrize("pauses", [1, 2, 3, 4, 5, 6, 8])
+async def test_aclose_while_dialling_is_no_internal_error(
+    url: str, pauses: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        async with Multiplexer(url):
+            for _ in range(pauses):
+                await asyncio.sleep(0.00005)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_aclose_while_the_server_does_not_answer_the_handshake() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # accepts, and never says a word
+
+    fake = FakeServer(script)
+    async with fake.run() as url:
+        mpx = Multiplexer(url.partition("?")[0])
+        mpx.new_channel_subscription(lambda *_: None).add("a")
+        await until(lambda: fake.accepted == 1)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        mpx.close()
+        await until(lambda: not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()], 1)
+        await mpx.aclose()
+        assert loop.time() - began < 1
+
+
+async def test_a_peer_that_stops_reading_does_not_hinder_closing_or_adding() -> None:
+    stuck = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await stuck.wait()
+
+    async with FakeServer(script).run() as url:
+        mpx = Multiplexer(url)
+        sub = mpx.new_channel_subscription(lambda *_: None)
+        sub.add("a")
+        await mpx.connect(5)
+        for number in range(50):
+            sub.add(*(b"%d-%d" % (number, each) + b"x" * 1000 for each in range(100)))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(mpx.aclose(), 1)
+        stuck.set()
+
+
+async def test_a_cancelled_aclose_goes_on_and_a_second_one_waits_for_the_rest(url: str, admin: Redis) -> None:
+    release = asyncio.Event()
+    entered = asyncio.Event()
+
+    async def stubborn(channel: bytes, message: bytes) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await release.wait()
+
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(stubborn)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "1")
+    await entered.wait()
+    closing = asyncio.ensure_future(mpx.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    again = asyncio.ensure_future(mpx.aclose())
+    await asyncio.sleep(0.01)
+    assert not again.done()
+    release.set()
+    await again
+
+
+async def test_a_callback_that_resists_cancelling_does_not_hold_closing_for_ever(
+    url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tasks_module, "END_TIMEOUT", 0.05)
+    release = asyncio.Event()
+
+    async def stubborn(channel: bytes, message: bytes) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(stubborn)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "1")
+    await until(lambda: sub._inbox._worker is not None)
+    await asyncio.wait_for(mpx.aclose(), 1)
+    assert "did not end" in caplog.text
+    release.set()
+    await mpx.aclose()
+
+
+async def test_opened_and_closed_a_thousand_times(url: str) -> None:
+    before = open_sockets()
+    for number in range(1000):
+        mpx = Multiplexer(url)
+        sub = mpx.new_channel_subscription(lambda *_: None)
+        sub.add("a")
+        if number % 2:
+            await sub.wait_for_activation(5)
+        await mpx.aclose()
+    await asyncio.sleep(0)
+    assert open_sockets() <= before
+    assert not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()]
+
+
+ENTRIES: list[tuple[type, str]] = [
+    (Supervisor, "_flush"),
+    (Supervisor, "_retry"),
+    (Link, "_watch"),
+    (Link, "_take"),
+    (Link, "_hear"),
+    (Dispatcher, "receive"),
+    (Dispatcher, "_confirm"),
+    (Dispatcher, "_answer"),
+    (Dispatcher, "_go_on"),
+    (Dispatcher, "lose"),
+    (Registry, "flush"),
+    (Registry, "welcome"),
+    (Registry, "confirm"),
+    (Registry, "refuse"),
+    (Registry, "retry"),
+    (Registry, "ping"),
+    (Registry, "pong"),
+    (Registry, "lost"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), ENTRIES, ids=lambda entry: getattr(entry, "__name__", entry))
+async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
+    server: Server,
+    admin: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    name: str,
+) -> None:
+    """Whatever the loop calls may fail, once: it is logged, the connection is given up, and all begins anew."""
+    monkeypatch.setattr(dispatch_module, "PORTION", 1)
+    await set_user(admin, "&*", "-psubscribe")
+    async with limited(server, ping_interval=0.05) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        twin = mpx.new_channel_subscription(lambda *_: None)
+        for each in (sub, twin):
+            each.add("a")
+            await each.wait_for_activation(5)
+
+        function = getattr(owner, name)
+        faults: list[Exception] = []
+
+        def faulty(*arguments: Any, **options: Any) -> Any:
+            if not faults:
+                faults.append(RuntimeError("injected"))
+                raise faults[0]
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, faulty)
+        sub.add("b")  # flush, confirm
+        mpx.new_pattern_subscription("refused", on_error=lambda _: None)  # refuse
+        mpx.new_channel_subscription(lambda *_: None).add("a")  # welcome
+        await admin.publish("a", "x")  # fan out to more than a portion
+        if name in ("_retry", "retry"):
+            await until(lambda: mpx._hub.main._retrying is not None)
+            mpx._hub.main._retry_in(0)
+        if name in ("lose", "lost"):
+            await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda: bool(faults))
+        await until(lambda: "disconnect" in checker.kinds)
+        await sub.wait_for_activation(5)
+        await admin.publish("b", "y")
+        await until(lambda: b"y" in checker.payloads)
+        assert not checker.faults
+        assert mpx.stats().connections == 2
+        (error,) = (event for kind, event in checker.events if kind == "disconnect")
+        assert isinstance(error, ConnectionLost)
+        if name not in ("lose", "lost"):
+            assert "internal error" in error.reason
+            assert error.__cause__ is faults[0]
+        records = [r for r in caplog.records if r.levelno == logging.CRITICAL]
+        assert ["internal error" in r.getMessage() for r in records] == [True]
+        assert not [r for r in caplog.records if r.name == "asyncio"]
+
+
+async def test_a_fault_in_a_task_of_our_own_is_critical_and_delivery_goes_on(
+    url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[bytes] = []
+
+    async def on_message(channel: bytes, message: bytes) -> None:
+        await asyncio.sleep(0)
+        seen.append(message)
+
+    pop_message = Backlog.pop_message
+    faults: list[Exception] = []
+
+    def faulty(backlog: Backlog) -> object:
+        if not faults:
+            faults.append(RuntimeError("injected"))
+            raise faults[0]
+        return pop_message(backlog)
+
+    monkeypatch.setattr(Backlog, "pop_message", faulty)
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(on_message)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        for number in range(3):
+            await admin.publish("a", number)
+        await until(lambda: seen == [b"0", b"1", b"2"])
+    records = [r.getMessage() for r in caplog.records if r.levelno == logging.CRITICAL]
+    assert records == ["internal error in redismpx a channel subscription"]
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+async def test_a_logging_filter_that_raises_costs_nothing(
+    server: Server, admin: Redis, capsys: pytest.CaptureFixture[str], level: int
+) -> None:
+    """Not one of the records on the way from one connection to the next, nor those of what callbacks raise."""
+    calls = 0
+
+    def raising(record: logging.LogRecord) -> bool:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("a filter's")
+
+    def on_message(channel: bytes, message: bytes) -> None:
+        checker.on_message(channel, message)
+        raise ValueError
+
+    logger = logging.getLogger("redismpx")
+    logger.addFilter(raising)
+    logger.setLevel(level)
+    try:
+        async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(on_message, checker.on_disconnect, checker.on_activation)
+            sub.add("a")
+            await sub.wait_for_activation(5)
+            await admin.publish("a", "1")
+            await until(lambda: checker.messages == 1)
+            await admin.publish("a", "2")
+            await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: mpx.stats().connections == 2)
+            await sub.wait_for_activation(5)
+    finally:
+        logger.removeFilter(raising)
+        logger.setLevel(logging.NOTSET)
+    assert checker.kinds == ["activation", "message", "message", "disconnect", "activation"]
+    assert calls >= 2
+    assert "a filter's" in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""What one multiplexer may be asked for has bounds, each with an exception of its own, and nothing half done."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from redismpx import (
+    LimitReached,
+    Multiplexer,
+    SlowConsumer,
+    TooManyChannels,
+    TooManyPatterns,
+    TooManyPromises,
+)
+
+from ..helpers.servers import settled, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def test_channels_are_bounded_over_all_subscriptions(url: str, admin: Redis) -> None:
+    async with Multiplexer(url, max_channels=3) as mpx:
+        one, other = mpx.new_channel_subscription(), mpx.new_channel_subscription()
+        one.add("a", "b")
+        with pytest.raises(TooManyChannels, match="max_channels=3") as caught:
+            other.add("c", "d")
+        assert (caught.value.limit, caught.value.value) == ("max_channels", 3)
+        assert isinstance(caught.value, LimitReached)
+        assert other.channels == frozenset()
+        other.add("a", "b", "c")  # what is wanted already costs nothing
+        await other.wait_for_activation(5)
+        one.remove("a", "b")
+        with pytest.raises(TooManyChannels):
+            one.add("d")
+        other.remove("c")
+        one.add("d", "d")  # one of them, twice
+        await settled(admin, {b"a", b"b", b"d"})
+        assert mpx.stats().channels == 3
+
+
+async def test_patterns_are_bounded_and_prefixes_of_promises_are_patterns() -> None:
+    async with Multiplexer("redis://127.0.0.1:1", max_patterns=2) as mpx:
+        first = mpx.new_pattern_subscription("a*")
+        mpx.new_pattern_subscription("a*")
+        mpx.new_promise_subscription("p")
+        for make in (mpx.new_pattern_subscription, mpx.new_promise_subscription):
+            with pytest.raises(TooManyPatterns):
+                make("b*")  # type: ignore[operator]
+        assert mpx.stats().subscriptions == 3
+        assert mpx.stats().patterns == 2
+        first.close()
+        assert mpx.stats().patterns == 2
+
+
+async def test_promises_are_bounded_and_each_outcome_makes_room(url: str, admin: Redis) -> None:
+    async with Multiplexer(url, max_promises=2) as mpx:
+        subs = [mpx.new_promise_subscription(prefix) for prefix in ("a", "b")]
+        for sub in subs:
+            await sub.wait_for_activation(5)
+
+        async def kept() -> None:
+            promise = subs[0].new_promise("1", 5)
+            await admin.publish(promise.channel, "x")
+            assert await promise == b"x"
+
+        async def expired() -> None:
+            with pytest.raises(TimeoutError):
+                await subs[0].new_promise("1", 0)
+
+        async def cancelled() -> None:
+            subs[1].new_promise("1").cancel()
+
+        async def kept_by_hand() -> None:
+            subs[1].new_promise("1").set_result(b"x")
+
+        async def broken_by_hand() -> None:
+            promise = subs[1].new_promise("1", 5)
+            promise.set_exception(ValueError())
+            assert isinstance(promise.exception(), ValueError)
+
+        async def cleared() -> None:
+            promise = subs[1].new_promise("1", 5)
+            subs[1].clear()
+            assert promise.done()
+
+        standing = subs[1].new_promise("stays")
+        for settle in (kept, expired, cancelled, kept_by_hand, broken_by_hand):
+            await settle()
+            assert mpx.stats().promises == 1
+        await cleared()
+        assert standing.done()
+        assert mpx.stats().promises == 0
+        promises = [subs[0].new_promise("1"), subs[1].new_promise("1")]
+        with pytest.raises(TooManyPromises):
+            subs[0].new_promise("2")
+        with pytest.raises(TooManyPromises):
+            await subs[0].wait_for_new_promise("2", 5)
+        assert mpx.stats().promises == 2
+    assert all(promise.done() for promise in promises)
+    assert mpx.stats().promises == 0
+
+
+@pytest.mark.parametrize(
+    ("ask", "what"),
+    [
+        (lambda mpx: mpx.new_channel_subscription().add("good", b"x" * 65_537), "a channel of 65537 bytes"),
+        (lambda mpx: mpx.new_pattern_subscription(b"x" * 1_025), "a pattern of 1025 bytes"),
+        (lambda mpx: mpx.new_pattern_subscription("*a" * 101), "101 stars"),
+        (lambda mpx: mpx.new_promise_subscription("x" * 1_025), "a prefix of 1025 bytes"),
+    ],
+)
+async def test_names_too_long_and_patterns_too_hard_are_refused_before_anything_changes(
+    ask: Callable[[Multiplexer], Any], what: str
+) -> None:
+    async with Multiplexer("redis://127.0.0.1:1") as mpx:
+        with pytest.raises(ValueError, match=what):
+            ask(mpx)
+        assert (mpx.stats().channels, mpx.stats().patterns) == (0, 0)
+
+
+async def test_a_suffix_is_bounded(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_promise_subscription("a")
+        await sub.wait_for_activation(5)
+        with pytest.raises(ValueError, match="a suffix of 65537 bytes"):
+            sub.new_promise("x" * 65_537)
+
+
+async def test_without_bounds_the_server_has_the_last_word(url: str, admin: Redis) -> None:
+    async with Multiplexer(
+        url, max_channels=None, max_patterns=None, max_promises=None, max_name_bytes=None,
+        max_pattern_bytes=None, max_pattern_stars=None, max_pending_bytes=None, max_total_pending_bytes=None,
+    ) as mpx:  # fmt: skip
+        channel, pattern = b"c" * 100_000, b"*p" * 1_000
+        sub = mpx.new_channel_subscription()
+        sub.add(channel)
+        await sub.wait_for_activation(5)
+        await mpx.new_pattern_subscription(pattern).wait_for_activation(5)
+        await settled(admin, {channel}, 1)
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "latest", "close"])
+async def test_the_bytes_that_wait_are_bounded(url: str, admin: Redis, overflow: str) -> None:
+    errors: list[Exception] = []
+    async with Multiplexer(url, max_pending_bytes=1000, overflow=overflow, on_error=errors.append) as mpx:
+        sub = mpx.new_channel_subscription()
+        channels = [b"%02d" % number for number in range(20)]
+        sub.add(*channels)
+        await sub.wait_for_activation(5)
+        for channel in channels:
+            await admin.publish(channel, channel * 49)  # 100 bytes each, the name among them
+        await until(lambda: sub.closed or mpx.stats().messages == 20)
+        assert [type(error) for error in errors] == [SlowConsumer]
+        if overflow == "close":
+            assert sub.closed
+            assert mpx.stats().pending_bytes == 0
+            return
+        assert (sub.pending, sub.dropped, mpx.stats().pending_bytes) == (10, 10, 1000)
+        kept = channels[:10] if overflow == "drop_newest" else channels[10:]
+        assert [(await sub.get()).channel for _ in range(10)] == kept
+        assert mpx.stats().pending_bytes == 0
+        await admin.publish(channels[0], b"x" * 999)  # too large all by itself
+        await until(lambda: sub.dropped == 11)
+        await admin.publish(channels[0], b"x")
+        assert (await sub.get(5)).data == b"x"
+
+
+async def test_the_bytes_that_wait_for_all_together_are_bounded(url: str, admin: Redis) -> None:
+    never = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        await never.wait()
+
+    async with Multiplexer(url, max_total_pending_bytes=1000, on_error=lambda _: None) as mpx:
+        subs = [mpx.new_channel_subscription(hang) for _ in range(4)]
+        reader = mpx.new_channel_subscription()
+        for sub in (*subs, reader):
+            sub.add("a")
+            await sub.wait_for_activation(5)
+        for number in range(20):
+            await admin.publish("a", b"%099d" % number)
+            assert int((await reader.get(5)).data) == number  # who keeps up finds room
+        stats = mpx.stats()
+        assert stats.pending_bytes == 100 * stats.pending == 800  # what each holds is left free: 1000 / (4 + 1)
+        assert stats.pending + stats.dropped == 19 * 4  # one of each is in the callback's hands
+        assert reader.dropped == 0
+        subs[0].close()
+        assert mpx.stats().pending_bytes == 600
+
+
+def test_all_that_is_asked_for_without_measure_does_with_little_memory_and_refusals_change_nothing(url: str) -> None:
+    """In a process that may have 512 MB of addresses, that of Python and its libraries among them."""
+    command = [sys.executable, "-m", "tests.helpers.exhaust", url, "7"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,205 @@
+"""A silent connection is pinged, and given up when nothing comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from redis.backoff import ConstantBackoff
+
+from redismpx import Multiplexer
+
+from ..helpers.checker import Checker
+from ..helpers.proxy import Proxy
+from ..helpers.servers import FakeServer, Server, read_command, shake_hands, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+NOISE = 3.0  # seconds that a busy machine may be late
+
+
+def patient(url: str, **options: float) -> Multiplexer:
+    return Multiplexer(url, backoff=ConstantBackoff(0.05), socket_timeout=0.5, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("how", ["frozen", "both ways", "to the client", "to the server"])
+async def test_a_silence_is_found_out_when_the_ping_deadline_is_over_and_not_before(server: Server, how: str) -> None:
+    """A dead network swallows what is sent without an error: only what is received is a sign of life."""
+    interval, timeout = 0.2, 0.4
+    loop = asyncio.get_running_loop()
+    ended: list[float] = []
+    with Proxy(server.port) as proxy:
+        async with patient(proxy.url, ping_interval=interval, ping_timeout=timeout) as mpx:
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            sub.add("a")
+            await sub.wait_for_activation(5)
+            link = mpx._hub.main._link
+            assert link is not None
+            link.lost.add_done_callback(lambda _: ended.append(loop.time()))
+            await until(lambda: link.phase.value == "pinged")
+            await until(lambda: link.phase.value == "live")
+            silent = loop.time()
+            if how == "frozen":
+                server.freeze()
+            proxy.to_client.hole = how in ("both ways", "to the client")
+            proxy.to_server.hole = how in ("both ways", "to the server")
+            await until(lambda: checker.kinds == ["activation", "disconnect"])
+            assert "PING" in checker.events[1][1].reason
+            assert ended[0] >= link._heard + interval + timeout
+            assert ended[0] <= silent + interval + timeout + 0.5 + NOISE
+            server.thaw()
+            proxy.heal()
+            await sub.wait_for_activation(10)
+            assert checker.kinds == ["activation", "disconnect", "activation"]
+
+
+async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
+    async with patient(server.url, ping_interval=0.2, ping_timeout=1.0) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        server.freeze()
+        link = mpx._hub.main._link
+        assert link is not None
+        await until(lambda: link.phase.value == "pinged")
+        server.thaw()
+        await until(lambda: link.phase.value == "live")
+        assert checker.kinds == ["activation"]
+
+
+async def test_our_own_loop_standing_still_is_no_reason(url: str) -> None:
+    async with patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        link = mpx._hub.main._link
+        assert link is not None
+        for _ in range(3):
+            await until(lambda: link.phase.value == "live")
+            await until(lambda: link.phase.value == "pinged")  # the answer comes while nobody reads
+            time.sleep(0.5)
+        await until(lambda: link.phase.value == "live")
+        assert checker.kinds == ["activation"]
+        assert mpx.stats().connections == 1
+
+
+def test_our_own_process_suspended_is_no_reason(server: Server) -> None:
+    """After SIGCONT asyncio runs what timers are due before it looks at its sockets."""
+    program = """
+import asyncio, sys
+from redismpx import Multiplexer
+async def main():
+    async with Multiplexer(sys.argv[1], ping_interval=0.1, ping_timeout=0.3) as mpx:
+        await mpx.connect(5)
+        link = mpx._hub.main._link
+        print("connected", flush=True)
+        sys.stdin.readline()
+        while link.phase.value != "pinged":
+            await asyncio.sleep(0.001)
+        print("pinged", flush=True)
+        while link.phase.value in ("pinged", "doubted"):
+            await asyncio.sleep(1)
+        print(link.phase.value, flush=True)
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", program, server.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "connected\n"
+        server.freeze()
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "pinged\n"
+        stat = Path(f"/proc/{child.pid}/stat")
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.001)  # until it waits for its sockets
+        child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)
+        server.thaw()  # its answer is in the socket long before the deadline
+        time.sleep(0.5)  # the deadline passes
+        child.send_signal(signal.SIGCONT)
+        assert child.stdout.readline() == "live\n"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", b"-NOPERM no ping\r\n", b"-LOADING wait\r\n"]
+)
+async def test_any_complete_answer_to_a_ping_is_life(answer: bytes) -> None:
+    pings = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal pings
+        command = await shake_hands(reader, writer)
+        while True:
+            assert command == [b"PING"]
+            pings += 1
+            writer.write(answer)
+            command = await read_command(reader)
+
+    fake = FakeServer(script)
+    async with fake.run() as url:
+        async with patient(url, ping_interval=0.02, ping_timeout=0.2):
+            await until(lambda: pings >= 5)
+        assert fake.accepted == 1
+
+
+async def test_a_swallowed_subscribe_is_found_out_though_pings_are_answered_and_messages_flow() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)  # the SUBSCRIBE, never answered
+
+        async def flow() -> None:
+            while True:
+                writer.write(b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$1\r\ny\r\n")
+                await asyncio.sleep(0.01)
+
+        task = asyncio.ensure_future(flow())
+        try:
+            while await read_command(reader) == [b"PING"]:
+                writer.write(b"+PONG\r\n")
+        finally:
+            task.cancel()
+
+    fake = FakeServer(script)
+    async with fake.run() as url, patient(url, ping_interval=0.1, ping_timeout=0.5) as mpx:
+        mpx.new_channel_subscription(lambda *_: None).add("a")
+        await until(lambda: fake.accepted >= 2)
+        assert "PING" in str(mpx.stats().last_error)
+
+
+async def test_half_a_frame_is_no_life() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)
+        writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n$100000000\r\n")
+        while True:  # bytes without end, and never a complete reply
+            writer.write(b"x" * 100)
+            await asyncio.sleep(0.01)
+
+    fake = FakeServer(script)
+    async with fake.run() as url, patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+        mpx.new_channel_subscription().add("a")
+        await until(lambda: fake.accepted >= 2)
+
+
+async def test_without_ping_interval_there_are_no_pings() -> None:
+    commands: list[list[bytes]] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commands.append(await shake_hands(reader, writer))
+
+    async with FakeServer(script).run() as url:
+        mpx = Multiplexer(url, ping_interval=None)
+        await mpx.connect(5)
+        await asyncio.sleep(0.2)
+        await mpx.aclose()
+    assert commands == []

@@ -1,0 +1,88 @@
+"""Whoever is cancelled leaves nothing behind that somebody else could take for an answer to him."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+from redis.asyncio import Redis
+
+from redismpx import Multiplexer, Request
+
+from ..helpers.proxy import Proxy
+from ..helpers.servers import Server, settled, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+TIMEOUT = 20.0
+
+
+async def test_a_storm_of_cancellations_over_a_slow_line_mixes_up_no_answers(
+    shared_server: Server, admin: Redis
+) -> None:
+    """Of 1,200 calls a half is cancelled while commands, replies and messages are on their way; each has its own."""
+    random = Random(13)
+    outcomes: Counter[str] = Counter()
+    with Proxy(shared_server.port) as proxy:
+        async with Multiplexer(proxy.url) as mpx:
+            promises = mpx.new_promise_subscription("storm-promise-")
+
+            def echo(request: Request) -> bytes:
+                return request.body
+
+            service = mpx.serve("storm-service", echo)
+
+            async def keep(token: bytes) -> bytes | None:
+                promise = promises.new_promise(token, TIMEOUT)
+                try:
+                    await mpx.publish(promise.channel, token)
+                    return await promise
+                finally:
+                    promise.cancel()
+
+            async def ask(token: bytes) -> bytes:
+                return await mpx.request("storm-service", token, timeout=TIMEOUT)
+
+            async def subscribe(token: bytes) -> bytes:
+                name = b"storm-" + token
+                async with mpx.new_channel_subscription() as sub:
+                    sub.add(name)
+                    await sub.wait_for_activation(TIMEOUT)
+                    count = await mpx.publish(name, token)
+                    message = await sub.get(TIMEOUT)
+                return message.data if (message.channel, count) == (name, 1) else b"%r" % [message, count]
+
+            async def shout(token: bytes) -> bytes:
+                count = await mpx.publish(b"storm-nobody-" + token, token)
+                return token if count == 0 else b"%d" % count
+
+            calls: list[Callable[[bytes], Awaitable[bytes | None]]] = [keep, ask, subscribe, shout]
+            await promises.wait_for_activation(TIMEOUT)
+            await service.wait_for_activation(TIMEOUT)
+            await mpx.request("storm-service", b"", timeout=TIMEOUT)  # its promise subscription stands from here on
+
+            async def make(token: bytes) -> None:
+                call = random.choice(calls)
+                task = asyncio.ensure_future(call(token))
+                if random.random() < 0.5:
+                    await asyncio.sleep(random.random() * 0.02)
+                    task.cancel()
+                await asyncio.wait([task])
+                if task.cancelled():
+                    outcomes["cancelled"] += 1
+                else:
+                    outcomes["right" if task.result() == token else f"{call.__name__}: {task.result()!r}"] += 1
+
+            proxy.to_server.delay = proxy.to_client.delay = 0.005
+            for wave in range(12):
+                await asyncio.gather(*(make(b"%d-%d" % (wave, number)) for number in range(100)))
+            assert set(outcomes) == {"cancelled", "right"}, outcomes
+            assert min(outcomes.values()) > 100, outcomes
+            stats = mpx.stats()
+            assert (stats.connections, stats.promises, stats.ignored) == (1, 0, 0)
+            proxy.heal()
+            await until(lambda: mpx.stats().channels == 1)
+            await settled(admin, {b"storm-service"}, 2)

@@ -1,0 +1,359 @@
+"""Networked promises: exactly one outcome each, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from redis.backoff import ConstantBackoff
+
+from redismpx import (
+    ConnectionLost,
+    InactiveSubscription,
+    Multiplexer,
+    Promise,
+    PromiseInterrupted,
+    PromiseTimeout,
+    RedisMPXError,
+    SubscriptionIsClosed,
+)
+from redismpx._core.wire import escape_glob
+
+from ..helpers.servers import Server, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def test_a_promise_is_kept_by_the_next_message_on_its_channel(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("hello-")
+        await promises.wait_for_activation(5)
+        promise = promises.new_promise("world", 10)
+        assert promise.channel == b"hello-world"
+        assert promises.pending == mpx.stats().promises == 1
+        await admin.publish("hello-worlds", "no")
+        assert await admin.publish("hello-world", "yes") == 1
+        assert await promise == b"yes"
+        assert await promise == b"yes"  # as often as one likes
+        await admin.publish("hello-world", "late")
+        assert promises.pending == 0
+
+
+async def test_a_message_counts_from_when_the_promise_was_made_awaited_or_not(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        promise = await promises.wait_for_new_promise("x", 10)
+        await admin.publish("p-x", "early")
+        await until(promise.done)
+        assert await promise == b"early"
+
+
+async def test_the_deadline_begins_when_the_promise_is_made(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        promise = promises.new_promise("x", 0.05)
+        await until(promise.done)  # nobody awaits it
+        with pytest.raises(PromiseTimeout) as caught:
+            await promise
+        assert isinstance(caught.value, TimeoutError)
+        assert caught.value.channel == b"p-x"
+        assert promises.pending == 0
+
+
+async def test_all_promises_of_one_channel_get_the_message(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        several = [promises.new_promise("x", 10) for _ in range(5)]
+        several[1].cancel()
+        several[3].set_result(b"by hand")
+        await admin.publish("p-x", "all")
+        assert await several[0] == await several[2] == await several[4] == b"all"
+        assert several[1].cancelled()
+        assert several[3].result() == b"by hand"
+        assert promises.pending == 0
+
+
+async def test_without_a_suffix_it_makes_up_one_that_cannot_be_guessed(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        several = [promises.new_promise(timeout=10) for _ in range(100)]
+        assert len({p.channel for p in several}) == 100
+        assert all(len(p.channel) >= 20 for p in several)
+        await admin.publish(several[0].channel, "mine")
+        assert await several[0] == b"mine"
+
+
+async def test_making_one_while_inactive_is_refused_and_waiting_for_one_is_not_a_busy_loop(server: Server) -> None:
+    server.kill()
+    mpx = Multiplexer(server.url, backoff=ConstantBackoff(0.01))
+    promises = mpx.new_promise_subscription("p[-")
+    with pytest.raises(InactiveSubscription) as inactive:
+        promises.new_promise("x", 1)
+    assert inactive.value.pattern == b"p\\[-*"
+    with pytest.raises(PromiseTimeout):
+        await promises.wait_for_new_promise("x", 0.05)
+    waiter = asyncio.ensure_future(promises.wait_for_new_promise("x", 30))
+    ticks = 0
+    while ticks < 20:
+        await asyncio.sleep(0)
+        ticks += 1
+    assert not waiter.done()
+    server.start()
+    promise = await waiter
+    promise.cancel()
+    await mpx.aclose()
+
+
+async def test_the_deadline_of_wait_for_new_promise_is_for_both_waits(server: Server) -> None:
+    server.kill()
+    mpx = Multiplexer(server.url, backoff=ConstantBackoff(0.01))
+    promises = mpx.new_promise_subscription("p-")
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    waiter = asyncio.ensure_future(promises.wait_for_new_promise("x", 3))
+    await asyncio.sleep(0.5)  # part of the three seconds
+    server.start()
+    promise = await waiter
+    assert promise._left is not None
+    assert loop.time() + promise._left == pytest.approx(began + 3, abs=0.2)
+    promise.cancel()
+    await mpx.aclose()
+
+
+async def test_a_lost_connection_breaks_all_with_the_cause(server: Server, admin: Redis) -> None:
+    async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        promise = await promises.wait_for_new_promise("x", 30)
+        await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        with pytest.raises(PromiseInterrupted) as caught:
+            await promise
+        assert caught.value.reason == "connection lost"
+        assert isinstance(caught.value.__cause__, ConnectionLost)
+        assert isinstance(caught.value, asyncio.CancelledError)  # what code for RedisMPX catches
+        assert isinstance(caught.value, RedisMPXError)
+        again = await promises.wait_for_new_promise("x", 30)
+        await admin.publish("p-x", "now")
+        assert await again == b"now"
+
+
+async def test_clear_breaks_and_stays_open_close_breaks_and_wakes_the_waiters(server: Server) -> None:
+    async with Multiplexer(server.url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        first = await promises.wait_for_new_promise("x", 30)
+        promises.clear()
+        with pytest.raises(PromiseInterrupted) as cleared:
+            await first
+        assert cleared.value.reason == "cleared"
+        second = promises.new_promise("x", 30)
+        promises.close()
+        promises.close()
+        with pytest.raises(PromiseInterrupted) as closed:
+            await second
+        assert closed.value.reason == "closed"
+        for futile in (promises.wait_for_activation(1), promises.wait_for_new_promise("x", 1)):
+            with pytest.raises(SubscriptionIsClosed):
+                await futile
+        with pytest.raises(SubscriptionIsClosed):
+            promises.new_promise("x", 1)
+        with pytest.raises(SubscriptionIsClosed):
+            promises.clear()
+
+        server.freeze()
+        waiting = mpx.new_promise_subscription("q-")
+        waiter = asyncio.ensure_future(waiting.wait_for_new_promise("x", 30))
+        await asyncio.sleep(0)
+        waiting.close()
+        with pytest.raises(SubscriptionIsClosed):
+            await waiter
+        server.thaw()
+
+
+async def test_cancelling_the_task_that_awaits_gives_the_promise_up(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+
+        async def wait() -> bytes:
+            return await promises.new_promise("x", 30)
+
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        assert promises.pending == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert promises.pending == 0
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(promises.new_promise("x", 30), 0.01)
+        assert promises.pending == 0
+
+
+async def test_a_broken_promise_that_nobody_awaits_is_no_fault(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        promises.new_promise("x", 0.01)
+        await until(lambda: promises.pending == 0)
+        promises.new_promise("x", 10)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_a_hundred_thousand_promises_have_exactly_one_outcome_each(server: Server, admin: Redis) -> None:
+    """Half are fulfilled, a quarter time out, the rest is interrupted by a kill."""
+    total = 100_000
+    async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        several = []
+        outcomes = [0] * total
+
+        def count(number: int) -> None:
+            outcomes[number] += 1
+
+        for number in range(total):
+            promise = promises.new_promise(str(number), 30 if number % 4 else 1.5)
+            promise.add_done_callback(lambda _, number=number: count(number))
+            several.append(promise)
+        assert promises.pending == mpx.stats().promises == total
+
+        for start in range(0, total, 10_000):  # the odd ones are fulfilled, twice
+            pipe = admin.pipeline(transaction=False)
+            for number in range(start + 1, start + 10_000, 2):
+                pipe.publish(f"p-{number}", number)
+                pipe.publish(f"p-{number}", "again")
+            await pipe.execute()
+        await until(lambda: all(p.done() for p in several[1::2]))
+        await until(lambda: all(p.done() for p in several[::4]))
+        assert promises.pending == total // 4
+        await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda: promises.pending == 0)
+        await asyncio.sleep(0)
+
+        assert outcomes == [1] * total
+        for number, promise in enumerate(several):
+            if number % 2:
+                assert promise.result() == b"%d" % number
+            elif number % 4 == 0:
+                assert isinstance(promise.exception(), PromiseTimeout)
+            else:
+                assert isinstance(promise.exception(), PromiseInterrupted)
+        assert promises._home.promises == promises._home.deadlines._queues == {}
+        assert mpx.stats().promises == 0
+
+
+async def test_a_message_and_a_deadline_at_the_same_moment_are_one_outcome(
+    url: str, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    total = 20_000
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        outcomes: Counter[str] = Counter()
+        calls = 0
+
+        def note(promise: asyncio.Future[bytes]) -> None:
+            nonlocal calls
+            calls += 1
+            outcomes["timeout" if promise.exception() else "kept"] += 1
+
+        dice = random.Random(7)
+        loop = asyncio.get_running_loop()
+        spread = 0.02
+        for start in range(0, total, 1000):
+            pipe = admin.pipeline(transaction=False)
+            several = []
+            for number in range(start, start + 1000):
+                pipe.publish(f"p-{number}", number)
+            began = loop.time()
+            publishing = asyncio.ensure_future(pipe.execute())
+            for number in range(start, start + 1000):  # deadlines all around the time when the messages come
+                several.append(promises.new_promise(str(number), dice.uniform(0, spread)))
+                several[-1].add_done_callback(note)
+            await publishing
+            spread = 2 * (loop.time() - began)
+            await until(lambda several=several: all(promise.done() for promise in several))
+        await until(lambda: calls == total)
+        assert outcomes.total() == total
+        assert min(outcomes["kept"], outcomes["timeout"]) > 10  # both happen
+        assert promises._home.promises == promises._home.deadlines._queues == {}
+    assert caplog.records == []  # such as an InvalidStateError in a callback of the loop
+
+
+async def test_promises_that_were_given_up_leave_nothing(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+
+        async def wait(number: int) -> None:
+            await promises.new_promise(str(number), 600)
+
+        for _ in range(6):
+            for _ in range(10_000):
+                promises.new_promise(None, 600).cancel()
+            tasks = [asyncio.ensure_future(wait(number)) for number in range(1000)]
+            await asyncio.sleep(0)
+            assert promises.pending == 1000
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            del tasks, task
+            assert promises._home.promises == promises._home.deadlines._queues == {}
+            gc.collect()
+            assert not [each for each in gc.get_objects() if isinstance(each, Promise)]
+
+
+async def test_what_a_broken_promise_sets_off_may_make_and_break_others(url: str) -> None:
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        several = [promises.new_promise(str(number), 30) for number in range(100)]
+        made: list[Promise] = []
+
+        def react(_: object) -> None:
+            for promise in several:
+                promise.cancel()
+            made.append(promises.new_promise("new", 30))
+
+        for promise in several:
+            promise.add_done_callback(react)
+        promises.clear()
+        await until(lambda: len(made) == 100)
+        assert promises.pending == 100
+        assert {type(promise.exception()) for promise in several} == {PromiseInterrupted}
+        promises.close()
+        assert promises.pending == 0
+        assert all(promise.done() for promise in made)
+
+
+async def test_overlapping_prefixes_each_get_their_own(url: str, admin: Redis) -> None:
+    async with Multiplexer(url) as mpx:
+        short, long = mpx.new_promise_subscription("a"), mpx.new_promise_subscription("ab")
+        twin = mpx.new_promise_subscription("a")
+        one = await short.wait_for_new_promise("bc", 10)
+        two = await long.wait_for_new_promise("c", 10)
+        three = await twin.wait_for_new_promise("bc", 10)
+        assert await admin.publish("abc", "x") == 2
+        assert await one == await two == await three == b"x"
+
+
+@given(st.binary(max_size=20))
+def test_escaping_leaves_no_live_glob_character(prefix: bytes) -> None:
+    escaped = escape_glob(prefix)
+    plain, position = bytearray(), 0
+    while position < len(escaped):
+        if escaped[position] == ord("\\"):
+            position += 1
+        else:
+            assert escaped[position] not in b"*?["
+        plain.append(escaped[position])
+        position += 1
+    assert bytes(plain) == prefix

@@ -1,0 +1,320 @@
+"""Reading instead of callbacks: get(), get_nowait(), async for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.backoff import ConstantBackoff
+
+from redismpx import DecodeError, Message, Multiplexer, SubscriptionIsClosed
+from redismpx._io.delivery import inbox as inbox_module
+
+from ..helpers.servers import settled, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+async def mpx(url: str) -> AsyncIterator[Multiplexer]:
+    async with Multiplexer(url, backoff=ConstantBackoff(0.01)) as multiplexer:
+        yield multiplexer
+
+
+async def publish(admin: Redis, channel: str, count: int) -> None:
+    pipe = admin.pipeline(transaction=False)
+    for number in range(count):
+        pipe.publish(channel, number)
+    await pipe.execute()
+
+
+async def test_a_subscription_without_on_message_is_read(mpx: Multiplexer, admin: Redis) -> None:
+    sub = mpx.new_channel_subscription()
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    with pytest.raises(asyncio.QueueEmpty):
+        sub.get_nowait()
+    with pytest.raises(TimeoutError):
+        await sub.get(0.01)
+    await publish(admin, "a", 3)
+    await until(lambda: sub.pending == 3)
+    assert await sub.get(0) == Message(b"a", b"0", None)
+    assert await sub.get(5) == Message(b"a", b"1")
+    await until(lambda: sub.pending == 1)
+    assert sub.get_nowait().data == b"2"
+    assert sub.pending == sub.dropped == 0
+    reading = asyncio.ensure_future(sub.get())
+    await asyncio.sleep(0)
+    await admin.publish("a", "woken")
+    assert (await reading).data == b"woken"
+
+
+async def test_messages_of_a_pattern_tell_the_pattern(mpx: Multiplexer, admin: Redis) -> None:
+    sub = mpx.new_pattern_subscription("n*")
+    await sub.wait_for_activation(5)
+    await admin.publish("news", "x")
+    message = await sub.get(5)
+    assert message == Message(b"news", b"x", b"n*")
+    assert "x" not in repr(message).replace("pattern", "")
+
+
+async def test_iterating_ends_when_the_subscription_closes(mpx: Multiplexer, admin: Redis) -> None:
+    sub = mpx.new_channel_subscription()
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    seen: list[bytes] = []
+
+    async def read() -> None:
+        async for message in sub:
+            seen.append(message.data)
+            if message.data == b"99":
+                sub.close()
+
+    await publish(admin, "a", 200)
+    await until(lambda: sub.pending == 200)
+    await asyncio.wait_for(read(), 5)
+    assert seen == [b"%d" % number for number in range(100)]
+    assert sub.dropped == 100
+    with pytest.raises(SubscriptionIsClosed):
+        await sub.get()
+    with pytest.raises(SubscriptionIsClosed):
+        sub.get_nowait()
+    async for _ in sub:
+        raise AssertionError
+
+
+async def test_closing_wakes_the_reader(mpx: Multiplexer) -> None:
+    one, two, three = (mpx.new_channel_subscription() for _ in range(3))
+    waiting = [asyncio.ensure_future(each.get()) for each in (one, two)]
+    iterating = asyncio.ensure_future(anext(aiter(three)))
+    await asyncio.sleep(0)
+    one.close()
+    await mpx.aclose()
+    for task in waiting:
+        with pytest.raises(SubscriptionIsClosed):
+            await task
+    with pytest.raises(StopAsyncIteration):
+        await iterating
+
+
+async def test_a_cancelled_get_loses_nothing(mpx: Multiplexer, admin: Redis) -> None:
+    sub = mpx.new_channel_subscription()
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    seen: list[int] = []
+    total = 300
+    sending = asyncio.ensure_future(publish(admin, "a", total))
+    while len(seen) < total:
+        task = asyncio.ensure_future(sub.get(0.001 if len(seen) % 2 else None))
+        for _ in range(len(seen) % 5):
+            await asyncio.sleep(0)
+        task.cancel()
+        result = (await asyncio.gather(task, return_exceptions=True))[0]
+        if isinstance(result, Message):
+            seen.append(int(result.data))
+        else:
+            assert isinstance(result, (asyncio.CancelledError, TimeoutError))
+            if sub.pending:
+                seen.append(int(sub.get_nowait().data))
+    await sending
+    assert seen == list(range(total))
+
+
+async def test_a_get_that_is_cancelled_just_as_a_message_comes_leaves_it(mpx: Multiplexer) -> None:
+    sub = mpx.new_channel_subscription()
+    reading = asyncio.ensure_future(sub.get())
+    await asyncio.sleep(0)
+    sub._inbox.call(b"a", b"x")
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert sub.get_nowait().data == b"x"
+
+
+async def test_a_second_reader_and_a_reader_beside_on_message_are_refused(mpx: Multiplexer) -> None:
+    sub = mpx.new_channel_subscription()
+    first = asyncio.ensure_future(sub.get())
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="one reader"):
+        await sub.get()
+    with pytest.raises(RuntimeError, match="one reader"):
+        async for _ in sub:
+            pass
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    with pytest.raises(TimeoutError):
+        await sub.get(0.01)
+    called = mpx.new_channel_subscription(print)
+    with pytest.raises(RuntimeError, match="has on_message"):
+        await called.get()
+    with pytest.raises(RuntimeError, match="has on_message"):
+        called.get_nowait()
+    with pytest.raises(RuntimeError, match="has on_message"):
+        aiter(called)
+
+
+async def test_a_second_reader_is_refused_while_the_first_lets_the_loop_do_other_things(
+    mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_module, "TURN", 0.0)  # after each message
+    sub = mpx.new_channel_subscription()
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await publish(admin, "a", 100)
+    await until(lambda: sub.pending == 100)
+    assert sub.get_nowait().data == b"0"
+    reading = asyncio.ensure_future(sub.get())
+    another = asyncio.ensure_future(sub.__anext__())  # begins right after it
+    with pytest.raises(RuntimeError, match="one reader"):
+        await another
+    assert (await reading).data == b"1"
+
+
+@pytest.mark.parametrize("decode", [None, int])
+async def test_get_and_iteration_take_turns(mpx: Multiplexer, admin: Redis, decode: Any) -> None:
+    sub = mpx.new_channel_subscription(decode=decode)
+    sub.add("a", "b")
+    await sub.wait_for_activation(5)
+    await publish(admin, "a", 100)
+    await publish(admin, "b", 100)
+    await until(lambda: sub.pending == 200)
+    numbers = []
+    async for message in sub:
+        three = [message, sub.get_nowait(), await sub.get()]
+        assert all(isinstance(each.data, decode or bytes) for each in three)
+        numbers += [int(each.data) for each in three]
+        assert sub.pending == 200 - len(numbers)
+        if len(numbers) == 60:
+            break
+    sub.remove("a")
+    assert (sub.pending, sub.dropped) == (100, 40)
+    numbers += [int((await sub.get(5)).data) for _ in range(100)]
+    assert numbers == [*range(60), *range(100)]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_the_other_callbacks_come_when_what_was_before_them_is_read(
+    mpx: Multiplexer, admin: Redis, is_async: bool
+) -> None:
+    events: list[Any] = []
+
+    def note(what: object) -> None:
+        events.append(type(what).__name__)
+
+    async def note_later(what: object) -> None:
+        await asyncio.sleep(0)
+        note(what)
+
+    callback = note_later if is_async else note
+    sub = mpx.new_channel_subscription(None, callback, callback)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await until(lambda: events == ["bytes"])  # nothing is before it
+    await publish(admin, "a", 2)
+    await until(lambda: sub.pending == 2)
+    await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until(lambda: mpx.stats().connections == 2)
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "new")
+    await until(lambda: sub.pending == 3)
+    assert events == ["bytes"]
+    events.append((await sub.get(5)).data)
+    events.append((await sub.get(5)).data)
+    events.append((await sub.get(5)).data)
+    assert events == ["bytes", b"0", b"1", "ConnectionLost", "bytes", b"new"]
+    assert sub._inbox.idle
+
+
+async def test_decode_makes_what_the_reader_and_the_callback_get(mpx: Multiplexer, admin: Redis) -> None:
+    errors: list[Exception] = []
+    read = mpx.new_channel_subscription(decode=json.loads, on_error=errors.append)
+    seen: list[object] = []
+    called = mpx.new_pattern_subscription(
+        "a*", lambda _, data: seen.append(data), decode=json.loads, on_error=errors.append
+    )
+    read.add("a")
+    await read.wait_for_activation(5)
+    await called.wait_for_activation(5)
+    for payload in ('{"n": 1}', "not json", b"\xff\xfe", "[2]"):
+        await admin.publish("a", payload)
+    assert (await read.get(5)).data == {"n": 1}
+    assert (await read.get(5)).data == [2]
+    await until(lambda: seen == [{"n": 1}, [2]])
+    assert read.dropped == called.dropped == 2
+    assert len(errors) == 4
+    for error in errors:
+        assert isinstance(error, DecodeError)
+        assert error.channel == b"a"
+        assert error.data in (b"not json", b"\xff\xfe")
+        assert isinstance(error.__cause__, ValueError)
+        assert "not json" not in str(error)
+    assert not read.closed
+
+
+async def test_a_bad_payload_with_a_slow_on_error_starts_no_heap_of_tasks(mpx: Multiplexer, admin: Redis) -> None:
+    gate = asyncio.Event()
+    errors: list[Exception] = []
+
+    async def on_error(error: Exception) -> None:
+        await gate.wait()
+        errors.append(error)
+
+    subs = [
+        mpx.new_channel_subscription(decode=json.loads, on_error=on_error),
+        mpx.new_channel_subscription(print, decode=json.loads, on_error=on_error),
+    ]
+    for sub in subs:
+        sub.add("a")
+        await sub.wait_for_activation(5)
+    before = len(asyncio.all_tasks())
+    for _ in range(50):
+        await admin.publish("a", "bad")
+    await admin.publish("a", "1")
+    reading = asyncio.ensure_future(subs[0].get())
+    await until(lambda: subs[1].pending == 50)
+    assert len(asyncio.all_tasks()) <= before + 3
+    gate.set()
+    assert (await reading).data == 1
+    await until(lambda: len(errors) == 100)
+
+
+async def test_a_removed_channel_is_read_no_more(mpx: Multiplexer, admin: Redis) -> None:
+    sub = mpx.new_channel_subscription()
+    sub.add("a", "b")
+    await sub.wait_for_activation(5)
+    await publish(admin, "a", 3)
+    await publish(admin, "b", 1)
+    await until(lambda: sub.pending == 4)
+    sub.remove("a")
+    assert (sub.pending, sub.dropped) == (1, 3)
+    assert (await sub.get(5)).channel == b"b"
+    await settled(admin, {b"b"})
+
+
+@pytest.mark.parametrize("how", ["remove", "drop_oldest", "latest"])
+async def test_a_signal_whose_last_message_before_it_is_dropped_has_its_turn(
+    mpx: Multiplexer, admin: Redis, how: str
+) -> None:
+    """Or it would wait for that message, and whoever reads for the signal, for ever."""
+    active: list[bytes] = []
+    options: dict[str, Any] = {} if how == "remove" else {"max_pending": 1, "overflow": how}
+    sub = mpx.new_channel_subscription(on_activation=active.append, on_error=lambda _: None, **options)
+    sub.add("x")
+    await sub.wait_for_activation(5)
+    await admin.publish("x", "1")
+    await until(lambda: sub.pending == 1)
+    sub.add("y")
+    await sub.wait_for_activation(5)
+    assert active == [b"x"]
+    if how == "remove":
+        sub.remove("x")
+    else:
+        await admin.publish("x", "2")
+    await until(lambda: active == [b"x", b"y"])
+    await admin.publish("y", "3")
+    await until(lambda: (sub.pending, sub.dropped) == (1, 1 if how == "remove" else 2))
+    assert (await sub.get(5)).data == b"3"

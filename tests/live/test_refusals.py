@@ -1,0 +1,202 @@
+"""Names that the server refuses: exactly those, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from redis.asyncio import Redis
+from redis.backoff import ConstantBackoff
+
+from redismpx import Multiplexer, SubscriptionRefused
+from redismpx._core.entry import Standing
+from redismpx._core.registry import BATCH, Registry
+from redismpx._core.wire import Kind
+from redismpx._io.session import dispatch as dispatch_module
+
+from ..helpers.checker import Checker
+from ..helpers.servers import FakeServer, Server, read_command, settled, shake_hands, until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+LEAST = ["reset", "on", ">secret", "resetkeys", "resetchannels", "-@all",
+         "+subscribe", "+unsubscribe", "+psubscribe", "+punsubscribe", "+ping"]  # fmt: skip
+
+
+async def set_user(admin: Redis, *rules: str) -> None:
+    await admin.execute_command("ACL", "SETUSER", "limited", *LEAST, *rules)
+
+
+def limited(server: Server, **options: object) -> Multiplexer:
+    return Multiplexer(
+        server.url,
+        username="limited",
+        password="secret",
+        backoff=ConstantBackoff(0.01),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
+    for position in (0, 1, 255, 256, BATCH - 2, BATCH - 1):
+        registry: Registry[str] = Registry()
+        for number in range(BATCH):
+            registry.attach(Kind.CHANNEL, b"%d" % number, "user")
+        guilty, sent, told = b"%d" % position, 0, []
+        queue = registry.flush()
+        while queue:
+            command = queue.pop(0)
+            sent += 1
+            if guilty in command.names:
+                told += [(name, user) for user in registry.refuse()[1] for name in command.names]
+            else:
+                for name in command.names:
+                    assert list(registry.confirm(command.verb, name)) == ["user"]
+            queue += registry.flush()
+        assert told == [(guilty, "user")]
+        assert sent - 1 <= math.log2(BATCH) + 2, position
+        standings = [registry.standing(Kind.CHANNEL, b"%d" % n, "user") for n in range(BATCH)]
+        assert standings.count(Standing.ACTIVE) == BATCH - 1
+
+
+async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch_module, "RETRY_REFUSED", 0.05)
+    await set_user(admin)
+    async with limited(server) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
+        sub.add("a")
+        await until(lambda: checker.kinds == ["error"])
+        await asyncio.sleep(0.2)  # it is asked for again meanwhile, and told once only
+        assert checker.kinds == ["error"]
+        await set_user(admin, "&a")
+        await until(lambda: checker.kinds == ["error", "activation"])
+        await sub.wait_for_activation(1)
+
+
+async def test_a_refused_name_may_be_removed_and_wanted_by_others(server: Server, admin: Redis) -> None:
+    await set_user(admin)
+    async with limited(server) as mpx:
+        first, second = Checker(), Checker()
+        sub = mpx.new_channel_subscription(*first.callbacks, on_error=first.on_error)
+        sub.add("a")
+        await until(lambda: first.kinds == ["error"])
+        other = mpx.new_channel_subscription(*second.callbacks, on_error=second.on_error)
+        other.add("a")
+        await until(lambda: second.kinds == ["error"])
+        assert first.kinds == ["error"]
+        sub.remove("a")
+        await sub.wait_for_activation(1)  # nothing is wanted any more
+        await set_user(admin, "&a")
+        other.remove("a")
+        other.add("a")  # a new wish is a new question
+        await other.wait_for_activation(5)
+        assert mpx.stats().connections == 1
+
+
+async def test_a_pattern_is_permitted_letter_for_letter(server: Server, admin: Redis) -> None:
+    await set_user(admin, "&ok:*")
+    async with limited(server) as mpx:
+        permitted = mpx.new_pattern_subscription("ok:*", lambda *_: None)
+        await permitted.wait_for_activation(5)
+        for pattern in ("ok:a*", "*"):
+            refused = mpx.new_pattern_subscription(pattern, lambda *_: None)
+            with pytest.raises(SubscriptionRefused, match="letter for letter") as caught:
+                await refused.wait_for_activation(5)
+            assert caught.value.kind == "pattern"
+
+
+async def test_promises_of_a_refused_prefix_say_so(server: Server, admin: Redis) -> None:
+    await set_user(admin)
+    errors: list[Exception] = []
+    async with limited(server, on_error=errors.append) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        with pytest.raises(SubscriptionRefused):
+            await promises.wait_for_new_promise("x", 5)
+        assert [type(e) for e in errors] == [SubscriptionRefused]
+
+
+async def test_a_permission_taken_away_refuses_that_name_and_keeps_the_others(server: Server, admin: Redis) -> None:
+    await set_user(admin, "&a", "&b")
+    async with limited(server) as mpx:
+        one, two = Checker(), Checker()
+        subs = []
+        for checker, name in ((one, "a"), (two, "b")):
+            sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
+            sub.add(name)
+            await sub.wait_for_activation(5)
+            subs.append(sub)
+        await set_user(admin, "&b")  # the server closes the connection without a word
+        await until(lambda: one.kinds == ["activation", "disconnect", "error"])
+        await until(lambda: two.kinds == ["activation", "disconnect", "activation"])
+        await settled(admin, {b"b"})
+        with pytest.raises(SubscriptionRefused):
+            await subs[0].wait_for_activation(5)
+
+
+async def test_a_server_that_is_only_busy_is_asked_again_and_not_in_a_hot_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch_module, "RETRY_PASSING", 0.1)
+    asked: list[list[bytes]] = []
+    busy = True
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        command = await shake_hands(reader, writer)
+        while busy:
+            asked.append(command)
+            writer.write(b"-BUSY a script is running\r\n")
+            command = await read_command(reader)
+        for name in command[1:]:
+            writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\n%b\r\n:1\r\n" % name)
+        await reader.read()
+
+    async with FakeServer(script).run() as url:
+        mpx = Multiplexer(url)
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
+        sub.add("a", "b")
+        await asyncio.sleep(0.5)  # how often it asks in this time is what is measured
+        assert 2 <= len(asked) <= 6
+        busy = False
+        await sub.wait_for_activation(5)
+        assert asked == [[b"SUBSCRIBE", b"a", b"b"]] * len(asked)
+        assert checker.kinds == ["activation", "activation"]
+        await mpx.aclose()
+
+
+async def test_a_server_that_wants_authentication_is_a_failed_connection() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await shake_hands(reader, writer)
+        writer.write(b"-NOAUTH Authentication required.\r\n")
+        await reader.read()
+
+    fake = FakeServer(script)
+    async with fake.run() as url:
+        mpx = Multiplexer(url, backoff=ConstantBackoff(0.01))
+        checker = Checker()
+        mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error).add("a")
+        await until(lambda: fake.accepted >= 2)
+        assert checker.events == []
+        assert "NOAUTH" in str(mpx.stats().last_error)
+        await mpx.aclose()
+
+
+async def test_an_unsubscribe_that_is_refused_leaves_the_name_ignored_and_usable(server: Server, admin: Redis) -> None:
+    await set_user(admin, "&*", "-unsubscribe")
+    async with limited(server) as mpx:
+        checker = Checker()
+        sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
+        sub.add("a", "b")
+        await sub.wait_for_activation(5)
+        sub.remove("a")
+        await until(lambda: not mpx._hub.main.registry.in_flight and not mpx._hub.main.registry.has_work)
+        await admin.publish("a", "ignored")
+        await admin.publish("b", "1")
+        await until(lambda: checker.payloads == [b"1"])
+        sub.add("a")
+        checker.active.discard(b"a")
+        await sub.wait_for_activation(5)
+        await admin.publish("a", "2")
+        await until(lambda: checker.payloads == [b"1", b"2"])
+        assert mpx.stats().connections == 1
+        assert not checker.faults + checker.errors

@@ -1,0 +1,167 @@
+"""The benchmarks do what they measure, and report it. No time is asserted on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import pieces
+from benchmarks.__main__ import CASES
+from benchmarks.harness import PEERS, UNITS, Case, Result, run_all, run_here, run_on, start_cluster
+from benchmarks.report import Report
+from benchmarks.targets import TARGETS, Relation, Target
+
+from ..helpers.cluster import Cluster
+from ..helpers.servers import find_binary
+
+INSTALLED = [
+    (case, contestant)
+    for case in CASES.values()
+    for contestant in case.contestants
+    if contestant not in PEERS or contestant == "redis-py"  # our own dependency
+]
+
+
+@pytest.fixture(scope="module")
+def binary() -> str:
+    found = find_binary("valkey")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def clusters(binary: str) -> Iterator[dict[int, Cluster]]:
+    """One of each size that a case needs. It takes two seconds until they serve, so the contestants share them."""
+    sizes = {case.primaries for case in CASES.values()} - {0}
+    started: dict[int, Cluster] = {}
+
+    async def start(primaries: int) -> None:
+        started[primaries] = await start_cluster(binary, primaries)
+
+    async def start_all() -> None:
+        await asyncio.gather(*map(start, sizes))
+
+    async def stop_all() -> None:
+        for cluster in started.values():
+            await cluster.stop()
+
+    try:
+        asyncio.run(start_all())
+        yield started
+    finally:
+        asyncio.run(stop_all())
+
+
+@pytest.mark.parametrize(("case", "contestant"), INSTALLED, ids=lambda value: getattr(value, "name", value))
+def test_a_contestant_does_all_of_its_case(
+    case: Case, contestant: str, binary: str, clusters: dict[int, Cluster]
+) -> None:
+    """Each counts for itself, and asserts that the number is right."""
+    if case.primaries:
+        measures = run_on(clusters[case.primaries].nodes, case, contestant, quick=True)
+    else:
+        measures = run_here(case, contestant, binary, quick=True)
+    assert case.metric in measures
+    assert measures.keys() <= UNITS.keys()
+    assert all(map(math.isfinite, measures.values()))
+
+
+def test_a_cluster_of_its_own_is_started_for_a_contestant(binary: str) -> None:
+    assert run_here(CASES["throughput-1"], "floor", binary, quick=True).keys() == {"cpu", "wall", "servers", "rate"}
+
+
+@pytest.mark.parametrize("loop", [pieces.bare, pieces.told_apart, pieces.checked])
+async def test_each_loop_of_a_drain_calls_for_each_message(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[object, object]] = []
+    monkeypatch.setattr(pieces, "function", lambda channel, data: called.append((channel, data)))
+    await pieces.draining(loop)(pieces.SLICE)
+    assert called == [(pieces.CHANNEL, pieces.DATA)] * pieces.SLICE
+
+
+async def test_the_pieces_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    await pieces.main(times=320, rounds=2)
+    assert capsys.readouterr().out.count(" ns  ") == len(pieces.PIECES)
+
+
+def test_the_command_reports_figures_targets_and_a_chart(tmp_path: Path) -> None:
+    files = {kind: tmp_path / kind for kind in ("json", "markdown", "chart")}
+    options = [option for kind, path in files.items() for option in (f"--{kind}", str(path))]
+    command = [sys.executable, "-m", "benchmarks", "drain", "--quick", "--rounds", "2", "--no-peers", *options]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == files["markdown"].read_text().strip()
+    assert done.stderr.splitlines()[-1] == "drain: round 2 of 2, floor"
+    report = json.loads(files["json"].read_text())
+    contestants = report["cases"]["drain"]["contestants"]
+    assert contestants.keys() == {"redismpx", "floor"}
+    assert [len(contestant["rounds"]["cpu"]) for contestant in contestants.values()] == [2, 2]
+    assert [target["met"] in ("yes", "no") for target in report["targets"]] == [True, False, False, False]
+    assert report["targets"][1]["measured"] == "missing"
+    chart = ElementTree.parse(files["chart"]).getroot()
+    assert [bar.get("class") for bar in chart.findall("{*}rect")] == [None, "redismpx", "floor"]
+
+
+def test_the_command_counts_bytecodes() -> None:
+    command = [sys.executable, "-m", "benchmarks", "drain", "--quick", "--bytecodes", "floor"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
+    )
+    if sys.version_info < (3, 12):
+        assert "needs Python 3.12" in done.stderr
+    else:
+        title, total, *functions = done.stdout.splitlines()
+        assert title == "drain, floor, for each message:"
+        counts = [float(line.split()[0]) for line in functions]
+        assert {"bare_loop", "Countdown.function"} <= {line.split()[-1] for line in functions}
+        assert sum(counts) == pytest.approx(float(total.split()[0]), abs=1)
+
+
+def test_who_is_missing_or_fails_is_named(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(bench: object) -> None: ...
+
+    monkeypatch.setitem(PEERS, "no such peer", "no-such-distribution")
+    case = Case("drain", "", "message", {"no such peer": fail, "no such contestant": fail})
+    results = run_all([case], 1, binary, quick=True, peers=True)
+    assert results["drain"]["no such peer"].failure == "not installed"
+    assert results["drain"]["no such contestant"].failure == "KeyError: 'no such contestant'"
+    page = Report([case], results, binary).markdown()
+    assert "no such peer missing" in page
+    assert "| not installed " in page
+    assert "| KeyError: 'no such contestant' " in page
+
+
+def test_targets_are_for_what_is_measured() -> None:
+    for target in TARGETS:
+        assert target.against in CASES[target.case].contestants
+        assert target.metric in UNITS
+
+
+@pytest.mark.parametrize(
+    ("relation", "limit", "figure", "met"),
+    [
+        (Relation.TIMES, 2, 1.5, True),
+        (Relation.TIMES, 1, 1.5, False),
+        (Relation.TIMES_LESS, 1, 1 / 1.5, False),
+        (Relation.TIMES_LESS, 0.5, 1 / 1.5, True),
+        (Relation.BEYOND, 1, 2, False),
+        (Relation.BEYOND, 2, 2, True),
+        (Relation.AT_MOST, 5, 6, False),
+        (Relation.AT_MOST, 6, 6, True),
+    ],
+)
+def test_a_target_is_judged_by_the_median_of_the_rounds(
+    relation: Relation, limit: float, figure: float, met: bool
+) -> None:
+    results = {"redismpx": Result({"cpu": [3.0, 6.0, 90.0]}), "floor": Result({"cpu": [2.0, 4.0, 10.0]})}
+    target = Target("drain", relation, limit, "redismpx" if relation is Relation.AT_MOST else "floor")
+    measured = target.measure(results)
+    assert measured == pytest.approx(figure)
+    assert target.is_met(figure) is met

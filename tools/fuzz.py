@@ -1,0 +1,523 @@
+"""Hostile servers, a million of them: `python -m tools.fuzz --streams 1000000 --seed 1`.
+
+Each stream is what one connection receives: a server's side of a conversation, mostly mutated, cut into pieces anyhow.
+It goes through a real multiplexer, its link, hiredis and the registry; only the socket is missing. No exception may
+escape, nothing may hang, memory stays within bounds, a link is alive or lost to a protocol error, and subscribers get
+bytes and nothing else. What is found is printed with its stream, and found again by `--seed S --batch B`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import gc
+import logging
+import random
+import re
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hiredis
+from redis.asyncio import ConnectionPool, Redis
+from redis.backoff import NoBackoff
+
+from redismpx import (
+    ConnectionLost,
+    InactiveSubscription,
+    Multiplexer,
+    SlowConsumer,
+    SubscriptionRefused,
+)
+from tests.helpers.checker import Checker
+
+BATCH = 2000  # streams for each multiplexer
+MEMORY = 1 << 30  # bytes of address space for each process
+LARGEST = 256 << 20  # bytes that a process may still have in memory after a batch
+TICKS = 10_000  # turns of the loop in which a link must come, or go on reading
+SECONDS = 10  # for one stream
+
+CHANNELS = (b"a", b"b", b"\r\n", b"*3\r\n")
+PATTERN, PREFIX = b"p*", b"p-"
+
+
+class Fault(Exception):
+    """Something that must not be."""
+
+
+class Hang(BaseException):
+    """A stream that took longer than SECONDS. No `except Exception` stops it."""
+
+
+# --- a multiplexer without a socket
+
+
+class Transport:
+    """Stands for the socket: keeps what is written, and brings what the test says, as asyncio's would."""
+
+    def __init__(self) -> None:
+        self.protocol: Any = None
+        self.paused = self.closing = False
+        self.written: list[bytes] = []
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def write(self, data: bytes) -> None:
+        if self.closing:
+            raise Fault("written to a transport that is closing")
+        self.written.append(data)
+
+    def abort(self) -> None:
+        if not self.closing:
+            self.closing = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    def commands(self) -> list[list[bytes]]:
+        """What was written so far."""
+        reader = hiredis.Reader()
+        reader.feed(b"".join(self.written))
+        return list(iter(reader.gets, False))  # type: ignore[arg-type]
+
+    def bring(self, data: bytes) -> bytes:
+        """Bring bytes to the link while it reads; return the rest."""
+        while data and not (self.closing or self.paused):
+            buffer = self.protocol.get_buffer(-1)
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            data = data[size:]
+            self.protocol.buffer_updated(size)
+        return data
+
+
+class Connection:
+    """A connection after its handshake: all that a link touches of redis-py's."""
+
+    def __init__(self, early: bytes) -> None:
+        self._reader = asyncio.StreamReader()
+        self._reader.feed_data(early)
+        self._writer = self
+        self.transport = Transport()
+
+    async def connect(self) -> None: ...
+
+    async def disconnect(self, nowait: bool = False) -> None: ...
+
+
+class Pool(ConnectionPool):
+    """Makes one such connection after the other."""
+
+    early = b""
+    transport: Transport | None = None
+
+    def make_connection(self) -> Any:
+        connection = Connection(self.early)
+        self.transport = connection.transport
+        return connection
+
+
+class Witness(Checker):
+    """Checks the order of events, and that all is bytes."""
+
+    def on_message(self, channel: bytes, message: bytes) -> None:
+        if type(channel) is not bytes or type(message) is not bytes:
+            self.faults.append(f"delivered {channel!r}, {message!r}")
+        super().on_message(channel, b"")  # a number in it would mean something to the checker
+        self.events[-1] = ("message", (channel, message))
+
+    def on_disconnect(self, error: ConnectionLost) -> None:
+        super().on_disconnect(error)
+        self.events[-1] = ("disconnect", error.names)
+
+    def on_error(self, error: Exception) -> None:
+        if not isinstance(error, (SubscriptionRefused, SlowConsumer)):
+            self.faults.append(repr(error))
+        self.events.append(("error", str(error)))
+
+
+class Rig:
+    """A multiplexer with consumers of every kind, and one connection after the other."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.pool = Pool(protocol=3)  # nothing is to be agreed upon after the handshake
+        self.mpx = Multiplexer(Redis(connection_pool=self.pool), backoff=NoBackoff(), ping_interval=None)
+        self.sync, self.promising, self.slow, self.pattern, self.read = self.witnesses = [
+            Witness(), Witness(), Witness(), Witness(lambda _: PATTERN), Witness()
+        ]  # fmt: skip
+        for witness, on_message in (
+            (self.sync, self.sync.on_message),
+            (self.promising, self._promise),
+            (self.slow, self._slowly),
+        ):
+            _, *others = witness.callbacks
+            self.mpx.new_channel_subscription(on_message, *others, on_error=witness.on_error).add(*CHANNELS)
+        self.mpx.new_pattern_subscription(PATTERN, *self.pattern.callbacks, on_error=self.pattern.on_error)
+        self.reader = self.mpx.new_channel_subscription(max_pending=50, on_error=self.read.on_error)
+        self.reader.add(*CHANNELS[:2])
+        self.promises = self.mpx.new_promise_subscription(PREFIX)
+
+    def _promise(self, channel: bytes, message: bytes) -> None:
+        self.promising.on_message(channel, message)
+        if self.promises.pending < 10:
+            with contextlib.suppress(InactiveSubscription):
+                self.promises.new_promise(message[:1]).add_done_callback(self._kept)
+
+    def _kept(self, promise: asyncio.Future[bytes]) -> None:
+        if promise.exception() is None and type(promise.result()) is not bytes:
+            self.faults.append(f"a promise was kept with {promise.result()!r}")
+
+    async def _slowly(self, channel: bytes, message: bytes) -> None:
+        await asyncio.sleep(0)
+        self.slow.on_message(channel, message)
+
+    async def connect(self, early: bytes = b"") -> Transport:
+        """End the present connection, and wait for the next one, which has brought something already."""
+        before, self.pool.early = self.pool.transport, early
+        if before is not None:
+            before.protocol.connection_lost(None)
+        await until(lambda: self.pool.transport is not before)
+        transport = self.pool.transport
+        assert transport is not None
+        await until(lambda: transport.protocol is not None)
+        for witness in self.witnesses:
+            witness.events = []
+        return transport
+
+    async def play(self, transport: Transport, pieces: Iterable[bytes], *, ticking: bool = False) -> None:
+        """Bring a connection's pieces one by one, as long as it takes them."""
+        for piece in pieces:
+            rest = transport.bring(piece)
+            while rest and not transport.closing:
+                await until(lambda: not transport.paused or transport.closing)
+                rest = transport.bring(rest)
+            if ticking:
+                await asyncio.sleep(0)
+        await until(lambda: not transport.paused or transport.closing)
+
+    def check(self) -> None:
+        """Raise what was noticed."""
+        with contextlib.suppress(asyncio.QueueEmpty):
+            while True:
+                message = self.reader.get_nowait()
+                if type(message.channel) is not bytes or type(message.data) is not bytes:
+                    raise Fault(f"read {message!r}")
+        for witness in self.witnesses:
+            self.faults += witness.faults
+        if self.faults:
+            raise Fault("; ".join(self.faults))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(TICKS):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise Fault("it hangs")
+
+
+# --- streams
+
+
+def bulk(data: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def push(mark: bytes, *items: bytes) -> bytes:
+    return b"%b%d\r\n%b" % (mark, len(items), b"".join(items))
+
+
+def message(mark: bytes, channel: bytes, data: bytes) -> bytes:
+    return push(mark, bulk(b"message"), bulk(channel), bulk(data))
+
+
+def pmessage(mark: bytes, pattern: bytes, channel: bytes, data: bytes) -> bytes:
+    return push(mark, bulk(b"pmessage"), bulk(pattern), bulk(channel), bulk(data))
+
+
+def spell(text: bytes) -> list[bytes]:
+    """Values one after the other; a slash ends a line."""
+    return [value.replace(b"/", b"\r\n") for value in text.split()]
+
+
+VALUES = spell(
+    b"*0/ *-1/ $-1/ _/ #t/ ,1.5/ ,nan/ ,-inf/ :-7/ +OK/ (34928903284092385093248509438/ =8/txt:text/ %1/+k/:1/"
+    b" ~2/:1/*0/ *2/*1/$1/x/*1/_/ -ERR/ $0//"
+)
+"""Every type that there is. Not one of them alone answers a SUBSCRIBE."""
+
+BYTES = (b"$0", b"+", b"(", b"=")  # those of them that hiredis makes bytes of
+
+OTHERS = [
+    *(push(b">", bulk(b"invalidate"), value) for value in VALUES),
+    *(push(b">", bulk(b"message"), bulk(b"a"), value) for value in VALUES if not value.startswith(BYTES)),
+    push(b">", bulk(b"MOVING"), b":1\r\n", b":30\r\n", bulk(b"evil.example:6379")),
+    push(b">", bulk(b"smessage"), bulk(b"a"), bulk(b"x")),
+    push(b">"), push(b"*"), push(b"~"), b"|1\r\n+ttl\r\n:3600\r\n", message(b">", b"nobody's", b"x"),
+    pmessage(b"*", b"nobody's*", b"x", b"x"),
+]  # fmt: skip
+"""What may come at any time, and means nothing to a subscriber."""
+
+TOKENS = [
+    *VALUES,
+    *OTHERS,
+    *spell(b"+PONG/ -LOADING/ -NOAUTH/ -NOPERM/ / \0 \xff %1/*0/:1/ %1/%0/:1/"),
+    *(push(b"*", bulk(b"pmessage"), bulk(PATTERN), value, bulk(b"x")) for value in VALUES),
+    *(push(b">", value, value, value) for value in VALUES),
+    *(push(b"*", bulk(verb), bulk(b"a"), b":1\r\n") for verb in (b"subscribe", b"unsubscribe", b"ssubscribe")),
+    *(push(b"*", bulk(verb), bulk(PATTERN), b":1\r\n") for verb in (b"psubscribe", b"punsubscribe")),
+]
+"""What may stand between two values, and mean something, or nothing, or the end."""
+
+GARBAGE = [
+    *TOKENS,
+    *spell(
+        b"*1000000000/ *4294967295/ *4294967296/ %2147483647/ >9223372036854775807/ $9223372036854775807/ $-2/ *-2/ $?/"
+        b" *?/ $9223372036854775808/ */ $/ :/ ,/ ,1.5.5/ (/ #x/ _x/ =3/abc/ !5/ERR// $5/hello!! -/ -\xff\xfe/ PING/ {}"
+    ),
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\n\r\n<html></html>",
+    b"\x15\x03\x03\x00\x02\x02\x46",  # a TLS alert
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",  # a TLS handshake
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    b"220 mail.example ESMTP\r\n",
+    b"-ERR max number of clients reached\r\n",
+    b"-DENIED Redis is running in protected mode\r\n",
+    b"*1\r\n" * 100_000,
+    b"*1\r\n" * 8 + b"+x\r\n",
+    b"%1\r\n:1\r\n" * 1000,
+    b"*1000000\r\n" * 8,
+    b"\0" * 1000,
+    b"\r\n" * 1000,
+    b"+" + b"x" * 200_000,
+]
+"""What is no answer to anything, or no RESP at all."""
+
+NUMBERS = [
+    b"%d" % n for n in (-2, -1, 0, 1, 2, 3, 4, 5, 7, 99, 65536, 2**31 - 1, 2**31, 2**32, 10**9, 2**63 - 1, 2**63)
+]
+LENGTH = re.compile(rb"(?<=[*$>%~|=])-?\d+(?=\r\n)")
+
+PAYLOADS = [b"", b"1", b"x" * 100, b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n", b"\0\r\n\xff"]
+
+Expected = list[tuple[str, Any]]
+
+
+def conversation(rng: random.Random, commands: list[list[bytes]]) -> tuple[list[bytes], Expected]:
+    """What a server says that has nothing to hide, and what the subscriber of CHANNELS must make of it."""
+    mark = rng.choice((b"*", b">"))
+    confirmed: list[bytes] = []
+    expected: Expected = []
+    said: list[bytes] = []
+    for verb, *names in commands:
+        for name in names:
+            said.append(push(mark, bulk(verb.lower()), bulk(name), b":1\r\n"))
+            confirmed.append(name)
+            if name in CHANNELS:
+                expected.append(("activation", name))
+            for _ in range(rng.choice((0, 0, 1, 2))):
+                data = rng.choice(PAYLOADS)
+                kind = rng.random()
+                if kind < 0.5:
+                    channel = rng.choice(CHANNELS)
+                    said.append(message(mark, channel, data))
+                    if channel in confirmed:
+                        expected.append(("message", (channel, data)))
+                elif kind < 0.7:
+                    said.append(pmessage(mark, rng.choice((PATTERN, PREFIX + b"*")), b"p-x", data))
+                else:
+                    said.append(rng.choice(OTHERS))
+        if not names:
+            said.append(b"+PONG\r\n" if mark == b">" else push(mark, bulk(b"pong"), bulk(b"")))
+    return said, expected
+
+
+def mutate(rng: random.Random, stream: bytes) -> bytes:
+    """Change one thing."""
+    at = rng.randrange(len(stream) + 1)
+    to = min(len(stream), at + rng.choice((1, 1, 2, 3, 10, 40)))
+    kind = rng.randrange(9)
+    if kind == 0:
+        return stream[:at] + bytes(byte ^ 1 << rng.randrange(8) for byte in stream[at : at + 1]) + stream[at + 1 :]
+    if kind == 1:
+        return stream[:at] + stream[to:]
+    if kind == 2:
+        return stream[:to] + stream[at:to] * rng.choice((1, 2, 50)) + stream[to:]
+    if kind == 3:
+        return stream[:at]
+    if kind == 4:
+        return stream[:at] + rng.randbytes(to - at) + stream[at:]
+    if kind == 5:
+        return stream[:at] + b"*1\r\n" * rng.choice((1, 8, 9, 300)) + stream[at:]
+    lengths = list(LENGTH.finditer(stream))
+    if kind == 6 and lengths:
+        start, end = rng.choice(lengths).span()
+        return stream[:start] + rng.choice(NUMBERS) + stream[end:]
+    if lengths:  # between two values, so that more than the first error is seen
+        at = rng.choice(lengths).start() - 1
+    return stream[:at] + rng.choice(TOKENS if kind < 8 else GARBAGE) + stream[at:]
+
+
+def cut(rng: random.Random, stream: bytes) -> list[bytes]:
+    """Cut a stream into pieces, as a network may."""
+    kind = rng.random()
+    if kind < 0.4 or len(stream) > 10_000:
+        return [stream]
+    if kind < 0.5:
+        return [stream[i : i + 1] for i in range(len(stream))]
+    cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(1, 6)))
+    return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+
+
+async def fuzz_one(rig: Rig, rng: random.Random, note: Callable[[object], None]) -> str:
+    """Play one stream; return how it ended."""
+    early = rng.choice(TOKENS) if rng.random() < 0.05 else b""
+    transport = await rig.connect(early)
+    note(early)
+    if rng.random() < 0.1:
+        rig.mpx._hub.main._send_ping()
+    kind = rng.random()
+    expected: Expected | None = None
+    if kind < 0.1:
+        stream = rng.choice(GARBAGE)
+    else:
+        said, expected = conversation(rng, transport.commands())
+        if rng.random() < 0.005:  # more than there is time for in one turn
+            said += [message(b">", b"a", b"x")] * 3000
+            expected += [("message", (b"a", b"x"))] * 3000
+        stream = b"".join(said)
+    if kind > 0.15:
+        expected = None
+        for _ in range(rng.choice((1, 1, 2, 3, 5))):
+            stream = mutate(rng, stream)
+    pieces = cut(rng, stream)
+    note(pieces)
+    await rig.play(transport, pieces, ticking=rng.random() < 0.3)
+    await asyncio.sleep(0)
+    link = transport.protocol
+    reason = link.lost.result().reason if link.lost.done() else None
+    if reason is None and transport.closing:
+        raise Fault("closed, and not lost")
+    if reason is not None and not re.match("protocol error: .", reason):
+        raise Fault(f"lost: {reason}")
+    if expected is not None and not early and (reason is not None or rig.sync.events != expected):
+        raise Fault(f"nothing was wrong with it; expected {expected}, found {rig.sync.events}, lost: {reason}")
+    rig.check()
+    return "alive" if reason is None else f"lost to {type(link.lost.result().__cause__).__name__}"
+
+
+# --- many of them
+
+
+class Records(logging.Handler):
+    """Errors of the library's own are faults; a server that wants a password is none."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "until this is mended" not in record.getMessage():
+            self.found.append(self.format(record))
+
+
+async def fuzz_batch(seed: int, batch: int, streams: int) -> Counter[str]:
+    """Play a batch of streams on one multiplexer."""
+    rng = random.Random(f"{seed}/{batch}")
+    outcomes: Counter[str] = Counter()
+    escaped: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: escaped.append(context))
+    logger = logging.getLogger("redismpx")
+    records = Records()
+    logger.setLevel(logging.ERROR)
+    logger.addHandler(records)
+    played: list[object] = []
+    rig = Rig()
+    try:
+        for number in range(streams):
+            played.clear()
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            try:
+                outcomes[await fuzz_one(rig, rng, played.append)] += 1
+                if escaped or records.found:
+                    raise Fault(f"{escaped} {records.found}")
+            except (Exception, Hang) as error:
+                raise Fault(
+                    f"{error!r}\nseed {seed} batch {batch} stream {number}, early and then: {played!r}"
+                ) from error
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        await rig.mpx.aclose()
+        if len(asyncio.all_tasks()) > 1 or escaped:
+            raise Fault(f"left behind: {asyncio.all_tasks()} {escaped}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        logger.removeHandler(records)
+    return outcomes
+
+
+def ring(*_: object) -> NoReturn:
+    raise Hang
+
+
+def set_up() -> None:
+    """Give this process little memory, and an alarm."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.signal(signal.SIGALRM, ring)
+
+
+def run_batch(seed: int, batch: int, streams: int) -> tuple[Counter[str], int]:
+    """Play a batch in this process; return the outcomes, and the bytes that the process has in memory after it."""
+    outcomes = asyncio.run(fuzz_batch(seed, batch, streams))
+    gc.collect()
+    return outcomes, int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--batch", type=int, help="only this batch, again")
+    options = parser.parse_args(arguments)
+    if options.batch is not None:
+        set_up()
+        print(run_batch(options.seed, options.batch, BATCH))
+        return
+    sizes = [min(BATCH, options.streams - start) for start in range(0, options.streams, BATCH)]
+    total: Counter[str] = Counter()
+    began, most = time.monotonic(), 0
+    with ProcessPoolExecutor(initializer=set_up) as processes:
+        try:
+            results = processes.map(functools.partial(run_batch, options.seed), range(len(sizes)), sizes)
+            for done, (outcomes, memory) in enumerate(results, 1):
+                total += outcomes
+                most = max(most, memory)
+                if memory > LARGEST:
+                    raise Fault(f"{memory >> 20} MB in memory after batch {done - 1}")
+                if done % 25 == 0 or done == len(sizes):
+                    rate = total.total() / (time.monotonic() - began)
+                    print(
+                        f"{total.total():,} streams, {rate:,.0f}/s, at most {most >> 20} MB: {dict(total)}", flush=True
+                    )
+        except Fault as fault:
+            processes.shutdown(cancel_futures=True)
+            raise SystemExit(f"FAULT: {fault}") from None
+    print(f"seed {options.seed}: all {total.total():,} streams ended well")
+
+
+if __name__ == "__main__":
+    main()

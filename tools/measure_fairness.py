@@ -1,0 +1,112 @@
+"""How late a 1 ms ticker of the same loop is: `python -m tools.measure_fairness`.
+
+While a million messages are received by a plain function, by a coroutine function, and by a reader; and while messages
+fan out to 100,000 subscriptions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from redis.asyncio import Redis
+
+from redismpx import Multiplexer
+from tests.conftest import run
+from tests.helpers.servers import Server, find_binary, until
+from tests.live.test_overflow import FLOOD
+
+MESSAGES, SUBSCRIPTIONS, FAN_OUTS = 1_000_000, 100_000, 20
+
+
+async def lateness(work: Callable[[], Awaitable[None]]) -> float:
+    """Return by how many seconds a task that sleeps 1 ms at a time was late, at most, while `work` went on."""
+    loop = asyncio.get_running_loop()
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        while True:
+            due = loop.time() + 0.001
+            await asyncio.sleep(0.001)
+            worst = max(worst, loop.time() - due)
+
+    ticker = asyncio.create_task(tick())
+    await work()
+    ticker.cancel()
+    with suppress(asyncio.CancelledError):
+        await ticker
+    return worst
+
+
+async def burst(server: Server, how: str) -> float:
+    received = 0
+
+    def count(*_: object) -> None:
+        nonlocal received
+        received += 1
+
+    async def count_async(*_: object) -> None:
+        count()
+
+    async with Multiplexer(server.url, max_pending=MESSAGES) as mpx:
+        sub = mpx.new_channel_subscription({"function": count, "coroutine": count_async, "reader": None}[how])
+        sub.add("a")
+        await sub.wait_for_activation(5)
+
+        async def read() -> None:
+            async for _ in sub:
+                count()
+
+        async def work() -> None:
+            flood = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOD, str(server.port), str(MESSAGES))
+            reading = asyncio.create_task(read()) if how == "reader" else None
+            await until(lambda: received == MESSAGES, 100)
+            await flood.wait()
+            sub.close()
+            if reading is not None:
+                await reading
+
+        return await lateness(work)
+
+
+async def fan_out(server: Server) -> float:
+    counts = [0]
+
+    def count(*_: object) -> None:
+        counts[0] += 1
+
+    async with Multiplexer(server.url) as mpx, Redis.from_url(server.url) as client:
+        subs = [mpx.new_channel_subscription(count) for _ in range(SUBSCRIPTIONS)]
+        for sub in subs:
+            sub.add("a")
+        await subs[-1].wait_for_activation(60)
+        gc.freeze()  # what a collection of so many objects takes is not the fan-out's
+
+        async def work() -> None:
+            for number in range(1, FAN_OUTS + 1):
+                await client.publish("a", number)
+                await until(lambda expected=number * SUBSCRIPTIONS: counts[0] == expected, 30)
+
+        return await lateness(work)
+
+
+def main() -> None:
+    binary = find_binary("valkey")
+    assert binary is not None
+    server = Server(binary, "--client-output-buffer-limit", "pubsub", "0", "0", "0").start()
+    try:
+        for how in ("function", "coroutine", "reader"):
+            worst = run(burst(server, how))
+            print(f"{MESSAGES:,} messages to a {how}: at most {worst * 1000:.1f} ms late", flush=True)
+        worst = run(fan_out(server))
+        print(f"{FAN_OUTS} messages to {SUBSCRIPTIONS:,} subscriptions each: at most {worst * 1000:.1f} ms late")
+    finally:
+        server.remove()
+
+
+if __name__ == "__main__":
+    main()

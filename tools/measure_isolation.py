@@ -1,0 +1,89 @@
+"""What bad company costs: `python -m tools.measure_isolation`.
+
+A thousand subscriptions of one channel, in turn with and without three bad ones among them: one that hangs, one that
+raises on each message, one that sleeps. Prints the rate of the others, in deliveries for each second of this process'
+CPU time, and whether any of them lost a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import time
+
+from redis.asyncio import Redis
+
+from redismpx import Multiplexer
+from tests.conftest import run
+from tests.helpers.servers import Server, find_binary, until
+
+SUBSCRIPTIONS, BAD, MESSAGES, ROUNDS = 1000, 3, 2000, 15
+
+
+async def one_round(url: str, with_bad: bool) -> float:
+    """Return how many deliveries a second of CPU time the good subscriptions had."""
+    counts = [0] * (SUBSCRIPTIONS - BAD)
+
+    def good(number: int) -> object:
+        def on_message(channel: bytes, message: bytes) -> None:
+            assert int(message) == counts[number]
+            counts[number] += 1
+
+        return on_message
+
+    async def hang(channel: bytes, message: bytes) -> None:
+        await asyncio.Event().wait()
+
+    async def sleep(channel: bytes, message: bytes) -> None:
+        await asyncio.sleep(0.01)
+
+    def fail(channel: bytes, message: bytes) -> None:
+        raise ValueError
+
+    async with Multiplexer(url, on_error=lambda _: None) as mpx, Redis.from_url(url) as client:
+        callbacks = [good(number) for number in range(SUBSCRIPTIONS - BAD)]
+        if with_bad:
+            for position, bad in ((10, hang), (500, fail), (900, sleep)):
+                callbacks.insert(position, bad)
+        subs = [mpx.new_channel_subscription(callback) for callback in callbacks]  # type: ignore[arg-type]
+        for sub in subs:
+            sub.add("a")
+        for sub in subs:
+            await sub.wait_for_activation(10)
+        pipe = client.pipeline(transaction=False)
+        for number in range(MESSAGES):
+            pipe.publish("a", number)
+        await pipe.execute()
+        began = time.process_time()
+        await until(lambda: counts[-1] == MESSAGES, 60)
+        spent = time.process_time() - began
+        assert counts == [MESSAGES] * len(counts), "somebody lost a message"
+    return MESSAGES * len(counts) / spent
+
+
+def main() -> None:
+    logging.disable()
+    binary = find_binary("valkey")
+    assert binary is not None
+    server = Server(binary).start()
+    try:
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for number in range(ROUNDS):
+            for with_bad in (False, True) if number % 2 else (True, False):
+                rates[with_bad].append(run(one_round(server.url, with_bad)))
+            print(
+                f"round {number + 1}: {rates[False][-1]:,.0f} alone, {rates[True][-1]:,.0f} beside the bad", flush=True
+            )
+    finally:
+        server.remove()
+    alone, beside = (statistics.median(rates[key]) for key in (False, True))
+    kept = statistics.median(with_bad / without for without, with_bad in zip(*rates.values(), strict=True))
+    print(
+        f"medians: {alone:,.0f} and {beside:,.0f} deliveries a second of CPU time, {kept:.1%} of the same round's; "
+        "none was lost"
+    )
+
+
+if __name__ == "__main__":
+    main()

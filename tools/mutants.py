@@ -1,0 +1,997 @@
+"""Puts known faults back into a copy of the package, and shows that a test fails for each: `python -m tools.mutants`.
+
+Each mutant is one replacement in one file, with the tests that must notice it. Give names to run only those.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    fault: str
+    file: str
+    old: str
+    new: str
+    tests: str  # arguments for pytest
+
+
+CHANNEL = "tests/live/test_channel.py"
+CALLBACKS = "tests/live/test_callbacks.py"
+CANCELLATION = "tests/live/test_cancellation.py"
+CLUSTER = "tests/cluster/test_cluster.py"
+PROMISE = "tests/live/test_promise.py"
+PUBLISH = "tests/live/test_publish.py"
+REQUEST = "tests/live/test_request.py"
+RECONNECT = "tests/live/test_reconnect.py"
+REGISTRY = "tests/core/test_registry.py"
+SENTINEL = "tests/cluster/test_sentinel.py"
+SHARDED = "tests/live/test_sharded.py"
+TORTURE = "tests/live/test_torture.py"
+
+MUTANTS = [
+    # The faults of the Python original.
+    Mutant(
+        "only the newest of two subscribers is called",
+        "_core/entry.py",
+        "self.fanout = fanout = tuple(self.active)\n",
+        "self.fanout = fanout = tuple(self.active)[-1:]\n",
+        f"{CHANNEL} -k ten_subscribers",
+    ),
+    Mutant(
+        "removing one of two subscribers unsubscribes the other",
+        "_core/registry.py",
+        "            self.wanted[kind] -= 1\n            self._look(entry)\n        return standing",
+        "            pass\n        entry.clear()\n        self._look(entry)\n        return standing",
+        f"{CHANNEL} -k ten_subscribers",
+    ),
+    Mutant(
+        "clear() raises NameError",
+        "channel.py",
+        "self.remove(*self._channels)",
+        "self.remove(*channels)",
+        f"{CHANNEL} -k clear_leaves",
+    ),
+    Mutant(
+        "a signal waits for messages that were dropped",
+        "_io/delivery/inbox.py",
+        "self._backlog is not None and self._backlog.signal_is_next:\n            self._host",
+        "False:\n            self._host",
+        "tests/live/test_reading.py -k whose_last_message",
+    ),
+    Mutant(
+        "close() raises NameError",
+        "_io/delivery/inbox.py",
+        "        self.closed = True\n",
+        "        self.closed = yes\n",
+        f"{CHANNEL} -k clear_leaves",
+    ),
+    Mutant(
+        "pattern confirmations are recorded as channels",
+        "_core/wire.py",
+        'PUNSUBSCRIBE = b"punsubscribe", Kind.PATTERN',
+        'PUNSUBSCRIBE = b"punsubscribe", Kind.CHANNEL',
+        f"{CHANNEL} -k same_text",
+    ),
+    Mutant(
+        "removing a channel before its confirmation raises KeyError",
+        "_core/registry.py",
+        "        elif entry.state in NOTHING and (self._draining or not entry.is_wanted):",
+        "        elif not entry.is_wanted:",
+        f"{TORTURE} -k add_remove_add",
+    ),
+    Mutant(
+        "wait_for_new_promise loops for ever",
+        "subscription.py",
+        "while not self._is_active():",
+        "while self._is_active() is not None:",
+        f"{PROMISE} -k counts_from_when",
+    ),
+    Mutant(
+        "a promise's deadline begins only when it is awaited",
+        "_io/runtime/deadlines.py",
+        "self._loop.time() + seconds",
+        "self._loop.time() + seconds + 60",
+        f"{PROMISE} -k deadline_begins",
+    ),
+    Mutant(
+        "only the first of the promises with one timeout expires",
+        "_io/runtime/deadlines.py",
+        "                self._timer = self._loop.call_at(when, self._expire_due)\n                break",
+        "                break",
+        "tests/io/test_deadlines.py",
+    ),
+    Mutant(
+        "set_result on a finished promise breaks the others",
+        "promise.py",
+        "        super().set_result(result)\n        self._leave()",
+        "        super().set_result(result)",
+        f"{PROMISE} -k all_promises_of_one_channel",
+    ),
+    Mutant(
+        "the prefix of promises is not escaped",
+        "promise.py",
+        "escape_glob(prefix) + b",
+        "prefix + b",
+        f"{TORTURE} -k glob_characters",
+    ),
+    Mutant(
+        "one slow async callback stops everybody",
+        "_io/session/dispatch.py",
+        "                        self._take(subscriber, result)\n",
+        "                        self._take(subscriber, result)\n                        break\n",
+        f"{CALLBACKS} -k never_returns",
+    ),
+    Mutant(
+        "a CancelledError of the only callback ends the reader",
+        "_io/session/dispatch.py",
+        "                    except BaseException as error:  # noqa: BLE001, users' code\n"
+        "                        sole.failed(error)",
+        "                    except Exception as error:\n                        sole.failed(error)",
+        f"{CALLBACKS} -k exception_goes_to_on_error",
+    ),
+    Mutant(
+        "a CancelledError of one of many callbacks ends the reader",
+        "_io/session/dispatch.py",
+        "                except BaseException as error:  # noqa: BLE001, users' code\n                    subscriber",
+        "                except Exception as error:\n                    subscriber",
+        f"{CALLBACKS} -k exception_goes_to_on_error",
+    ),
+    Mutant(
+        "the socket leaks at each reconnect",
+        "_io/session/link.py",
+        "            self._transport.abort()\n",
+        "            self._connection._writer = None\n",
+        f"{TORTURE} -k frozen_server",
+    ),
+    Mutant(
+        "NOPERM is an endless reconnect",
+        "_core/wire.py",
+        '_FATAL = frozenset({"NOAUTH"',
+        '_FATAL = frozenset({"NOPERM", "NOAUTH"',
+        f"{TORTURE} -k one_forbidden",
+    ),
+    Mutant(
+        "a confirmation that comes late marks the wrong state",
+        "_core/registry.py",
+        "if head is not None and head.verb is verb and self._unanswered[0].name == name:",
+        "if head is not None and head.verb.kind is verb.kind and name in self._tables[verb.kind]:",
+        REGISTRY,
+    ),
+    Mutant(
+        "no PING",
+        "_io/session/link.py",
+        "            self._watch_in(self._ping_interval)\n\n    def write",
+        "            pass\n\n    def write",
+        f"{TORTURE} -k frozen_server",
+    ),
+    Mutant(
+        "no running loop, no constructor",
+        "multiplexer.py",
+        "        self._max_pending = check",
+        "        asyncio.get_running_loop()\n        self._max_pending = check",
+        "tests/live/test_lifecycle.py -k before_any_loop",
+    ),
+    Mutant(
+        "one giant SUBSCRIBE",
+        "_core/registry.py",
+        "BATCH = 512",
+        "BATCH = 1_000_000",
+        f"{CHANNEL} -k hundred_thousand",
+    ),
+    # The promises.
+    Mutant(
+        "P1: a late joiner is not activated before its first message",
+        "_core/registry.py",
+        "            self._late.append((entry, subscriber))\n",
+        "            entry.put(subscriber, Standing.ACTIVE)\n",
+        f"{CHANNEL} -k events_come_in_order",
+    ),
+    Mutant(
+        "P1: no disconnect",
+        "_io/session/dispatch.py",
+        "                subscriber.disconnect(error if names is None else _narrowed(error, names))\n",
+        "                pass\n",
+        f"{TORTURE} -k killed_connection",
+    ),
+    Mutant(
+        "P2: what is parsed when a callback leaves the loop is lost",
+        "_io/delivery/reporter.py",
+        "asyncio.get_running_loop().call_soon(_raise, error)",
+        "raise error",
+        f"{CALLBACKS} -k system_exit",
+    ),
+    Mutant(
+        "P3: after a loss only the old names are asked for",
+        "_core/registry.py",
+        "            self._move(entry, Event.LOST)\n            self._look(entry)\n",
+        "            self._move(entry, Event.LOST)\n",
+        f"{RECONNECT} -k started_again",
+    ),
+    Mutant(
+        "P3: a remove in flight comes back",
+        "_core/registry.py",
+        "            self._move(entry, Event.LOST)\n",
+        "            if entry.state is State.LEAVING:\n                entry.add(self)\n"
+        "            self._move(entry, Event.LOST)\n",
+        f"{TORTURE} -k remove_in_flight",
+    ),
+    Mutant(
+        "P4: a subscriber taken away during a fan-out is called all the same",
+        "_io/session/dispatch.py",
+        "        if entry.fanout is fanout or",
+        "        if True or",
+        f"{CALLBACKS} -k middle_of_a_fan_out",
+    ),
+    Mutant(
+        "P5: activation from inside add()",
+        "_io/session/supervisor.py",
+        "            self._flushing = self._loop.call_soon(self._link.guard, self._flush, context=self._context)",
+        "            self._flush()",
+        f"{CHANNEL} -k events_come_in_order",
+    ),
+    Mutant(
+        "P6: tasks survive aclose()",
+        "_io/runtime/tasks.py",
+        "            if not task.cancelling():\n                task.cancel()\n",
+        "            pass\n",
+        f"{PUBLISH} -k clos",
+    ),
+    Mutant(
+        "P6: a dial that did not notice its cancellation goes on",
+        "_io/runtime/tasks.py",
+        "            for task in stuck & self._own:\n                task.cancel()\n",
+        "",
+        f"{CANCELLATION} -k does_not_notice",
+    ),
+    Mutant(
+        "P6: callbacks go on after close()",
+        "_io/hub.py",
+        "                subscription.close()\n",
+        "                pass\n",
+        "tests/live/test_lifecycle.py",
+    ),
+    Mutant(
+        "P6: closing from a callback waits for the callback",
+        "_io/runtime/tasks.py",
+        "return [task for task in self._tasks if task is not current]",
+        "return list(self._tasks)",
+        f"{TORTURE} -k closing_inside",
+    ),
+    Mutant(
+        "P7: the inbox has no bound",
+        "_core/backlog.py",
+        "            len(self) > self._most\n            or self",
+        "            self",
+        f"{TORTURE} -k slow_consumer",
+    ),
+    Mutant(
+        "P7: the bytes that wait have no bound",
+        "_core/backlog.py",
+        "            or self._bytes > budget.each\n",
+        "",
+        "tests/live/test_limits.py -k bytes_that_wait",
+    ),
+    Mutant(
+        "P7: a burst is let in without a look at the room",
+        "_core/backlog.py",
+        "        if len(fresh) <= self._spare and waiting",
+        "        if waiting",
+        "tests/core/test_backlog.py -k what_comes_out",
+    ),
+    Mutant(
+        "P7: the bytes of a burst have no bound",
+        "_core/backlog.py",
+        " and waiting <= budget.each and waiting",
+        " and waiting",
+        "tests/live/test_limits.py -k bytes_that_wait",
+    ),
+    Mutant(
+        "P4: bursts use up the room of all",
+        "_core/backlog.py",
+        " and waiting + budget.used + size <= budget.total:",
+        ":",
+        "tests/live/test_limits.py -k all_together",
+    ),
+    Mutant(
+        "P7: a burst is counted only when it is over",
+        "_core/backlog.py",
+        "        if len(self.fresh) > self._spare:\n            return FULL\n",
+        "",
+        "tests/live/test_overflow.py -k middle_of_a_burst",
+    ),
+    Mutant(
+        "P2: what is at hand is overtaken by a signal",
+        "_core/backlog.py",
+        "        self.take_back()\n        self.signals.append",
+        "        self.signals.append",
+        "tests/core/test_backlog.py -k what_comes_out",
+    ),
+    Mutant(
+        "the oldest message does not give way while it is at hand",
+        "_core/backlog.py",
+        "        self.take_back()\n        is_after",
+        "        is_after",
+        "tests/core/test_backlog.py -k oldest_gives_way",
+    ),
+    Mutant(
+        "what is at hand outlives its channel",
+        "_core/backlog.py",
+        "        self.take_back()\n        before",
+        "        before",
+        "tests/core/test_backlog.py -k what_comes_out",
+    ),
+    Mutant(
+        "the last message is taken without a look",
+        "_core/backlog.py",
+        "left = min(2, len(portion) - 2)",
+        "left = 0",
+        "tests/core/test_backlog.py -k what_comes_out",
+    ),
+    Mutant(
+        "what is at hand is not decoded",
+        "_io/delivery/inbox.py",
+        "        if not (self.is_read and consumer.decode):\n            self.hand",
+        "        if True:\n            self.hand",
+        "tests/live/test_reading.py -k take_turns",
+    ),
+    Mutant(
+        "what is at hand is gone when its reader waits",
+        "_io/delivery/inbox.py",
+        "            self._backlog.take_back()  # another",
+        "            pass  # another",
+        "tests/live/test_reading.py -k second_reader",
+    ),
+    Mutant(
+        "what a burst brought is not seen by who reads at once",
+        "_io/delivery/inbox.py",
+        "            if message is None and backlog.fresh:\n",
+        "            if False:\n",
+        "tests/live/test_overflow.py -k middle_of_a_burst",
+    ),
+    Mutant(
+        "what a burst brought for a removed channel stays",
+        "_io/delivery/inbox.py",
+        "        if not self.closed:\n            self.settle()\n",
+        "",
+        "tests/live/test_overflow.py -k middle_of_a_burst",
+    ),
+    Mutant(
+        "a signal overtakes what came before it in a burst",
+        "_io/delivery/inbox.py",
+        "        self.settle()\n        if self._backlog is not None:\n            self._backlog.signal",
+        "        if self._backlog is not None:\n            self._backlog.signal",
+        "tests/live/test_overflow.py -k keeps_its_place",
+    ),
+    Mutant(
+        "a gap overtakes what came before it in a burst",
+        "_io/delivery/inbox.py",
+        "        self.settle()\n        if self._backlog is None:\n            self._signal(Signal.DISC",
+        "        if self._backlog is None:\n            self._signal(Signal.DISC",
+        "tests/live/test_overflow.py -k keeps_its_place",
+    ),
+    Mutant(
+        "nobody counts a burst when it is over",
+        "_io/session/dispatch.py",
+        "            self._counters.messages += replies - others\n            self._settle()\n",
+        "            self._counters.messages += replies - others\n",
+        "tests/live/test_reading.py -k is_read",
+    ),
+    Mutant(
+        "P4: stuck consumers use up the room of all",
+        "_core/backlog.py",
+        "            or self._bytes + budget.used > budget.total",
+        "            or budget.used > budget.total",
+        "tests/live/test_limits.py -k all_together",
+    ),
+    Mutant(
+        "a limit is reached with half of the names added",
+        "channel.py",
+        "        self._hub.admit(self._kind, new)\n",
+        "",
+        "tests/live/test_limits.py -k channels",
+    ),
+    Mutant(
+        "what is refused is wanted all the same",
+        "channel.py",
+        "        self._hub.admit(self._kind, new)\n",
+        "        self._hub.attach(self._kind, new, self._inbox)\n        self._hub.admit(self._kind, new)\n",
+        "tests/live/test_limits.py -k without_measure",
+    ),
+    Mutant(
+        "P7: reconnects fill the queue of a stuck consumer",
+        "_core/backlog.py",
+        "                if earlier == names:",
+        "                if False:",
+        "tests/core/test_backlog.py -k stuck",
+    ),
+    Mutant(
+        "P8: a warning for each attempt",
+        "_io/session/retries.py",
+        'logger.debug("attempt',
+        'logger.warning("attempt',
+        f"{RECONNECT} -k one_warning",
+    ),
+    Mutant(
+        "P8: a URL that cannot be parsed is repeated",
+        "arguments.py",
+        'the Redis URL cannot be used: {hint}")',
+        'the Redis URL {url} cannot be used: {hint}")',
+        "tests/api/test_arguments.py -k multiplexer_that_cannot",
+    ),
+    # Others that were seen on the way.
+    Mutant(
+        "the backoff begins anew with every connection",
+        "_io/session/retries.py",
+        "if seconds >= STABLE_AFTER:",
+        "if True:",
+        f"{RECONNECT} -k first_retry",
+    ),
+    Mutant(
+        "the backoff overflows after a long outage",
+        "_io/session/retries.py",
+        "min(self.failures - 2, 64)",
+        "self.failures - 2",
+        f"{RECONNECT} -k any_number_of_failures",
+    ),
+    Mutant(
+        "a former master is kept",
+        "_io/session/supervisor.py",
+        "            self._link.abort(reason)\n",
+        "            pass\n",
+        "tests/live/test_delivery_probe.py -k former_master_that",
+    ),
+    Mutant(
+        "what anybody says of another master is believed",
+        "_io/deployment/master.py",
+        "if named != address and address",
+        "if address",
+        "tests/cluster/test_sentinel.py -k what_is_published_where",
+    ),
+    Mutant(
+        "nobody listens to the Sentinels",
+        "_io/deployment/master.py",
+        "if service == self._service and address != ours",
+        "if service == self._service and address == ours",
+        "tests/cluster/test_sentinel.py -k what_is_published_where",
+    ),
+    Mutant(
+        "a probe that was not accepted condemns",
+        "_io/session/probe.py",
+        "            return True\n        return False\n",
+        "            return True\n        return True\n",
+        "tests/live/test_delivery_probe.py -k not_take",
+    ),
+    Mutant(
+        "our own standing still is taken for the server's",
+        "_io/session/link.py",
+        "            self._move(Phase.DOUBTED)\n            self._watch_in(DOUBT)\n",
+        '            self._lose("no answer")\n',
+        "tests/live/test_liveness.py -k suspended",
+    ),
+    Mutant(
+        "half a frame is taken for life",
+        "_io/session/link.py",
+        "                if heard:\n",
+        "                if True:\n",
+        "tests/live/test_liveness.py -k half_a_frame",
+    ),
+    Mutant(
+        "a refused batch is refused as a whole",
+        "_core/registry.py",
+        "elif len(entries) == 1:",
+        "elif len(entries) >= 1:",
+        f"{TORTURE} -k one_forbidden",
+    ),
+    Mutant(
+        "TLS gets a copy of the buffer",
+        "_io/session/link.py",
+        "        return self._view ",
+        "        return self._buffer ",
+        "tests/live/test_connection.py -k tls",
+    ),
+    Mutant(
+        "cancelled from outside, the supervisor goes on",
+        "_io/session/link.py",
+        "        if not self.lost.done():  # who",
+        "        if True:  # who",
+        "tests/live/test_lifecycle.py -k loop_that_ends",
+    ),
+    Mutant(
+        "what waits for a removed channel is delivered after all",
+        "_io/delivery/inbox.py",
+        "        self._discard(names if rest else None)\n",
+        "",
+        f"{CALLBACKS} -k waits_for_a_removed",
+    ),
+    Mutant(
+        "a busy server is asked in a hot loop",
+        "_core/registry.py",
+        "                if entry.state is State.ABSENT and not entry.is_wanted:\n"
+        "                    self._look(entry)\n            self._release",
+        "                self._look(entry)\n            self._release",
+        "tests/live/test_refusals.py -k only_busy",
+    ),
+    Mutant(
+        "a cancelled get() loses a message",
+        "_io/delivery/inbox.py",
+        "            try:\n                await self._reader\n            finally:\n                self._reader = None\n",
+        "            try:\n                await self._reader\n            except asyncio.CancelledError:\n"
+        "                self.read_nowait()\n                raise\n            finally:\n                self._reader = None\n",
+        "tests/live/test_reading.py -k just_as",
+    ),
+    Mutant(
+        "a bad payload ends delivery",
+        "_io/delivery/inbox.py",
+        "        except Exception as error:  # noqa: BLE001, users' code\n            return self._undecodable",
+        "        except KeyError as error:\n            return self._undecodable",
+        "tests/live/test_reading.py -k decode",
+    ),
+    Mutant(
+        "what is forgotten is not counted",
+        "_io/delivery/inbox.py",
+        "            self._drop(self._backlog.discard(names))\n",
+        "            self._backlog.discard(names)\n",
+        f"{CALLBACKS} -k waits_for_a_removed",
+    ),
+    Mutant(
+        "drain() does not wait for the server's confirmations",
+        "_io/session/supervisor.py",
+        "        while self.phase is Phase.CONNECTED and (self.registry.in_flight or self.registry.has_work):\n",
+        "        while False:\n",
+        "tests/live/test_drain.py -k before_the_confirmation",
+    ),
+    Mutant(
+        "drain() does not wait for the consumers",
+        "_io/hub.py",
+        "            await subscription._consumed()\n",
+        "            pass\n",
+        "tests/live/test_drain.py -k all_that_is_queued",
+    ),
+    Mutant(
+        "a burst is handed on in one go",
+        "_io/session/dispatch.py",
+        "                    if monotonic() > turn_ends:\n",
+        "                    if False:\n",
+        "tests/live/test_fairness.py -k burst",
+    ),
+    Mutant(
+        "a reader that never suspends starves the loop",
+        "_io/delivery/inbox.py",
+        "if self._backlog is not None and monotonic() - self._turn > TURN:",
+        "if False:",
+        "tests/live/test_fairness.py -k burst",
+    ),
+    Mutant(
+        "a fan-out to many is done in one go",
+        "_io/session/dispatch.py",
+        "            start += PORTION\n            if monotonic() > turn_ends:\n",
+        "            start += PORTION\n            if False:\n",
+        "tests/live/test_fairness.py -k hundred_thousand",
+    ),
+    Mutant(
+        "callbacks run in the context of strangers",
+        "_io/session/supervisor.py",
+        "        self._context = Context()\n",
+        "        self._context = None\n",
+        "tests/live/test_hardening.py -k context",
+    ),
+    Mutant(
+        "a link that swallows all we send lives for ever",
+        "_io/session/link.py",
+        "            if oldest is not None and oldest is owed and now - since >=",
+        "            if oldest is None and oldest is owed and now - since >=",
+        "tests/live/test_hardening.py -k swallows",
+    ),
+    Mutant(
+        "a fault of our own in a timer is the end of all pings",
+        "_io/session/link.py",
+        "self._loop.call_later(delay, self.guard, self._watch)",
+        "self._loop.call_later(delay, self._watch)",
+        "tests/live/test_lifecycle.py -k _watch",
+    ),
+    Mutant(
+        "a fault of our own in a flush is the end of all wishes",
+        "_io/session/supervisor.py",
+        "self._loop.call_soon(self._link.guard, self._flush, context=self._context)",
+        "self._loop.call_soon(self._flush, context=self._context)",
+        "tests/live/test_lifecycle.py -k _flush",
+    ),
+    # Publishing.
+    Mutant(
+        "the reply to a call that was cancelled is given to the next one",
+        "_io/publishing/lane.py",
+        "outcome = sent.popleft().outcome",
+        "outcome = min([sent.popleft(), *sent], key=lambda call: call.outcome.done()).outcome",
+        "tests/live/test_mixing.py -k valkey",
+    ),
+    Mutant(
+        "a batch is sent again when its connection breaks",
+        "_io/publishing/lane.py",
+        "            self._lose(sent, str(error) or repr(error), error)\n",
+        "            self._waiting.extendleft(reversed(sent))\n            sent = deque()\n",
+        f"{PUBLISH} -k not_sent_again",
+    ),
+    Mutant(
+        "two batches are under way at a time",
+        "_io/publishing/lane.py",
+        "        if self._task is None or self._task.done():\n",
+        "        if self._sent or self._task is None:\n",
+        f"{PUBLISH} -k one_batch",
+    ),
+    Mutant(
+        "the error of one call is that of all",
+        "_io/publishing/lane.py",
+        "                    except ResponseError as error:\n",
+        "                    except KeyError as error:\n",
+        f"{PUBLISH} -k its_own_call_alone",
+    ),
+    Mutant(
+        "what a cancelled caller wanted is sent",
+        "_io/publishing/lane.py",
+        "            if not call.outcome.done():\n                size",
+        "            if call.channel is not None:\n                size",
+        f"{PUBLISH} -k take_nothing_back",
+    ),
+    Mutant(
+        "an answer that comes too late is given to another call",
+        "_io/publishing/lane.py",
+        "            if not is_good:\n                await _end(connection, transport)\n",
+        "",
+        f"{PUBLISH} -k too_late",
+    ),
+    Mutant(
+        "drain() leaves what is to be published",
+        "multiplexer.py",
+        "                await self._publisher.flushed()\n",
+        "",
+        f"{PUBLISH} -k drain_waits",
+    ),
+    Mutant(
+        "a logging filter that raises costs the connection",
+        "_io/runtime/log.py",
+        "        except Exception:  # noqa: BLE001, users' code\n",
+        "        except KeyError:\n",
+        "tests/live/test_lifecycle.py -k logging_filter",
+    ),
+    Mutant(
+        "collected with its closed loop, it tries to reconnect",
+        "_io/session/supervisor.py",
+        '                link.abort("closed")\n                await link.release()\n',
+        '                await link.release()\n            link.abort("closed")\n',
+        "tests/live/test_processes.py -k left_in_the_middle",
+    ),
+    # Masters, and what servers say of themselves.
+    Mutant(
+        "a replica is taken for the master that Sentinels say it is",
+        "_io/redispy/dial.py",
+        '    if role not in (b"master", "master"):\n',
+        "    if not role:\n",
+        f"{SENTINEL} -k named",
+    ),
+    Mutant(
+        "a replica that was asked for is refused",
+        "_io/redispy/dial.py",
+        'if getattr(pool, "is_master", False):',
+        'if getattr(pool, "is_master", None) is not None:',
+        f"{SENTINEL} -k asked_for",
+    ),
+    Mutant(
+        "without the right to ask for the role there is no connection",
+        "_io/redispy/dial.py",
+        "    except ResponseError as error:  # no right",
+        "    except LookupError as error:  # no right",
+        f"{SENTINEL} -k may_not_ask",
+    ),
+    Mutant(
+        "a server that does not know ROLE is no master",
+        "_io/redispy/dial.py",
+        "    except ResponseError as error:  # no right",
+        "    except NoPermissionError as error:  # no right",
+        f"{SENTINEL} -k may_not_ask",
+    ),
+    Mutant(
+        "a Sentinel that never answers is asked first for ever",
+        "_io/redispy/dial.py",
+        "        sentinels.append(sentinels.pop(0))\n",
+        "        pass\n",
+        f"{SENTINEL} -k passed_over",
+    ),
+    Mutant(
+        "why no Sentinel names a master is cut off",
+        "_io/redispy/diagnosis.py",
+        "text.replace(str(sentinel), describe(sentinel.connection_pool))",
+        "text",
+        f"{SENTINEL} -k passwords",
+    ),
+    Mutant(
+        "a server leads all connections elsewhere by pushing MOVING",
+        "arguments.py",
+        "MaintNotificationsConfig(enabled=False)",
+        "MaintNotificationsConfig()",
+        "tests/io/test_maintenance.py -k leads_nowhere",
+    ),
+    Mutant(
+        "the link asks for maintenance notifications",
+        "_io/redispy/dial.py",
+        "        connection.maint_notifications_config = None ",
+        "        pass ",
+        "tests/io/test_maintenance.py -k does_not_ask",
+    ),
+    Mutant(
+        "a push that is not for us is a protocol error",
+        "_io/session/dispatch.py",
+        "            self._counters.ignored += 1  # a push of some other kind\n",
+        '            raise Desync("a push of some other kind")\n',
+        "tests/io/test_maintenance.py -k counted",
+    ),
+    # Request and reply.
+    Mutant(
+        "the value of a header adds another one",
+        "envelope.py",
+        r'_is_value = re.compile("[^\r\n\0',
+        r'_is_value = re.compile("[^\0',
+        "tests/api/test_envelope.py -k would_break_the_form",
+    ),
+    Mutant(
+        "a request waits for its publishing when the connection is lost",
+        "request.py",
+        "                patience.reschedule(0.0)\n",
+        "                pass\n",
+        f"{REQUEST} -k publishing_hangs",
+    ),
+    Mutant(
+        "a request hurries when it has been published",
+        "request.py",
+        "            if not asked:",
+        "            if True:",
+        f"{REQUEST} -k over_with_the_connection",
+    ),
+    Mutant(
+        "the count of a node is believed to be that of its cluster",
+        "request.py",
+        "self._counts_all = not is_node",
+        "self._counts_all = True",
+        f"{REQUEST} -k node_of_a_cluster",
+    ),
+    Mutant(
+        "what a request raises leads to itself",
+        "request.py",
+        "                del promise ",
+        "                pass ",
+        f"{REQUEST} -k last_holder",
+    ),
+    Mutant(
+        "one handler more than allowed is in flight",
+        "request.py",
+        "if len(self._tasks) >= self._concurrency else None",
+        "if len(self._tasks) > self._concurrency else None",
+        f"{REQUEST} -k no_more_handlers",
+    ),
+    Mutant(
+        "draining leaves handlers in flight behind",
+        "request.py",
+        "        while self._tasks and not self.closed:\n",
+        "        while False:\n",
+        f"{REQUEST} -k draining_answers",
+    ),
+    Mutant(
+        "an iteration over answers goes on for as long as they come",
+        "request.py",
+        "waiting = answers.pending if waiting is None else waiting - 1",
+        "waiting = answers.pending",
+        f"{REQUEST} -k never_cease",
+    ),
+    # Shards and clusters.
+    Mutant(
+        "a name that was unsubscribed unasked, while it was removed and added again, stays where it is",
+        "_io/session/dispatch.py",
+        "(oldest is None or oldest.answered == answered)",
+        "oldest is None",
+        "tests/io/test_evictions.py",
+    ),
+    Mutant(
+        "an evicted name stays where it was",
+        "_io/deployment/shards.py",
+        "            if home is not None and home.node == node.name:\n                self._move(name, home, self._homeless",
+        "            if home is None:\n                self._move(name, home, self._homeless",
+        f"{CLUSTER} -k gap_of_its_names",
+    ),
+    Mutant(
+        "a callback that takes a name away breaks off the eviction",
+        "_io/deployment/shards.py",
+        "            home = self._homes.get(name)\n            if home is not None and home.node == node.name:",
+        "            home = self._homes[name]\n            if home.node == node.name:",
+        f"{CLUSTER} -k handlers_may",
+    ),
+    Mutant(
+        "a shard's loss is told without names",
+        "_io/session/dispatch.py",
+        "if self._evict is not None:  # its others may be on links to other nodes",
+        "if False:",
+        f"{CLUSTER} -k gap_of_its_own",
+    ),
+    Mutant(
+        "the role of a primary is not asked at the dial",
+        "_io/redispy/dial.py",
+        'if getattr(pool, "is_master", False):',
+        "if False:",
+        f"{CLUSTER} -k lags",
+    ),
+    Mutant(
+        "nobody looks for the names of a primary that does not answer",
+        "_io/deployment/shards.py",
+        "        self._failed()\n",
+        "        return\n",
+        f"{CLUSTER} -k stands_still",
+    ),
+    Mutant(
+        "a demoted primary keeps its link",
+        "_io/deployment/shards.py",
+        "        if shard is not None and not shard.slots:\n",
+        "        if False:\n",
+        f"{CLUSTER} -k lags",
+    ),
+    Mutant(
+        "what a node says of where a slot is now is forgotten",
+        "_io/redispy/topology.py",
+        "        self._manager.slots_cache[redirection.slot] = [",
+        "        _ = [",
+        f"{CLUSTER} -k follow_their_slot",
+    ),
+    Mutant(
+        "calls overtake those that are redirected",
+        "publisher.py",
+        "        self._lead([call for call, _ in moved] + lane.take(slots))",
+        "        lane.take(())\n        self._lead([call for call, _ in moved])",
+        f"{CLUSTER} -k follow_their_slot",
+    ),
+    Mutant(
+        "a link is not closed when its last name has gone",
+        "_io/deployment/shards.py",
+        "            home.closing = self._loop.call_later(LINGER, self._close_shard, home, context=Context())",
+        "            pass",
+        f"{CLUSTER} -k as_long_as_it_is",
+    ),
+    Mutant(
+        "a link is closed though it is needed again",
+        "_io/deployment/shards.py",
+        "            home.closing.cancel()\n",
+        "",
+        f"{CLUSTER} -k needed_again",
+    ),
+    Mutant(
+        "a lost link to any node is made to the same one again",
+        "_io/redispy/topology.py",
+        "if node != self._node]",
+        "]",
+        f"{CLUSTER} -k replaced_by_one",
+    ),
+    Mutant(
+        "a cancelled question for the slot map leaves connections open",
+        "_io/redispy/topology.py",
+        "                for connection in [connection for node in asked for connection in node._connections]:\n                    await connection.disconnect(nowait=True)",
+        "                for node in asked:\n                    await node.disconnect()",
+        f"{CLUSTER} -k question",
+    ),
+    Mutant(
+        "closing forgets the links to shards",
+        "_io/hub.py",
+        "            self.shards.close()\n",
+        "            pass\n",
+        f"{CLUSTER} -k end_is_clean_at_every",
+    ),
+    Mutant(
+        "shard channels are not counted as channels",
+        "_io/hub.py",
+        "        return self.wanted(Kind.CHANNEL) + self.wanted(Kind.SHARD_CHANNEL)",
+        "        return self.wanted(Kind.CHANNEL)",
+        f"{SHARDED} -k counts_both",
+    ),
+    Mutant(
+        "shard channels are not in another table than channels",
+        "_core/registry.py",
+        "            Kind.SHARD_CHANNEL: self.shard_channels,\n",
+        "            Kind.SHARD_CHANNEL: self.channels,\n",
+        f"{SHARDED} -k is_two",
+    ),
+]
+
+
+@contextmanager
+def broken_copy(mutant: Mutant) -> Iterator[str]:
+    """Yield a folder with a copy of the package that has the fault, and of its tests."""
+    with tempfile.TemporaryDirectory(prefix="redismpx-mutant-") as folder:
+        for name in ("redismpx", "tests", "tools", "pyproject.toml"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder)
+        path = Path(folder, "redismpx", mutant.file)
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            raise SystemExit(f"{mutant.fault}: its text is {text.count(mutant.old)} times in {mutant.file}")
+        text = text.replace(mutant.old, mutant.new)
+        if mutant.new.endswith("tuple(list("):
+            text = text.replace("if standing is active])", "if standing is active])[-1:])")
+        path.write_text(text)
+        yield folder
+
+
+HANGS = 180  # seconds after which the tests have noticed a fault by never ending
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests pass with the fault in place; then they guard nothing."""
+    with broken_copy(mutant) as folder:
+        # Some faults show only when things happen in a certain order: each has three chances to be noticed.
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-qx",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=20",
+            *mutant.tests.split(),
+        ]
+        for _ in range(3):
+            code, output = run(command, folder)
+            if code == 0:
+                continue
+            if code not in (None, 1) and "Timeout" not in output:
+                raise SystemExit(f"{mutant.fault}: pytest ended with {code}\n{output[-2000:]}")
+            return False
+        return True
+
+
+def run(command: list[str], folder: str) -> tuple[int | None, str]:
+    """Run tests in a session of their own, and end whatever they leave running; return their exit code and output.
+
+    The code is None if they hang: Hypothesis takes pytest's timeout for a failure, and tries once more.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": folder},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(HANGS)
+        code = process.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        output.seek(0)
+        return code, output.read()
+
+
+def main() -> None:
+    chosen = [m for m in MUTANTS if not sys.argv[1:] or any(word in m.fault for word in sys.argv[1:])]
+    survivors = 0
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, alive in zip(chosen, pool.map(survives, chosen), strict=True):
+            survivors += alive
+            print("NOT NOTICED" if alive else "noticed", "-", mutant.fault, flush=True)
+    print(f"{len(chosen)} faults put back, {len(chosen) - survivors} noticed by the tests")
+    raise SystemExit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
