@@ -13,8 +13,8 @@ from typing import Any
 import hiredis
 
 from redismpx import Overflow
-from redismpx._core.backlog import Budget, new_backlog
-from redismpx._core.entry import Entry, Standing
+from redismpx._core.buffer import Budget, new_buffer
+from redismpx._core.entry import Entry, SubscriberState
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
 from redismpx.message import new_message
@@ -72,13 +72,13 @@ async def eager_tasks(times: int) -> None:
 
 
 async def queues(times: int) -> None:
-    backlog = new_backlog(times, Overflow.DROP_OLDEST, Budget())
-    put, hand = backlog.put, backlog.hand
+    buffer = new_buffer(times, Overflow.DROP_OLDEST, Budget())
+    put, hand = buffer.put, buffer.hand
     for _ in range(times // SLICE):
         for _ in itertools.repeat(None, SLICE):
             put(CHANNEL, DATA)
-        backlog.settle()
-        while hand or backlog.pop_message() is not None:
+        buffer.settle()
+        while hand or buffer.pop_message() is not None:
             while hand:
                 hand.pop(), hand.pop()
 
@@ -119,7 +119,7 @@ def checked(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
 def draining(loop: Callable[[Callable[[], Any], dict[bytes, Entry[Any]]], None]) -> Piece:
     """The loop of a drain, without its socket."""
     entry: Entry[Any] = Entry(Kind.CHANNEL, CHANNEL, function)
-    entry.put(function, Standing.ACTIVE)
+    entry.put(function, SubscriberState.ACTIVE)
 
     async def piece(times: int) -> None:
         reader = hiredis.Reader(notEnoughData=None)
@@ -154,8 +154,8 @@ async def iterates(times: int) -> None:
 async def names(times: int) -> None:
     """What is wanted, what was sent and what the server has confirmed, without a byte sent or parsed."""
     registry: Registry[str] = Registry()
-    registry.attach_all(Kind.CHANNEL, [b"%d" % number for number in range(times)], "subscriber")
-    while commands := registry.flush():
+    registry.add(Kind.CHANNEL, [b"%d" % number for number in range(times)], "subscriber")
+    while commands := registry.next_commands():
         for command in commands:
             for name in command.names:
                 registry.confirm(command.verb, name)

@@ -107,7 +107,7 @@ async def measure(approach: Callable[[Bench], AbstractAsyncContextManager[Serve]
         app = Starlette(routes=[WebSocketRoute("/{room}", accept)])
         config = uvicorn.Config(app, lifespan="off", log_level="error", ws_per_message_deflate=False)
         server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0), backlog=CLIENTS) as listener:
+        with socket.create_server(("127.0.0.1", 0), buffer=CLIENTS) as listener:
             serving = asyncio.create_task(server.serve([listener]))
             port = listener.getsockname()[1]
             with (

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from ._core.backlog import Overflow
+from ._core.buffer import Overflow
 from .typing import Payload
 
 _T = TypeVar("_T")

@@ -47,7 +47,7 @@ class ChannelSubscription(MessageSubscription[T]):
         new = [name for name in names if name not in self._channels]
         self._hub.admit(self._kind, new)
         self._channels.update(new)
-        self._hub.attach(self._kind, new, self._inbox)
+        self._hub.add(self._kind, new, self._inbox)
 
     def remove(self, *channels: str | bytes) -> None:
         """Stop wanting channels; those that are not wanted are passed over.
@@ -59,7 +59,7 @@ class ChannelSubscription(MessageSubscription[T]):
         names = self._channels.intersection([to_bytes(channel, "a channel") for channel in channels])
         self._hub.enter()
         self._channels -= names
-        were_active = self._hub.detach(self._kind, names, self._inbox)
+        were_active = self._hub.remove(self._kind, names, self._inbox)
         self._inbox.forget(frozenset(names), were_active, rest=bool(self._channels))
 
     def clear(self) -> None:

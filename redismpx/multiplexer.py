@@ -10,12 +10,12 @@ from typing import Any, Self, overload
 from redis.asyncio import Redis, RedisCluster
 from redis.backoff import AbstractBackoff, FullJitterBackoff
 
-from ._core.backlog import Budget, Overflow
+from ._core.buffer import Budget, Overflow
 from ._core.wire import Kind
 from ._io.delivery.inbox import Consumer
 from ._io.hub import Hub
 from ._io.runtime.log import logger
-from ._io.session.supervisor import Phase
+from ._io.session.session import SessionState
 from .arguments import (
     Limits,
     check_bound,
@@ -435,7 +435,7 @@ class Multiplexer:
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._hub.main.phase is Phase.CONNECTED
+        return self._hub.main.state is SessionState.CONNECTED
 
     async def connect(self, timeout: float | None = None) -> None:
         """Wait until there is a connection, for `timeout` seconds at most; None waits as long as it takes.
@@ -460,7 +460,7 @@ class Multiplexer:
         counters = hub.counters
         subscriptions = hub.subscriptions
         return Stats(
-            state=hub.main.phase.value,
+            state=hub.main.state.value,
             connections=counters.connections,
             channels=hub.channels,
             patterns=hub.wanted(Kind.PATTERN),

@@ -31,7 +31,7 @@ class PatternSubscription(MessageSubscription[T]):
         hub.admit(self._kind, (pattern,))
         self._pattern = self._source = pattern
         super().__init__(hub, consumer, f"pattern subscription {quote(pattern)}")
-        hub.attach(self._kind, (pattern,), self._inbox)
+        hub.add(self._kind, (pattern,), self._inbox)
 
     @property
     def pattern(self) -> bytes:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ._core.wire import Kind, escape_glob
 from ._io.delivery.inbox import Consumer
-from ._io.runtime.deadlines import Deadlines
+from ._io.runtime.timers import Deadlines
 from .arguments import check_seconds, to_bytes
 from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, TooManyPromises, quote
 from .stats import Counters
@@ -120,7 +120,7 @@ class PromiseSubscription(Subscription):
         hub.admit(self._kind, (self._pattern,))
         consumer = Consumer(self._keep, self._interrupt, on_error=on_error, is_own=True)
         super().__init__(hub, consumer, f"promise subscription {quote(prefix)}")
-        hub.attach(self._kind, (self._pattern,), self._inbox)
+        hub.add(self._kind, (self._pattern,), self._inbox)
 
     @property
     def prefix(self) -> bytes:

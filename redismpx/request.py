@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
 
-from ._core.backlog import Overflow
+from ._core.buffer import Overflow
 from ._core.wire import Kind, escape_glob
 from ._io.delivery.inbox import Consumer
 from ._io.delivery.reporter import Reporter
 from ._io.redispy.diagnosis import is_cluster_node
-from ._io.runtime.pulse import Pulse
+from ._io.runtime.notification import Notifier
 from ._io.runtime.tasks import is_cancelled, running_task
 from .channel import ChannelSubscription
 from .envelope import Envelope
@@ -266,7 +266,7 @@ class Service(Subscription):
         self._label = f"service on {quote(name)}"
         self._reporter = Reporter(on_error, self._label)
         self._tasks: set[asyncio.Task[object]] = set()  # each handles a request
-        self._progress = Pulse()  # fires when one has ended
+        self._progress = Notifier()  # fires when one has ended
         hub.admit(self._kind, (name,))
         consumer = Consumer(
             self._take,
@@ -277,7 +277,7 @@ class Service(Subscription):
             is_own=True,
         )
         super().__init__(hub, consumer, self._label)
-        hub.attach(self._kind, (name,), self._inbox)
+        hub.add(self._kind, (name,), self._inbox)
 
     @property
     def in_flight(self) -> int:
@@ -320,7 +320,7 @@ class Service(Subscription):
 
     def _leave(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
-        self._progress.fire()
+        self._progress.notify()
 
     async def _room(self) -> None:
         while len(self._tasks) >= self._concurrency:

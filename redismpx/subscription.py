@@ -38,10 +38,10 @@ class Hub(Host, Protocol):
     def admit(self, kind: Kind, names: Collection[bytes]) -> None:
         """Refuse more names than the limits allow, before any is wanted."""
 
-    def attach(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> None:
+    def add(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> None:
         """Want names."""
 
-    def detach(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> int:
+    def remove(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> int:
         """Stop wanting names; tell how many were active."""
         ...
 
@@ -78,7 +78,7 @@ class Subscription(ABC):
         if self._inbox.closed:
             return
         self._hub.check()
-        self._hub.detach(self._kind, self._names, self._inbox)
+        self._hub.remove(self._kind, self._names, self._inbox)
         self._inbox.close()
         self._hub.leave(self)
 

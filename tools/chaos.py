@@ -525,7 +525,7 @@ class Run:
         return (
             f"{self.mpx!r}; wanted {len(channels)} channels, {patterns} patterns; inactive: "
             f"{[c.sub for c in (*self.consumers, *self.askers) if not c.is_active][:5]}; not up to date: {late[:5]}; "
-            f"in flight: {registry.in_flight}; {[e for e in registry._entries() if e.state.value != 'joined'][:5]}"
+            f"in flight: {registry.oldest_command}; {[e for e in registry._entries() if e.state.value != 'joined'][:5]}"
         )
 
     def _inspect(self) -> None:

@@ -30,7 +30,7 @@ class Count(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.levels[record.levelname] += 1
-        self.attempts += record.getMessage() == "supervisor backing off -> dialling"
+        self.attempts += record.getMessage() == "session backing off -> dialling"
         if record.levelno >= logging.WARNING:
             self.loud[record.getMessage()] += 1
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from redis.asyncio import RedisCluster
 
 from redismpx import Multiplexer
-from redismpx._io.redispy.topology import Topology
+from redismpx._io.redispy.slot_map import SlotMap
 from tests.helpers.cluster import Cluster
 from tests.helpers.servers import Server, calls_of, find_binary, until
 
@@ -179,13 +179,13 @@ async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -
             publisher.close()
             subscriber.close()
         async with RedisCluster.from_url(cluster.url) as client:
-            topology = Topology(client)
-            await topology.refresh()
+            slot_map = SlotMap(client)
+            await slot_map.refresh()
             sent_before = [(await node.admin.info("stats"))["total_net_output_bytes"] for node in cluster.nodes]
             before = [await cpu(node) for node in cluster.nodes]
             began = time.process_time()
             for _ in range(LOOKS):
-                await topology.refresh()
+                await slot_map.refresh()
             here = (time.process_time() - began) * 1e6 / LOOKS
             there = sum([await cpu(node) for node in cluster.nodes]) - sum(before)
             sent = sum([(await node.admin.info("stats"))["total_net_output_bytes"] for node in cluster.nodes])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Generic, TypeVar
 
-from .wire import Kind, Token
+from .wire import IdentityEnum, Kind
 
 S = TypeVar("S")  # a subscriber: hashable, and otherwise the caller's affair
 
 
-class State(Token):
+class NameState(IdentityEnum):
     """What is known of a name on the server."""
 
     ABSENT = "absent"
@@ -20,7 +20,7 @@ class State(Token):
     REFUSED = "refused"
 
 
-class Event(Token):
+class NameEvent(IdentityEnum):
     """What moves a name from one state to another."""
 
     ASKED = "asked"  # a (P)SUBSCRIBE with it was sent
@@ -33,25 +33,25 @@ class Event(Token):
     LOST = "lost"  # the connection is gone, and every subscription with it
 
 
-MOVES: dict[tuple[State, Event], State] = {
-    (State.ABSENT, Event.ASKED): State.JOINING,
-    (State.JOINING, Event.CONFIRMED): State.JOINED,
-    (State.JOINING, Event.REFUSED): State.REFUSED,
-    (State.JOINING, Event.HELD): State.ABSENT,
-    (State.JOINED, Event.GIVEN_UP): State.LEAVING,
-    (State.JOINED, Event.DROPPED): State.ABSENT,
-    (State.LEAVING, Event.CONFIRMED): State.ABSENT,
-    (State.LEAVING, Event.HELD): State.JOINED,
-    (State.REFUSED, Event.RETRIED): State.ABSENT,
-    **{(state, Event.LOST): State.ABSENT for state in State},
+NAME_TRANSITIONS: dict[tuple[NameState, NameEvent], NameState] = {
+    (NameState.ABSENT, NameEvent.ASKED): NameState.JOINING,
+    (NameState.JOINING, NameEvent.CONFIRMED): NameState.JOINED,
+    (NameState.JOINING, NameEvent.REFUSED): NameState.REFUSED,
+    (NameState.JOINING, NameEvent.HELD): NameState.ABSENT,
+    (NameState.JOINED, NameEvent.GIVEN_UP): NameState.LEAVING,
+    (NameState.JOINED, NameEvent.DROPPED): NameState.ABSENT,
+    (NameState.LEAVING, NameEvent.CONFIRMED): NameState.ABSENT,
+    (NameState.LEAVING, NameEvent.HELD): NameState.JOINED,
+    (NameState.REFUSED, NameEvent.RETRIED): NameState.ABSENT,
+    **{(state, NameEvent.LOST): NameState.ABSENT for state in NameState},
 }
-NEXT = {event: {a: b for (a, moved_by), b in MOVES.items() if moved_by is event} for event in Event}
+NEXT = {event: {a: b for (a, moved_by), b in NAME_TRANSITIONS.items() if moved_by is event} for event in NameEvent}
 """The same, with all moves of an event together."""
-NOTHING = frozenset({State.ABSENT, State.REFUSED})
+NOTHING = frozenset({NameState.ABSENT, NameState.REFUSED})
 """In these there is nothing on the server, nor anything in flight."""
 
 
-class Standing(Token):
+class SubscriberState(IdentityEnum):
     """What a subscriber was last told of one name."""
 
     WAITING = "waiting"
@@ -67,13 +67,13 @@ class Entry(Generic[S]):
     def __init__(self, kind: Kind, name: bytes, subscriber: S) -> None:
         self.kind = kind
         self.name = name
-        self.state = State.ABSENT
+        self.state = NameState.ABSENT
         # Most names have one subscriber, for whom a dictionary would take more memory than all the rest.
         self.only: S | None = subscriber
         """The one subscriber, as long as there was never more than one."""
-        self.standing = Standing.WAITING
+        self.standing = SubscriberState.WAITING
         """What that one was last told."""
-        self._many: dict[S, Standing] | None = None
+        self._many: dict[S, SubscriberState] | None = None
         self.fanout: tuple[S, ...] | None = ()
         """The active subscribers, never changed in place; None when it is to be built anew."""
         self.sole: S | None = None
@@ -89,43 +89,43 @@ class Entry(Generic[S]):
     @property
     def active(self) -> Collection[S]:
         """Those of them that are active."""
-        active = Standing.ACTIVE
+        active = SubscriberState.ACTIVE
         if self._many is not None:
             return [subscriber for subscriber, standing in self._many.items() if standing is active]
         return () if self.only is None or self.standing is not active else (self.only,)
 
-    def get(self, subscriber: S) -> Standing | None:
+    def get(self, subscriber: S) -> SubscriberState | None:
         """Return what a subscriber was last told; None if it is not one."""
         if self._many is not None:
             return self._many.get(subscriber)
         return self.standing if self.only == subscriber else None
 
     @property
-    def is_wanted(self) -> bool:
+    def has_subscribers(self) -> bool:
         """Whether there are subscribers."""
         return self.only is not None or bool(self._many)
 
     def add(self, subscriber: S) -> None:
         """Take in one more, who waits."""
         if self._many is not None:
-            self._many[subscriber] = Standing.WAITING
+            self._many[subscriber] = SubscriberState.WAITING
         elif self.only is None:
-            self.only, self.standing = subscriber, Standing.WAITING
+            self.only, self.standing = subscriber, SubscriberState.WAITING
         else:
-            self._many = {self.only: self.standing, subscriber: Standing.WAITING}
+            self._many = {self.only: self.standing, subscriber: SubscriberState.WAITING}
             self.only = None
 
-    def put(self, subscriber: S, standing: Standing) -> None:
+    def put(self, subscriber: S, standing: SubscriberState) -> None:
         """Note what a subscriber was told."""
         self.fanout = self.sole = None
         if self._many is not None:
             self._many[subscriber] = standing
         else:
             self.standing = standing
-            if standing is Standing.ACTIVE:
+            if standing is SubscriberState.ACTIVE:
                 self.sole = subscriber
 
-    def pop(self, subscriber: S) -> Standing:
+    def pop(self, subscriber: S) -> SubscriberState:
         """Take a subscriber away; return what it was last told."""
         if self._many is not None:
             standing = self._many.pop(subscriber)
@@ -133,7 +133,7 @@ class Entry(Generic[S]):
             standing, self.only = self.standing, None
         else:
             raise KeyError(subscriber)
-        if standing is Standing.ACTIVE:
+        if standing is SubscriberState.ACTIVE:
             self.fanout = self.sole = None
         return standing
 

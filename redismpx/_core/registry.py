@@ -1,8 +1,8 @@
 """Who wants which name, and what the server has confirmed. No I/O, no clock.
 
-A wish is written down first and answered by `flush()`, which says what to send. Replies are told to `confirm()`,
-`refuse()` and `pong()`, in wire order; a lost connection to `lost()`. Each returns whom to tell, and the caller tells
-them. At most one command is in flight for a name.
+A wish is written down first and answered by `next_commands()`, which says what to send. Replies are told to
+`confirm()`, `refuse()` and `pong()`, in wire order; a lost connection to `connection_lost()`. Each returns whom to
+tell, and the caller tells them. At most one command is in flight for a name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Generic
 
 from redis.crc import key_slot
 
-from .entry import NEXT, NOTHING, Entry, Event, S, Standing, State
-from .wire import JOIN, LEAVE, Command, Desync, Kind, Verb
+from .entry import NEXT, NOTHING, Entry, NameEvent, NameState, S, SubscriberState
+from .wire import JOIN, LEAVE, Command, Kind, ProtocolViolation, Verb
 
-CONFIRMED = NEXT[Event.CONFIRMED]
+CONFIRMED = NEXT[NameEvent.CONFIRMED]
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
 DENSE = 4  # forbidden names found, without a larger part of a batch that went well, from which on there are many
 PORTION = 512  # names of a lost connection that are dealt with in one go
@@ -45,15 +45,11 @@ class Registry(Generic[S]):
         self._draining = False  # nothing is wanted any more
         self.wanted: dict[Kind, int] = dict.fromkeys(Kind, 0)  # how many names somebody wants
         self._told: S | None = None  # of a loss, while what is noted as active for it is not so any more
-        self._refused: dict[Entry[S], None] = {}  # not granted by the server; looked at again by retry()
+        self._refused: dict[Entry[S], None] = {}  # not granted by the server; looked at again by retry_refused()
 
     # --- wishes
 
-    def attach(self, kind: Kind, name: bytes, subscriber: S) -> None:
-        """Want `name` for `subscriber`, which must not want it already."""
-        self.attach_all(kind, (name,), subscriber)
-
-    def attach_all(self, kind: Kind, names: Collection[bytes], subscriber: S) -> None:
+    def add(self, kind: Kind, names: Collection[bytes], subscriber: S) -> None:
         """Want `names`, each once, for `subscriber`, which must not want any of them already."""
         table, dirty = self._tables[kind], self._dirty
         known = len(table)
@@ -70,30 +66,30 @@ class Registry(Generic[S]):
 
     def _join(self, entry: Entry[S], subscriber: S) -> None:
         """Want a name that is known already, for one more."""
-        first = not entry.is_wanted
+        first = not entry.has_subscribers
         entry.add(subscriber)
         if first:
             self.wanted[entry.kind] += 1
-        if entry.state is State.JOINED:
+        if entry.state is NameState.JOINED:
             self._late.append((entry, subscriber))
-        elif entry.state is State.REFUSED:
-            self._move(entry, Event.RETRIED)
+        elif entry.state is NameState.REFUSED:
+            self._move(entry, NameEvent.RETRIED)
             self._look(entry)
         elif first:
             self._look(entry)
 
-    def detach(self, kind: Kind, name: bytes, subscriber: S) -> bool:
+    def remove(self, kind: Kind, name: bytes, subscriber: S) -> bool:
         """Stop wanting `name` for `subscriber`; tell whether it was active for it."""
         entry = self._tables[kind].get(name)
         if entry is None:  # given up by drain()
             return False
         standing = entry.pop(subscriber)
-        if not entry.is_wanted:
+        if not entry.has_subscribers:
             self.wanted[kind] -= 1
             self._look(entry)
-        return standing is Standing.ACTIVE and subscriber != self._told
+        return standing is SubscriberState.ACTIVE and subscriber != self._told
 
-    def standing(self, kind: Kind, name: bytes, subscriber: S) -> Standing | None:
+    def subscriber_state(self, kind: Kind, name: bytes, subscriber: S) -> SubscriberState | None:
         """Tell what `subscriber` was last told of `name`; None if it does not want it."""
         entry = self._tables[kind].get(name)
         return None if entry is None else entry.get(subscriber)
@@ -101,7 +97,7 @@ class Registry(Generic[S]):
     def count_new(self, kind: Kind, names: Iterable[bytes]) -> int:
         """Tell how many of `names` nobody wants yet."""
         entries = map(self._tables[kind].get, names)
-        return sum([entry is None or not entry.is_wanted for entry in entries])
+        return sum([entry is None or not entry.has_subscribers for entry in entries])
 
     def clear(self) -> None:
         """Forget everything and everybody, also in the middle of a fan-out."""
@@ -133,11 +129,11 @@ class Registry(Generic[S]):
         return not any(self._tables.values())
 
     @property
-    def in_flight(self) -> Command | None:
+    def oldest_command(self) -> Command | None:
         """The oldest command that is not wholly answered yet."""
         return self._in_flight[0] if self._in_flight else None
 
-    def flush(self) -> list[Command]:
+    def next_commands(self) -> list[Command]:
         """Return the commands to send now, in order. They count as sent from here on."""
         commands: list[Command] = []
         while self._probes:
@@ -168,12 +164,12 @@ class Registry(Generic[S]):
             commands += [self._sent(Command(verb), entries[start : start + BATCH]) for start in starts]
         return commands
 
-    def welcome(self) -> Iterator[tuple[S, bytes]]:
+    def activate_late(self) -> Iterator[tuple[S, bytes]]:
         """Activate those who came to a name that was joined already; yield each as it is."""
         late, self._late = self._late, []
         for entry, subscriber in late:
-            if entry.state is State.JOINED and entry.get(subscriber) is Standing.WAITING:
-                entry.put(subscriber, Standing.ACTIVE)
+            if entry.state is NameState.JOINED and entry.get(subscriber) is SubscriberState.WAITING:
+                entry.put(subscriber, SubscriberState.ACTIVE)
                 yield subscriber, entry.name
 
     def ping(self) -> Command:
@@ -182,12 +178,12 @@ class Registry(Generic[S]):
         self._in_flight.append(command)
         return command
 
-    def retry(self) -> bool:
+    def retry_refused(self) -> bool:
         """Ask again for what was refused; tell whether there was anything."""
         refused, self._refused = self._refused, {}
         for entry in refused:
-            if entry.state is State.REFUSED:
-                self._move(entry, Event.RETRIED)
+            if entry.state is NameState.REFUSED:
+                self._move(entry, NameEvent.RETRIED)
             self._look(entry)
         return bool(refused)
 
@@ -204,58 +200,58 @@ class Registry(Generic[S]):
                 self._in_flight.popleft()
                 self._narrow(head)
             if verb.joins and entry.only is not None and not self._draining:
-                entry.put(entry.only, Standing.ACTIVE)  # as most are: it waited for this, and wants it still
+                entry.put(entry.only, SubscriberState.ACTIVE)  # as most are: it waited for this, and wants it still
                 return (entry.only,)
             self._look(entry)
-            return self._tell(entry, Standing.ACTIVE) if verb.joins else ()
+            return self._tell(entry, SubscriberState.ACTIVE) if verb.joins else ()
         if verb.joins:
-            raise Desync(f"a confirmation of {verb.name} {name[:64]!r} that answers no command in flight")
+            raise ProtocolViolation(f"a confirmation of {verb.name} {name[:64]!r} that answers no command in flight")
         known = self._tables[verb.kind].get(name)
-        if known is None or known.state is not State.JOINED:
+        if known is None or known.state is not NameState.JOINED:
             return ()  # not ours at all; or our own command crossed an unasked one, and one of the two says nothing new
-        self._move(known, Event.DROPPED)
+        self._move(known, NameEvent.DROPPED)
         self._look(known)
-        return self._tell(known, Standing.WAITING)
+        return self._tell(known, SubscriberState.WAITING)
 
     def pong(self) -> None:
         """Take the answer to a PING."""
         if not self._in_flight or self._in_flight[0].verb is not Verb.PING:
-            raise Desync("an answer to PING, while another command is to be answered first")
+            raise ProtocolViolation("an answer to PING, while another command is to be answered first")
         self._in_flight.popleft()
 
     def refuse(self, *, passing: bool = False) -> tuple[Command, Iterable[S]]:
         """Take an error reply: it answers the whole of the oldest command. Return that, and whom to tell.
 
         Redis does not say which of the names it refused, so a batch is halved until the guilty name stands alone.
-        `passing` says that the error is not about the names at all: retry() asks for them again.
+        `passing` says that the error is not about the names at all: retry_refused() asks for them again.
         """
         if not self._in_flight:
-            raise Desync("an error that answers no command in flight")
+            raise ProtocolViolation("an error that answers no command in flight")
         command = self._in_flight.popleft()
         entries = [self._unanswered.popleft() for _ in command.names[command.answered :]]
         told: Iterable[S] = ()
         if passing:
             for entry in entries:
-                self._move(entry, Event.HELD)
+                self._move(entry, NameEvent.HELD)
                 self._refused[entry] = None
-                if entry.state is State.ABSENT and not entry.is_wanted:
+                if entry.state is NameState.ABSENT and not entry.has_subscribers:
                     self._look(entry)
             self._release(command)
         elif not command.verb.joins:
             for entry in entries:
-                self._move(entry, Event.HELD)
+                self._move(entry, NameEvent.HELD)
                 self._refused[entry] = None  # not dirty: nothing can be done about it now
         elif len(entries) == 1:
             self._guilty += 1
-            self._move(entries[0], Event.REFUSED)
+            self._move(entries[0], NameEvent.REFUSED)
             self._refused[entries[0]] = None
             self._release(command)
             self._look(entries[0])
-            told = self._tell(entries[0], Standing.REFUSED)
+            told = self._tell(entries[0], SubscriberState.REFUSED)
         else:
             for entry in entries:
-                self._move(entry, Event.HELD)
-                if not entry.is_wanted:
+                self._move(entry, NameEvent.HELD)
+                if not entry.has_subscribers:
                     self._look(entry)
             names = command.names[command.answered :]
             if self._guilty < DENSE:
@@ -275,18 +271,18 @@ class Registry(Generic[S]):
         names of this slot. Otherwise the server had unsubscribed all of them before the command came, unasked, and that
         was taken for its answer.
         """
-        command = self.in_flight
+        command = self.oldest_command
         if command is None or command.verb.kind is not Kind.SHARD_CHANNEL or key_slot(command.names[0]) != slot:
             return ()
         self._in_flight.popleft()
         names = command.names[command.answered :]
         for entry in [self._unanswered.popleft() for _ in names]:
-            self._move(entry, Event.HELD if command.verb.joins else Event.CONFIRMED)
+            self._move(entry, NameEvent.HELD if command.verb.joins else NameEvent.CONFIRMED)
             self._look(entry)
         self._release(command)
         return names
 
-    def lost(self) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
+    def connection_lost(self) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
         """Take the loss of the connection; yield, once each, those who had anything active, and what that was.
 
         With very many names that takes a while: None is yielded now and then, so that other things can be done between.
@@ -294,11 +290,11 @@ class Registry(Generic[S]):
         self._forget_link()
         active: dict[S, list[Entry[S]]] = defaultdict(list)
         for number, entry in enumerate(self._entries(), 1):
-            if not entry.is_wanted and self._tables[entry.kind].get(entry.name) is not entry:
+            if not entry.has_subscribers and self._tables[entry.kind].get(entry.name) is not entry:
                 continue  # given up in between
             for subscriber in entry.active:
                 active[subscriber].append(entry)
-            self._move(entry, Event.LOST)
+            self._move(entry, NameEvent.LOST)
             self._look(entry)
             if number % PORTION == 0:
                 yield None
@@ -307,28 +303,28 @@ class Registry(Generic[S]):
 
     # --- one at a time
 
-    def _move(self, entry: Entry[S], event: Event) -> None:
+    def _move(self, entry: Entry[S], event: NameEvent) -> None:
         entry.state = NEXT[event][entry.state]
 
     def _due(self, entry: Entry[S]) -> Verb | None:
         """Return the command that brings the server nearer to what is wanted, if one may be sent."""
-        if entry.is_wanted and not self._draining:
-            return JOIN[entry.kind] if entry.state is State.ABSENT else None
-        return LEAVE[entry.kind] if entry.state is State.JOINED else None
+        if entry.has_subscribers and not self._draining:
+            return JOIN[entry.kind] if entry.state is NameState.ABSENT else None
+        return LEAVE[entry.kind] if entry.state is NameState.JOINED else None
 
     def _look(self, entry: Entry[S]) -> None:
         """Note an entry that is due, or drop one that nobody needs any more."""
         if self._due(entry) is not None:
             self._dirty[entry] = None
-        elif entry.state in NOTHING and (self._draining or not entry.is_wanted):
-            if self._tables[entry.kind].pop(entry.name, None) is not None and entry.is_wanted:
+        elif entry.state in NOTHING and (self._draining or not entry.has_subscribers):
+            if self._tables[entry.kind].pop(entry.name, None) is not None and entry.has_subscribers:
                 self.wanted[entry.kind] -= 1
             self._dirty.pop(entry, None)
             self._refused.pop(entry, None)
 
     def _sent(self, command: Command, entries: list[Entry[S]]) -> Command:
         """Count a command with the names of these entries as sent."""
-        following = NEXT[Event.ASKED if command.verb.joins else Event.GIVEN_UP]
+        following = NEXT[NameEvent.ASKED if command.verb.joins else NameEvent.GIVEN_UP]
         for entry in entries:
             entry.state = following[entry.state]
         command.names = tuple([entry.name for entry in entries])
@@ -362,7 +358,7 @@ class Registry(Generic[S]):
             if entry is not None:
                 self._look(entry)
 
-    def _tell(self, entry: Entry[S], standing: Standing) -> Iterable[S]:
+    def _tell(self, entry: Entry[S], standing: SubscriberState) -> Iterable[S]:
         """Yield each subscriber as its standing changes; whoever was taken away meanwhile is passed over."""
         if entry.only is None:
             return self._tell_each(entry, standing)
@@ -371,7 +367,7 @@ class Registry(Generic[S]):
         entry.put(entry.only, standing)
         return (entry.only,)
 
-    def _tell_each(self, entry: Entry[S], standing: Standing) -> Iterator[S]:
+    def _tell_each(self, entry: Entry[S], standing: SubscriberState) -> Iterator[S]:
         for subscriber in tuple(entry.subscribers):
             known = entry.get(subscriber)
             if known is not None and known is not standing:
@@ -380,14 +376,14 @@ class Registry(Generic[S]):
 
     def _tell_lost(self, active: dict[S, list[Entry[S]]]) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
         for subscriber, entries in active.items():
-            if not any(entry.get(subscriber) is Standing.ACTIVE for entry in entries):
+            if not any(entry.get(subscriber) is SubscriberState.ACTIVE for entry in entries):
                 continue
             # It may have a hundred thousand names: it is told at once, and noted for each of them in portions.
             self._told = subscriber
-            yield subscriber, (entry for entry in entries if entry.get(subscriber) is Standing.ACTIVE)
+            yield subscriber, (entry for entry in entries if entry.get(subscriber) is SubscriberState.ACTIVE)
             for number, entry in enumerate(entries, 1):
-                if entry.get(subscriber) is Standing.ACTIVE:
-                    entry.put(subscriber, Standing.WAITING)
+                if entry.get(subscriber) is SubscriberState.ACTIVE:
+                    entry.put(subscriber, SubscriberState.WAITING)
                 if number % PORTION == 0:
                     yield None
         self._told = None

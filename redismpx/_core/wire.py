@@ -17,14 +17,14 @@ NOT_ENOUGH = object()
 """What a parser returns when no complete reply is left in it."""
 
 
-class Token(enum.Enum):
+class IdentityEnum(enum.Enum):
     """An enum that is hashed by identity, in C; enum.Enum hashes its name in Python, which shows with 100,000 names."""
 
 
-Token.__hash__ = object.__hash__  # type: ignore[method-assign]
+IdentityEnum.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-class Kind(Token):
+class Kind(IdentityEnum):
     """What a name stands for. The same bytes may be wanted as each of them, independently."""
 
     CHANNEL = "channel"
@@ -32,7 +32,7 @@ class Kind(Token):
     SHARD_CHANNEL = "shard channel"
 
 
-class Verb(Token):
+class Verb(IdentityEnum):
     """The commands that are ever sent. A confirmation begins with the command's name in lower case."""
 
     SUBSCRIBE = b"subscribe", Kind.CHANNEL, True
@@ -73,7 +73,7 @@ class Command:
         return bytes(hiredis.pack_command((self.verb.command.upper(), *self.names)))  # type: ignore[arg-type]
 
 
-class Desync(Exception):
+class ProtocolViolation(Exception):
     """The server said something that answers nothing which was sent; what it holds is unknowable."""
 
 

@@ -14,22 +14,22 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import AbstractBackoff
 
-from .._core.backlog import Budget
+from .._core.buffer import Budget
 from .._core.wire import Kind
 from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, TooManyChannels, TooManyPatterns
 from ..stats import Counters
-from .deployment.master import MasterWatch
-from .deployment.shards import Shards
+from .deployment.cluster import Shards
+from .deployment.sentinel import MasterWatch
 from .redispy.diagnosis import describe, trusts_anybody
-from .redispy.route import Route, Straight
-from .redispy.topology import AnyNode, Topology
+from .redispy.endpoint import Endpoint, FixedEndpoint
+from .redispy.slot_map import AnyNodeEndpoint, SlotMap
 from .runtime.log import logger
 from .runtime.tasks import Tasks
-from .session.dispatch import Evict, Subscriber
+from .session.delivery_probe import DeliveryProbe
+from .session.dispatcher import Evict, Subscriber
 from .session.listener import Listener
-from .session.probe import Probe
-from .session.supervisor import Supervisor
+from .session.session import Session
 
 
 class Closable(Protocol):
@@ -64,29 +64,29 @@ class Hub:
         self.closed: bool = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: tuple[int, int] = (0, 0)  # process and thread of the loop
-        self.topology: Topology | None = Topology(client) if isinstance(client, RedisCluster) else None
-        self.route: Route = self.new_route()
-        self.main: Supervisor = self._new_supervisor(self.route, None)
-        self.shards: Shards | None = None if self.topology is None else Shards(self.topology, self._new_supervisor)
+        self.slot_map: SlotMap | None = SlotMap(client) if isinstance(client, RedisCluster) else None
+        self.endpoint: Endpoint = self.new_endpoint()
+        self.main: Session = self._new_session(self.endpoint, None)
+        self.shards: Shards | None = None if self.slot_map is None else Shards(self.slot_map, self._new_session)
         self._listeners: list[Listener] = []
-        pool: object = self.route.pool
+        pool: object = self.endpoint.pool
         if isinstance(pool, SentinelConnectionPool) and pool.is_master:
             self._listeners.append(MasterWatch(pool, self.main))
         if delivery_probe is not None:
-            self._listeners.append(Probe(self.new_route(), delivery_probe, self.main.condemn))
+            self._listeners.append(DeliveryProbe(self.new_endpoint(), delivery_probe, self.main.condemn))
         for listener in self._listeners:
-            self.main.registry.attach(Kind.CHANNEL, listener.channel, listener)
+            self.main.registry.add(Kind.CHANNEL, (listener.channel,), listener)
 
-    def new_route(self) -> Route:
+    def new_endpoint(self) -> Endpoint:
         """Return a way to the server, or to a node of the cluster."""
-        if self.topology is not None:
-            return AnyNode(self.topology)
+        if self.slot_map is not None:
+            return AnyNodeEndpoint(self.slot_map)
         assert isinstance(self._client, Redis)
-        return Straight(self._client.connection_pool)
+        return FixedEndpoint(self._client.connection_pool)
 
-    def _new_supervisor(self, route: Route, evict: Evict | None) -> Supervisor:
-        return Supervisor(
-            route,
+    def _new_session(self, endpoint: Endpoint, evict: Evict | None) -> Session:
+        return Session(
+            endpoint,
             self._backoff if evict is None else deepcopy(self._backoff),  # it may count
             *self._pings,
             self.tasks,
@@ -132,18 +132,18 @@ class Hub:
         if wanted + new > limit:
             raise error(option, limit)
 
-    def attach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
+    def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
         """Want names for a subscriber."""
         if kind is Kind.SHARD_CHANNEL and self.shards is not None:
-            self.shards.attach(names, subscriber)
+            self.shards.add(names, subscriber)
         else:
-            self.main.attach(kind, names, subscriber)
+            self.main.add(kind, names, subscriber)
 
-    def detach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
+    def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Stop wanting names for a subscriber; tell how many were active."""
         if kind is Kind.SHARD_CHANNEL and self.shards is not None:
-            return self.shards.detach(names, subscriber)
-        return self.main.detach(kind, names, subscriber)
+            return self.shards.remove(names, subscriber)
+        return self.main.remove(kind, names, subscriber)
 
     def outage(self, kind: Kind) -> ConnectionLost | None:
         """Tell why there is no connection for names of a kind now; None while there is one."""
@@ -164,8 +164,8 @@ class Hub:
             return
         self._loop = loop
         self._owner = (os.getpid(), threading.get_ident())
-        if trusts_anybody(self.route.pool):
-            where = describe(self.route.pool)
+        if trusts_anybody(self.endpoint.pool):
+            where = describe(self.endpoint.pool)
             logger.warning("TLS to Redis at %s is not verified: whoever answers is trusted", where)
         self.main.start()
         if self.shards is not None:

@@ -21,8 +21,8 @@ from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, NoRespond
 from redismpx import publisher as publisher_module
 from redismpx._core.wire import Kind
 from redismpx._io.deployment import shards as shards_module
-from redismpx._io.publishing.lane import Call
-from redismpx._io.redispy.topology import Topology
+from redismpx._io.publishing.pipeline import Call
+from redismpx._io.redispy.slot_map import SlotMap
 from tools.measure_migrations import SEED, Result, Stream, migrate
 
 from ..helpers.checker import Checker
@@ -836,14 +836,14 @@ async def test_a_question_for_the_slot_map_leaves_no_connection_when_it_is_cance
     """At each of its suspensions."""
     sockets = open_sockets()
     for moment in itertools.count(1):
-        topology = Topology(RedisCluster.from_url(shared_cluster.url))
-        steps = Steps(topology.refresh(), moment, lambda: asyncio.current_task().cancel())  # type: ignore[union-attr]
+        slot_map = SlotMap(RedisCluster.from_url(shared_cluster.url))
+        steps = Steps(slot_map.refresh(), moment, lambda: asyncio.current_task().cancel())  # type: ignore[union-attr]
         await asyncio.wait([asyncio.Task(steps.outcome())])
         await until(lambda: open_sockets() <= sockets)
         if not steps.struck:
             break
     assert moment > 3
-    assert topology.owner(0) is not None
+    assert slot_map.owner(0) is not None
 
 
 async def test_draining_delivers_all_that_was_published_until_it_is_unsubscribed(shared_cluster: Cluster) -> None:
@@ -991,7 +991,7 @@ async def test_a_former_primary_that_counts_nobody_is_not_believed(
         assert await mpx.request(served, "?", timeout=10, sharded=True) == b"answer"
         await shared_cluster.failover(owner)
         await at_their_owners(shared_cluster, [served])
-        monkeypatch.setattr(mpx._hub.topology, "seen", 0.0)  # it is some time ago
+        monkeypatch.setattr(mpx._hub.slot_map, "seen", 0.0)  # it is some time ago
         assert await mpx.request(served, "?", timeout=10, sharded=True) == b"answer"
         with pytest.raises(NoResponders):
             await mpx.request(nobody, "?", timeout=10, sharded=True)

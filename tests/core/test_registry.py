@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from redis.crc import key_slot
 
 from redismpx._core import registry as registry_module
-from redismpx._core.entry import Entry, Standing, State
+from redismpx._core.entry import Entry, NameState, SubscriberState
 from redismpx._core.registry import BATCH, Registry
 from redismpx._core.wire import JOIN, LEAVE, Command, Kind, Verb
 
@@ -103,7 +103,7 @@ class RegistryMachine(RuleBasedStateMachine):
         recorder = self.users[user]
         if (kind, name) not in recorder.wanted:
             recorder.wanted.add((kind, name))
-            self.registry.attach(kind, name, recorder)
+            self.registry.add(kind, (name,), recorder)
 
     @rule(user=st.integers(0, 3), kind=st.sampled_from(Kind), name=st.sampled_from(NAMES))
     def detach(self, user: int, kind: Kind, name: bytes) -> None:
@@ -112,7 +112,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def leave(self, recorder: Recorder, kind: Kind, name: bytes) -> None:
         if (kind, name) in recorder.wanted:
             recorder.wanted.discard((kind, name))
-            was_active = self.registry.detach(kind, name, recorder)
+            was_active = self.registry.remove(kind, name, recorder)
             assert was_active == ((kind, name) in recorder.active)
             recorder.active.discard((kind, name))
 
@@ -136,19 +136,19 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.linked)
     @rule()
     def flush(self) -> None:
-        for command in self.registry.flush():
+        for command in self.registry.next_commands():
             assert command.names, "a command without names"
             assert len(command.names) <= BATCH
             for name in command.names:
                 self.in_flight[command.verb, name] += 1
             self.server.commands.append(command)
-        for user, name in self.registry.welcome():
+        for user, name in self.registry.activate_late():
             kind = next(
                 k
                 for k in Kind
                 if (k, name) in user.wanted
                 and (k, name) not in user.active
-                and self.registry.standing(k, name, user) is Standing.ACTIVE
+                and self.registry.subscriber_state(k, name, user) is SubscriberState.ACTIVE
             )
             user.activate(name, kind)
 
@@ -276,7 +276,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule()
     def retry(self) -> None:
-        self.registry.retry()
+        self.registry.retry_refused()
 
     @rule()
     def lose(self) -> None:
@@ -286,7 +286,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.in_flight.clear()
         told: Counter[int] = Counter()
         had_active = {id(u) for u in self.users if u.active}
-        for loser in self.registry.lost():
+        for loser in self.registry.connection_lost():
             if loser is None:  # other things are done in between
                 for other in self.users:
                     other.on_event()
@@ -320,7 +320,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def nothing_is_kept_for_nobody(self) -> None:
         for kind in Kind:
             for entry in self.table(kind).values():
-                assert entry.subscribers or entry.state not in (State.ABSENT, State.REFUSED)
+                assert entry.subscribers or entry.state not in (NameState.ABSENT, NameState.REFUSED)
 
     def teardown(self) -> None:
         """Left alone, what is on the wire becomes what is wanted and allowed."""
@@ -331,7 +331,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.server.sticky = False
         self.settle()
         self.bring_slots_back()
-        self.registry.retry()  # whatever was refused and is allowed by now
+        self.registry.retry_refused()  # whatever was refused and is allowed by now
         self.settle()
         wanted = {name for user in self.users for name in user.wanted}
         allowed = {(kind, name) for kind, name in wanted if name not in self.server.forbidden}
@@ -339,7 +339,7 @@ class RegistryMachine(RuleBasedStateMachine):
         assert self.server.subscribed >= allowed, "not subscribed to what is wanted"
         for user in self.users:
             assert user.active >= user.wanted & allowed
-        assert not self.registry.in_flight
+        assert not self.registry.oldest_command
 
     def settle(self) -> None:
         for _ in range(1000):
@@ -361,8 +361,8 @@ TestRegistryMachine = RegistryMachine.TestCase
 def joined(*names: bytes) -> Registry[str]:
     """A registry in which "user" has these channels, all of them active."""
     registry: Registry[str] = Registry()
-    registry.attach_all(Kind.CHANNEL, names, "user")
-    for command in registry.flush():
+    registry.add(Kind.CHANNEL, names, "user")
+    for command in registry.next_commands():
         for name in command.names:
             assert list(registry.confirm(command.verb, name)) == ["user"]
     return registry
@@ -373,40 +373,40 @@ def test_what_is_given_up_while_a_loss_is_dealt_with_was_active_until_that_was_t
     registry = joined(*names)
     before, after = [names[0], names[8]], names[1:4]
     told: set[bytes] = set()
-    for loser in registry.lost():
+    for loser in registry.connection_lost():
         if loser is not None:
             assert not told
             told = {entry.name for entry in loser[1]}
         leaving = after if told else before
         if leaving:
-            assert registry.detach(Kind.CHANNEL, leaving.pop(), "user") is not bool(told)
+            assert registry.remove(Kind.CHANNEL, leaving.pop(), "user") is not bool(told)
     assert not before
     assert not after
     assert told == set(names[1:8])
     assert list(registry.channels) == names[4:8]
-    assert [command.names for command in registry.flush()] == [tuple(names[4:8])]
+    assert [command.names for command in registry.next_commands()] == [tuple(names[4:8])]
 
 
 def test_what_is_joined_while_all_is_given_up_is_left_again() -> None:
     registry: Registry[str] = Registry()
-    registry.attach(Kind.CHANNEL, b"asked for", "user")
-    registry.flush()
+    registry.add(Kind.CHANNEL, (b"asked for",), "user")
+    registry.next_commands()
     registry.drain()
-    registry.attach(Kind.CHANNEL, b"too late", "user")
+    registry.add(Kind.CHANNEL, (b"too late",), "user")
     assert list(registry.channels) == [b"asked for"]
     list(registry.confirm(Verb.SUBSCRIBE, b"asked for"))
-    (command,) = registry.flush()
+    (command,) = registry.next_commands()
     assert (command.verb, command.names) == (Verb.UNSUBSCRIBE, (b"asked for",))
 
 
 def test_who_leaves_is_out_of_the_fan_out_at_once() -> None:
     registry = joined(b"name")
     entry = registry.channels[b"name"]
-    registry.attach(Kind.CHANNEL, b"name", "another")
+    registry.add(Kind.CHANNEL, (b"name",), "another")
     assert (entry.sole, entry.build_fanout()) == ("user", ("user",)), "who waits gets nothing yet"
-    assert list(registry.welcome()) == [("another", b"name")]
+    assert list(registry.activate_late()) == [("another", b"name")]
     assert (entry.sole, entry.fanout or entry.build_fanout()) == (None, ("user", "another"))
     for leaving in ("user", "another"):
-        registry.detach(Kind.CHANNEL, b"name", leaving)
+        registry.remove(Kind.CHANNEL, b"name", leaving)
         assert (entry.sole, entry.fanout) == (None, None)
     assert entry.build_fanout() == ()

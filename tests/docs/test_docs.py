@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
@@ -23,7 +23,7 @@ from redismpx._core import entry as names
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Command, Kind, Verb
 from redismpx._io.session import link as links
-from redismpx._io.session import supervisor as supervisors
+from redismpx._io.session import session as sessions
 
 from ..helpers.cluster import Cluster
 from ..helpers.servers import free_port, without_slowness
@@ -94,23 +94,31 @@ def test_torture_table_names_the_tests() -> None:
 
 
 def test_name_table_is_the_code_s() -> None:
-    """The table of a name's states is MOVES, row for row."""
+    """The table of a name's states is NAME_TRANSITIONS, row for row."""
     rows = read_table("table: name")
-    assert len(rows) == len(names.MOVES)
-    assert {(names.State(a), names.Event(event)): names.State(b) for a, event, b in rows} == names.MOVES
+    assert len(rows) == len(names.NAME_TRANSITIONS)
+    assert {
+        (names.NameState(a), names.NameEvent(event)): names.NameState(b) for a, event, b in rows
+    } == names.NAME_TRANSITIONS
 
 
 def test_event_table_is_the_code_s() -> None:
     """Each event that moves a name is explained once, and no other."""
-    assert sorted(event for event, _ in read_table("events: name")) == sorted(event.value for event in names.Event)
+    assert sorted(event for event, _ in read_table("events: name")) == sorted(event.value for event in names.NameEvent)
 
 
-@pytest.mark.parametrize(("table", "module"), [("supervisor", supervisors), ("link", links)])
-def test_phase_table_is_the_code_s(table: str, module: ModuleType) -> None:
-    """The tables of the supervisor's and a link's phases are their MOVES."""
-    rows = [(module.Phase(a), module.Phase(b)) for a, b, _ in read_table(f"table: {table}")]
+@pytest.mark.parametrize(
+    ("table", "states", "transitions"),
+    [
+        ("session", sessions.SessionState, sessions.SESSION_TRANSITIONS),
+        ("link", links.LinkState, links.LINK_TRANSITIONS),
+    ],
+)
+def test_state_table_is_the_code_s(table: str, states: Any, transitions: dict[Any, frozenset[Any]]) -> None:
+    """The tables of the states of a session and of a link are those of the code."""
+    rows = [(states(a), states(b)) for a, b, _ in read_table(f"table: {table}")]
     assert len(rows) == len(set(rows))
-    assert set(rows) == {(a, b) for a, following in module.MOVES.items() for b in following}
+    assert set(rows) == {(a, b) for a, following in transitions.items() for b in following}
 
 
 def test_subscriber_table_is_the_code_s() -> None:
@@ -119,22 +127,22 @@ def test_subscriber_table_is_the_code_s() -> None:
     moves = set()
     for history in itertools.product(steps, repeat=5):
         moves |= live_through(history)
-    rows = [(names.Standing(a), names.Standing(b)) for a, b, _, _ in read_table("table: subscriber")]
+    rows = [(names.SubscriberState(a), names.SubscriberState(b)) for a, b, _, _ in read_table("table: subscriber")]
     assert len(rows) == len(set(rows))
     assert set(rows) == moves
 
 
-def live_through(history: tuple[str, ...]) -> set[tuple[names.Standing, names.Standing]]:
+def live_through(history: tuple[str, ...]) -> set[tuple[names.SubscriberState, names.SubscriberState]]:
     """Lead one name through a history; return how the standing of its first subscriber moved."""
     registry: Registry[str] = Registry()
-    registry.attach(Kind.CHANNEL, b"name", "first")
-    in_flight: list[Command] = registry.flush()
+    registry.add(Kind.CHANNEL, (b"name",), "first")
+    in_flight: list[Command] = registry.next_commands()
     moves = set()
     for number, step in enumerate(history):
-        before = registry.standing(Kind.CHANNEL, b"name", "first")
+        before = registry.subscriber_state(Kind.CHANNEL, b"name", "first")
         if step == "flush":
-            in_flight += registry.flush()
-            list(registry.welcome())
+            in_flight += registry.next_commands()
+            list(registry.activate_late())
         elif step == "confirm" and in_flight:
             list(registry.confirm(in_flight.pop(0).verb, b"name"))
         elif step in ("refuse", "busy") and in_flight:
@@ -143,13 +151,13 @@ def live_through(history: tuple[str, ...]) -> set[tuple[names.Standing, names.St
         elif step == "drop":
             list(registry.confirm(Verb.UNSUBSCRIBE, b"name"))
         elif step == "retry":
-            registry.retry()
+            registry.retry_refused()
         elif step == "lost":
             in_flight.clear()
-            list(registry.lost())
+            list(registry.connection_lost())
         elif step == "newcomer":
-            registry.attach(Kind.CHANNEL, b"name", f"newcomer {number}")
-        after = registry.standing(Kind.CHANNEL, b"name", "first")
+            registry.add(Kind.CHANNEL, (b"name",), f"newcomer {number}")
+        after = registry.subscriber_state(Kind.CHANNEL, b"name", "first")
         if before is not after:
             assert before is not None
             assert after is not None

@@ -6,7 +6,7 @@ import math
 
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind, new_parser
-from redismpx._io.session.dispatch import Dispatcher, Subscriber
+from redismpx._io.session.dispatcher import Dispatcher, Subscriber
 from redismpx._io.session.listener import Listener
 from redismpx.stats import Counters
 
@@ -28,11 +28,11 @@ class Node:
 
     def add(self) -> list[bytes]:
         """Want the name; return what is sent for it now."""
-        self.registry.attach(Kind.SHARD_CHANNEL, b"a", self._listener)
+        self.registry.add(Kind.SHARD_CHANNEL, (b"a",), self._listener)
         return self.sent()
 
     def remove(self) -> list[bytes]:
-        self.registry.detach(Kind.SHARD_CHANNEL, b"a", self._listener)
+        self.registry.remove(Kind.SHARD_CHANNEL, b"a", self._listener)
         return self.sent()
 
     def says(self, reply: bytes) -> list[bytes]:
@@ -42,7 +42,7 @@ class Node:
         return self.sent()
 
     def sent(self) -> list[bytes]:
-        return [bytes(command).split(b"\r\n")[2] for command in self.registry.flush()]
+        return [bytes(command).split(b"\r\n")[2] for command in self.registry.next_commands()]
 
 
 def test_what_was_asked_for_is_no_eviction() -> None:

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from redismpx import Multiplexer
-from redismpx._io.redispy.topology import NodePool, Topology
+from redismpx._io.redispy.slot_map import NodePool, SlotMap
 from tools.fuzz import bulk, message, push
 
 from ..helpers.checker import Checker
@@ -142,7 +142,7 @@ async def test_in_a_cluster_no_connection_asks_for_them() -> None:
     """Those of the publisher neither, which are its own."""
     client = RedisCluster.from_url("redis://localhost:1")
     assert "maint_notifications_config" in client.nodes_manager.connection_kwargs
-    (node,) = Topology(client).nodes
+    (node,) = SlotMap(client).nodes
     connection: Any = NodePool(node, is_master=True).make_connection()
     assert connection.maint_notifications_config is None
     await client.aclose()
@@ -160,4 +160,4 @@ async def test_a_client_that_wants_them_follows_them_also_for_the_link(caplog: p
         assert (options["host"], str(options["port"])) == ("localhost", url.rpartition(":")[2])  # the port it had
         assert mpx.connected  # the link stays where it is, ...
         assert checker.kinds == ["activation"] + ["message"] * 3
-        assert mpx._hub.route.pool.connection_kwargs is options  # ... and the next one goes there
+        assert mpx._hub.endpoint.pool.connection_kwargs is options  # ... and the next one goes there

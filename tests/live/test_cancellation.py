@@ -85,15 +85,15 @@ class Steps:
 
 
 class World:
-    """A multiplexer with something to do; when its supervisor suspends for the n-th time, a task begins."""
+    """A multiplexer with something to do; when its session suspends for the n-th time, a task begins."""
 
     def __init__(self, url: str, moment: int, begin: Callable[[World], Coroutine[Any, Any, Any]]) -> None:
         self.sockets = open_sockets()
         self.task: asyncio.Task[Any] | None = None
         self.mpx = Multiplexer(url, backoff=ConstantBackoff(0.001))
-        supervisor = self.mpx._hub.main
-        steps = Steps(supervisor._run(), moment, lambda: self.begin(begin(self)))
-        supervisor._run = steps.run  # type: ignore[method-assign]
+        session = self.mpx._hub.main
+        steps = Steps(session._run(), moment, lambda: self.begin(begin(self)))
+        session._run = steps.run  # type: ignore[method-assign]
         self.sub = self.mpx.new_channel_subscription()
         self.sub.add(*NAMES)
         self.promises = self.mpx.new_promise_subscription("p-")
@@ -123,7 +123,7 @@ class World:
         await until(lambda: open_sockets() <= self.sockets)
 
 
-# --- the end, wherever the supervisor is
+# --- the end, wherever the session is
 
 
 async def aclose(mpx: Multiplexer) -> None:
@@ -147,7 +147,7 @@ async def cancelled_aclose(mpx: Multiplexer) -> None:
 
 @pytest.mark.parametrize("end", [aclose, close, drain, cancelled_aclose])
 @pytest.mark.parametrize("is_there", [True, False], ids=["server", "nobody"])
-async def test_the_end_at_each_suspension_of_the_supervisor(
+async def test_the_end_at_each_suspension_of_the_session(
     url: str, is_there: bool, end: Callable[[Multiplexer], Coroutine[Any, Any, None]]
 ) -> None:
     """Dialling, in the handshake, connected, between two connections, and backing off again and again."""
@@ -155,7 +155,7 @@ async def test_the_end_at_each_suspension_of_the_supervisor(
         world = World(url if is_there else f"redis://127.0.0.1:{free_port()}", moment, lambda w: end(w.mpx))
         if await world.live():
             await world.task
-            assert world.mpx._hub.main.phase.value == "closed"
+            assert world.mpx._hub.main.state.value == "closed"
         await world.mpx.aclose()
         await world.is_clean()
         if world.task is None:
@@ -227,7 +227,7 @@ async def test_the_end_in_the_middle_of_subscribing(
         await world.is_clean()
 
 
-# --- who waits, wherever the supervisor is
+# --- who waits, wherever the session is
 
 
 async def wait_for_promise(world: World) -> None:
@@ -292,7 +292,7 @@ async def test_whoever_waits_is_cancelled_or_closed_at_each_suspension(
 
 
 async def strike(url: str, wait: str, how: str, moment: int, at: int) -> tuple[bool, bool, Any]:
-    """Begin to wait at a moment of the supervisor's, and strike at a suspension of who waits.
+    """Begin to wait at a moment of the session's, and strike at a suspension of who waits.
 
     Return whether that moment was the last, whether there was such a suspension, and how the waiting ended.
     """

@@ -189,8 +189,8 @@ async def test_a_server_that_is_still_loading_takes_subscriptions(server: Server
         await sub.wait_for_activation(10)
         link = mpx._hub.main._link
         assert link is not None
-        await until(lambda: link.phase.value == "pinged")
-        await until(lambda: link.phase.value == "live")  # by -LOADING
+        await until(lambda: link.state.value == "pinged")
+        await until(lambda: link.state.value == "live")  # by -LOADING
         async with Redis.from_url(server.url) as publisher:
             assert await publisher.publish("a", "1") == 1
             await until(lambda: checker.kinds == ["activation", "message"])
@@ -282,7 +282,7 @@ async def test_connections_that_die_young_come_at_growing_intervals_and_the_log_
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message larger than the server lets wait for us kills each connection that it is published to, for ever."""
-    monkeypatch.setattr("redismpx._io.session.retries.WARN_INTERVAL", 0.2)
+    monkeypatch.setattr("redismpx._io.session.reconnect.WARN_INTERVAL", 0.2)
 
     async def publish() -> None:
         while True:

@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import ConnectionPool, Redis
 
 from redismpx import ConnectionLost, Multiplexer
-from redismpx._io.redispy.route import Straight
-from redismpx._io.session.probe import Probe
+from redismpx._io.redispy.endpoint import FixedEndpoint
+from redismpx._io.session.delivery_probe import DeliveryProbe
 
 from ..conftest import start_server
 from ..helpers.checker import Checker
@@ -93,13 +93,13 @@ async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
     """Workers of a server that forks after the import have a channel in common, and probe it at the same time."""
     async with Multiplexer(url, delivery_probe=0.05) as mpx:
         (probe,) = mpx._hub._listeners
-        take = probe.call
+        take = probe.deliver
 
         def deliver(channel: bytes, data: bytes) -> None:
             take(channel, data)
             take(channel, b"of another process")
 
-        probe.call = deliver
+        probe.deliver = deliver
         await until(lambda: mpx.stats().messages >= 5)
         assert mpx.stats().connections == 1
 
@@ -137,7 +137,7 @@ async def test_probes_that_condemn_one_link_after_the_other_become_rare_until_on
         probe.activate(probe.channel)
 
     pool = ConnectionPool.from_url(url)
-    probe = Probe(Straight(pool), 0.01, condemn)
+    probe = DeliveryProbe(FixedEndpoint(pool), 0.01, condemn)
     probe.activate(probe.channel)
     task = asyncio.create_task(probe.run())
     await until(lambda: len(waits) == 6)
@@ -146,7 +146,7 @@ async def test_probes_that_condemn_one_link_after_the_other_become_rare_until_on
         await pubsub.subscribe(probe.channel)
         async for message in pubsub.listen():
             if message["type"] == "message":
-                probe.call(message["channel"], message["data"])
+                probe.deliver(message["channel"], message["data"])
                 break
         await until(lambda: probe.wait == 0.01)
     task.cancel()

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
-from redismpx._core.backlog import Backlog, Budget, Overflow, Signal, new_backlog
+from redismpx._core.buffer import Budget, Buffer, Overflow, Signal, new_buffer
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
 from redismpx._io.session import dispatch as dispatch_module
@@ -98,9 +98,9 @@ async def test_clearing_thousands_of_names_looks_through_the_queue_once(
     mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    discard = Backlog.discard
+    discard = Buffer.discard
 
-    def counted(self: Backlog, names: frozenset[bytes] | None) -> int:
+    def counted(self: Buffer, names: frozenset[bytes] | None) -> int:
         nonlocal looks
         looks += 1
         return discard(self, names)
@@ -111,7 +111,7 @@ async def test_clearing_thousands_of_names_looks_through_the_queue_once(
     sub = mpx.new_channel_subscription(None, None, hang)
     sub.add(*map(str, range(5000)))
     await sub.wait_for_activation(10)
-    monkeypatch.setattr(Backlog, "discard", counted)
+    monkeypatch.setattr(Buffer, "discard", counted)
     sub.remove(*map(str, range(2500)))
     sub.clear()
     assert looks == 2
@@ -295,7 +295,7 @@ async def test_refusing_to_unsubscribe_is_warned_of_once(
         for name in names:
             sub.remove(name)
             await asyncio.sleep(0.005)
-        await until(lambda: mpx._hub.main.registry.in_flight is None)
+        await until(lambda: mpx._hub.main.registry.oldest_command is None)
     assert sum("refuses to unsubscribe" in r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING) == 1
 
 
@@ -303,36 +303,36 @@ def test_a_prefix_that_is_wholly_forbidden_costs_little_more_than_its_names() ->
     registry: Registry[str] = Registry()
     total = 2048
     for number in range(total):
-        registry.attach(Kind.CHANNEL, b"%d" % number, "user")
+        registry.add(Kind.CHANNEL, (b"%d" % number,), "user")
     commands = names = told = 0
-    queue = registry.flush()
+    queue = registry.next_commands()
     while queue:
         command = queue.pop(0)
         commands += 1
         names += len(command.names)
         told += len(list(registry.refuse()[1]))
-        queue += registry.flush()
+        queue += registry.next_commands()
     assert told == total
     assert commands < 3 * total
     assert names < 20 * total
 
 
 def test_a_refusal_survives_the_merging_of_gaps() -> None:
-    backlog = new_backlog(10, Overflow.DROP_OLDEST, Budget())
-    backlog.disconnect("first", None)
-    backlog.signal(Signal.ERROR, "refused", frozenset({b"x"}))
-    backlog.signal(Signal.ACTIVATION, b"y", frozenset({b"y"}))
-    backlog.disconnect("second", None)
-    assert backlog.pop_signal() == (Signal.DISCONNECT, "first")
-    assert backlog.pop_signal() == (Signal.ERROR, "refused")
-    assert backlog.pop_signal() is None
+    buffer = new_buffer(10, Overflow.DROP_OLDEST, Budget())
+    buffer.disconnect("first", None)
+    buffer.signal(Signal.ERROR, "refused", frozenset({b"x"}))
+    buffer.signal(Signal.ACTIVATION, b"y", frozenset({b"y"}))
+    buffer.disconnect("second", None)
+    assert buffer.pop_signal() == (Signal.DISCONNECT, "first")
+    assert buffer.pop_signal() == (Signal.ERROR, "refused")
+    assert buffer.pop_signal() is None
 
 
 def test_gaps_merge_only_with_the_one_before() -> None:
-    backlog = new_backlog(10, Overflow.DROP_OLDEST, Budget())
+    buffer = new_buffer(10, Overflow.DROP_OLDEST, Budget())
     one = frozenset({b"x"})
     for error, names in (("1", one), ("2", None), ("3", one)):
-        backlog.disconnect(error, names)
-        backlog.signal(Signal.ACTIVATION, b"x", one)
-    popped = [backlog.pop_signal() for _ in range(6)]
+        buffer.disconnect(error, names)
+        buffer.signal(Signal.ACTIVATION, b"x", one)
+    popped = [buffer.pop_signal() for _ in range(6)]
     assert [signal[0] for signal in popped if signal] == [Signal.DISCONNECT, Signal.ACTIVATION] * 3

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from redismpx import Multiplexer, PromiseInterrupted
-from redismpx._io.session import supervisor as supervisor_module
+from redismpx._io.session import session as session_module
 
 from ..helpers.checker import Checker
 from ..helpers.proxy import Proxy
@@ -91,7 +91,7 @@ async def test_a_server_that_closes_idle_connections_keeps_one_that_pings_and_cl
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing is wanted, `timeout` of the server makes a noisy loop of losses that concern nobody."""
-    monkeypatch.setattr(supervisor_module, "IDLE_DELAY", 60.0)
+    monkeypatch.setattr(session_module, "IDLE_DELAY", 60.0)
     await admin.config_set("timeout", 2)
     async with (
         Multiplexer(server.url, ping_interval=0.2) as pinging,
@@ -116,7 +116,7 @@ async def test_a_connection_lost_while_nothing_is_wanted_is_made_again_for_who_a
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiting for a wish alone would leave `connected` false for ever; and a real outage must still be warned of."""
-    monkeypatch.setattr(supervisor_module, "IDLE_DELAY", 60.0)
+    monkeypatch.setattr(session_module, "IDLE_DELAY", 60.0)
 
     async def kill() -> None:
         name = "the-one"
@@ -128,7 +128,7 @@ async def test_a_connection_lost_while_nothing_is_wanted_is_made_again_for_who_a
     async with Multiplexer(server.url, client_name="the-one", backoff=QUICK) as mpx:
         await kill()
         await mpx.connect(5)
-        monkeypatch.setattr(supervisor_module, "IDLE_DELAY", 0.05)
+        monkeypatch.setattr(session_module, "IDLE_DELAY", 0.05)
         await kill()
         await until(lambda: mpx.connected)
         assert mpx.stats().connections == 3
@@ -174,13 +174,13 @@ async def test_a_server_that_a_script_keeps_busy_is_kept(server: Server, admin: 
         link = mpx._hub.main._link
         assert link is not None
         script = asyncio.create_task(admin.eval("while true do end", 0))
-        await until(lambda: link.phase.value == "pinged")
+        await until(lambda: link.state.value == "pinged")
         most = 0
 
         def answered() -> bool:  # by -BUSY
             nonlocal most
             most = max(most, len(mpx._hub.main.registry._in_flight))
-            return link.phase.value == "live"
+            return link.state.value == "live"
 
         await until(answered)
         assert most == 1  # one PING at a time, in ten intervals
@@ -205,8 +205,8 @@ async def test_a_user_who_may_not_ping_keeps_the_connection(server: Server, admi
         link = mpx._hub.main._link
         assert link is not None
         for _ in range(5):
-            await until(lambda: link.phase.value == "pinged")
-            await until(lambda: link.phase.value == "live")
+            await until(lambda: link.state.value == "pinged")
+            await until(lambda: link.state.value == "live")
         assert checker.kinds == ["activation"]
         assert mpx.stats().connections == 1
 

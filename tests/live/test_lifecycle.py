@@ -23,13 +23,13 @@ from redismpx import (
     Stats,
     SubscriptionIsClosed,
 )
-from redismpx._core.backlog import Backlog
+from redismpx._core.buffer import Buffer
 from redismpx._core.registry import Registry
 from redismpx._io.runtime import tasks as tasks_module
 from redismpx._io.session import dispatch as dispatch_module
-from redismpx._io.session.dispatch import Dispatcher
+from redismpx._io.session.dispatcher import Dispatcher
 from redismpx._io.session.link import Link
-from redismpx._io.session.supervisor import Supervisor
+from redismpx._io.session.session import Session
 
 from ..conftest import open_sockets
 from ..helpers.checker import Checker
@@ -415,8 +415,8 @@ async def test_opened_and_closed_a_thousand_times(url: str) -> None:
 
 
 ENTRIES: list[tuple[type, str]] = [
-    (Supervisor, "_flush"),
-    (Supervisor, "_retry"),
+    (Session, "_flush"),
+    (Session, "_retry"),
     (Link, "_watch"),
     (Link, "_take"),
     (Link, "_hear"),
@@ -501,16 +501,16 @@ async def test_a_fault_in_a_task_of_our_own_is_critical_and_delivery_goes_on(
         await asyncio.sleep(0)
         seen.append(message)
 
-    pop_message = Backlog.pop_message
+    pop_message = Buffer.pop_message
     faults: list[Exception] = []
 
-    def faulty(backlog: Backlog) -> object:
+    def faulty(buffer: Buffer) -> object:
         if not faults:
             faults.append(RuntimeError("injected"))
             raise faults[0]
-        return pop_message(backlog)
+        return pop_message(buffer)
 
-    monkeypatch.setattr(Backlog, "pop_message", faulty)
+    monkeypatch.setattr(Buffer, "pop_message", faulty)
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(on_message)
         sub.add("a")

@@ -44,8 +44,8 @@ async def test_a_silence_is_found_out_when_the_ping_deadline_is_over_and_not_bef
             link = mpx._hub.main._link
             assert link is not None
             link.lost.add_done_callback(lambda _: ended.append(loop.time()))
-            await until(lambda: link.phase.value == "pinged")
-            await until(lambda: link.phase.value == "live")
+            await until(lambda: link.state.value == "pinged")
+            await until(lambda: link.state.value == "live")
             silent = loop.time()
             if how == "frozen":
                 server.freeze()
@@ -70,9 +70,9 @@ async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
         server.freeze()
         link = mpx._hub.main._link
         assert link is not None
-        await until(lambda: link.phase.value == "pinged")
+        await until(lambda: link.state.value == "pinged")
         server.thaw()
-        await until(lambda: link.phase.value == "live")
+        await until(lambda: link.state.value == "live")
         assert checker.kinds == ["activation"]
 
 
@@ -85,10 +85,10 @@ async def test_our_own_loop_standing_still_is_no_reason(url: str) -> None:
         link = mpx._hub.main._link
         assert link is not None
         for _ in range(3):
-            await until(lambda: link.phase.value == "live")
-            await until(lambda: link.phase.value == "pinged")  # the answer comes while nobody reads
+            await until(lambda: link.state.value == "live")
+            await until(lambda: link.state.value == "pinged")  # the answer comes while nobody reads
             time.sleep(0.5)
-        await until(lambda: link.phase.value == "live")
+        await until(lambda: link.state.value == "live")
         assert checker.kinds == ["activation"]
         assert mpx.stats().connections == 1
 
@@ -104,12 +104,12 @@ async def main():
         link = mpx._hub.main._link
         print("connected", flush=True)
         sys.stdin.readline()
-        while link.phase.value != "pinged":
+        while link.state.value != "pinged":
             await asyncio.sleep(0.001)
         print("pinged", flush=True)
-        while link.phase.value in ("pinged", "doubted"):
+        while link.state.value in ("pinged", "doubted"):
             await asyncio.sleep(1)
-        print(link.phase.value, flush=True)
+        print(link.state.value, flush=True)
 asyncio.run(main())
 """
     command = [sys.executable, "-c", program, server.url]

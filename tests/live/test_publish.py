@@ -287,7 +287,7 @@ async def test_what_is_published_while_the_server_is_away_goes_out_when_it_is_ba
         server.kill()
         await idle_connection_ended(mpx)
         calls = start(mpx, *"123")
-        await until(lambda: mpx._publisher._lane._failure is not None)
+        await until(lambda: mpx._publisher._pipeline._failure is not None)
         server.start()
         assert await outcomes(calls) == [0, 0, 0]
         assert mpx.stats().published == 4
@@ -327,7 +327,7 @@ async def test_a_frozen_server_leaves_open_what_was_sent_and_only_that(server: S
         assert await mpx.publish("a", "0") == 1
         server.freeze()
         calls = start(mpx, "1")
-        await until(lambda: len(mpx._publisher._lane._sent) == 1)
+        await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
         calls += start(mpx, "2")
         sent, waiting = await outcomes(calls)
         assert isinstance(sent, ConnectionLost)
@@ -464,11 +464,11 @@ async def test_cancelled_callers_take_nothing_back_and_break_nobody_else(server:
         await mpx.publish("b", "x")  # connects
         server.freeze()
         calls = start(mpx, "0", "1")
-        await until(lambda: len(mpx._publisher._lane._sent) > 0)
+        await until(lambda: len(mpx._publisher._pipeline._sent) > 0)
         await asyncio.sleep(0)
         calls += start(mpx, *map(str, range(2, 6)))
         await asyncio.sleep(0)
-        on_their_way = len(mpx._publisher._lane._sent)
+        on_their_way = len(mpx._publisher._pipeline._sent)
         for number in (0, 3, 5):
             calls[number].cancel()
         server.thaw()
@@ -500,13 +500,13 @@ async def test_all_callers_cancelled_leave_nothing_to_do(server: Server) -> None
     server.kill()
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
         calls = start(mpx, *"123")
-        await until(lambda: mpx._publisher._lane._failure is not None)
+        await until(lambda: mpx._publisher._pipeline._failure is not None)
         for call in calls:
             call.cancel()
         await outcomes(calls)
         assert mpx._publisher.pending == 0
         server.start()
-        await until(lambda: not mpx._publisher._lane._waiting)
+        await until(lambda: not mpx._publisher._pipeline._waiting)
         assert mpx.stats().published == 0
 
 
@@ -526,7 +526,7 @@ async def test_closing_fails_what_has_no_outcome(server: Server, how: str) -> No
     await mpx.publish("a", "0")
     server.freeze()
     calls = start(mpx, "1")
-    await until(lambda: len(mpx._publisher._lane._sent) == 1)
+    await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
     calls += start(mpx, "2")
     await asyncio.sleep(0)
     if how == "close":
@@ -540,7 +540,7 @@ async def test_closing_fails_what_has_no_outcome(server: Server, how: str) -> No
     assert isinstance(sent, ConnectionLost)
     assert sent.sent
     assert isinstance(waiting, MultiplexerIsClosed)
-    assert mpx._publisher._lane._timer is None
+    assert mpx._publisher._pipeline._timer is None
 
 
 async def test_closing_does_not_wait_for_what_a_frozen_server_does_not_read(server: Server) -> None:
@@ -549,7 +549,7 @@ async def test_closing_does_not_wait_for_what_a_frozen_server_does_not_read(serv
     await mpx.publish("a", "0")
     server.freeze()
     calls = start(mpx, b"x" * 50_000_000)  # more than fits into the buffers of the system
-    await until(lambda: len(mpx._publisher._lane._sent) == 1)
+    await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
     await asyncio.wait_for(mpx.aclose(), 4)
     assert isinstance((await outcomes(calls))[0], ConnectionLost)
     await asyncio.sleep(0)
@@ -561,7 +561,7 @@ async def test_closing_while_connecting_leaves_nothing(server: Server, how: str)
     server.freeze()
     mpx = Multiplexer(server.url, publish_timeout=30)
     calls = start(mpx, "1", "2")
-    await until(lambda: mpx._publisher._lane._task is not None)
+    await until(lambda: mpx._publisher._pipeline._task is not None)
     await asyncio.sleep(0.01)
     if how == "close":
         mpx.close()
@@ -586,7 +586,7 @@ async def test_drain_waits_for_what_was_called_for(server: Server) -> None:
         await mpx.publish("a", "0")
         server.freeze()
         calls = start(mpx, "1")
-        await until(lambda: len(mpx._publisher._lane._sent) == 1)
+        await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
         calls += start(mpx, "2", "3")
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(mpx.drain())

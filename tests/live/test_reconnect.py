@@ -11,7 +11,7 @@ from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.session import retries as retries_module
-from redismpx._io.session.retries import FALLBACK_DELAY
+from redismpx._io.session.reconnect import FALLBACK_DELAY
 
 from ..helpers.checker import Checker
 from ..helpers.proxy import Proxy

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
-from redismpx._core.entry import Standing
+from redismpx._core.entry import SubscriberState
 from redismpx._core.registry import BATCH, Registry
 from redismpx._core.wire import Kind
 from redismpx._io.session import dispatch as dispatch_module
@@ -42,9 +42,9 @@ async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
     for position in (0, 1, 255, 256, BATCH - 2, BATCH - 1):
         registry: Registry[str] = Registry()
         for number in range(BATCH):
-            registry.attach(Kind.CHANNEL, b"%d" % number, "user")
+            registry.add(Kind.CHANNEL, (b"%d" % number,), "user")
         guilty, sent, told = b"%d" % position, 0, []
-        queue = registry.flush()
+        queue = registry.next_commands()
         while queue:
             command = queue.pop(0)
             sent += 1
@@ -53,11 +53,11 @@ async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
             else:
                 for name in command.names:
                     assert list(registry.confirm(command.verb, name)) == ["user"]
-            queue += registry.flush()
+            queue += registry.next_commands()
         assert told == [(guilty, "user")]
         assert sent - 1 <= math.log2(BATCH) + 2, position
-        standings = [registry.standing(Kind.CHANNEL, b"%d" % n, "user") for n in range(BATCH)]
-        assert standings.count(Standing.ACTIVE) == BATCH - 1
+        standings = [registry.subscriber_state(Kind.CHANNEL, b"%d" % n, "user") for n in range(BATCH)]
+        assert standings.count(SubscriberState.ACTIVE) == BATCH - 1
 
 
 async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ async def test_an_unsubscribe_that_is_refused_leaves_the_name_ignored_and_usable
         sub.add("a", "b")
         await sub.wait_for_activation(5)
         sub.remove("a")
-        await until(lambda: not mpx._hub.main.registry.in_flight and not mpx._hub.main.registry.has_work)
+        await until(lambda: not mpx._hub.main.registry.oldest_command and not mpx._hub.main.registry.has_work)
         await admin.publish("a", "ignored")
         await admin.publish("b", "1")
         await until(lambda: checker.payloads == [b"1"])

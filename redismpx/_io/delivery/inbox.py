@@ -13,13 +13,13 @@ from time import monotonic
 from types import CoroutineType
 from typing import Any, NamedTuple, Protocol
 
-from ..._core.backlog import FULL, Backlog, Budget, Overflow, Signal, new_backlog
+from ..._core.buffer import FULL, Budget, Buffer, Overflow, Signal, new_buffer
 from ...errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
 from ...stats import Counters
 from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
-from ..runtime.pulse import Pulse
+from ..runtime.notification import Notifier
 from ..runtime.tasks import TURN, Tasks, is_cancelled, running_task
-from ..session.dispatch import Call
+from ..session.dispatcher import Deliver
 from .reporter import Report, Reporter
 
 _NO_REFUSALS: dict[bytes, SubscriptionRefused] = {}  # of all who have none; never written to
@@ -57,19 +57,35 @@ class Host(Protocol):
         """Have the loop call something in its next turn."""
 
 
-class Inbox(Pulse):
+class Inbox(Notifier):
     """The events of one subscription, on their way to its consumer.
 
     A callback that returns nothing is done when it returns: events go straight to it. What a callback returns and can
-    be awaited is awaited by a task, the worker; until the worker is through, events wait in the backlog. They also wait
+    be awaited is awaited by a task, the worker; until the worker is through, events wait in the buffer. They also wait
     for the end of the tick when one awaitable follows another, so that one worker serves a burst of them. Messages that
-    are to be read wait there until somebody does. So an idle subscription has neither worker nor backlog.
+    are to be read wait there until somebody does. So an idle subscription has neither worker nor buffer.
 
     As a pulse it fires when any of its attributes changed, and when nothing waits any more.
     """
 
-    __slots__ = ("_backlog", "_consumer", "_host", "_label", "_owner", "_reader", "_reporting", "_reports", "_turn",
-                 "_worker", "active", "call", "closed", "dropped", "hand", "refusals")  # fmt: skip
+    __slots__ = (
+        "_buffer",
+        "_consumer",
+        "_host",
+        "_label",
+        "_owner",
+        "_reader",
+        "_reporting",
+        "_reports",
+        "_turn",
+        "_worker",
+        "active",
+        "closed",
+        "deliver",
+        "dropped",
+        "hand",
+        "refusals",
+    )  # fmt: skip
 
     def __init__(self, consumer: Consumer, label: str, owner: Owner, host: Host) -> None:
         super().__init__()
@@ -78,15 +94,15 @@ class Inbox(Pulse):
         self._owner = owner
         self._host = host
         self._reports: Reporter | None = None
-        self._backlog: Backlog | None = None
+        self._buffer: Buffer | None = None
         self._worker: asyncio.Task[object] | None = None
         self._reporting: asyncio.Task[object] | None = None  # awaits on_error beside the queue
         self._reader: asyncio.Future[None] | None = None  # resolves when there may be something to read
         self._turn = 0.0  # when the consumer last let the loop do other things
-        self.call: Call = self._way
-        """Takes the channel and the payload of a message; returns what `take` is to be given."""
+        self.deliver: Deliver = self._way
+        """Takes the channel and the payload of a message; returns what `accept` is to be given."""
         self.hand: list[bytes] = _EMPTY_HAND
-        """The next messages, as the backlog deals them, if a consumer may take them without another look."""
+        """The next messages, as the buffer deals them, if a consumer may take them without another look."""
         self.closed: bool = False
         self.dropped: int = 0
         self.active: int = 0
@@ -102,12 +118,12 @@ class Inbox(Pulse):
     @property
     def pending(self) -> int:
         """Messages waiting."""
-        return 0 if self._backlog is None else len(self._backlog)
+        return 0 if self._buffer is None else len(self._buffer)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits, and no callback is being awaited."""
-        return self._backlog is None
+        return self._buffer is None
 
     @property
     def _reporter(self) -> Reporter:
@@ -117,35 +133,35 @@ class Inbox(Pulse):
 
     # --- events; what the registry's subscribers are asked for
 
-    def take(self, result: object) -> None:
+    def accept(self, result: object) -> None:
         """Await what a callback returned, if that is to be awaited."""
         if result is FULL:
-            self.settle()
+            self.flush()
             return
         if not _is_pending(result):
             return
         self._begin(result)
-        if self._backlog is None and not self.closed:  # it was done at once
+        if self._buffer is None and not self.closed:  # it was done at once
             now = monotonic()
             if now - self._turn < TURN:
                 self._hold()
                 self._host.call_soon(self._go_on)
             self._turn = now
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Count the messages that came since the last time, and tell whoever waits for them."""
-        backlog = self._backlog
-        if backlog is None or not backlog.fresh:
+        buffer = self._buffer
+        if buffer is None or not buffer.fresh:
             return
-        dropped = backlog.settle()
+        dropped = buffer.settle()
         if dropped:
-            self._overflow(backlog, dropped)
+            self._overflow(buffer, dropped)
         if self._reader is not None:
             self._wake_reader()
 
     def failed(self, error: BaseException) -> None:
-        """Report what `call` raised."""
-        self.take(self._reporter.failed(error, "on_message", self.closed))
+        """Report what `deliver` raised."""
+        self.accept(self._reporter.failed(error, "on_message", self.closed))
 
     def activate(self, name: bytes) -> None:
         """Tell that a name is active."""
@@ -153,25 +169,25 @@ class Inbox(Pulse):
         if self.refusals:
             self.refusals.pop(name, None)
         if self._event is not None:
-            self.fire()
-        if self._backlog is not None or self._consumer.on_activation is not None:
+            self.notify()
+        if self._buffer is not None or self._consumer.on_activation is not None:
             self._signal(Signal.ACTIVATION, name, frozenset((name,)))
 
     def disconnect(self, error: ConnectionLost) -> None:
         """Tell that a connection was lost, or one name on it."""
         self.active = 0 if error.names is None else self.active - len(error.names)
-        self.settle()
-        if self._backlog is None:
+        self.flush()
+        if self._buffer is None:
             self._signal(Signal.DISCONNECT, error, error.names)
         else:
-            self._drop(self._backlog.disconnect(error, error.names))
+            self._drop(self._buffer.disconnect(error, error.names))
 
     def refuse(self, error: SubscriptionRefused) -> None:
         """Tell that the server refused a name."""
         if not self.refusals:
             self.refusals = {}
         self.refusals[error.name] = error
-        self.fire()
+        self.notify()
         if self._consumer.is_own:
             self._tell_beside(error)
         else:
@@ -182,13 +198,13 @@ class Inbox(Pulse):
         self.active -= were_active
         for name in names & self.refusals.keys():
             del self.refusals[name]
-        self.fire()
+        self.notify()
         self._discard(names if rest else None)
 
     def close(self) -> None:
         """Drop what waits, call nothing more, and cancel the callback that is being awaited, unless it calls this."""
         self.closed = True
-        self.fire()
+        self.notify()
         self._discard(None)
         self._wake_reader()
         for task in (self._worker, self._reporting):
@@ -204,8 +220,8 @@ class Inbox(Pulse):
         """
         self._check_reader()
         loop = asyncio.get_running_loop()
-        if self._backlog is not None and monotonic() - self._turn > TURN:
-            self._backlog.take_back()  # another reader is to be told that there is one
+        if self._buffer is not None and monotonic() - self._turn > TURN:
+            self._buffer.take_back()  # another reader is to be told that there is one
             self._reader = loop.create_future()
             try:
                 await asyncio.sleep(0)
@@ -225,7 +241,7 @@ class Inbox(Pulse):
 
     def read_in_turn(self) -> tuple[bytes, Any] | None:
         """Do as read_nowait(), but return None also when it is the loop's turn to do other things: read() lets it."""
-        if self._backlog is None or monotonic() - self._turn > TURN:
+        if self._buffer is None or monotonic() - self._turn > TURN:
             return None
         return self.read_nowait()
 
@@ -234,17 +250,17 @@ class Inbox(Pulse):
         if self._reader is not None:
             self._check_reader()
         decode = self._consumer.decode
-        while (backlog := self._backlog) is not None and self._worker is None:
-            message = backlog.pop_message()
-            if message is None and backlog.fresh:
-                self.settle()
+        while (buffer := self._buffer) is not None and self._worker is None:
+            message = buffer.pop_message()
+            if message is None and buffer.fresh:
+                self.flush()
                 continue
             if message is None:
                 break  # a signal is ahead, and its turn comes at the end of this tick
-            if backlog.signals:
-                if backlog.signal_is_next:
+            if buffer.signals:
+                if buffer.signal_is_next:
                     self._host.call_soon(self._go_on)
-            elif not backlog:
+            elif not buffer:
                 self._rest()
             if decode is None:
                 return message
@@ -252,7 +268,7 @@ class Inbox(Pulse):
             try:
                 return channel, decode(data)
             except Exception as error:  # noqa: BLE001, users' code
-                self.take(self._undecodable(channel, data, error))
+                self.accept(self._undecodable(channel, data, error))
         return None
 
     def _check_reader(self) -> None:
@@ -266,14 +282,14 @@ class Inbox(Pulse):
     # --- calling
 
     def _signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
-        self.settle()
-        if self._backlog is not None:
-            self._backlog.signal(signal, argument, names)
+        self.flush()
+        if self._buffer is not None:
+            self._buffer.signal(signal, argument, names)
         elif not self.closed:  # as it may have been by what had no room
-            self.take(self._call(signal, argument))
+            self.accept(self._call(signal, argument))
 
     @property
-    def _way(self) -> Call:
+    def _way(self) -> Deliver:
         """What a message goes to while nothing waits before it."""
         consumer = self._consumer
         if consumer.on_message is None:
@@ -281,7 +297,7 @@ class Inbox(Pulse):
         return consumer.on_message if consumer.decode is None else self._decode
 
     def _decode(self, channel: bytes, data: Any) -> object:
-        """Call on_message with what decode makes of the payload."""
+        """Deliver on_message with what decode makes of the payload."""
         on_message, decode = self._consumer.on_message, self._consumer.decode
         assert on_message is not None
         assert decode is not None
@@ -296,7 +312,7 @@ class Inbox(Pulse):
         return self._hold().put(channel, data)
 
     def _call(self, signal: Signal, argument: Any) -> object:
-        """Call the callback of a signal; return what is to be awaited, if anything."""
+        """Deliver the callback of a signal; return what is to be awaited, if anything."""
         if signal is Signal.ERROR:
             return self._reporter.tell(argument)
         callback: Callable[[Any], object] | None
@@ -313,8 +329,8 @@ class Inbox(Pulse):
 
     def _go_on(self) -> None:
         """Let the worker hand over what waits, if it does not do so already."""
-        if self._worker is None and self._backlog is not None:
-            if self._backlog:
+        if self._worker is None and self._buffer is not None:
+            if self._buffer:
                 self._begin(None)
             else:
                 self._rest()
@@ -323,7 +339,7 @@ class Inbox(Pulse):
         worker = self._start(self._work(result), result)
         if not worker.done() and not self.closed:
             self._worker = worker
-            if self._backlog is None:
+            if self._buffer is None:
                 self._hold()
 
     async def _work(self, result: object) -> None:
@@ -349,12 +365,12 @@ class Inbox(Pulse):
                     if monotonic() > turn_ends:
                         await asyncio.sleep(0)
                         turn_ends = monotonic() + TURN
-                    backlog = self._backlog
-                    if backlog is None:
+                    buffer = self._buffer
+                    if buffer is None:
                         break
-                    message = None if is_read else backlog.pop_message()
+                    message = None if is_read else buffer.pop_message()
                     if message is None:
-                        signal = backlog.pop_signal()
+                        signal = buffer.pop_signal()
                         if signal is None:
                             break
                         result = self._call(*signal)
@@ -368,7 +384,7 @@ class Inbox(Pulse):
             self._worker = None
             if self.closed:
                 self._discard(None)
-            elif self._backlog and (not self.is_read or self._backlog.signal_is_next):
+            elif self._buffer and (not self.is_read or self._buffer.signal_is_next):
                 self._host.call_soon(self._go_on)  # it was cancelled; another one goes on
             else:
                 self._rest()
@@ -397,30 +413,30 @@ class Inbox(Pulse):
 
     # --- what waits
 
-    def _hold(self) -> Backlog:
+    def _hold(self) -> Buffer:
         """Let events wait from now on."""
         consumer = self._consumer
-        self._backlog = backlog = new_backlog(consumer.max_pending, consumer.overflow, self._host.budget)
+        self._buffer = buffer = new_buffer(consumer.max_pending, consumer.overflow, self._host.budget)
         if not (self.is_read and consumer.decode):
-            self.hand = backlog.hand
-        self.call = backlog.put
-        return backlog
+            self.hand = buffer.hand
+        self.deliver = buffer.put
+        return buffer
 
     def _rest(self) -> None:
         """End a burst: either nothing waits any more, or what waits is to be read."""
-        if self._backlog:
+        if self._buffer:
             self._wake_reader()
         else:
-            self._backlog = None
+            self._buffer = None
             self.hand = _EMPTY_HAND
-            self.call = self._way
-            self.fire()
+            self.deliver = self._way
+            self.notify()
 
     def _discard(self, names: frozenset[bytes] | None) -> None:
         if not self.closed:
-            self.settle()
-        if self._backlog is not None:
-            self._drop(self._backlog.discard(names))
+            self.flush()
+        if self._buffer is not None:
+            self._drop(self._buffer.discard(names))
             if self._worker is None:
                 self._rest()
 
@@ -428,17 +444,17 @@ class Inbox(Pulse):
         """Count what was dropped; a signal that waited for it has its turn now."""
         self.dropped += count
         self._host.counters.dropped += count
-        if self._worker is None and self._backlog is not None and self._backlog.signal_is_next:
+        if self._worker is None and self._buffer is not None and self._buffer.signal_is_next:
             self._host.call_soon(self._go_on)
 
-    def _overflow(self, backlog: Backlog, dropped: int) -> None:
+    def _overflow(self, buffer: Buffer, dropped: int) -> None:
         self._drop(dropped)
         is_latest = self._consumer.overflow is Overflow.LATEST
-        if backlog.overflowing or (is_latest and self._reader is not None):  # who waits is not slow, and runs soon
+        if buffer.overflowing or (is_latest and self._reader is not None):  # who waits is not slow, and runs soon
             return
-        backlog.overflowing = True
+        buffer.overflowing = True
         # At once, beside the queue: a consumer that is stuck would never come to hear of it.
-        self._tell_beside(SlowConsumer(self.dropped, len(backlog)))
+        self._tell_beside(SlowConsumer(self.dropped, len(buffer)))
         if self._consumer.overflow is Overflow.CLOSE:
             self._owner.close()
 

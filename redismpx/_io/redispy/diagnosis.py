@@ -11,7 +11,7 @@ from redis.exceptions import AuthenticationError, InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..._core.wire import Refusal, read_refusal
-from .route import Pool
+from .endpoint import Pool
 
 
 def describe(pool: Pool) -> str:

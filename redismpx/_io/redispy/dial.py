@@ -1,4 +1,4 @@
-"""From the options of a redis-py client to a connection that has shaken hands. Retrying is the supervisor's."""
+"""From the options of a redis-py client to a connection that has shaken hands. Retrying is the session's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ...errors import plain
 from ..runtime.log import logger
-from .route import Pool
+from .endpoint import Pool
 
 DIAL_TIMEOUT = 30.0  # seconds for a whole dial; redis-py's own timeouts (5 s by default) bound each of its steps
 NEXT_ADDRESS_AFTER = 0.25  # seconds before a host's next address is tried too (RFC 8305)

@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
-from ..._core.wire import NOT_ENOUGH, Desync, new_parser
+from ..._core.wire import NOT_ENOUGH, ProtocolViolation, new_parser
 from ...errors import ConnectionLost
 from ..redispy.dial import transport_of
 from ..runtime.log import logger
@@ -29,7 +29,7 @@ Receive = Callable[[Callable[[], object], float], tuple[int, bool]]
 how many there were, and whether none is left."""
 
 
-class Phase(enum.Enum):
+class LinkState(enum.Enum):
     """Where a link is in its life."""
 
     LIVE = "live"
@@ -38,11 +38,11 @@ class Phase(enum.Enum):
     LOST = "lost"
 
 
-MOVES: dict[Phase, frozenset[Phase]] = {
-    Phase.LIVE: frozenset({Phase.PINGED, Phase.LOST}),
-    Phase.PINGED: frozenset({Phase.LIVE, Phase.DOUBTED, Phase.LOST}),
-    Phase.DOUBTED: frozenset({Phase.LIVE, Phase.LOST}),
-    Phase.LOST: frozenset(),
+LINK_TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
+    LinkState.LIVE: frozenset({LinkState.PINGED, LinkState.LOST}),
+    LinkState.PINGED: frozenset({LinkState.LIVE, LinkState.DOUBTED, LinkState.LOST}),
+    LinkState.DOUBTED: frozenset({LinkState.LIVE, LinkState.LOST}),
+    LinkState.LOST: frozenset(),
 }
 
 
@@ -69,7 +69,7 @@ class Link(asyncio.BufferedProtocol):
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[ConnectionLost] = self._loop.create_future()
-        self.phase = Phase.LIVE
+        self.state = LinkState.LIVE
         self._parser = new_parser()
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
@@ -103,12 +103,12 @@ class Link(asyncio.BufferedProtocol):
             if transport.is_closing() or reader.at_eof():  # since the handshake
                 cause = reader.exception()
                 self._lose("the server closed the connection" if cause is None else str(cause) or repr(cause), cause)
-        if self.phase is Phase.LIVE:
+        if self.state is LinkState.LIVE:
             self._watch_in(self._ping_interval)
 
     def write(self, data: bytes) -> None:
         """Send bytes; to a link that is lost, nothing."""
-        if self.phase is Phase.LOST:
+        if self.state is LinkState.LOST:
             return
         if self._transport is not None:
             if not self._transport.is_closing():
@@ -168,9 +168,9 @@ class Link(asyncio.BufferedProtocol):
                 size = min(SLICE_SIZE, self._end - self._start)
                 parser.feed(self._buffer, self._start, size)  # type: ignore[arg-type]
                 self._start += size
-        except Desync as error:
+        except ProtocolViolation as error:
             self._lose(f"protocol error: {error}", error.__cause__ or error)
-        if self.phase is not Phase.LOST and self._transport is not None:
+        if self.state is not LinkState.LOST and self._transport is not None:
             if self._resuming is None:
                 self._transport.pause_reading()
             self._resuming = self._loop.call_soon(self.guard, self._take)
@@ -213,8 +213,8 @@ class Link(asyncio.BufferedProtocol):
     def _hear(self) -> None:
         """Note that a complete reply came, an error too: that is life."""
         self._heard = self._loop.time()
-        if self.phase is Phase.PINGED or self.phase is Phase.DOUBTED:
-            self._move(Phase.LIVE)
+        if self.state is LinkState.PINGED or self.state is LinkState.DOUBTED:
+            self._move(LinkState.LIVE)
             self._watch_in(self._ping_interval)
 
     def _watch(self) -> None:
@@ -225,7 +225,7 @@ class Link(asyncio.BufferedProtocol):
         before the socket is read, and what it holds is read in between.
         """
         assert self._ping_interval is not None
-        if self.phase is Phase.LIVE:
+        if self.state is LinkState.LIVE:
             now = self._loop.time()
             silent = now - self._heard
             oldest = self._oldest_in_flight()
@@ -237,11 +237,11 @@ class Link(asyncio.BufferedProtocol):
             elif silent < self._ping_interval and (oldest is None or oldest is owed):
                 self._watch_in(self._ping_interval - silent)
             else:
-                self._move(Phase.PINGED)
+                self._move(LinkState.PINGED)
                 self._watch_in(self._ping_timeout)
                 self._send_ping()
-        elif self.phase is Phase.PINGED:
-            self._move(Phase.DOUBTED)
+        elif self.state is LinkState.PINGED:
+            self._move(LinkState.DOUBTED)
             self._watch_in(DOUBT)
         else:
             self._lose(f"no answer to PING within {self._ping_timeout:g} s")
@@ -251,16 +251,16 @@ class Link(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._timer = None if delay is None else self._loop.call_later(delay, self.guard, self._watch)
 
-    def _move(self, phase: Phase) -> None:
-        if phase not in MOVES[self.phase]:
-            raise AssertionError(f"{self.phase} to {phase}")
-        logger.debug("link %s -> %s", self.phase.value, phase.value)
-        self.phase = phase
+    def _move(self, state: LinkState) -> None:
+        if state not in LINK_TRANSITIONS[self.state]:
+            raise AssertionError(f"{self.state} to {state}")
+        logger.debug("link %s -> %s", self.state.value, state.value)
+        self.state = state
 
     def _lose(self, reason: str, cause: BaseException | None = None) -> None:
-        if self.phase is Phase.LOST:
+        if self.state is LinkState.LOST:
             return
-        self._move(Phase.LOST)
+        self._move(LinkState.LOST)
         self._watch_in(None)
         if self._resuming is not None:
             self._resuming.cancel()

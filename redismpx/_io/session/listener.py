@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import ConnectionLost, SubscriptionRefused
-from .dispatch import Call
+from .dispatcher import Deliver
 
 
 class Listener:
@@ -12,16 +12,16 @@ class Listener:
     title: str
     """What its task is called."""
     channel: bytes
-    call: Call
+    deliver: Deliver
 
     async def run(self) -> None:
         """Act, for as long as the multiplexer lives."""
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Nothing is put off."""
 
-    def take(self, result: object) -> None:
-        """There is nothing to take: `call` returns None."""
+    def accept(self, result: object) -> None:
+        """There is nothing to take: `deliver` returns None."""
 
     def failed(self, error: BaseException) -> None:
         """There is nothing to fail."""

@@ -1,4 +1,4 @@
-"""The backlog against a model: order, bound, counts, and the grammar of events after any disconnects."""
+"""The buffer against a model: order, bound, counts, and the grammar of events after any disconnects."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from redismpx._core import backlog as backlog_module
-from redismpx._core.backlog import FULL, LATER, Budget, Overflow, Signal, new_backlog
+from redismpx._core import buffer as buffer_module
+from redismpx._core.buffer import FULL, LATER, Budget, Overflow, Signal, new_buffer
 
 NAMES = [b"a", b"b"]
 BOUND = 8
@@ -33,7 +33,7 @@ ALL_ACTIVE: list[tuple[str, bytes | None]] = [("activate", b"a"), ("activate", b
 
 @pytest.fixture(autouse=True)
 def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog_module, "HAND", 2)
+    monkeypatch.setattr(buffer_module, "HAND", 2)
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -46,7 +46,7 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
     script: list[tuple[str, bytes | None]], overflow: Overflow, bounds: tuple[int | None, int | None]
 ) -> None:
     budget = Budget(*bounds)
-    backlog, neighbour = new_backlog(BOUND, overflow, budget), new_backlog(BOUND, overflow, budget)
+    buffer, neighbour = new_buffer(BOUND, overflow, budget), new_buffer(BOUND, overflow, budget)
     server: set[bytes] = set()  # active, as the wire has it
     seen: set[bytes] = set()  # active, as the callbacks were told
     received = delivered = dropped = forgotten = 0
@@ -56,12 +56,12 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
     def take(from_hand: bool = False) -> bool:
         nonlocal delivered
         event: tuple[object, object] | None
-        if from_hand and backlog.hand:
-            assert not backlog.signals
-            event = backlog.hand.pop(), backlog.hand.pop()
-            assert backlog, "the last one is not to be taken without a look"
+        if from_hand and buffer.hand:
+            assert not buffer.signals
+            event = buffer.hand.pop(), buffer.hand.pop()
+            assert buffer, "the last one is not to be taken without a look"
         else:
-            event = backlog.pop_message() or backlog.pop_signal()
+            event = buffer.pop_message() or buffer.pop_signal()
         if event is None:
             return False
         first, second = event
@@ -82,72 +82,72 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
 
     for number, (action, name) in enumerate(script):
         if action not in ("fresh", "take") and not (action == "remove" and server == {name}):  # then all goes anyway
-            dropped += backlog.settle()
+            dropped += buffer.settle()
         if action in ("pop", "take"):
             take(from_hand=action == "take")
         elif action == "lose":
             names = None if name is None else frozenset({name})
             if server & (set(NAMES) if names is None else names):
-                dropped += backlog.disconnect(names, names)
+                dropped += buffer.disconnect(names, names)
                 server -= set(NAMES) if names is None else names
         elif action == "activate" and name not in server:
             assert name is not None
             server.add(name)
-            backlog.signal(Signal.ACTIVATION, name, frozenset({name}))
+            buffer.signal(Signal.ACTIVATION, name, frozenset({name}))
         elif action == "message" and name in server:
             assert name is not None
             received += 1
-            dropped += backlog.message(name, b"%d" % number)
+            dropped += buffer.message(name, b"%d" % number)
         elif action == "fresh" and name in server:
             assert name is not None
             for part in range(4):
                 received += 1
-                said = backlog.put(name, b"%d.%d" % (number, part))
-                assert said in (FULL, LATER) or len(backlog.fresh) > 2, "it would not be counted"
+                said = buffer.put(name, b"%d.%d" % (number, part))
+                assert said in (FULL, LATER) or len(buffer.fresh) > 2, "it would not be counted"
                 if said is FULL:
-                    dropped += backlog.settle()
+                    dropped += buffer.settle()
         elif action == "neighbour" and name is not None:
             neighbour.message(name, b"%d" % number)
         elif action == "remove" and name is not None:
             removed = True
             server.discard(name)
-            forgotten += backlog.discard(None if not server else frozenset({name}))
+            forgotten += buffer.discard(None if not server else frozenset({name}))
             seen.discard(name)
             if not server:
                 seen.clear()
-        assert len(backlog) <= BOUND
+        assert len(buffer) <= BOUND
         assert budget.used <= budget.total
-        assert backlog._bytes <= budget.each
-        assert received == delivered + dropped + forgotten + len(backlog)
-    dropped += backlog.settle()
+        assert buffer._bytes <= budget.each
+        assert received == delivered + dropped + forgotten + len(buffer)
+    dropped += buffer.settle()
     while take():
         pass
     assert seen == server, "what the callbacks were told is not what is so"
     while neighbour.pop_message() is not None:
         pass
-    assert budget.used == backlog._bytes == 0
+    assert budget.used == buffer._bytes == 0
 
 
 def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnects() -> None:
-    backlog = new_backlog(BOUND, Overflow.DROP_OLDEST, Budget())
+    buffer = new_buffer(BOUND, Overflow.DROP_OLDEST, Budget())
     for _ in range(1000):
         for name in NAMES:
-            backlog.signal(Signal.ACTIVATION, name, frozenset({name}))
-            backlog.message(name, b"x")
-        backlog.disconnect("lost", None)
-    assert len(backlog.signals) <= 2 * len(NAMES) + 1
-    assert len(backlog) <= BOUND
+            buffer.signal(Signal.ACTIVATION, name, frozenset({name}))
+            buffer.message(name, b"x")
+        buffer.disconnect("lost", None)
+    assert len(buffer.signals) <= 2 * len(NAMES) + 1
+    assert len(buffer) <= BOUND
 
 
 def test_the_oldest_gives_way_also_when_it_is_at_hand() -> None:
-    backlog = new_backlog(4, Overflow.DROP_OLDEST, Budget())
+    buffer = new_buffer(4, Overflow.DROP_OLDEST, Budget())
     for number in range(4):
-        backlog.put(b"a", b"%d" % number)
-    assert backlog.settle() == 0
-    assert backlog.pop_message() == (b"a", b"0")
-    assert backlog.hand == [b"1", b"a"]
+        buffer.put(b"a", b"%d" % number)
+    assert buffer.settle() == 0
+    assert buffer.pop_message() == (b"a", b"0")
+    assert buffer.hand == [b"1", b"a"]
     for number in (4, 5):
-        backlog.put(b"a", b"%d" % number)
-    assert backlog.settle() == 1
-    left = [backlog.pop_message() for _ in range(5)]
+        buffer.put(b"a", b"%d" % number)
+    assert buffer.settle() == 1
+    left = [buffer.pop_message() for _ in range(5)]
     assert left == [(b"a", b"2"), (b"a", b"3"), (b"a", b"4"), (b"a", b"5"), None]

@@ -14,40 +14,40 @@ from redis.exceptions import ResponseError
 
 from ...errors import ConnectionLost, SubscriptionRefused, plain
 from ..redispy.dial import DIAL_TIMEOUT, dial
-from ..redispy.route import Route
+from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
-from ..runtime.pulse import Pulse
+from ..runtime.notification import Notifier
 from ..runtime.tasks import is_cancelling
-from .dispatch import Call
+from .dispatcher import Deliver
 from .listener import Listener
 
 LONGEST_WAIT = 10  # intervals between two probes, when one after the other condemns a link
 
 
-class Probe(Listener):
+class DeliveryProbe(Listener):
     """Publishes to a channel of its own, which is subscribed like any other, and misses what does not come.
 
     PING cannot tell: a former master answers it, and nobody publishes there any more. So each probe goes over a new
     connection, for which it is asked again where the server is.
     """
 
-    def __init__(self, route: Route, interval: float, condemn: Callable[[str], None]) -> None:
+    def __init__(self, endpoint: Endpoint, interval: float, condemn: Callable[[str], None]) -> None:
         self.title = "redismpx delivery probe"
         self.channel = b"__mpx_probe:" + secrets.token_hex(16).encode()
         self.wait = interval
         """Seconds to the next probe: doubled with each link that is condemned, until one proves good."""
-        self.call: Call = self._arrived
-        self._route = route
+        self.deliver: Deliver = self._arrived
+        self._endpoint = endpoint
         self._interval = interval
         self._condemn = condemn
         self._activations = 0
         self._is_active = False
         self._awaited: bytes | None = None  # the probe that is on its way
-        self._moved = Pulse()
+        self._moved = Notifier()
         self._warned = False
 
     async def run(self) -> None:
-        """Probe again and again."""
+        """DeliveryProbe again and again."""
         while not is_cancelling():
             await asyncio.sleep(self.wait)
             activations, token = self._activations, secrets.token_hex(8).encode()
@@ -68,8 +68,8 @@ class Probe(Listener):
         """Publish past the link; tell whether Redis took it."""
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                connection = await dial(await self._route.find())
-                self._route.failed()  # in a cluster it is another node each time: any of them may have been left behind
+                connection = await dial(await self._endpoint.find())
+                self._endpoint.failed()  # in a cluster each probe goes to another node: any of them may be outdated
                 try:
                     await connection.send_command("PUBLISH", self.channel, token)
                     await connection.read_response()
@@ -78,7 +78,7 @@ class Probe(Listener):
         except ResponseError as error:
             self._warn("publish", error)
         except Exception as error:  # noqa: BLE001, dialling raises anything; whether there is a server is the link's affair
-            self._route.failed()
+            self._endpoint.failed()
             logger.debug("the delivery probe could not be sent (%s)", plain(str(error)))
         else:
             return True
@@ -94,7 +94,7 @@ class Probe(Listener):
     def _arrived(self, channel: bytes, data: bytes) -> None:
         if data == self._awaited:  # not that of another process: a fork copies the channel too
             self._awaited = None
-            self._moved.fire()
+            self._moved.notify()
 
     def activate(self, name: bytes) -> None:
         """Take note that there is a link to probe."""
@@ -104,7 +104,7 @@ class Probe(Listener):
     def disconnect(self, error: ConnectionLost) -> None:
         """Take note that there is none."""
         self._is_active = False
-        self._moved.fire()
+        self._moved.notify()
 
     def refuse(self, error: SubscriptionRefused) -> None:
         """Take note that there will be none."""

@@ -38,9 +38,9 @@ class Signal(enum.Enum):
 
 
 class Budget:
-    """The bytes of names and payloads that may wait: in each backlog, and in all of a multiplexer's together.
+    """The bytes of names and payloads that may wait: in each buffer, and in all of a multiplexer's together.
 
-    No backlog may hold more than is left free for all. So there is always room for one more, however many are full.
+    No buffer may hold more than is left free for all. So there is always room for one more, however many are full.
     """
 
     __slots__ = ("each", "total", "used")
@@ -51,7 +51,7 @@ class Budget:
         self.used: int = 0
 
 
-class Backlog:
+class Buffer:
     """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows.
 
     Beyond that the oldest message gives way, or the newest. Messages come many at a time, and are counted together:
@@ -317,8 +317,8 @@ class Backlog:
             self.overflowing = False
 
 
-class Latest(Backlog):
-    """A backlog in which only the newest message of each channel waits; beyond the bounds the oldest gives way.
+class Latest(Buffer):
+    """A buffer in which only the newest message of each channel waits; beyond the bounds the oldest gives way.
 
     Each is counted at once, for it may replace another, and none is dealt before it is asked for.
     """
@@ -379,8 +379,8 @@ def _pairs(items: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
     return zip(one_by_one, one_by_one, strict=True)
 
 
-def new_backlog(max_pending: int, overflow: Overflow, budget: Budget) -> Backlog:
-    """Make a backlog of which messages give way as `overflow` says."""
+def new_buffer(max_pending: int, overflow: Overflow, budget: Budget) -> Buffer:
+    """Make a buffer of which messages give way as `overflow` says."""
     if overflow is Overflow.LATEST:
         return Latest(max_pending, budget)
-    return Backlog(max_pending, budget, drop_newest=overflow is not Overflow.DROP_OLDEST)
+    return Buffer(max_pending, budget, drop_newest=overflow is not Overflow.DROP_OLDEST)

@@ -24,9 +24,9 @@ from ...errors import ConnectionLost, MultiplexerIsClosed, plain
 from ...stats import Counters
 from ..redispy.diagnosis import describe, explain
 from ..redispy.dial import DIAL_TIMEOUT, hide_arguments, transport_of
-from ..redispy.route import Pool, Route
+from ..redispy.endpoint import Endpoint, Pool
 from ..runtime.log import logger
-from ..runtime.pulse import Pulse
+from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
 
 BATCH = 512  # messages; the replies to so many are handed out in about a turn of the loop (tasks.TURN)
@@ -37,7 +37,7 @@ SPUBLISH = b"*3\r\n$8\r\nSPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 REDIRECTION_PAUSE = 0.02  # seconds after a batch with calls that one node sends to another, and that one back
 
 
-class Call:
+class PublishCall:
     """One call of `publish()`, from when it is made to its outcome."""
 
     __slots__ = ("channel", "command", "deadline", "outcome", "redirections", "slot")
@@ -57,33 +57,33 @@ class Call:
 class Moved(NamedTuple):
     """What a node of a cluster did not publish, because another one has the slot."""
 
-    call: Call
+    call: PublishCall
     redirection: Redirection
 
 
 class Traffic(Protocol):
-    """What a lane to a node of a cluster asks, when it is not the way for some calls, or for none."""
+    """What a pipeline to a node of a cluster asks, when it is not the way for some calls, or for none."""
 
-    def redirect(self, lane: Lane, moved: Collection[Moved]) -> None:
-        """Lead calls elsewhere, and all others that wait in the lane and have their slots."""
+    def redirect(self, pipeline: Pipeline, moved: Collection[Moved]) -> None:
+        """Lead calls elsewhere, and all others that wait in the pipeline and have their slots."""
 
-    async def divert(self, lane: Lane) -> None:
-        """Lead elsewhere what waits in a lane that is blocked, if its slots have other owners by now."""
+    async def divert(self, pipeline: Pipeline) -> None:
+        """Lead elsewhere what waits in a pipeline that is blocked, if its slots have other owners by now."""
 
 
-class Lane:
+class Pipeline:
     """Publishes at one server at a time. Each call has one outcome, and is sent once or not at all."""
 
     def __init__(
         self,
-        route: Route,
+        endpoint: Endpoint,
         is_owned: bool,
         timeout: float,
         tasks: Tasks,
         counters: Counters,
         traffic: Traffic | None = None,
     ) -> None:
-        self._route = route
+        self._endpoint = endpoint
         self._is_owned = is_owned  # whether its connections are to be closed at the end
         self._traffic = traffic
         self._timeout = timeout
@@ -91,11 +91,11 @@ class Lane:
         self._counters = counters
         self._backoff = FullJitterBackoff(cap=1.0, base=0.05)  # many processes may want to publish at once
         # Not bounded: each call in it is a caller that waits, for `timeout` at most.
-        self._waiting: deque[Call] = deque()
-        self._sent: deque[Call] = deque()  # the batch on its way, without those that were answered
+        self._waiting: deque[PublishCall] = deque()
+        self._sent: deque[PublishCall] = deque()  # the batch on its way, without those that were answered
         self._moved: list[Moved] = []  # out of that batch; no others may overtake them, so they stay until it is over
         self._astray = False  # whether some of these had been redirected before
-        self._called = Pulse()
+        self._called = Notifier()
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the oldest call
         self._failure: BaseException | None = None  # of the last attempt to connect
@@ -109,20 +109,20 @@ class Lane:
     @property
     def where(self) -> str:
         """The host and port to which the messages go."""
-        return describe(self._route.pool)
+        return describe(self._endpoint.pool)
 
     @property
     def host(self) -> str:
         """The host of that."""
-        return str(self._route.pool.connection_kwargs.get("host"))
+        return str(self._endpoint.pool.connection_kwargs.get("host"))
 
-    def put(self, call: Call) -> None:
+    def put(self, call: PublishCall) -> None:
         """Let a call that was made just now wait for its turn."""
         self._waiting.append(call)
         self._look_after(call)
 
-    def merge(self, calls: Collection[Call]) -> None:
-        """Let calls from another lane wait here. The turn of each is that in which it was made; its deadline tells."""
+    def merge(self, calls: Collection[PublishCall]) -> None:
+        """Take calls from another pipeline. Calls keep their order; they are sorted by deadline."""
         if calls:
             self._waiting = deque(sorted((*self._waiting, *calls), key=lambda call: call.deadline))
             if self._timer is not None:  # it may be too late for these
@@ -130,15 +130,15 @@ class Lane:
                 self._timer = None
             self._look_after(self._waiting[0])
 
-    def _look_after(self, call: Call) -> None:
+    def _look_after(self, call: PublishCall) -> None:
         """Have a call sent, or failed in time."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(call.deadline, self._expire)
         if self._task is None or self._task.done():
             self._task = self._tasks.start(self._run(), "redismpx publisher", Context())
-        self._called.fire()
+        self._called.notify()
 
-    def take(self, slots: Collection[int]) -> list[Call]:
+    def take(self, slots: Collection[int]) -> list[PublishCall]:
         """Take away the calls that wait and have one of these slots."""
         taken = [call for call in self._waiting if call.slot in slots]
         if taken:
@@ -151,7 +151,7 @@ class Lane:
         return {call.slot for call in self._waiting if call.slot is not None}
 
     def stop(self) -> None:
-        """End the connection of a lane that nobody needs any more."""
+        """End the connection of a pipeline that nobody needs any more."""
         if self._task is not None:
             self._task.cancel()
 
@@ -180,7 +180,7 @@ class Lane:
                     await self._called.wait()
                     continue
                 try:
-                    pool = await self._route.find()
+                    pool = await self._endpoint.find()
                     connection = await self._connect(pool)
                     self._failure, failures = None, 0
                     try:
@@ -198,7 +198,7 @@ class Lane:
                     hide_arguments(error)
                     self._failure = error
                     failures += 1
-                    logger.debug("nothing can be published now (%s)", plain(explain(self._route.pool, error)))
+                    logger.debug("nothing can be published now (%s)", plain(explain(self._endpoint.pool, error)))
                     await self._blocked()
                     await asyncio.sleep(self._backoff.compute(min(failures, 64)))
         finally:
@@ -208,8 +208,8 @@ class Lane:
                 await _end(connection, transport_of(connection))
 
     async def _blocked(self) -> None:
-        """Look for another way, for the lane or for what waits in it."""
-        self._route.failed()
+        """Look for another way, for the pipeline or for what waits in it."""
+        self._endpoint.failed()
         if self._traffic is not None:
             await self._traffic.divert(self)
 
@@ -279,8 +279,8 @@ class Lane:
                 await _end(connection, transport)
         return is_good
 
-    def _next_batch(self) -> deque[Call]:
-        batch: deque[Call] = deque()
+    def _next_batch(self) -> deque[PublishCall]:
+        batch: deque[PublishCall] = deque()
         size = 0
         waiting = self._waiting
         while waiting and len(batch) < BATCH:
@@ -304,12 +304,12 @@ class Lane:
         self._lose(overdue, f"no answer within {self._timeout:g} s", TimeoutError())
         waiting = self._waiting
         if self._failure is not None:
-            why = explain(self._route.pool, self._failure)
+            why = explain(self._endpoint.pool, self._failure)
         else:
             why = (
                 "what was sent before is not answered"
                 if self._sent
-                else f"no connection to {describe(self._route.pool)} yet"
+                else f"no connection to {describe(self._endpoint.pool)} yet"
             )
         while waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
             self._fail(waiting.popleft(), f"not sent within {self._timeout:g} s: {why}", self._failure, sent=False)
@@ -320,12 +320,12 @@ class Lane:
         if oldest is not None:
             self._timer = loop.call_at(oldest.deadline, self._expire)
 
-    def _lose(self, calls: Iterable[Call], why: str, cause: BaseException | None) -> None:
+    def _lose(self, calls: Iterable[PublishCall], why: str, cause: BaseException | None) -> None:
         for call in calls:
             self._fail(call, f"sent, and may or may not have been published: {why}", cause, sent=True)
 
     @staticmethod
-    def _fail(call: Call, reason: str, cause: BaseException | None, *, sent: bool) -> None:
+    def _fail(call: PublishCall, reason: str, cause: BaseException | None, *, sent: bool) -> None:
         if not call.outcome.done():
             error = ConnectionLost(reason, frozenset({call.channel}), sent=sent)
             error.__cause__ = cause

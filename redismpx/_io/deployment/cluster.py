@@ -21,23 +21,23 @@ from redis.crc import key_slot
 from ..._core.registry import Registry
 from ..._core.wire import Kind, Redirection
 from ...errors import ConnectionLost, plain
-from ..redispy.route import Route, Straight
-from ..redispy.topology import NodePool, Topology
+from ..redispy.endpoint import Endpoint, FixedEndpoint
+from ..redispy.slot_map import NodePool, SlotMap
 from ..runtime.log import logger
-from ..runtime.pulse import Pulse
+from ..runtime.notification import Notifier
 from ..runtime.tasks import TURN, is_cancelled, is_cancelling
-from ..session.dispatch import Evict, Subscriber
-from ..session.supervisor import Phase, Supervisor
+from ..session.dispatcher import Evict, Subscriber
+from ..session.session import Session, SessionState
 
 KIND = Kind.SHARD_CHANNEL
 LINGER = 1.0  # seconds that a link is kept after the last of its names has gone
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two looks at the slot map, while not all is in its place
 
-NewSupervisor: TypeAlias = Callable[[Route, Evict], Supervisor]
+NewSession: TypeAlias = Callable[[Endpoint, Evict], Session]
 
 
-class NodeRoute(Straight):
-    """The route to one node of a cluster. When it fails, what was there may be elsewhere."""
+class NodeEndpoint(FixedEndpoint):
+    """The endpoint to one node of a cluster. When it fails, what was there may be elsewhere."""
 
     def __init__(self, node: ClusterNode, failed: Callable[[], None]) -> None:
         super().__init__(NodePool(node, is_master=True))
@@ -51,11 +51,11 @@ class NodeRoute(Straight):
 class Shard:
     """A primary, and the names that are wanted there; or no primary, and the names whose owner is not known."""
 
-    def __init__(self, node: str, registry: Registry[Subscriber], supervisor: Supervisor | None) -> None:
+    def __init__(self, node: str, registry: Registry[Subscriber], session: Session | None) -> None:
         self.node = node
         """The name of the primary; empty if there is none."""
         self.registry = registry
-        self.supervisor = supervisor
+        self.session = session
         self.slots: dict[int, set[bytes]] = {}
         """The names, by their slots."""
         self.closing: asyncio.TimerHandle | None = None
@@ -63,21 +63,21 @@ class Shard:
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection to it."""
-        return self.supervisor is not None and self.supervisor.phase is Phase.CONNECTED
+        return self.session is not None and self.session.state is SessionState.CONNECTED
 
 
 class Shards:
     """Keeps each shard channel at the primary that has its slot."""
 
-    def __init__(self, topology: Topology, new_supervisor: NewSupervisor) -> None:
-        self._topology = topology
-        self._new_supervisor = new_supervisor
+    def __init__(self, slot_map: SlotMap, new_session: NewSession) -> None:
+        self._slot_map = slot_map
+        self._new_session = new_session
         self._homes: dict[bytes, Shard] = {}
         self._shards: dict[str, Shard] = {}
         self._homeless = Shard("", Registry(), None)
         self._bounced: set[int] = set()  # slots that followed a redirection since the map was last seen
         self._is_settled = True
-        self._unsettled = Pulse()
+        self._unsettled = Notifier()
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: ConnectionLost | None = None  # why the map cannot be seen
@@ -94,7 +94,7 @@ class Shards:
     @property
     def outage(self) -> ConnectionLost | None:
         """Why some names have no connection now; None if all have one."""
-        failing = [s.supervisor.outage for s in self._shards.values() if s.slots and s.supervisor is not None]
+        failing = [s.session.outage for s in self._shards.values() if s.slots and s.session is not None]
         nobody = ConnectionLost("no node is known to have its slot") if self._homeless.slots else None
         return next(filter(None, failing), self._error or nobody)
 
@@ -104,7 +104,7 @@ class Shards:
 
     # --- wishes
 
-    def attach(self, names: Collection[bytes], subscriber: Subscriber) -> None:
+    def add(self, names: Collection[bytes], subscriber: Subscriber) -> None:
         """Want names for a subscriber."""
         homes = set()
         for name in names:
@@ -112,18 +112,18 @@ class Shards:
             if home is None:
                 home = self._owner(key_slot(name))
                 self._move_in(name, home)
-            home.registry.attach(KIND, name, subscriber)
+            home.registry.add(KIND, (name,), subscriber)
             homes.add(home)
         self._nudge(homes)
 
-    def detach(self, names: Collection[bytes], subscriber: Subscriber) -> int:
+    def remove(self, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Stop wanting names for a subscriber; tell how many were active."""
         homes = set()
         were_active = 0
         for name in names:
             home = self._homes.get(name)
             if home is not None:
-                were_active += home.registry.detach(KIND, name, subscriber)
+                were_active += home.registry.remove(KIND, name, subscriber)
                 if home.registry.count_new(KIND, (name,)):
                     self._move_out(name, home)
                 homes.add(home)
@@ -132,8 +132,8 @@ class Shards:
 
     def _nudge(self, homes: Collection[Shard]) -> None:
         for home in homes:
-            if home.supervisor is not None:
-                home.supervisor.nudge()
+            if home.session is not None:
+                home.session.nudge()
             elif home.slots:
                 self._unsettle()
 
@@ -157,23 +157,23 @@ class Shards:
 
     def _owner(self, slot: int) -> Shard:
         """Return the shard of the primary that has a slot, by the map; make it if there is none yet."""
-        node = self._topology.owner(slot)
+        node = self._slot_map.owner(slot)
         if node is None or self._loop is None or self._draining:
             return self._homeless
         shard = self._shards.get(node.name)
         if shard is None:
-            route = NodeRoute(node, self._unsettle)
-            supervisor = self._new_supervisor(route, partial(self._evict, node))
-            shard = self._shards[node.name] = Shard(node.name, supervisor.registry, supervisor)
-            supervisor.start()
+            endpoint = NodeEndpoint(node, self._unsettle)
+            session = self._new_session(endpoint, partial(self._evict, node))
+            shard = self._shards[node.name] = Shard(node.name, session.registry, session)
+            session.start()
         return shard
 
     def _close_shard(self, shard: Shard) -> None:
         if shard.closing is not None:
             shard.closing.cancel()
-        if self._shards.get(shard.node) is shard and shard.supervisor is not None:
+        if self._shards.get(shard.node) is shard and shard.session is not None:
             del self._shards[shard.node]
-            shard.supervisor.close()
+            shard.session.close()
 
     def _move(self, name: bytes, home: Shard, to: Shard) -> None:
         """Detach a name here, and attach it there."""
@@ -183,13 +183,13 @@ class Shards:
         self._move_in(name, to)
         were_active = []
         for subscriber in subscribers:
-            if home.registry.detach(KIND, name, subscriber):
+            if home.registry.remove(KIND, name, subscriber):
                 were_active.append(subscriber)
-            to.registry.attach(KIND, name, subscriber)
+            to.registry.add(KIND, (name,), subscriber)
         self._nudge((home, to))
         for subscriber in were_active:
             now = self._homes.get(name)  # the callback of one may take the name away from another
-            if now is not None and now.registry.standing(KIND, name, subscriber) is not None:
+            if now is not None and now.registry.subscriber_state(KIND, name, subscriber) is not None:
                 subscriber.disconnect(ConnectionLost("its slot has another owner", frozenset({name})))
 
     def _evict(self, node: ClusterNode, names: tuple[bytes, ...], redirection: Redirection | None) -> None:
@@ -200,7 +200,7 @@ class Shards:
         """
         if redirection is not None and redirection.slot not in self._bounced:
             self._bounced.add(redirection.slot)
-            self._topology.note(redirection, node.host)
+            self._slot_map.note(redirection, node.host)
         else:
             redirection = None
         for name in names:
@@ -222,7 +222,7 @@ class Shards:
 
     def _unsettle(self) -> None:
         self._is_settled = False
-        self._unsettled.fire()
+        self._unsettled.notify()
 
     async def run(self) -> None:
         """Look at the slot map whenever something is not in its place, until it is, and the map says so too."""
@@ -235,7 +235,7 @@ class Shards:
             self._is_settled = True  # unless something happens from here on
             try:
                 failing = [shard.node for shard in self._shards.values() if shard.slots and not shard.is_connected]
-                await self._topology.refresh(failing[0] if failing else None)
+                await self._slot_map.refresh(failing[0] if failing else None)
             except (Exception, asyncio.CancelledError) as error:
                 if is_cancelled(error):
                     raise
@@ -264,7 +264,7 @@ class Shards:
         turn_ends = monotonic() + TURN
         for shard in (self._homeless, *self._shards.values()):
             for slot in tuple(shard.slots):
-                owner = self._topology.owner(slot)
+                owner = self._slot_map.owner(slot)
                 if owner is not None and owner.name != shard.node:
                     self._is_settled = False
                     if shard.is_connected and doubts.get(slot) != owner.name:
@@ -290,8 +290,8 @@ class Shards:
         self._draining = True
         self._homeless.registry.drain()
         for shard in tuple(self._shards.values()):
-            if shard.supervisor is not None:
-                await shard.supervisor.unsubscribed()
+            if shard.session is not None:
+                await shard.session.unsubscribed()
 
     def close(self) -> None:
         """End every link, at once and for good."""

@@ -21,7 +21,7 @@ ERROR_INTERVAL = 300.0  # seconds between two errors about a password or a certi
 FLAPPING_HINT = "; it comes and goes: are messages larger than the server's client-output-buffer-limit for pubsub?"
 
 
-class Retries:
+class ReconnectPolicy:
     """The failures of dials and connections since the last one that lasted."""
 
     def __init__(self, backoff: AbstractBackoff) -> None:

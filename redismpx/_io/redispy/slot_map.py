@@ -47,7 +47,7 @@ class NodePool:
         """Take the connection back: it stays as it is."""
 
 
-class Topology:
+class SlotMap:
     """The slot map of a cluster. It is asked for anew once for all who want that at a time.
 
     It has connections of its own, with the options of a client, and none between two questions.
@@ -119,20 +119,20 @@ class Topology:
         self._manager.slots_cache[redirection.slot] = [self._manager.nodes_cache.setdefault(node.name, node)]
 
 
-class AnyNode:
-    """The route to a node of a cluster, whichever: many processes spread over them. To another when one is lost."""
+class AnyNodeEndpoint:
+    """The endpoint to a node of a cluster, whichever: many processes spread over them. To another when one is lost."""
 
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
+    def __init__(self, slot_map: SlotMap) -> None:
+        self._slot_map = slot_map
         self._node: ClusterNode | None = None
         self._has_failed = True
-        self.pool = NodePool(topology.nodes[0], is_master=False)
+        self.pool = NodePool(slot_map.nodes[0], is_master=False)
 
     async def find(self) -> NodePool:
         """Return the node that was found before; after a failure, another one."""
         if self._has_failed:
-            await self._topology.refresh(None if self._node is None else self._node.name)
-            others = [node for node in self._topology.nodes if node != self._node]
+            await self._slot_map.refresh(None if self._node is None else self._node.name)
+            others = [node for node in self._slot_map.nodes if node != self._node]
             if others:
                 self._node = random.choice(others)  # noqa: S311  # nosec B311, nothing secret
                 self.pool = NodePool(self._node, is_master=False)

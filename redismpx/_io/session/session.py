@@ -18,19 +18,19 @@ from ...errors import ConnectionLost, MultiplexerIsClosed
 from ...stats import Counters
 from ..redispy.diagnosis import describe, explain
 from ..redispy.dial import dial
-from ..redispy.route import Route
+from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
-from ..runtime.pulse import Pulse
+from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling, running_task
-from .dispatch import Dispatcher, Evict, Subscriber
+from .dispatcher import Dispatcher, Evict, Subscriber
 from .link import Link
-from .retries import Retries
+from .reconnect import ReconnectPolicy
 
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was wanted is made again
 
 
-class Phase(enum.Enum):
-    """What a supervisor is doing."""
+class SessionState(enum.Enum):
+    """What a session is doing."""
 
     IDLE = "idle"  # not started: no loop has run yet, or nothing was wanted
     DIALLING = "dialling"
@@ -39,21 +39,21 @@ class Phase(enum.Enum):
     CLOSED = "closed"
 
 
-MOVES: dict[Phase, frozenset[Phase]] = {
-    Phase.IDLE: frozenset({Phase.DIALLING, Phase.CLOSED}),
-    Phase.DIALLING: frozenset({Phase.CONNECTED, Phase.BACKING_OFF, Phase.CLOSED}),
-    Phase.CONNECTED: frozenset({Phase.BACKING_OFF, Phase.CLOSED}),
-    Phase.BACKING_OFF: frozenset({Phase.DIALLING, Phase.CLOSED}),
-    Phase.CLOSED: frozenset(),
+SESSION_TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
+    SessionState.IDLE: frozenset({SessionState.DIALLING, SessionState.CLOSED}),
+    SessionState.DIALLING: frozenset({SessionState.CONNECTED, SessionState.BACKING_OFF, SessionState.CLOSED}),
+    SessionState.CONNECTED: frozenset({SessionState.BACKING_OFF, SessionState.CLOSED}),
+    SessionState.BACKING_OFF: frozenset({SessionState.DIALLING, SessionState.CLOSED}),
+    SessionState.CLOSED: frozenset(),
 }
 
 
-class Supervisor:
+class Session:
     """Keeps one link alive, and what is subscribed on it equal to what is wanted."""
 
     def __init__(
         self,
-        route: Route,
+        endpoint: Endpoint,
         backoff: AbstractBackoff,
         ping_interval: float | None,
         ping_timeout: float,
@@ -63,8 +63,8 @@ class Supervisor:
         evict: Evict | None = None,
         ended: Callable[[], None] | None = None,
     ) -> None:
-        self._route = route
-        self._retries = Retries(backoff)
+        self._endpoint = endpoint
+        self._retries = ReconnectPolicy(backoff)
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
         self._tasks = tasks
@@ -72,7 +72,7 @@ class Supervisor:
         self._ended = ended
         self.registry: Registry[Subscriber] = Registry()
         self._dispatcher = Dispatcher(self.registry, counters, self._retry_in, evict)
-        self.phase: Phase = Phase.IDLE
+        self.state: SessionState = SessionState.IDLE
         self.last_error: ConnectionLost | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None  # of all callbacks: an empty one, not that of whoever came first
@@ -81,37 +81,37 @@ class Supervisor:
         self._draining = False
         self._flushing: asyncio.Handle | None = None
         self._retrying: asyncio.TimerHandle | None = None
-        self._moved = Pulse()
-        self._needed = Pulse()  # somebody wants a name, or waits for a connection
+        self._moved = Notifier()
+        self._needed = Notifier()  # somebody wants a name, or waits for a connection
 
     def start(self) -> None:
         """Begin to dial, in the loop that runs."""
         self._loop = asyncio.get_running_loop()
         self._context = Context()
-        self._task = self._tasks.start(self._run(), "redismpx supervisor", self._context)
+        self._task = self._tasks.start(self._run(), "redismpx session", self._context)
 
     # --- wishes
 
-    def attach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
+    def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
         """Want names for a subscriber."""
-        self.registry.attach_all(kind, names, subscriber)
+        self.registry.add(kind, names, subscriber)
         self.nudge()
 
-    def detach(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
+    def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Stop wanting names for a subscriber; tell how many were active."""
-        were_active = sum([self.registry.detach(kind, name, subscriber) for name in names])
+        were_active = sum([self.registry.remove(kind, name, subscriber) for name in names])
         self._flush_soon()
         return were_active
 
     def nudge(self) -> None:
         """See to what was wanted of the registry itself."""
-        self._needed.fire()
+        self._needed.notify()
         self._flush_soon()
 
     @property
     def outage(self) -> ConnectionLost | None:
         """Why there is no connection now; None while there is one."""
-        return None if self.phase is Phase.CONNECTED else self.last_error
+        return None if self.state is SessionState.CONNECTED else self.last_error
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -120,9 +120,9 @@ class Supervisor:
 
     async def connected(self) -> None:
         """Wait until there is a connection; raise MultiplexerIsClosed if there never will be."""
-        self._needed.fire()
-        while self.phase is not Phase.CONNECTED:
-            if self.phase is Phase.CLOSED:
+        self._needed.notify()
+        while self.state is not SessionState.CONNECTED:
+            if self.state is SessionState.CLOSED:
                 raise MultiplexerIsClosed
             await self._moved.wait()
 
@@ -144,10 +144,12 @@ class Supervisor:
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
                     await self._dispatcher.lose(lost)
-                if self.phase is Phase.CLOSED or is_cancelling():  # by one of those who heard of it, or by asyncio.run
+                if (
+                    self.state is SessionState.CLOSED or is_cancelling()
+                ):  # by one of those who heard of it, or by asyncio.run
                     return
                 self.last_error = lost
-                self._route.failed()
+                self._endpoint.failed()
                 await self._back_off(lost)
         finally:
             self.close()
@@ -157,23 +159,23 @@ class Supervisor:
     async def _live(self) -> ConnectionLost:
         """Live through one link, from the dial to its end; return why it ended."""
         assert self._loop is not None
-        self._move(Phase.DIALLING)
+        self._move(SessionState.DIALLING)
         timed_out = self.last_error is not None and isinstance(self.last_error.__cause__, RedisTimeout)
         try:
-            connection = await dial(await self._route.find(), side_by_side=timed_out)
+            connection = await dial(await self._endpoint.find(), side_by_side=timed_out)
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled(error):
                 raise
-            lost = ConnectionLost(explain(self._route.pool, error))
+            lost = ConnectionLost(explain(self._endpoint.pool, error))
             lost.__cause__ = error
             return lost
-        if self.phase is Phase.CLOSED or is_cancelling():
+        if self.state is SessionState.CLOSED or is_cancelling():
             await connection.disconnect(nowait=True)
             return ConnectionLost("closed")
         link = self._link = Link(
             connection,
             self._receive,
-            lambda: self.registry.in_flight,
+            lambda: self.registry.oldest_command,
             self._send_ping,
             self._ping_interval,
             self._ping_timeout,
@@ -183,8 +185,8 @@ class Supervisor:
         try:
             link.open()
             self._counters.connections += 1
-            logger.info("connected to %s", describe(self._route.pool))
-            self._move(Phase.CONNECTED)
+            logger.info("connected to %s", describe(self._endpoint.pool))
+            self._move(SessionState.CONNECTED)
             self._flush()
             lost = await link.lost
         finally:
@@ -197,25 +199,25 @@ class Supervisor:
 
     async def _back_off(self, lost: ConnectionLost) -> None:
         """Wait until it is time for the next dial."""
-        if self.phase is Phase.CONNECTED and self.registry.is_empty:
+        if self.state is SessionState.CONNECTED and self.registry.is_empty:
             # Nobody missed anything: most often the server's `timeout` for idle clients, and no outage.
             logger.debug("a connection that nobody needed was lost (%s)", lost.reason)
-            self._move(Phase.BACKING_OFF)
+            self._move(SessionState.BACKING_OFF)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_DELAY):
                     await self._needed.wait()
         else:
-            where = describe(self._route.pool)
-            delay = self._retries.failed(where, lost, self.phase is Phase.CONNECTED)
-            self._move(Phase.BACKING_OFF)
+            where = describe(self._endpoint.pool)
+            delay = self._retries.failed(where, lost, self.state is SessionState.CONNECTED)
+            self._move(SessionState.BACKING_OFF)
             await asyncio.sleep(delay)
 
-    def _move(self, phase: Phase) -> None:
-        if phase not in MOVES[self.phase]:
-            raise AssertionError(f"{self.phase} to {phase}")
-        logger.debug("supervisor %s -> %s", self.phase.value, phase.value)
-        self.phase = phase
-        self._moved.fire()
+    def _move(self, state: SessionState) -> None:
+        if state not in SESSION_TRANSITIONS[self.state]:
+            raise AssertionError(f"{self.state} to {state}")
+        logger.debug("session %s -> %s", self.state.value, state.value)
+        self.state = state
+        self._moved.notify()
 
     # --- out: wishes to commands
 
@@ -230,13 +232,13 @@ class Supervisor:
             self._flushing = None
         if self._link is None:
             return
-        commands = self.registry.flush()
+        commands = self.registry.next_commands()
         if commands:
             self._link.write(b"".join(map(bytes, commands)))
-        for subscriber, name in self.registry.welcome():
+        for subscriber, name in self.registry.activate_late():
             subscriber.activate(name)
         if self._draining:
-            self._moved.fire()
+            self._moved.notify()
 
     def _send_ping(self) -> None:
         if self._link is not None:
@@ -255,7 +257,7 @@ class Supervisor:
         if self.registry.has_work:
             self._flush_soon()
         if self._draining:
-            self._moved.fire()
+            self._moved.notify()
         return taken
 
     def _retry_in(self, delay: float) -> None:
@@ -269,7 +271,7 @@ class Supervisor:
 
     def _retry(self) -> None:
         self._retrying = None
-        if self.registry.retry():
+        if self.registry.retry_refused():
             self._flush_soon()
 
     # --- the end
@@ -279,14 +281,14 @@ class Supervisor:
         self._draining = True
         self.registry.drain()
         self._flush_soon()
-        while self.phase is Phase.CONNECTED and (self.registry.in_flight or self.registry.has_work):
+        while self.state is SessionState.CONNECTED and (self.registry.oldest_command or self.registry.has_work):
             await self._moved.wait()
 
     def close(self) -> None:
         """End it at once, and for good. Without effect when closed."""
-        if self.phase is Phase.CLOSED:
+        if self.state is SessionState.CLOSED:
             return
-        self._move(Phase.CLOSED)
+        self._move(SessionState.CLOSED)
         self.registry.clear()
         if self._loop is None or self._loop.is_closed():
             return

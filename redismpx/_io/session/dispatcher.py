@@ -11,8 +11,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from ..._core.backlog import LATER
-from ..._core.entry import Entry, Standing
+from ..._core.buffer import LATER
+from ..._core.entry import Entry, SubscriberState
 from ..._core.registry import Registry
 from ..._core.wire import (
     CONFIRMATIONS,
@@ -21,8 +21,8 @@ from ..._core.wire import (
     PMESSAGE,
     PONG,
     SMESSAGE,
-    Desync,
     Kind,
+    ProtocolViolation,
     Redirection,
     Refusal,
     Verb,
@@ -39,27 +39,27 @@ RETRY_REFUSED = 60.0  # seconds after which refused names are asked for again, s
 RETRY_PASSING = 1.0  # seconds after which names are asked for again when the server was only busy
 
 
-class Call(Protocol):
+class Deliver(Protocol):
     """Takes the channel and the payload of a message."""
 
     def __call__(self, channel: bytes, data: bytes, /) -> object: ...
 
 
 class Subscriber(Protocol):
-    """Whom events are told to. None of these calls may block, and none but `call` may raise."""
+    """Whom events are told to. None of these calls may block, and none but `deliver` may raise."""
 
-    call: Call
-    """Takes a message: often the very function that a user gave. LATER has `settle` called, when all that was parsed at
+    deliver: Deliver
+    """Takes a message: often the very function that a user gave. LATER has `flush` called, when all that was parsed at
     once is handed out."""
 
-    def take(self, result: object) -> None:
-        """Take what `call` returned, if that is neither None nor LATER."""
+    def accept(self, result: object) -> None:
+        """Take what `deliver` returned, if that is neither None nor LATER."""
 
-    def settle(self) -> None:
-        """Do what `call` put off when it returned LATER."""
+    def flush(self) -> None:
+        """Do what `deliver` put off when it returned LATER."""
 
     def failed(self, error: BaseException) -> None:
-        """Take what `call` raised."""
+        """Take what `deliver` raised."""
 
     def activate(self, name: bytes) -> None:
         """Tell that a name is active."""
@@ -125,7 +125,7 @@ class Dispatcher:
                 try:
                     reply: Any = gets()
                 except Exception as error:  # the parsers raise anything on garbage
-                    raise Desync(str(error) or repr(error)) from error
+                    raise ProtocolViolation(str(error) or repr(error)) from error
                 if reply is NOT_ENOUGH:
                     return replies, True
                 replies += 1
@@ -148,7 +148,7 @@ class Dispatcher:
                     others += self._take_other(reply)
                 elif (sole := entry.sole) is not None:  # most names have one subscriber, which is spared the loop
                     try:
-                        result = sole.call(channel, data)
+                        result = sole.deliver(channel, data)
                     except BaseException as error:  # noqa: BLE001, users' code
                         sole.failed(error)
                     else:
@@ -176,7 +176,7 @@ class Dispatcher:
         if self._fan_out is not None:  # some have its last message; so must all, before they hear of its end
             self._go_on(math.inf)
         turn_ends = monotonic() + TURN
-        for loser in self._registry.lost():
+        for loser in self._registry.connection_lost():
             if loser is not None:
                 subscriber, entries = loser
                 names = None
@@ -207,9 +207,9 @@ class Dispatcher:
         """Hand a message to a portion of the fan-out of its name."""
         for subscriber in portion:
             # A callback may take anybody away: the tuple stays, the entry tells.
-            if entry.fanout is fanout or entry.get(subscriber) is Standing.ACTIVE:
+            if entry.fanout is fanout or entry.get(subscriber) is SubscriberState.ACTIVE:
                 try:
-                    result = subscriber.call(channel, data)
+                    result = subscriber.deliver(channel, data)
                 except BaseException as error:  # noqa: BLE001, users' code
                     subscriber.failed(error)
                 else:
@@ -220,12 +220,12 @@ class Dispatcher:
         if result is LATER:
             self._unsettled.append(subscriber)
         else:
-            subscriber.take(result)
+            subscriber.accept(result)
 
     def _settle(self) -> None:
-        """Call those who put something off: to count many messages in one go costs them far less than one by one."""
+        """Deliver those who put something off: to count many messages in one go costs them far less than one by one."""
         for subscriber in self._unsettled:
-            subscriber.settle()
+            subscriber.flush()
         self._unsettled.clear()
 
     def _take_other(self, reply: Any) -> bool:
@@ -257,7 +257,7 @@ class Dispatcher:
             for subscriber in registry.confirm(verb, name):
                 subscriber.activate(name)
             return
-        oldest = registry.in_flight
+        oldest = registry.oldest_command
         answered = 0 if oldest is None else oldest.answered
         names = None if verb.kind is Kind.PATTERN else frozenset({name})
         reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
@@ -276,8 +276,8 @@ class Dispatcher:
             # Nothing need be in flight: an unasked unsubscribe may have been taken for the answer to the command.
             self._evict(self._registry.redirect(redirection.slot), redirection)
             return
-        if meaning is Refusal.FATAL or not self._registry.in_flight:
-            raise Desync(text or "an error without a text") from reply
+        if meaning is Refusal.FATAL or not self._registry.oldest_command:
+            raise ProtocolViolation(text or "an error without a text") from reply
         passing = meaning is Refusal.PASSING
         command, told = self._registry.refuse(passing=passing)
         if command.names:

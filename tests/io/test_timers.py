@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redismpx._io.runtime.deadlines import Deadlines
+from redismpx._io.runtime.timers import Deadlines
 
 steps = st.lists(
     st.one_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Pulse:
+class Notifier:
     """Wakes whoever waits at the moment, and keeps nothing. Free of cost while nobody waits."""
 
     __slots__ = ("_event",)
@@ -19,7 +19,7 @@ class Pulse:
             self._event = asyncio.Event()
         await self._event.wait()
 
-    def fire(self) -> None:
+    def notify(self) -> None:
         """Wake all that wait."""
         if self._event is not None:
             self._event.set()

@@ -12,11 +12,11 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from ...errors import SubscriptionRefused, plain
 from ..redispy.dial import DIAL_TIMEOUT, ask_another_first
 from ..runtime.log import logger
-from ..runtime.pulse import Pulse
+from ..runtime.notification import Notifier
 from ..runtime.tasks import is_cancelling
-from ..session.dispatch import Call
+from ..session.dispatcher import Deliver
 from ..session.listener import Listener
-from ..session.supervisor import Supervisor
+from ..session.session import Session
 
 QUESTIONS = 4  # until the next message: the Sentinel that leads a failover names the former master until it is over
 PAUSE = 0.5  # seconds between two of them
@@ -30,14 +30,14 @@ class MasterWatch(Listener):
     they make the former one a replica, and disconnect its clients: until then nothing else tells.
     """
 
-    def __init__(self, pool: SentinelConnectionPool, supervisor: Supervisor) -> None:
+    def __init__(self, pool: SentinelConnectionPool, session: Session) -> None:
         self.title = "redismpx master watch"
         self.channel = b"__sentinel__:hello"
-        self.call: Call = self._heard
+        self.deliver: Deliver = self._heard
         self._pool = pool
         self._service = pool.service_name.encode()
-        self._supervisor = supervisor
-        self._doubted = Pulse()
+        self._session = session
+        self._doubted = Notifier()
         self._was_refused = False
 
     async def run(self) -> None:
@@ -49,7 +49,7 @@ class MasterWatch(Listener):
                 await asyncio.sleep(PAUSE)
 
     async def _ask(self) -> None:
-        address = self._supervisor.address
+        address = self._session.address
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
                 named = await self._pool.get_master_address()
@@ -58,15 +58,15 @@ class MasterWatch(Listener):
         except Exception as error:  # noqa: BLE001, redis-py raises anything; dialling has it told where it matters
             logger.debug("no Sentinel says who the master is (%s)", plain(str(error)))
         else:
-            if named != address and address == self._supervisor.address:  # not another one in the meantime
-                self._supervisor.condemn("the Sentinels name another master, {}:{}".format(*named))
+            if named != address and address == self._session.address:  # not another one in the meantime
+                self._session.condemn("the Sentinels name another master, {}:{}".format(*named))
 
     def _heard(self, channel: bytes, data: bytes) -> None:
         # Of a Sentinel its host, port, id and epoch, of the master its name, host, port and epoch.
         service, *address = data.split(b",")[4:7] or [b""]
-        ours = [str(part).encode() for part in self._supervisor.address or ()]
+        ours = [str(part).encode() for part in self._session.address or ()]
         if service == self._service and address != ours:
-            self._doubted.fire()
+            self._doubted.notify()
 
     def refuse(self, error: SubscriptionRefused) -> None:
         """Do without: a user may lack the right to this channel."""

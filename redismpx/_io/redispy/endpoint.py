@@ -31,7 +31,7 @@ class Pool(Protocol):
         """Take a connection back."""
 
 
-class Route(Protocol):
+class Endpoint(Protocol):
     """Leads to a server, or to one of several."""
 
     @property
@@ -47,8 +47,8 @@ class Route(Protocol):
         """Take note that it led nowhere, or that what was there is lost."""
 
 
-class Straight:
-    """The route of a client for one server, or for a Sentinel service, whose connections look for the master."""
+class FixedEndpoint:
+    """The endpoint of a client for one server, or for a Sentinel service, whose connections look for the master."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
