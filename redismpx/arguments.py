@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "Limits",
+    "check_bound",
+    "check_callback",
+    "check_overflow",
+    "check_positive",
+    "check_seconds",
+    "to_bytes",
+    "to_client",
+    "to_pattern",
+    "to_payload",
+]
+
 from typing import Any, NamedTuple, TypeVar
 
 from redis.asyncio import Redis

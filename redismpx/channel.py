@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["ChannelSubscription", "ShardedChannelSubscription"]
+
 from ._core.wire import Kind
 from ._io.delivery.inbox import Consumer
 from .arguments import to_bytes

@@ -12,6 +12,8 @@ Lines end with CR LF.
 
 from __future__ import annotations
 
+__all__ = ["MAX_HEAD", "MAX_HEADERS", "Envelope", "new_id"]
+
 import os
 import re
 import time

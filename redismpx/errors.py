@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "ConnectionLost",
+    "DecodeError",
+    "InactiveSubscription",
+    "LimitReached",
+    "MultiplexerIsClosed",
+    "NoResponders",
+    "PromiseInterrupted",
+    "PromiseTimeout",
+    "RedisMPXError",
+    "RequestFailed",
+    "SlowConsumer",
+    "SubscriptionIsClosed",
+    "SubscriptionRefused",
+    "TooManyChannels",
+    "TooManyPatterns",
+    "TooManyPromises",
+    "plain",
+    "quote",
+]
+
 import asyncio
 
 _SHOWN = 64  # bytes of a name in a message or a log record

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Message", "new_message"]
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, NamedTuple

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Multiplexer"]
+
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["PatternSubscription", "escape_glob"]
+
 from ._core.wire import Kind
 from ._core.wire import escape_glob as escape
 from ._io.delivery.inbox import Consumer

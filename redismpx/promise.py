@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Promise", "PromiseSubscription"]
+
 import asyncio
 import secrets
 from typing import NamedTuple

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["LOOK_INTERVAL", "Publisher"]
+
 import asyncio
 from collections import Counter
 from collections.abc import Collection

@@ -5,6 +5,8 @@ Both go in an `Envelope`. An answer that has the header FAILURE says that there 
 
 from __future__ import annotations
 
+__all__ = ["FAILURE", "REPLIES", "Handler", "Publish", "Question", "Request", "Requester", "Service", "kind_of"]
+
 import asyncio
 import inspect
 import secrets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Counters", "Stats"]
+
 from dataclasses import dataclass
 
 from .errors import ConnectionLost

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Hub", "MessageSubscription", "Subscription"]
+
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection

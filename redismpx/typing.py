@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Decode", "OnActivation", "OnDisconnect", "OnError", "OnMessage", "Payload", "T"]
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING, SupportsBytes, TypeAlias, TypeVar, Union
 

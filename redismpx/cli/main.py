@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["EXTRA", "main"]
+
 import argparse
 import os
 import sys
@@ -71,7 +73,3 @@ def _missing(error: ModuleNotFoundError) -> int:
 def _fail(reason: str) -> int:
     sys.stderr.write(f"redismpx demo: {reason}\n")
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,3 +3,5 @@
 `serve` starts and stops it, `app` routes to `chat` and `watch` (a `session` each), which speak the `vocabulary` with
 the page and use the `backend`.
 """
+
+__all__: list[str] = []

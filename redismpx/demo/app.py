@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["HEADERS", "STATIC", "new_app"]
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path

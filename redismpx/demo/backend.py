@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["CONNECT_TIMEOUT", "PUBLISH_TIMEOUT", "Backend"]
+
 import secrets
 from typing import Any
 

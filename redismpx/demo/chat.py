@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["MAX_PENDING", "MAX_ROOMS", "NAMES", "Chat"]
+
 from typing import Any
 
 from starlette.websockets import WebSocket

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["STARTS", "start"]
+
 import signal
 import socket
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["CannotStart", "Refused"]
+
 
 class CannotStart(Exception):
     """The demo cannot start. The text says why, and what to do about it."""

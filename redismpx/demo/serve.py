@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["MAX_CONNECTIONS", "run"]
+
 import asyncio
 import signal
 import socket

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Session"]
+
 import json
 from abc import ABC, abstractmethod
 from contextlib import suppress

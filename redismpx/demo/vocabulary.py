@@ -35,6 +35,19 @@ is published there is shown as text.
 
 from __future__ import annotations
 
+__all__ = [
+    "MAX_SIZE",
+    "MAX_TEXT",
+    "PROMISE_PREFIX",
+    "ROOM_PREFIX",
+    "channel_of",
+    "dump",
+    "load",
+    "read",
+    "room_of",
+    "seconds_of",
+]
+
 import json
 import re
 from typing import Any

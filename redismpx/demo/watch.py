@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["COUNT_INTERVAL", "MAX_PROMISES", "Watch"]
+
 import asyncio
 from collections.abc import Coroutine
 from typing import Any

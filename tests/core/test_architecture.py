@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ FLOORS = [
     {""},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 """From the ground up; "" is the package itself, and the demo is one room. A module imports from its floor or below."""
 
@@ -82,8 +84,9 @@ def imported(name: str, tree: ast.Module) -> set[str]:
 
 
 def floor_of(name: str) -> int:
+    rooms = {name, name.rpartition(".")[0] or name, name.partition(".")[0]}
     for number, floor in enumerate(FLOORS):
-        if name in floor or name.rpartition(".")[0] in floor or name.partition(".")[0] in floor:
+        if rooms & floor:
             return number
     raise AssertionError(f"{name or 'redismpx'} has no floor")
 
@@ -130,6 +133,34 @@ def test_the_public_names() -> None:
     }  # fmt: skip
     for name in redismpx.__all__:
         assert getattr(redismpx, name).__doc__
+
+
+def is_public(name: str) -> bool:
+    """Whether no part of a module's dotted name begins with an underscore."""
+    return not any(part.startswith("_") for part in name.split("."))
+
+
+def defined_in(tree: ast.Module) -> set[str]:
+    """The public names that the top level of a module binds, other than by an import."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if is_public(name)])
+def test_each_public_module_lists_its_names(name: str) -> None:
+    """`__all__` of a public module has exactly the public names that the module defines."""
+    module = importlib.import_module(f"redismpx.{name}".rstrip("."))
+    listed = module.__all__
+    assert len(set(listed)) == len(listed)
+    assert not [entry for entry in listed if not hasattr(module, entry)]
+    if name:  # only the package itself re-exports, and test_the_public_names has its list
+        assert set(listed) == defined_in(modules()[name])
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:

