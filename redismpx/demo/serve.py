@@ -1,8 +1,8 @@
-"""Starts what the demo needs, serves it, and stops all of it again."""
+"""Start the servers that the demo needs, serve the page, and stop everything at the end."""
 
 from __future__ import annotations
 
-__all__ = ["MAX_CONNECTIONS", "run"]
+__all__ = ["MAX_HTTP_CONNECTIONS", "run"]
 
 import asyncio
 import signal
@@ -13,18 +13,18 @@ from types import FrameType
 from typing import NoReturn
 
 import uvicorn
-import websockets  # noqa: F401, uvicorn serves WebSockets with it, and finds out late that it is missing
+import websockets  # noqa: F401, uvicorn imports it only when a WebSocket opens, which is too late to report that it is missing
 
 from .app import new_app
 from .backend import Backend
 from .errors import CannotStart
-from .vocabulary import MAX_SIZE
+from .protocol import MAX_WEBSOCKET_MESSAGE
 
-MAX_CONNECTIONS = 500  # of browsers; more get 503
+MAX_HTTP_CONNECTIONS = 500  # requests beyond them get 503
 
 
 def run(host: str, port: int, redis_url: str | None) -> None:
-    """Serve until SIGINT or SIGTERM. Raises `CannotStart`, and `KeyboardInterrupt` if stopped before it has begun."""
+    """Serve until SIGINT or SIGTERM. Raises `CannotStart`, and `KeyboardInterrupt` if a signal arrives during start."""
     with _on_signal(_interrupt), _listen(host, port) as listener, _redis(redis_url) as url:
         asyncio.run(_serve(listener, host, url))
 
@@ -37,7 +37,8 @@ async def _serve(listener: socket.socket, host: str, redis_url: str) -> None:
         stopping.set()
         server.should_exit = True
 
-    # While uvicorn serves it has handlers of its own; when it has stopped, it raises the signal again for this one.
+    # uvicorn installs its own handlers while it serves. After it has stopped, it raises the signal again, and this
+    # handler receives it.
     with _on_signal(lambda number, frame: loop.call_soon_threadsafe(stop)):
         backend = Backend(redis_url)
         server = uvicorn.Server(
@@ -47,21 +48,21 @@ async def _serve(listener: socket.socket, host: str, redis_url: str) -> None:
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                ws_max_size=MAX_SIZE,
+                ws_max_size=MAX_WEBSOCKET_MESSAGE,
                 ws_per_message_deflate=False,
-                limit_concurrency=MAX_CONNECTIONS,
+                limit_concurrency=MAX_HTTP_CONNECTIONS,
                 timeout_graceful_shutdown=3,
             )
         )
-        async with aclosing(backend):  # the application does it too, if it comes to run
+        async with aclosing(backend):  # the application closes it too, but only if it has started
             if await _connect(backend, stopping):
-                print(f"Redis is at {backend.where}")  # noqa: T201
-                print(f"Serving on {_url(host, listener)} (Ctrl-C stops it)", flush=True)  # noqa: T201
+                print(f"Redis is at {backend.address}")  # noqa: T201
+                print(f"Serving on {_url(host, listener)} (press Ctrl-C to stop)", flush=True)  # noqa: T201
                 await server.serve(sockets=[listener])
 
 
 async def _connect(backend: Backend, stopping: asyncio.Event) -> bool:
-    """Wait until there is a connection to Redis; return False if asked to stop first. Raises `CannotStart`."""
+    """Wait until Redis is connected and return True; return False if a signal arrives first. Raises `CannotStart`."""
     connecting = asyncio.create_task(backend.connect())
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait([connecting, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -75,7 +76,7 @@ async def _connect(backend: Backend, stopping: asyncio.Event) -> bool:
 
 @contextmanager
 def _on_signal(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Let a handler take SIGINT and SIGTERM; asyncio then leaves SIGINT alone."""
+    """Handle SIGINT and SIGTERM with `handler` inside the block. asyncio installs no SIGINT handler then."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -99,18 +100,18 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _url(host: str, listener: socket.socket) -> str:
-    if host in {"", "0.0.0.0", "::"}:  # noqa: S104, all interfaces: this one can be reached  # nosec B104
+    if host in {"", "0.0.0.0", "::"}:  # noqa: S104, listens on all interfaces, also on this one  # nosec B104
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 @contextmanager
 def _redis(url: str | None) -> Iterator[str]:
-    """Give the URL of the Redis server: the one that is there, or an embedded one that lives as long as this."""
+    """Yield the Redis URL: the given one, or that of an embedded server that runs until the block ends."""
     if url is not None:
         yield url
         return
-    from .embedded import start  # the extra brings no server for Windows
+    from .embedded import start  # imported here because the extra installs no server on Windows
 
     server = start()
     try:

@@ -1,8 +1,8 @@
-"""The rest of a page: the feed of all rooms (a `PatternSubscription`), its promises, the counters and the knife."""
+"""The second WebSocket of the page: the feed of all rooms, the promises, the counters and the cut of the connection."""
 
 from __future__ import annotations
 
-__all__ = ["COUNT_INTERVAL", "MAX_PROMISES", "Watch"]
+__all__ = ["COUNTERS_INTERVAL", "MAX_PROMISES", "WatchWebSocket"]
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,16 +12,16 @@ from starlette.websockets import WebSocket
 
 from .. import InactiveSubscription, Promise, PromiseInterrupted, PromiseTimeout
 from .backend import Backend
-from .errors import Refused
-from .session import Session
-from .vocabulary import MAX_TEXT, ROOM_PREFIX, seconds_of
+from .errors import RequestRejected
+from .protocol import MAX_CHAT_TEXT, ROOM_PREFIX, seconds_of
+from .websocket import DemoWebSocket
 
-COUNT_INTERVAL = 0.5  # seconds between two looks at the counters
-MAX_PROMISES = 20
+COUNTERS_INTERVAL = 0.5  # seconds between two reads of the counters
+MAX_PROMISES = 20  # pending at a time, for each page
 
 
-class Watch(Session):
-    """Sees what is said in all rooms, and waits for promises."""
+class WatchWebSocket(DemoWebSocket):
+    """Sends a page the messages of all rooms, the outcomes of its promises, and the counters."""
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
         super().__init__(socket, backend)
@@ -32,66 +32,66 @@ class Watch(Session):
         )
 
     async def run(self) -> None:
-        """Live as long as the WebSocket, and end what was begun for it."""
+        """Handle requests until the WebSocket closes, then close the subscription and cancel the tasks."""
         async with self._subscription:
-            self._start(self._count())
+            self._start(self._send_counters())
             try:
                 await super().run()
             finally:
-                while self._tasks:  # on Python 3.11 redis-py may swallow a cancellation: once may not be enough
+                while self._tasks:  # on Python 3.11 redis-py may swallow a cancellation, so repeat it
                     for task in self._tasks:
                         task.cancel()
                     await asyncio.wait(self._tasks, timeout=0.1)
 
-    async def do(self, request: dict[str, Any]) -> None:
+    async def handle(self, request: dict[str, Any]) -> None:
         """Make a promise, keep one, or cut the connection to Redis."""
         match request:
             case {"do": "promise", "seconds": seconds}:
-                await self._promise(seconds_of(seconds))
+                await self._make_promise(seconds_of(seconds))
             case {"do": "keep", "promise": str(name)}:
                 if (promise := self._promises.get(name)) is None:
-                    raise Refused("this promise has its outcome already")
+                    raise RequestRejected("this promise already has its outcome")
                 await self._backend.publish(promise.channel, b"done")
             case {"do": "cut"}:
-                await self.tell("cut", connections=await self._backend.cut())
+                await self.send("cut", connections=await self._backend.kill_connections())
             case _:
-                raise Refused("this WebSocket can promise, keep and cut")
+                raise RequestRejected("unknown request; this WebSocket can promise, keep and cut")
 
     async def on_activation(self, pattern: bytes) -> None:
-        """Tell that the feed is live."""
-        await self.tell("activation", pattern=pattern.decode())
+        """Send that Redis has confirmed the feed's pattern."""
+        await self.send("activation", pattern=pattern.decode())
 
-    async def _promise(self, seconds: float) -> None:
+    async def _make_promise(self, seconds: float) -> None:
         if len(self._promises) >= MAX_PROMISES:
-            raise Refused(f"{MAX_PROMISES} promises at a time are enough here")
+            raise RequestRejected(f"at most {MAX_PROMISES} promises can be pending; wait for an outcome first")
         try:
             promise = self._backend.promises.new_promise(timeout=seconds)
         except InactiveSubscription:
-            raise Refused("there is no connection to Redis now, so the message could be missed") from None
+            raise RequestRejected("Redis is not connected, so the message could be missed; try again") from None
         name = promise.channel.decode()
         self._promises[name] = promise
-        await self.tell("promise", promise=name, state="waiting", seconds=seconds, detail="")
-        self._start(self._await(promise, name, seconds))
+        await self.send("promise", promise=name, state="waiting", seconds=seconds, detail="")
+        self._start(self._report_outcome(promise, name, seconds))
 
-    async def _await(self, promise: Promise, name: str, seconds: float) -> None:
+    async def _report_outcome(self, promise: Promise, name: str, seconds: float) -> None:
         try:
-            state, detail = "kept", (await promise)[:MAX_TEXT].decode(errors="replace")
+            state, detail = "kept", (await promise)[:MAX_CHAT_TEXT].decode(errors="replace")
         except PromiseTimeout:
             state, detail = "timed out", ""
         except PromiseInterrupted as error:
             state, detail = "interrupted", error.reason
         finally:
             del self._promises[name]
-        await self.tell("promise", promise=name, state=state, seconds=seconds, detail=detail)
+        await self.send("promise", promise=name, state=state, seconds=seconds, detail=detail)
 
-    async def _count(self) -> None:
-        told = None
+    async def _send_counters(self) -> None:
+        sent = None
         while True:
             counters = await self._backend.counters()
-            if counters != told:
-                told = counters
-                await self.tell("counters", **counters)
-            await asyncio.sleep(COUNT_INTERVAL)
+            if counters != sent:
+                sent = counters
+                await self.send("counters", **counters)
+            await asyncio.sleep(COUNTERS_INTERVAL)
 
     def _start(self, coroutine: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -147,21 +147,21 @@ def test_cutting_the_connection_shows_disconnect_and_activation_in_every_client(
 
 
 def test_a_promise_counts_down_and_is_kept(page: Page) -> None:
-    page.get_by_label("Seconds").fill("60")
+    page.get_by_label("Timeout in seconds").fill("60")
     page.get_by_role("button", name="Make a promise").click()
     promise = page.locator(".promise")
     expect(promise.get_by_role("timer")).to_have_text(re.compile(r"^5\d\.\d s left$"))
     expect(promise.get_by_role("timer")).to_have_text(re.compile(r"^58\.\d s left$"))
-    promise.get_by_role("button", name="Keep it").click()
+    promise.get_by_role("button", name="Keep the promise").click()
     expect(promise.locator(".outcome")).to_have_text("kept")
     expect(promise.locator(".time")).to_have_text(re.compile(r"^after .*: done$"))
 
 
 def test_promises_time_out_and_are_interrupted(page: Page) -> None:
-    page.get_by_label("Seconds").fill("1")
+    page.get_by_label("Timeout in seconds").fill("1")
     page.get_by_role("button", name="Make a promise").click()
     expect(page.locator(".promise .outcome")).to_have_text("timed out")
-    page.get_by_label("Seconds").fill("60")
+    page.get_by_label("Timeout in seconds").fill("60")
     page.get_by_role("button", name="Make a promise").click()
     expect(page.locator(".promise .outcome")).to_have_text(["waiting", "timed out"])
     page.get_by_role("button", name="Cut the Redis connection").click()
@@ -172,7 +172,7 @@ def test_what_the_server_refuses_is_shown(page: Page) -> None:
     ada = client(page, "Ada")
     ada.get_by_label("Room to join").fill("no spaces, please")
     ada.get_by_role("button", name="Join").click()
-    expect(ada.locator(".refusal")).to_contain_text("a room's name has")
+    expect(ada.locator(".rejection")).to_contain_text("a room's name has")
     expect(ada.locator(".rooms li span")).to_have_text(["lobby"])
 
 

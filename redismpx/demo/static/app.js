@@ -1,5 +1,5 @@
-// The page: chat clients, the feed, promises and counters. What comes from the network is only ever shown as text.
-// The messages are described in vocabulary.py.
+// The page: chat clients, the feed, promises and counters. Data from the network is only ever shown as text, never as
+// HTML. protocol.py describes the messages.
 
 const MAX_LINES = 200;
 const MAX_OUTCOMES = 5;
@@ -16,12 +16,12 @@ function element(tag, className, text) {
   return made;
 }
 
-// A WebSocket that comes back when the demo was away. `receive` gets each message, `moved` whether it is open.
-class Line {
-  constructor(path, receive, moved) {
+// A WebSocket that reconnects. `onMessage` gets each message; `onStateChange` gets true when it opens, false when it closes.
+class Connection {
+  constructor(path, onMessage, onStateChange) {
     this.url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`;
-    this.receive = receive;
-    this.moved = moved;
+    this.onMessage = onMessage;
+    this.onStateChange = onStateChange;
     this.delay = 500;
     this.open();
   }
@@ -30,18 +30,18 @@ class Line {
     this.socket = new WebSocket(this.url);
     this.socket.onopen = () => {
       this.delay = 500;
-      this.moved(true);
+      this.onStateChange(true);
     };
-    this.socket.onmessage = (event) => this.receive(JSON.parse(event.data));
+    this.socket.onmessage = (event) => this.onMessage(JSON.parse(event.data));
     this.socket.onclose = () => {
       if (this.closed) return;
-      this.moved(false);
+      this.onStateChange(false);
       this.timer = setTimeout(() => this.open(), this.delay);
       this.delay = Math.min(this.delay * 2, 8000);
     };
   }
 
-  ask(request) {
+  send(request) {
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(request));
   }
 
@@ -52,7 +52,7 @@ class Line {
   }
 }
 
-// A list of lines, the newest last, that stays at its end unless somebody has scrolled up.
+// A list of lines, the newest last. It scrolls to a new line, unless the user has scrolled up.
 class Log {
   constructor(list) {
     this.list = list;
@@ -81,12 +81,12 @@ class Log {
   }
 }
 
-function show(badge, state, text) {
+function setBadge(badge, state, text) {
   badge.dataset.state = state;
   badge.textContent = text;
 }
 
-function since(start) {
+function elapsed(start) {
   const milliseconds = performance.now() - start;
   return milliseconds < 1000 ? `${Math.max(1, Math.round(milliseconds))}\u00a0ms` : `${(milliseconds / 1000).toFixed(1)}\u00a0s`;
 }
@@ -96,7 +96,7 @@ class Client {
     this.card = fromTemplate("client-template");
     this.badge = this.card.querySelector(".state");
     this.log = new Log(this.card.querySelector(".log"));
-    this.rooms = new Map([[FIRST_ROOM, "waiting"]]); // room to "waiting" or "active"
+    this.rooms = new Map([[FIRST_ROOM, "waiting"]]); // from room to "waiting" or "active"
     this.lostAt = null;
     for (const label of this.card.querySelectorAll("label")) {
       label.htmlFor = label.nextElementSibling.id = `field-${++labels}`;
@@ -104,23 +104,23 @@ class Client {
     const [join, say] = this.card.querySelectorAll("form");
     join.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.line.ask({ do: "join", room: join.room.value.trim() });
+      this.connection.send({ do: "join", room: join.room.value.trim() });
       this.choice = join.room.value.trim();
       join.reset();
     });
     say.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.line.ask({ do: "say", room: say.room.value, text: say.text.value });
+      this.connection.send({ do: "say", room: say.room.value, text: say.text.value });
       say.text.value = "";
     });
     this.card.querySelector(".remove").addEventListener("click", () => this.remove());
     byId("clients").append(this.card);
-    this.line = new Line("/chat", (message) => this[`on_${message.type}`]?.(message), (open) => this.moved(open));
+    this.connection = new Connection("/chat", (message) => this[`on_${message.type}`]?.(message), (open) => this.onStateChange(open));
   }
 
-  moved(open) {
+  onStateChange(open) {
     if (open) return;
-    show(this.badge, "lost", "WebSocket closed");
+    setBadge(this.badge, "lost", "WebSocket closed");
     for (const room of this.rooms.keys()) this.rooms.set(room, "waiting");
     this.draw();
   }
@@ -129,10 +129,10 @@ class Client {
     this.card.querySelector("h3").textContent = name;
     this.card.setAttribute("aria-label", name);
     this.card.querySelector(".remove").setAttribute("aria-label", `Remove ${name}`);
-    this.log.list.setAttribute("aria-label", `What ${name} is told`);
+    this.log.list.setAttribute("aria-label", `Log of ${name}`);
     const rooms = [...this.rooms.keys()];
     this.rooms.clear();
-    for (const room of rooms) this.line.ask({ do: "join", room });
+    for (const room of rooms) this.connection.send({ do: "join", room });
     this.draw();
   }
 
@@ -142,7 +142,7 @@ class Client {
   }
 
   on_activation({ room }) {
-    const gap = this.lostAt === null ? "" : `, reconnected after ${since(this.lostAt)}`;
+    const gap = this.lostAt === null ? "" : `, reconnected after ${elapsed(this.lostAt)}`;
     this.log.event("activation", "Activation", room + gap);
     if (this.rooms.has(room)) this.rooms.set(room, "active");
     if (![...this.rooms.values()].includes("waiting")) this.lostAt = null;
@@ -161,15 +161,15 @@ class Client {
   }
 
   on_error({ text }) {
-    this.log.event("refusal", "Refused", text);
+    this.log.event("rejection", "Rejected", text);
   }
 
   draw() {
     const states = [...this.rooms.values()];
-    if (this.line?.socket.readyState === WebSocket.OPEN) {
-      if (this.lostAt !== null && states.includes("waiting")) show(this.badge, "lost", "reconnecting");
-      else if (states.includes("waiting")) show(this.badge, "waiting", "joining");
-      else show(this.badge, "active", "connected");
+    if (this.connection?.socket.readyState === WebSocket.OPEN) {
+      if (this.lostAt !== null && states.includes("waiting")) setBadge(this.badge, "lost", "reconnecting");
+      else if (states.includes("waiting")) setBadge(this.badge, "waiting", "joining");
+      else setBadge(this.badge, "active", "connected");
     }
     const list = this.card.querySelector(".rooms");
     const hadFocus = list.contains(document.activeElement);
@@ -180,7 +180,7 @@ class Client {
       const leave = element("button", "", "×");
       leave.type = "button";
       leave.setAttribute("aria-label", `Leave ${room}`);
-      leave.addEventListener("click", () => this.line.ask({ do: "leave", room }));
+      leave.addEventListener("click", () => this.connection.send({ do: "leave", room }));
       chip.append(element("span", "", room), leave);
       list.append(chip);
     }
@@ -196,7 +196,7 @@ class Client {
   }
 
   remove() {
-    this.line.close();
+    this.connection.close();
     this.card.remove();
     byId("add-client").focus();
   }
@@ -205,33 +205,33 @@ class Client {
 class Watch {
   constructor() {
     this.feed = new Log(byId("feed"));
-    this.promises = new Map(); // channel to its row and its deadline
-    this.line = new Line("/watch", (message) => this[`on_${message.type}`]?.(message), (open) => this.moved(open));
-    byId("cut").addEventListener("click", () => this.line.ask({ do: "cut" }));
+    this.promises = new Map(); // from channel to { row, start, seconds }
+    this.connection = new Connection("/watch", (message) => this[`on_${message.type}`]?.(message), (open) => this.onStateChange(open));
+    byId("cut").addEventListener("click", () => this.connection.send({ do: "cut" }));
     byId("promise-form").addEventListener("submit", (event) => {
       event.preventDefault();
       byId("watch-error").textContent = "";
-      this.line.ask({ do: "promise", seconds: byId("promise-seconds").valueAsNumber });
+      this.connection.send({ do: "promise", seconds: byId("promise-seconds").valueAsNumber });
     });
     setInterval(() => this.tick(), 100);
   }
 
-  moved(open) {
+  onStateChange(open) {
     if (open) return;
-    show(byId("feed-state"), "lost", "WebSocket closed");
-    byId("wire-status").textContent = "The demo cannot be reached; trying again.";
+    setBadge(byId("feed-state"), "lost", "WebSocket closed");
+    byId("connection-status").textContent = "The demo's server cannot be reached. Reconnecting.";
     for (const channel of [...this.promises.keys()]) {
       this.on_promise({ promise: channel, state: "interrupted", detail: "the WebSocket closed" });
     }
   }
 
   on_activation({ pattern }) {
-    show(byId("feed-state"), "active", "connected");
+    setBadge(byId("feed-state"), "active", "connected");
     this.feed.event("activation", "Activation", pattern);
   }
 
   on_disconnect({ reason }) {
-    show(byId("feed-state"), "lost", "reconnecting");
+    setBadge(byId("feed-state"), "lost", "reconnecting");
     this.feed.event("disconnect", "Disconnect", reason);
   }
 
@@ -240,7 +240,7 @@ class Watch {
   }
 
   on_cut({ connections }) {
-    byId("wire-status").textContent =
+    byId("connection-status").textContent =
       connections === 1 ? "Redis has killed 1 connection." : `Redis has killed ${connections} connections.`;
   }
 
@@ -258,7 +258,7 @@ class Watch {
     if (state === "waiting") {
       const row = fromTemplate("promise-template");
       row.querySelector("code").textContent = promise;
-      row.querySelector(".keep").addEventListener("click", () => this.line.ask({ do: "keep", promise }));
+      row.querySelector(".keep").addEventListener("click", () => this.connection.send({ do: "keep", promise }));
       byId("promises").prepend(row);
       const start = performance.now();
       this.promises.set(promise, { row, start, seconds });
@@ -275,7 +275,7 @@ class Watch {
     row.querySelector(".outcome").textContent = state;
     const time = row.querySelector(".time");
     time.removeAttribute("role");
-    time.textContent = `after ${since(start)}${detail && `: ${detail}`}`;
+    time.textContent = `after ${elapsed(start)}${detail && `: ${detail}`}`;
     if (hadFocus) byId("promise-form").querySelector("button").focus();
     const done = byId("promises").querySelectorAll('.promise:not([data-state="waiting"])');
     for (const old of [...done].slice(MAX_OUTCOMES)) old.remove();
