@@ -20,8 +20,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, NoResponders, PromiseTimeout, Request
 from redismpx import publisher as publisher_module
 from redismpx._core.wire import Kind
-from redismpx._io.deployment import shards as shards_module
-from redismpx._io.publishing.pipeline import Call
+from redismpx._io.deployment import cluster as shards_module
+from redismpx._io.publishing.pipeline import PublishCall
 from redismpx._io.redispy.slot_map import SlotMap
 from tools.measure_migrations import SEED, Result, Stream, migrate
 
@@ -1037,14 +1037,14 @@ async def test_nobody_looks_at_the_slot_map_after_the_end(
     monkeypatch.setattr(publisher_module, "LOOK_INTERVAL", 0.0)
     mpx = Multiplexer(RedisCluster.from_url(shared_cluster.url), backoff=QUICK)
 
-    class Closing(Call):
+    class Closing(PublishCall):
         """Closes everything when its outcome is there, before its caller gets that."""
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             self.outcome.add_done_callback(lambda _: mpx.close())
 
-    monkeypatch.setattr(publisher_module, "Call", Closing)
+    monkeypatch.setattr(publisher_module, "PublishCall", Closing)
     assert await mpx.publish("nobody", "", sharded=True) == 0
     assert all(task.cancelling() for task in asyncio.all_tasks() if "redismpx" in task.get_name())
     await mpx.aclose()

@@ -16,7 +16,7 @@ from redis.backoff import ConstantBackoff, NoBackoff
 from redis.exceptions import ResponseError
 
 from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
-from redismpx._io.deployment import master as master_module
+from redismpx._io.deployment import sentinel as master_module
 from redismpx._io.redispy import dial as dial_module
 
 from ..conftest import FLAVOURS, binary_of, start_server

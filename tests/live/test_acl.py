@@ -11,7 +11,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from redismpx import ConnectionLost, Multiplexer
-from redismpx._io.session import retries as retries_module
+from redismpx._io.session import reconnect as retries_module
 
 from ..helpers.checker import Checker
 from ..helpers.servers import Server, settled, until

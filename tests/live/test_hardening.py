@@ -19,8 +19,8 @@ from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
 from redismpx._core.buffer import Budget, Buffer, Overflow, Signal, new_buffer
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
-from redismpx._io.session import dispatch as dispatch_module
-from redismpx._io.session import retries as retries_module
+from redismpx._io.session import dispatcher as dispatch_module
+from redismpx._io.session import reconnect as retries_module
 
 from ..helpers.checker import Checker
 from ..helpers.servers import FakeServer, Server, shake_hands, until

@@ -26,7 +26,7 @@ from redismpx import (
 from redismpx._core.buffer import Buffer
 from redismpx._core.registry import Registry
 from redismpx._io.runtime import tasks as tasks_module
-from redismpx._io.session import dispatch as dispatch_module
+from redismpx._io.session import dispatcher as dispatch_module
 from redismpx._io.session.dispatcher import Dispatcher
 from redismpx._io.session.link import Link
 from redismpx._io.session.session import Session
@@ -425,14 +425,14 @@ ENTRIES: list[tuple[type, str]] = [
     (Dispatcher, "_answer"),
     (Dispatcher, "_go_on"),
     (Dispatcher, "lose"),
-    (Registry, "flush"),
-    (Registry, "welcome"),
+    (Registry, "next_commands"),
+    (Registry, "activate_late"),
     (Registry, "confirm"),
     (Registry, "refuse"),
-    (Registry, "retry"),
+    (Registry, "retry_refused"),
     (Registry, "ping"),
     (Registry, "pong"),
-    (Registry, "lost"),
+    (Registry, "connection_lost"),
 ]
 
 
@@ -470,10 +470,10 @@ async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
         mpx.new_pattern_subscription("refused", on_error=lambda _: None)  # refuse
         mpx.new_channel_subscription(lambda *_: None).add("a")  # welcome
         await admin.publish("a", "x")  # fan out to more than a portion
-        if name in ("_retry", "retry"):
+        if name in ("_retry", "retry_refused"):
             await until(lambda: mpx._hub.main._retrying is not None)
             mpx._hub.main._retry_in(0)
-        if name in ("lose", "lost"):
+        if name in ("lose", "connection_lost"):
             await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await until(lambda: bool(faults))
         await until(lambda: "disconnect" in checker.kinds)
@@ -484,7 +484,7 @@ async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
         assert mpx.stats().connections == 2
         (error,) = (event for kind, event in checker.events if kind == "disconnect")
         assert isinstance(error, ConnectionLost)
-        if name not in ("lose", "lost"):
+        if name not in ("lose", "connection_lost"):
             assert "internal error" in error.reason
             assert error.__cause__ is faults[0]
         records = [r for r in caplog.records if r.levelno == logging.CRITICAL]

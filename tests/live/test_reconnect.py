@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import ConnectionLost, Multiplexer
-from redismpx._io.session import retries as retries_module
+from redismpx._io.session import reconnect as retries_module
 from redismpx._io.session.reconnect import FALLBACK_DELAY
 
 from ..helpers.checker import Checker

@@ -13,7 +13,7 @@ from redismpx import Multiplexer, SubscriptionRefused
 from redismpx._core.entry import SubscriberState
 from redismpx._core.registry import BATCH, Registry
 from redismpx._core.wire import Kind
-from redismpx._io.session import dispatch as dispatch_module
+from redismpx._io.session import dispatcher as dispatch_module
 
 from ..helpers.checker import Checker
 from ..helpers.servers import FakeServer, Server, read_command, settled, shake_hands, until
