@@ -6,7 +6,10 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -54,6 +57,13 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 def pytest_configure() -> None:
     """How long a step of the loop took says how busy the machine is: no warning that a test counts."""
     logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
+    """Start the workers of pytest-xdist with the options of this interpreter, such as `-X dev` and `-W error`."""
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, *subprocess._args_from_interpreter_flags()])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -106,12 +106,15 @@ def test_each_link_leads_to_a_file() -> None:
 
 
 def test_the_two_commands_name_what_the_package_has() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = settings["project"]
     commands = dict(COMMAND.findall(README))
     assert list(commands) == ["demo", "tests"]
     for command in commands.values():
         (extra,) = re.findall(r"'\.\[(\w+)\]'", command)
         assert extra in project["optional-dependencies"]
+    assert re.findall(r"--group (\w+)", commands["tests"]) == ["tests"]
+    assert "tests" in settings["dependency-groups"]
     assert commands["demo"].endswith(".venv/bin/redismpx demo")
     assert "redismpx" in project["scripts"]
     assert commands["tests"].endswith(".venv/bin/python -X dev -W error -m pytest")
