@@ -1,4 +1,4 @@
-"""How the documentation is built: `python -m sphinx -W -n -b html docs docs/_build/html`."""
+"""Sphinx configuration. Build: `python -m sphinx -W -n -b html docs docs/_build/html`."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ templates_path: list[str] = []
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-default_role = "code"  # docstrings quote code with single backticks
+default_role = "code"  # docstrings use single backticks for code
 napoleon_numpy_docstring = False
 
 autodoc_member_order = "bysource"
@@ -33,7 +33,7 @@ autodoc_type_aliases = {
     for name in ("OnMessage", "Decode", "OnDisconnect", "OnActivation", "OnError", "Payload")
 } | {"Handler": "redismpx.request.Handler"}
 
-# --- references that lead out of this site: it is built without a network, so without other projects' inventories
+# --- external references: the build has no network, so it has no inventories of other projects
 
 nitpicky = True
 nitpick_ignore = [
@@ -48,7 +48,7 @@ nitpick_ignore = [
     ("py:class", "datetime.datetime"),
     ("py:class", "Buffer"),
     ("py:class", "asyncio.exceptions.CancelledError"),
-    ("py:class", "T"),  # what `decode` returns
+    ("py:class", "T"),  # the result type of `decode`
     ("py:class", "redismpx.typing.T"),
     ("py:obj", "redismpx.typing.T"),
 ]
@@ -61,11 +61,11 @@ html_show_sourcelink = False
 html_copy_source = False
 
 
-# --- where autodoc needs help
+# --- corrections for autodoc
 
 
 def setup(app: Sphinx) -> None:
-    """Hook in around napoleon, which listens to the same event with priority 500."""
+    """Connect the hooks. Napoleon handles the same event with priority 500, so ours run before and after it."""
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-process-docstring", keep_attribute, priority=400)
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
@@ -78,17 +78,17 @@ _kept: dict[str, list[str]] = {}
 def name_aliases(
     app: Sphinx, what: str, name: str, obj: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Show an alias by its name inside a union too, where autodoc shows the repr of its stand-in."""
+    """Show a type alias by its name in a union too. Autodoc shows the repr of its forward reference there."""
     return signature and _ALIAS.sub(r"\1", signature), returns
 
 
 def keep_attribute(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Keep what an attribute's docstring says: napoleon would take `words: more words` for `type: description`."""
+    """Save the docstring of an attribute. Napoleon would read `words: more words` as `type: description`."""
     if what in ("attribute", "property", "data"):
         _kept[name] = lines[:]
 
 
 def restore_attribute(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Put back what was kept."""
+    """Restore the saved docstring of an attribute."""
     if name in _kept:
         lines[:] = _kept.pop(name)
