@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
 
 
 CHANNEL = "tests/live/test_channel.py"
+BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
 CANCELLATION = "tests/live/test_cancellation.py"
 CLUSTER = "tests/cluster/test_cluster.py"
@@ -190,6 +191,42 @@ MUTANTS = [
         "BATCH = 512",
         "BATCH = 1_000_000",
         f"{CHANNEL} -k hundred_thousand",
+    ),
+    # The search for forbidden names.
+    Mutant(
+        "the other half of a rejected command is never sent again",
+        "_core/bisection.py",
+        "return Probe(names[:middle], names[middle:], postponed)",
+        "return Probe(names[:middle], (), postponed)",
+        BISECTION,
+    ),
+    Mutant(
+        "the names of a search that wait for its end are never sent again",
+        "_core/bisection.py",
+        "            return NextStep(released=probe.held_back)\n",
+        "            return NextStep(released=probe.suspects)\n",
+        BISECTION,
+    ),
+    Mutant(
+        "many forbidden names are searched for one by one",
+        "_core/bisection.py",
+        "            self._found += 1\n",
+        "",
+        BISECTION,
+    ),
+    Mutant(
+        "few forbidden names are searched for as if they were many",
+        "_core/bisection.py",
+        "            self._found = 0\n",
+        "            pass\n",
+        BISECTION,
+    ),
+    Mutant(
+        "the halves of an accepted part are searched again",
+        "_core/bisection.py",
+        "        if probe.suspects:\n            return NextStep(probes=(_first_half(probe.suspects, probe.postponed),))\n",
+        "        if probe.suspects:\n            return NextStep(released=probe.held_back)\n",
+        BISECTION,
     ),
     # The promises.
     Mutant(
@@ -491,8 +528,9 @@ MUTANTS = [
     Mutant(
         "a refused batch is refused as a whole",
         "_core/registry.py",
-        "elif len(entries) == 1:",
-        "elif len(entries) >= 1:",
+        "        elif len(entries) > 1:\n            self._revert(entries)\n",
+        "        elif len(entries) > 1:\n            self._refused.update(dict.fromkeys(entries))\n"
+        "            for entry in entries:\n                self._move(entry, NameEvent.REFUSED)\n",
         f"{TORTURE} -k one_forbidden",
     ),
     Mutant(
@@ -519,9 +557,8 @@ MUTANTS = [
     Mutant(
         "a busy server is asked in a hot loop",
         "_core/registry.py",
-        "                if entry.state is NameState.ABSENT and not entry.has_subscribers:\n"
-        "                    self._look(entry)\n            self._release",
-        "                self._look(entry)\n            self._release",
+        "            if entry.state is NameState.ABSENT and not entry.has_subscribers:\n                self._look(entry)\n",
+        "            self._look(entry)\n",
         "tests/live/test_refusals.py -k only_busy",
     ),
     Mutant(

@@ -8,17 +8,15 @@ tell, and the caller tells them. At most one command is in flight for a name.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Generic
 
-from redis.crc import key_slot
-
+from .bisection import Bisection, NextStep, Probe
 from .entry import NEXT, NOTHING, Entry, NameEvent, NameState, S, SubscriberState
 from .wire import JOIN, LEAVE, Command, Kind, ProtocolViolation, Verb
 
 CONFIRMED = NEXT[NameEvent.CONFIRMED]
 BATCH = 512  # names in one command: one giant SUBSCRIBE makes the server cut the connection
-DENSE = 4  # forbidden names found, without a larger part of a batch that went well, from which on there are many
 PORTION = 512  # names of a lost connection that are dealt with in one go
 WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits in the socket and one flush
 
@@ -26,7 +24,9 @@ WINDOW = 16 * BATCH  # names asked for and not yet answered; bounds what waits i
 class Registry(Generic[S]):
     """The names of one connection at a time, and the subscribers `S` that want them."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot_of: Callable[[bytes], int] = lambda name: 0) -> None:
+        self._slot_of = slot_of
+        """The slot of a shard channel. A node of a cluster takes names of one slot only in a command."""
         self.channels: dict[bytes, Entry[S]] = {}
         self.patterns: dict[bytes, Entry[S]] = {}
         self.shard_channels: dict[bytes, Entry[S]] = {}
@@ -40,8 +40,8 @@ class Registry(Generic[S]):
         self._late: list[tuple[Entry[S], S]] = []  # wanted by somebody new while joined already
         self._in_flight: deque[Command] = deque()  # sent and not wholly answered, oldest first
         self._unanswered: deque[Entry[S]] = deque()  # their names, without those that are answered
-        self._probes: deque[Command] = deque()  # parts of a refused batch, to be sent alone
-        self._guilty = 0  # forbidden names found lately
+        self._bisection = Bisection()
+        self._probes: deque[tuple[Verb, Probe]] = deque()  # to be sent, each in a command of its own
         self._draining = False  # nothing is wanted any more
         self.wanted: dict[Kind, int] = dict.fromkeys(Kind, 0)  # how many names somebody wants
         self._told: S | None = None  # of a loss, while what is noted as active for it is not so any more
@@ -137,15 +137,15 @@ class Registry(Generic[S]):
         """Return the commands to send now, in order. They count as sent from here on."""
         commands: list[Command] = []
         while self._probes:
-            probe = self._probes.popleft()
-            known = map(self._tables[probe.verb.kind].get, probe.names)
-            due = [entry for entry in known if entry is not None and self._due(entry) is probe.verb]
+            verb, probe = self._probes.popleft()
+            known = map(self._tables[verb.kind].get, probe.names)
+            due = [entry for entry in known if entry is not None and self._due(entry) is verb]
             for entry in due:
                 self._dirty.pop(entry, None)
             if due:
-                commands.append(self._sent(probe, due))
-            else:
-                self._narrow(probe)
+                commands.append(self._sent(Command(verb, probe=probe), due))
+            else:  # nobody wants these names any more
+                self._search_on(verb, self._bisection.accepted(0, probe))
         batches: dict[tuple[Verb, int], list[Entry[S]]] = defaultdict(list)
         room = WINDOW - len(self._unanswered)
         while room > 0 and (self._queue or self._dirty):
@@ -153,11 +153,10 @@ class Registry(Generic[S]):
                 self._queue.extend(self._dirty)
                 self._dirty.clear()
             entry = self._queue.popleft()
-            verb = self._due(entry)
-            if verb is not None:
-                # A node of a cluster takes names of one slot only in a command.
-                slot = key_slot(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
-                batches[verb, slot].append(entry)
+            due_verb = self._due(entry)
+            if due_verb is not None:
+                slot = self._slot_of(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
+                batches[due_verb, slot].append(entry)
                 room -= 1
         for (verb, _), entries in batches.items():
             starts = range(0, len(entries), BATCH)
@@ -198,7 +197,8 @@ class Registry(Generic[S]):
             head.answered += 1
             if head.answered == len(head.names):
                 self._in_flight.popleft()
-                self._narrow(head)
+                if verb.joins:
+                    self._search_on(verb, self._bisection.accepted(len(head.names), head.probe))
             if verb.joins and entry.only is not None and not self._draining:
                 entry.put(entry.only, SubscriberState.ACTIVE)  # as most are: it waited for this, and wants it still
                 return (entry.only,)
@@ -219,47 +219,31 @@ class Registry(Generic[S]):
             raise ProtocolViolation("an answer to PING, while another command is to be answered first")
         self._in_flight.popleft()
 
-    def refuse(self, *, passing: bool = False) -> tuple[Command, Iterable[S]]:
+    def refuse(self, *, transient: bool = False) -> tuple[Command, Iterable[S]]:
         """Take an error reply: it answers the whole of the oldest command. Return that, and whom to tell.
 
-        Redis does not say which of the names it refused, so a batch is halved until the guilty name stands alone.
-        `passing` says that the error is not about the names at all: retry_refused() asks for them again.
+        Redis does not say which of the names it refused: a bisection finds the forbidden ones. `transient` says that
+        the error is not about the names at all: retry_refused() asks for them again.
         """
         if not self._in_flight:
             raise ProtocolViolation("an error that answers no command in flight")
         command = self._in_flight.popleft()
         entries = [self._unanswered.popleft() for _ in command.names[command.answered :]]
         told: Iterable[S] = ()
-        if passing:
-            for entry in entries:
-                self._move(entry, NameEvent.HELD)
-                self._refused[entry] = None
-                if entry.state is NameState.ABSENT and not entry.has_subscribers:
-                    self._look(entry)
+        if transient or not command.verb.joins:
+            self._refused.update(dict.fromkeys(entries))  # not dirty: nothing can be done about them now
+            self._revert(entries)
             self._release(command)
-        elif not command.verb.joins:
-            for entry in entries:
-                self._move(entry, NameEvent.HELD)
-                self._refused[entry] = None  # not dirty: nothing can be done about it now
-        elif len(entries) == 1:
-            self._guilty += 1
-            self._move(entries[0], NameEvent.REFUSED)
-            self._refused[entries[0]] = None
-            self._release(command)
-            self._look(entries[0])
-            told = self._tell(entries[0], SubscriberState.REFUSED)
+        elif len(entries) > 1:
+            self._revert(entries)
+            self._search_on(command.verb, self._bisection.rejected(command.as_probe()))
         else:
-            for entry in entries:
-                self._move(entry, NameEvent.HELD)
-                if not entry.has_subscribers:
-                    self._look(entry)
-            names = command.names[command.answered :]
-            if self._guilty < DENSE:
-                self._halve(command.verb, names, command.suspects + command.deferred)
-            else:
-                middle = len(names) // 2
-                self._probes += (Command(command.verb, names[:middle]), Command(command.verb, names[middle:]))
-                self._release(command)
+            (entry,) = entries
+            self._move(entry, NameEvent.REFUSED)
+            self._refused[entry] = None
+            self._search_on(command.verb, self._bisection.rejected(command.as_probe()))
+            self._look(entry)
+            told = self._tell(entry, SubscriberState.REFUSED)
         if not command.verb.joins:  # whoever came while the names were leaving finds them joined
             self._late.extend((entry, subscriber) for entry in entries for subscriber in entry.subscribers)
         return command, told
@@ -272,7 +256,7 @@ class Registry(Generic[S]):
         was taken for its answer.
         """
         command = self.oldest_command
-        if command is None or command.verb.kind is not Kind.SHARD_CHANNEL or key_slot(command.names[0]) != slot:
+        if command is None or command.verb.kind is not Kind.SHARD_CHANNEL or self._slot_of(command.names[0]) != slot:
             return ()
         self._in_flight.popleft()
         names = command.names[command.answered :]
@@ -332,28 +316,26 @@ class Registry(Generic[S]):
         self._unanswered += entries
         return command
 
-    def _halve(self, verb: Verb, names: tuple[bytes, ...], deferred: tuple[bytes, ...]) -> None:
-        """Ask for one half of refused `names` alone. The other half, and what is deferred, wait for the answer.
+    def _revert(self, entries: list[Entry[S]]) -> None:
+        """Note that a command failed, and that these names are as they were before it."""
+        for entry in entries:
+            self._move(entry, NameEvent.HELD)
+            if entry.state is NameState.ABSENT and not entry.has_subscribers:
+                self._look(entry)
 
-        So one forbidden name among n costs log2(n) + 2 commands: the good halves are asked for together at the end.
-        Where many are forbidden (DENSE), both halves are asked for at once, which then costs less.
-        """
-        middle = (len(names) + 1) // 2
-        self._probes.append(Command(verb, names[:middle], suspects=names[middle:], deferred=deferred))
-
-    def _narrow(self, command: Command) -> None:
-        """Go on after a command that went well: if it was half of a refused batch, the culprit is in the other."""
-        if len(command.names) > BATCH // DENSE:
-            self._guilty = 0
-        if command.suspects:
-            self._halve(command.verb, command.suspects, command.deferred)
-        elif command.deferred:
-            self._release(command)
+    def _search_on(self, verb: Verb, step: NextStep) -> None:
+        """Do what the bisection says: send its probes, and let released names be sent again."""
+        self._probes += [(verb, probe) for probe in step.probes]
+        self._look_at(verb, step.released)
 
     def _release(self, command: Command) -> None:
-        """Let the names that waited for this command be asked for again."""
-        table = self._tables[command.verb.kind]
-        for name in command.suspects + command.deferred:
+        """Let the names that waited for the reply to a probe be sent again."""
+        if command.probe is not None:
+            self._look_at(command.verb, command.probe.held_back)
+
+    def _look_at(self, verb: Verb, names: Iterable[bytes]) -> None:
+        table = self._tables[verb.kind]
+        for name in names:
             entry = table.get(name)
             if entry is not None:
                 self._look(entry)

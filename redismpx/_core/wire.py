@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import hiredis
 
+from .bisection import Probe
+
 MESSAGE = b"message"
 PMESSAGE = b"pmessage"
 SMESSAGE = b"smessage"
@@ -65,8 +67,12 @@ class Command:
     verb: Verb
     names: tuple[bytes, ...] = ()
     answered: int = 0
-    suspects: tuple[bytes, ...] = ()  # refused together with `names`; asked for next when `names` turn out well
-    deferred: tuple[bytes, ...] = ()  # refused together with both; free again once the culprit is found
+    probe: Probe | None = None  # of a search for forbidden names; None for an ordinary command
+
+    def as_probe(self) -> Probe:
+        """Return the names without a reply as a probe."""
+        names = self.names[self.answered :]
+        return Probe(names) if self.probe is None else self.probe._replace(names=names)
 
     def __bytes__(self) -> bytes:
         # Length-prefixed arguments only, so a name is data whatever bytes it has.

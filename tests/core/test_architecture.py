@@ -15,7 +15,7 @@ from tools.mutants import MUTANTS, Mutant
 PACKAGE = Path(redismpx.__file__).parent
 
 FLOORS = [
-    {"errors", "_core.wire", "_core.buffer"},
+    {"errors", "_core.bisection", "_core.wire", "_core.buffer"},
     {"typing", "stats", "arguments", "_core.entry"},
     {"_core.registry"},
     {"message", "envelope"},
@@ -71,7 +71,7 @@ def imported(name: str, tree: ast.Module) -> set[str]:
                 found.add(
                     module.removeprefix("redismpx").lstrip(".")
                     if module.startswith("redismpx")
-                    else (module if module == "redis.crc" else module.split(".")[0]) + ":"  # that is arithmetic only
+                    else module.split(".")[0] + ":"
                 )
                 continue
             base = folder[: len(folder) - node.level + 1]

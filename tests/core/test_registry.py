@@ -89,7 +89,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.registry = Registry()
+        self.registry: Registry[Recorder] = Registry(key_slot)
         self.server = Server()
         self.users = [Recorder() for _ in range(4)]
         self.in_flight: Counter[tuple[Verb, bytes]] = Counter()

@@ -147,7 +147,7 @@ def live_through(history: tuple[str, ...]) -> set[tuple[names.SubscriberState, n
             list(registry.confirm(in_flight.pop(0).verb, b"name"))
         elif step in ("refuse", "busy") and in_flight:
             in_flight.pop(0)
-            list(registry.refuse(passing=step == "busy")[1])
+            list(registry.refuse(transient=step == "busy")[1])
         elif step == "drop":
             list(registry.confirm(Verb.UNSUBSCRIBE, b"name"))
         elif step == "retry":

@@ -279,7 +279,7 @@ class Dispatcher:
         if meaning is Refusal.FATAL or not self._registry.oldest_command:
             raise ProtocolViolation(text or "an error without a text") from reply
         passing = meaning is Refusal.PASSING
-        command, told = self._registry.refuse(passing=passing)
+        command, told = self._registry.refuse(transient=passing)
         if command.names:
             self._retry_in(RETRY_PASSING if passing else RETRY_REFUSED)
             if not (command.verb.joins or passing or self._kept_names):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from contextvars import Context
 
 from redis.backoff import AbstractBackoff
+from redis.crc import key_slot
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from ..._core.registry import Registry
@@ -70,7 +71,7 @@ class Session:
         self._tasks = tasks
         self._counters = counters
         self._ended = ended
-        self.registry: Registry[Subscriber] = Registry()
+        self.registry: Registry[Subscriber] = Registry(key_slot)
         self._dispatcher = Dispatcher(self.registry, counters, self._retry_in, evict)
         self.state: SessionState = SessionState.IDLE
         self.last_error: ConnectionLost | None = None
