@@ -25,7 +25,8 @@ from .message import Message
 from .multiplexer import Multiplexer
 from .pattern import PatternSubscription, escape_glob
 from .promise import Promise, PromiseSubscription
-from .request import Request, Service
+from .request import Request
+from .service import Service
 from .stats import Stats
 
 __version__ = "0.1.0"

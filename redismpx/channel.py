@@ -6,9 +6,10 @@ __all__ = ["ChannelSubscription", "ShardedChannelSubscription"]
 
 from ._core.wire import Kind
 from ._io.delivery.inbox import Consumer
+from ._io.hub import Hub
 from .arguments import to_bytes
 from .errors import MultiplexerIsClosed
-from .subscription import Hub, MessageSubscription
+from .subscription import MessageSubscription
 from .typing import T
 
 

@@ -35,7 +35,8 @@ from .errors import MultiplexerIsClosed, quote
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
 from .publisher import Publisher
-from .request import Handler, Question, Requester, Service, kind_of
+from .request import Handler, OutgoingRequest, Requester
+from .service import Service, kind_of
 from .stats import Stats
 from .subscription import MessageSubscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
@@ -358,7 +359,7 @@ class Multiplexer:
         `publish()` raises for a payload or for lack of rights; `TypeError` and `ValueError` for bad arguments.
         """
         self._enter()
-        return await self._requester.request(*self._question(channel, data, headers, timeout, sharded))
+        return await self._requester.request(*self._outgoing_request(channel, data, headers, timeout, sharded))
 
     def request_many(
         self,
@@ -383,7 +384,7 @@ class Multiplexer:
         self._enter()
         if limit is not None:
             check_positive(limit, "limit")
-        return self._requester.request_many(*self._question(channel, data, headers, timeout, sharded), limit)
+        return self._requester.request_many(*self._outgoing_request(channel, data, headers, timeout, sharded), limit)
 
     def serve(
         self, channel_or_pattern: str | bytes, handler: Handler, *, concurrency: int = 1, sharded: bool = False
@@ -529,7 +530,7 @@ class Multiplexer:
         try:
             async with asyncio.timeout(timeout):
                 await self._hub.unsubscribed()
-                self._requester.give_up()
+                self._requester.interrupt()
                 await self._hub.consumed()
                 await self._publisher.flushed()
         except TimeoutError:
@@ -568,13 +569,13 @@ class Multiplexer:
             raise MultiplexerIsClosed
         self._hub.enter()
 
-    def _question(
+    def _outgoing_request(
         self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, timeout: float, sharded: bool
-    ) -> tuple[Question, float]:
+    ) -> tuple[OutgoingRequest, float]:
         if check_seconds(timeout, "timeout") is None:
             raise TypeError("timeout must be a number of seconds; without one, a request could wait for ever")
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
-        return Question(name, to_payload(data, self._max_payload), headers or {}, sharded), timeout
+        return OutgoingRequest(name, to_payload(data, self._max_payload), headers or {}, sharded), timeout
 
     def _consumer(
         self,

@@ -7,9 +7,10 @@ __all__ = ["PatternSubscription", "escape_glob"]
 from ._core.wire import Kind
 from ._core.wire import escape_glob as escape
 from ._io.delivery.inbox import Consumer
+from ._io.hub import Hub
 from .arguments import to_bytes
 from .errors import quote
-from .subscription import Hub, MessageSubscription
+from .subscription import MessageSubscription
 from .typing import T
 
 

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from ._core.wire import Kind, escape_glob
 from ._io.delivery.inbox import Consumer
+from ._io.hub import Hub
 from ._io.runtime.timers import Deadlines
 from .arguments import check_seconds, to_bytes
 from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, TooManyPromises, quote
 from .stats import Counters
-from .subscription import Hub, Subscription
+from .subscription import Subscription
 from .typing import OnError
 
 

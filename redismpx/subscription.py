@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["Hub", "MessageSubscription", "Subscription"]
+__all__ = ["MessageSubscription", "Subscription"]
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from types import TracebackType
-from typing import Generic, Protocol, Self
+from typing import Generic, Self
 
 from ._core.wire import Kind
-from ._io.delivery.inbox import Consumer, Host, Inbox
-from .arguments import Limits, check_seconds
-from .errors import ConnectionLost, SubscriptionIsClosed, SubscriptionRefused
+from ._io.delivery.inbox import Consumer, Inbox
+from ._io.hub import Hub
+from .arguments import check_seconds
+from .errors import SubscriptionIsClosed, SubscriptionRefused
 from .message import Message, new_message
 from .typing import T
-
-
-class Hub(Host, Protocol):
-    """What a subscription needs of its multiplexer."""
-
-    limits: Limits
-
-    @property
-    def draining(self) -> bool:
-        """Whether nothing new may be wanted any more."""
-        ...
-
-    def outage(self, kind: Kind) -> ConnectionLost | None:
-        """Tell why there is no connection for names of a kind now; None while there is one."""
-
-    def enter(self) -> None:
-        """Begin a public call: bind to the running loop, or refuse it."""
-
-    def check(self) -> object:
-        """Refuse any loop but its own."""
-
-    def admit(self, kind: Kind, names: Collection[bytes]) -> None:
-        """Refuse more names than the limits allow, before any is wanted."""
-
-    def add(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> None:
-        """Want names."""
-
-    def remove(self, kind: Kind, names: Collection[bytes], subscriber: Inbox) -> int:
-        """Stop wanting names; tell how many were active."""
-        ...
-
-    def join(self, subscription: Subscription) -> None:
-        """Take in a subscription, to be closed at the end."""
-
-    def leave(self, subscription: Subscription) -> None:
-        """Let go of a subscription that is closed."""
 
 
 class Subscription(ABC):

@@ -785,15 +785,15 @@ MUTANTS = [
     Mutant(
         "a request waits for its publishing when the connection is lost",
         "request.py",
-        "                patience.reschedule(0.0)\n",
-        "                pass\n",
+        "            timeout.reschedule(0.0)\n",
+        "            pass\n",
         f"{REQUEST} -k publishing_hangs",
     ),
     Mutant(
         "a request hurries when it has been published",
         "request.py",
-        "            if not asked:",
-        "            if True:",
+        "        if not finished:",
+        "        if True:",
         f"{REQUEST} -k over_with_the_connection",
     ),
     Mutant(
@@ -812,14 +812,14 @@ MUTANTS = [
     ),
     Mutant(
         "one handler more than allowed is in flight",
-        "request.py",
+        "service.py",
         "if len(self._tasks) >= self._concurrency else None",
         "if len(self._tasks) > self._concurrency else None",
         f"{REQUEST} -k no_more_handlers",
     ),
     Mutant(
         "draining leaves handlers in flight behind",
-        "request.py",
+        "service.py",
         "        while self._tasks and not self.closed:\n",
         "        while False:\n",
         f"{REQUEST} -k draining_answers",
@@ -827,8 +827,8 @@ MUTANTS = [
     Mutant(
         "an iteration over answers goes on for as long as they come",
         "request.py",
-        "waiting = answers.pending if waiting is None else waiting - 1",
-        "waiting = answers.pending",
+        "if self._late is None:",
+        "if True:",
         f"{REQUEST} -k never_cease",
     ),
     # Shards and clusters.

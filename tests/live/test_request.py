@@ -189,7 +189,7 @@ async def test_an_answer_that_comes_too_late_does_nothing(mpx: Multiplexer, admi
         return b"late"
 
     service = await active(mpx.serve("slow", wait, concurrency=2))
-    with pytest.raises(PromiseTimeout, match=r"no answer to a request on b'slow' within 0\.05 s") as caught:
+    with pytest.raises(PromiseTimeout, match=r"no reply to a request on b'slow' within 0\.05 s") as caught:
         await mpx.request("slow", b"", timeout=0.05)
     assert caught.value.channel == b"slow"
     assert nothing_left(mpx, 2) is False  # the service has a channel, and no pattern
@@ -471,7 +471,7 @@ async def test_an_answer_that_is_no_envelope_is_a_failure(mpx: Multiplexer, admi
     message = await sub.get(10)
     assert message.data.reply_to is not None
     await admin.publish(message.data.reply_to, "a secret")
-    with pytest.raises(RequestFailed, match="its answer is not an envelope") as caught:
+    with pytest.raises(RequestFailed, match="the reply is not an envelope") as caught:
         await asking
     assert "secret" not in str(caught.value)
 

@@ -1,0 +1,52 @@
+"""The form of a reply: an `Envelope` with the body, or with a header that says why there is none. No I/O."""
+
+from __future__ import annotations
+
+__all__ = ["FAILURE", "REPLIES", "new_failure", "new_reply", "read_reply"]
+
+from .envelope import Envelope
+from .errors import RequestFailed, plain
+
+FAILURE = "Mpx-Error"
+"""The header of a reply that reports a failure: the type and the text of the exception that the handler raised."""
+REPLIES = b"__mpx_reply:"
+"""The prefix of all reply channels."""
+
+
+def new_reply(body: object) -> bytes:
+    """Return the reply for what a handler returned.
+
+    Raises:
+        TypeError: the handler returned something else than bytes or None.
+    """
+    if body is None:
+        body = b""
+    if not isinstance(body, bytes):
+        raise TypeError(f"a handler must return bytes or None, not {type(body).__name__}")
+    return bytes(Envelope(body))
+
+
+def new_failure(error: BaseException) -> bytes:
+    """Return the reply that reports an exception: its type and text, never its traceback."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001, users' code
+        text = ""
+    kind = type(error).__name__
+    return bytes(Envelope(b"", {FAILURE: plain(f"{kind}: {text}" if text else kind)}))
+
+
+def read_reply(channel: bytes, reply: bytes) -> bytes:
+    """Return the body of a reply to a request on `channel`.
+
+    Raises:
+        RequestFailed: the reply reports a failure, or is not an envelope.
+    """
+    try:
+        envelope = Envelope.from_bytes(reply)
+    except ValueError as error:
+        raise RequestFailed(channel, f"the reply is {error}") from None
+    failure = envelope.headers.get(FAILURE)
+    if failure is not None:
+        raise RequestFailed(channel, failure)
+    return envelope.body
