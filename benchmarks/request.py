@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from redismpx import Multiplexer, Request
-from tests.helpers.servers import DEADLINE, free_port
+from tests.helpers.servers import free_port
+from tests.helpers.waiting import DEADLINE
 
 from . import floor
 from .drain import Countdown

@@ -9,43 +9,21 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 from redis.asyncio import Redis
 
 from .helpers.cluster import Cluster
+from .helpers.flavours import FLAVOURS, binary_of, start_server
+from .helpers.leaks import left_behind, open_sockets
+from .helpers.loops import LOOPS, run
 from .helpers.sentinel import Sentinels
-from .helpers.servers import Server, find_binary, left_behind, open_sockets
+from .helpers.servers import Server
 
 T = TypeVar("T")
-
-FLAVOURS = ("valkey", "redis")
-
-
-def eager(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-    """A loop whose tasks begin at once; from Python 3.12 on there are such."""
-    factory: Any = getattr(asyncio, "eager_task_factory", None)
-    if factory is not None:  # uvloop hands on an `eager_start`, which the factory of Python 3.13.0 does not know
-        loop.set_task_factory(lambda loop, coroutine, eager_start=None, **options: factory(loop, coroutine, **options))
-    return loop
-
-
-LOOPS = {
-    "asyncio": asyncio.new_event_loop,
-    "eager": lambda: eager(asyncio.new_event_loop()),
-    "uvloop": uvloop.new_event_loop,
-    "eager-uvloop": lambda: eager(uvloop.new_event_loop()),
-}
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run in a loop of the kind that REDISMPX_LOOP names, for what is no test."""
-    with asyncio.Runner(loop_factory=LOOPS[os.environ.get("REDISMPX_LOOP", "asyncio")]) as runner:
-        return runner.run(coroutine)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -74,17 +52,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
     return report
-
-
-def binary_of(flavour: str) -> str:
-    binary = find_binary(flavour)
-    if binary is None:
-        pytest.skip(f"{flavour}-server is not on PATH")
-    return binary
-
-
-def start_server(flavour: str, *options: str) -> Server:
-    return Server(binary_of(flavour), *options).start()
 
 
 @pytest.fixture(scope="session", params=FLAVOURS)

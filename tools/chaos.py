@@ -33,8 +33,10 @@ from redis.backoff import FullJitterBackoff
 
 from redismpx import Multiplexer, PromiseInterrupted, PromiseTimeout, SlowConsumer, SubscriptionRefused
 from tests.helpers.checker import Checker
+from tests.helpers.leaks import left_behind, open_sockets
+from tests.helpers.monitor import subscribed
 from tests.helpers.proxy import Flow, Proxy
-from tests.helpers.servers import Server, find_binary, left_behind, open_sockets, subscribed
+from tests.helpers.servers import Server, find_binary
 
 from .mutants import MUTANTS, broken_copy
 

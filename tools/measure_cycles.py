@@ -18,7 +18,8 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer
-from tests.helpers.servers import Server, find_binary, until
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 WARM_UP = 500  # cycles after which the beginning is measured: what is imported and cached once is no leak
 GROWTH = 5_000_000  # bytes

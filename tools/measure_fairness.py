@@ -15,9 +15,10 @@ from contextlib import suppress
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer
-from tests.conftest import run
-from tests.helpers.servers import Server, find_binary, until
-from tests.live.test_overflow import FLOOD
+from tests.helpers.flood import FLOOD
+from tests.helpers.loops import run
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 MESSAGES, SUBSCRIPTIONS, FAN_OUTS = 1_000_000, 100_000, 20
 

@@ -17,9 +17,10 @@ import sys
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer
+from tests.helpers.herd import MOST, peak
 from tests.helpers.proxy import Proxy
-from tests.helpers.servers import Server, find_binary, until
-from tests.live.test_herd import MOST, peak
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 PROCESSES, EACH = 5, 200
 

@@ -15,8 +15,9 @@ import time
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer
-from tests.conftest import run
-from tests.helpers.servers import Server, find_binary, until
+from tests.helpers.loops import run
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 SUBSCRIPTIONS, BAD, MESSAGES, ROUNDS = 1000, 3, 2000, 15
 

@@ -21,10 +21,10 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from redismpx import ConnectionLost, Multiplexer
-from tests.conftest import run
 from tests.helpers.checker import Checker
 from tests.helpers.cluster import Cluster
-from tests.helpers.servers import until
+from tests.helpers.loops import run
+from tests.helpers.waiting import until
 
 CHANNELS, MOVES, FAILOVERS, RATE, SEED = 300, 100, 10, 2000.0, 33
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer
-from tests.helpers.servers import Server, find_binary, until
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 DEADLINE = 300.0
 

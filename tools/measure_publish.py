@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 
 from redismpx import ConnectionLost, Multiplexer
-from tests.conftest import run
-from tests.helpers.servers import Server, find_binary, until
+from tests.helpers.loops import run
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 TASKS, MESSAGES, KILLS = 1000, 100_000, 50
 

@@ -31,8 +31,9 @@ from redismpx import (
     Request,
     RequestFailed,
 )
-from tests.conftest import run
-from tests.helpers.servers import Server, find_binary, until
+from tests.helpers.loops import run
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 SERVICES = 3
 SHARED = "work"  # the channel that all of them serve

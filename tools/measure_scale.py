@@ -24,7 +24,9 @@ from redis.asyncio import RedisCluster
 from redismpx import Multiplexer
 from redismpx._io.redispy.slot_map import SlotMap
 from tests.helpers.cluster import Cluster
-from tests.helpers.servers import Server, calls_of, find_binary, until
+from tests.helpers.monitor import calls_of
+from tests.helpers.servers import Server, find_binary
+from tests.helpers.waiting import until
 
 PAYLOAD = b"x" * 64
 CHANNEL = b"room:1"

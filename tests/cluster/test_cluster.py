@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from redis.asyncio import RedisCluster
-from redis.backoff import ConstantBackoff
 from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -25,17 +24,19 @@ from redismpx._io.publishing.pipeline import PublishCall
 from redismpx._io.redispy.slot_map import SlotMap
 from tools.measure_migrations import SEED, Result, Stream, migrate
 
-from ..helpers.checker import Checker
+from ..helpers.acl import set_user
+from ..helpers.backoffs import QUICK
+from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster, Node
+from ..helpers.leaks import left_behind, open_sockets
+from ..helpers.monitor import Monitor, calls_of
 from ..helpers.proxy import Proxy
-from ..helpers.servers import Monitor, calls_of, eventually, free_port, left_behind, open_sockets, until
-from ..live.test_acl import set_user
-from ..live.test_cancellation import Steps
-from ..live.test_sharded import new_sub
+from ..helpers.servers import free_port
+from ..helpers.steps import Steps
+from ..helpers.waiting import eventually, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-QUICK = ConstantBackoff(0.01)
 # As docs/how-to/secure.md has them. `+role` is not among them: without it, a demoted primary may be taken for a while.
 SUBSCRIBER = """
     resetkeys resetchannels &chat:* -@all +cluster|slots

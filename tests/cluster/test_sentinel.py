@@ -19,10 +19,12 @@ from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io.deployment import sentinel as master_module
 from redismpx._io.redispy import dial as dial_module
 
-from ..conftest import FLAVOURS, binary_of, start_server
 from ..helpers.checker import Checker
+from ..helpers.flavours import FLAVOURS, binary_of, start_server
+from ..helpers.monitor import settled
 from ..helpers.sentinel import MASTER, Sentinels
-from ..helpers.servers import Server, eventually, settled, until
+from ..helpers.servers import Server
+from ..helpers.waiting import eventually, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -170,3 +170,17 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.fault)
 def test_the_text_of_each_mutant_is_there_once(mutant: Mutant) -> None:
     assert (PACKAGE / mutant.file).read_text().count(mutant.old) == 1
+
+
+TESTS = Path(__file__).parent.parent
+TREES = {path.relative_to(TESTS): ast.parse(path.read_text()) for path in sorted(TESTS.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("path", TREES, ids=str)
+def test_no_module_imports_a_test_module_or_conftest(path: Path) -> None:
+    """Code that test modules share is in tests/helpers, which imports no test module either."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [part for alias in node.names for part in alias.name.split(".")]
+            names += (getattr(node, "module", None) or "").split(".")
+            assert not [name for name in names if name == "conftest" or name.startswith("test_")], node.lineno

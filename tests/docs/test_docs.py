@@ -26,7 +26,8 @@ from redismpx._io.session import link as links
 from redismpx._io.session import session as sessions
 
 from ..helpers.cluster import Cluster
-from ..helpers.servers import free_port, without_slowness
+from ..helpers.logs import without_slowness
+from ..helpers.servers import free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEADLINE = 20.0  # seconds for anything here that waits

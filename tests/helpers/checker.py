@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from redismpx import ConnectionLost
+from redismpx import ConnectionLost, Multiplexer
 
 
 class Checker:
@@ -115,3 +115,10 @@ class Checker:
         for numbers in (self.last, self._latest):
             for channel in [channel for channel in numbers if self._name_of(channel) in names]:
                 del numbers[channel]
+
+
+def new_sub(mpx: Multiplexer, checker: Checker, *names: str | bytes, sharded: bool = True) -> Any:
+    """Return a subscription of these names whose callbacks are those of `checker`."""
+    sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error, sharded=sharded)
+    sub.add(*names)
+    return sub

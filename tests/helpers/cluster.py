@@ -14,7 +14,8 @@ from typing import Any, Literal, Self
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from .servers import Server, eventually, find_binary, free_port
+from .servers import Server, find_binary, free_port
+from .waiting import eventually
 
 SLOTS = 16384
 QUICK = 1.0  # seconds of silence after which a node is given up, while that is meant to happen

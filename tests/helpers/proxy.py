@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from .servers import stop_accepting
+from .fake_server import stop_accepting
 
 
 @dataclass

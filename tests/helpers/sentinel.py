@@ -9,7 +9,8 @@ import asyncio
 from itertools import permutations
 from typing import Self
 
-from .servers import SentinelServer, Server, eventually, find_binary
+from .servers import SentinelServer, Server, find_binary
+from .waiting import eventually
 
 MASTER = "main"  # the name of the master, for `Sentinel.master_for`
 ROLES = ({b"master"}, {b"slave"}, {b"sentinel"})  # the flags of one that is not suspected, and in no failover

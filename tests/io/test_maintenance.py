@@ -16,7 +16,8 @@ from redismpx._io.redispy.slot_map import NodePool, SlotMap
 from tools.fuzz import bulk, message, push
 
 from ..helpers.checker import Checker
-from ..helpers.servers import FakeServer, read_command, until
+from ..helpers.fake_server import FakeServer, read_command
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -7,26 +7,19 @@ import logging
 import pytest
 from redis import CredentialProvider
 from redis.asyncio import Redis
-from redis.backoff import ConstantBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.session import reconnect as retries_module
 
+from ..helpers.acl import PUBLISHER, SUBSCRIBER, set_user
+from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
-from ..helpers.servers import Server, settled, until
+from ..helpers.monitor import settled
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-QUICK = ConstantBackoff(0.01)
-
-# As docs/how-to/secure.md has them.
-SUBSCRIBER = "resetkeys resetchannels &chat:* -@all +subscribe +unsubscribe +psubscribe +punsubscribe +ping"
-PUBLISHER = "resetkeys resetchannels &chat:* -@all +publish"
-
-
-async def set_user(admin: Redis, name: str, password: str, rules: str) -> None:
-    await admin.execute_command("ACL", "SETUSER", name, "reset", "on", f">{password}", *rules.split())
 
 
 def as_user(server: Server, **options: object) -> Multiplexer:

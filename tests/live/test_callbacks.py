@@ -16,7 +16,8 @@ from redis.backoff import ConstantBackoff
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer
 
 from ..helpers.checker import Checker
-from ..helpers.servers import settled, until
+from ..helpers.monitor import settled
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

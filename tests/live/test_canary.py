@@ -14,7 +14,6 @@ import pytest
 from fakeredis import FakeAsyncRedis
 from redis import CredentialProvider
 from redis.asyncio import Redis
-from redis.backoff import ConstantBackoff
 
 from redismpx import (
     DecodeError,
@@ -26,11 +25,13 @@ from redismpx import (
     SubscriptionRefused,
 )
 
-from ..helpers.servers import FakeServer, Server, read_command, until
+from ..helpers.backoffs import QUICK
+from ..helpers.fake_server import FakeServer, read_command
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-QUICK = ConstantBackoff(0.01)
 PASSWORD, OTHER_PASSWORD = "canary-password", "canary-other-password"
 PAYLOAD = b"canary-payload \xff\n\x1b[31m"
 CANARY = re.compile("canary-(other-)?(password|payload)")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from itertools import count
 from typing import Any
 
@@ -23,8 +23,10 @@ from redismpx import (
     SubscriptionIsClosed,
 )
 
-from ..conftest import open_sockets
-from ..helpers.servers import Server, free_port, until
+from ..helpers.leaks import open_sockets
+from ..helpers.servers import Server, free_port
+from ..helpers.steps import Steps
+from ..helpers.waiting import until
 
 pytestmark = [
     pytest.mark.usefixtures("no_leaks", "no_complaints"),
@@ -44,44 +46,6 @@ async def no_complaints() -> AsyncIterator[None]:
     gc.collect()
     await asyncio.sleep(0)
     assert not complaints, complaints
-
-
-class Steps:
-    """Awaits a coroutine, and strikes when it suspends for the n-th time."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], at: int, strike: Callable[[], object]) -> None:
-        self.struck = False
-        self._coroutine = coroutine
-        self._at = at
-        self._strike = strike
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        suspensions = 0
-        error: BaseException | None = None
-        while True:
-            try:
-                awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
-            except StopIteration as end:
-                return end.value
-            suspensions += 1
-            if suspensions == self._at:
-                self.struck = True
-                self._strike()
-            error = None
-            try:
-                yield awaited
-            except BaseException as thrown:
-                error = thrown
-
-    async def run(self) -> Any:
-        return await self
-
-    async def outcome(self) -> Any:
-        """What the coroutine returned or raised."""
-        try:
-            return await self
-        except BaseException as error:
-            return error
 
 
 class World:

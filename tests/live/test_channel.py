@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from redismpx import Multiplexer, SubscriptionIsClosed
 
 from ..helpers.checker import Checker
-from ..helpers.servers import Monitor, settled, until
+from ..helpers.monitor import Monitor, settled
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

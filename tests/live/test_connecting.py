@@ -19,18 +19,17 @@ from redis.backoff import ConstantBackoff, ExponentialBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
 
+from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.flavours import one_flavour
+from ..helpers.logs import warnings
+from ..helpers.monitor import settled
 from ..helpers.proxy import Proxy
-from ..helpers.servers import FakeServer, Server, free_port, read_command, settled, shake_hands, until
+from ..helpers.servers import Server, free_port
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-QUICK = ConstantBackoff(0.01)
-one_flavour = pytest.mark.parametrize("server", ["valkey"], indirect=True)
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, *answers: tuple[str, int] | None) -> list[object]:

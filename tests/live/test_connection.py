@@ -18,7 +18,8 @@ from redis.backoff import ConstantBackoff
 from redismpx import Multiplexer
 
 from ..helpers.checker import Checker
-from ..helpers.servers import SentinelServer, Server, until
+from ..helpers.servers import SentinelServer, Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

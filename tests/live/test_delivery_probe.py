@@ -13,10 +13,11 @@ from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.redispy.endpoint import FixedEndpoint
 from redismpx._io.session.delivery_probe import DeliveryProbe
 
-from ..conftest import start_server
 from ..helpers.checker import Checker
+from ..helpers.flavours import start_server
 from ..helpers.proxy import Proxy
-from ..helpers.servers import Server, until
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

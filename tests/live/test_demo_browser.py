@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from . import test_demo
+from ..helpers import demo
 
 pytest.importorskip("playwright")
 
@@ -25,14 +25,14 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = test_demo.PATIENCE * 1000  # milliseconds
+PATIENCE = demo.PATIENCE * 1000  # milliseconds
 
 expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    with test_demo.in_background(tmp_path / "errors") as url:
+    with demo.in_background(tmp_path / "errors") as url:
         yield url
 
 

@@ -11,9 +11,12 @@ from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, MultiplexerIsClosed, PromiseInterrupted
 
+from ..helpers.acl import limited, set_limited_user
 from ..helpers.checker import Checker
-from ..helpers.servers import FakeServer, Server, read_command, shake_hands, subscribed, until
-from .test_refusals import limited, set_user
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.monitor import subscribed
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -81,7 +84,7 @@ async def test_what_comes_before_the_confirmation_is_delivered_too() -> None:
 
 
 async def test_a_server_that_refuses_to_unsubscribe_does_not_hold_it(server: Server, admin: Redis) -> None:
-    await set_user(admin, "&*", "-unsubscribe")
+    await set_limited_user(admin, "&*", "-unsubscribe")
     mpx = limited(server)
     sub = mpx.new_channel_subscription()
     sub.add("a")

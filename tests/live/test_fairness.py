@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from redismpx import Multiplexer
 
-from ..helpers.servers import until
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

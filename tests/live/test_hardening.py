@@ -22,9 +22,11 @@ from redismpx._core.wire import Kind
 from redismpx._io.session import dispatcher as dispatch_module
 from redismpx._io.session import reconnect as retries_module
 
+from ..helpers.acl import limited, set_limited_user
 from ..helpers.checker import Checker
-from ..helpers.servers import FakeServer, Server, shake_hands, until
-from .test_refusals import limited, set_user
+from ..helpers.fake_server import FakeServer, shake_hands
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -49,12 +51,12 @@ async def test_promises_do_not_wait_for_an_on_error_that_hangs(
     async def on_error(error: Exception) -> None:
         await asyncio.Event().wait()
 
-    await set_user(admin)
+    await set_limited_user(admin)
     async with limited(server, on_error=on_error) as mpx:
         promises = mpx.new_promise_subscription("p-")
         with pytest.raises(SubscriptionRefused):
             await promises.wait_for_activation(5)
-        await set_user(admin, "&*")
+        await set_limited_user(admin, "&*")
         await until(lambda: promises._inbox.active == 1)
         kept = promises.new_promise("x", 5)
         broken = promises.new_promise("y", 5)
@@ -87,7 +89,7 @@ async def test_aclose_ends_a_callback_that_closed_and_went_on(url: str, admin: R
 
 
 async def test_an_on_error_that_closes_at_a_refusal_leaves_no_timer(server: Server, admin: Redis) -> None:
-    await set_user(admin)
+    await set_limited_user(admin)
     mpx = limited(server, on_error=lambda _: mpx.close())
     mpx.new_channel_subscription().add("a")
     await until(lambda: mpx.stats().state == "closed")
@@ -286,7 +288,7 @@ async def test_callbacks_do_not_run_in_the_context_of_strangers(mpx: Multiplexer
 async def test_refusing_to_unsubscribe_is_warned_of_once(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await set_user(admin, "&*", "-unsubscribe")
+    await set_limited_user(admin, "&*", "-unsubscribe")
     async with limited(server) as mpx:
         sub = mpx.new_channel_subscription()
         names = [str(number) for number in range(20)]

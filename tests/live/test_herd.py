@@ -11,19 +11,9 @@ from redis.backoff import AbstractBackoff, ExponentialBackoff
 
 from redismpx import ConnectionLost, Multiplexer
 
+from ..helpers.herd import MOST, peak
+
 MANY = 1000
-MOST = 60  # of MANY who may dial in any 100 ms after the return
-
-
-def peak(times: list[float], window: float = 0.1) -> int:
-    """Return the most of them within any `window` seconds."""
-    times = sorted(times)
-    most = first = 0
-    for last, time in enumerate(times):
-        while time - times[first] >= window:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 @pytest.fixture

@@ -15,12 +15,16 @@ from redis.exceptions import ResponseError
 from redismpx import Multiplexer, PromiseInterrupted
 from redismpx._io.session import session as session_module
 
+from ..helpers.acl import limited, set_limited_user
+from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.flavours import one_flavour
+from ..helpers.logs import warnings
+from ..helpers.monitor import kill_clients, settled
 from ..helpers.proxy import Proxy
-from ..helpers.servers import FakeServer, Server, read_command, settled, shake_hands, until
-from .test_connecting import QUICK, one_flavour, warnings
-from .test_reconnect import kill_clients
-from .test_refusals import limited, set_user
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -196,7 +200,7 @@ async def test_a_server_that_a_script_keeps_busy_is_kept(server: Server, admin: 
 
 async def test_a_user_who_may_not_ping_keeps_the_connection(server: Server, admin: Redis) -> None:
     """-NOPERM is an answer as well: who takes it for a failure reconnects for ever."""
-    await set_user(admin, "&*", "-ping")
+    await set_limited_user(admin, "&*", "-ping")
     async with limited(server, ping_interval=0.02, ping_timeout=5) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import subprocess
-import sys
 import threading
 import warnings
 from typing import Any
@@ -31,10 +29,14 @@ from redismpx._io.session.dispatcher import Dispatcher
 from redismpx._io.session.link import Link
 from redismpx._io.session.session import Session
 
-from ..conftest import open_sockets
+from ..helpers.acl import limited, set_limited_user
 from ..helpers.checker import Checker
-from ..helpers.servers import FakeServer, Server, settled, shake_hands, until, without_slowness
-from .test_refusals import limited, set_user
+from ..helpers.fake_server import FakeServer, shake_hands
+from ..helpers.leaks import open_sockets
+from ..helpers.monitor import settled
+from ..helpers.programs import run_program
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -143,13 +145,6 @@ if child:
     raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     run_program(program, url)
-
-
-def run_program(program: str, *arguments: str) -> None:
-    """Run a program of its own; it must exit well and say nothing."""
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert (result.returncode, result.stdout, without_slowness(result.stderr.splitlines())) == (0, "", [])
 
 
 def test_a_loop_may_end_at_any_moment_of_a_dial(url: str) -> None:
@@ -447,7 +442,7 @@ async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
 ) -> None:
     """Whatever the loop calls may fail, once: it is logged, the connection is given up, and all begins anew."""
     monkeypatch.setattr(dispatch_module, "PORTION", 1)
-    await set_user(admin, "&*", "-psubscribe")
+    await set_limited_user(admin, "&*", "-psubscribe")
     async with limited(server, ping_interval=0.05) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)

@@ -20,7 +20,8 @@ from redismpx import (
     TooManyPromises,
 )
 
-from ..helpers.servers import settled, until
+from ..helpers.monitor import settled
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -16,8 +16,10 @@ from redis.backoff import ConstantBackoff
 from redismpx import Multiplexer
 
 from ..helpers.checker import Checker
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.proxy import Proxy
-from ..helpers.servers import FakeServer, Server, read_command, shake_hands, until
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -12,7 +12,9 @@ from redis.backoff import ConstantBackoff
 from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, SubscriptionRefused
 
 from ..helpers.checker import Checker
-from ..helpers.servers import FakeServer, Server, read_command, until
+from ..helpers.fake_server import FakeServer, read_command
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 
 from redismpx import Multiplexer, Request
 
+from ..helpers.monitor import settled
 from ..helpers.proxy import Proxy
-from ..helpers.servers import Server, settled, until
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, Overflow, SlowConsumer
 
-from ..helpers.servers import until
+from ..helpers.flood import FLOOD
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -155,19 +156,6 @@ async def test_a_signal_keeps_its_place_in_a_burst(url: str) -> None:
             assert len(seen) == number
             assert (await sub.get()).data == b"after"
             assert len(seen) == number + 1
-
-
-FLOOD = """
-import hiredis, socket, sys
-port, total = map(int, sys.argv[1:])
-with socket.create_connection(("127.0.0.1", port)) as peer:
-    for start in range(0, total, 500):
-        numbers = range(start, start + 500)
-        peer.sendall(b"".join(hiredis.pack_command((b"PUBLISH", b"a", str(number))) for number in numbers))
-        answers = 0
-        while answers < 500:
-            answers += peer.recv(65536).count(b"\\n")
-"""
 
 
 def resident() -> int:

@@ -16,8 +16,9 @@ from redis.backoff import ConstantBackoff
 from redismpx import Multiplexer
 
 from ..helpers.checker import Checker
-from ..helpers.servers import settled, until
-from .test_lifecycle import run_program
+from ..helpers.monitor import settled
+from ..helpers.programs import run_program
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

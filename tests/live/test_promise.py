@@ -26,7 +26,8 @@ from redismpx import (
 )
 from redismpx._core.wire import escape_glob
 
-from ..helpers.servers import Server, until
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -25,19 +25,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redismpx import ConnectionLost, Multiplexer, MultiplexerIsClosed
 from tools.measure_publish import publish_while_killing
 
+from ..helpers.acl import PUBLISHER, SUBSCRIBER, set_user
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.leaks import open_sockets
+from ..helpers.monitor import Monitor
+from ..helpers.programs import run_program
 from ..helpers.proxy import Proxy
-from ..helpers.servers import (
-    FakeServer,
-    Monitor,
-    SentinelServer,
-    Server,
-    open_sockets,
-    read_command,
-    shake_hands,
-    until,
-)
-from .test_acl import PUBLISHER, SUBSCRIBER, set_user
-from .test_lifecycle import run_program
+from ..helpers.servers import SentinelServer, Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

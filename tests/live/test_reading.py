@@ -14,7 +14,8 @@ from redis.backoff import ConstantBackoff
 from redismpx import DecodeError, Message, Multiplexer, SubscriptionIsClosed
 from redismpx._io.delivery import inbox as inbox_module
 
-from ..helpers.servers import settled, until
+from ..helpers.monitor import settled
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -7,23 +7,21 @@ import logging
 
 import pytest
 from redis.asyncio import Redis
-from redis.backoff import AbstractBackoff, ConstantBackoff
+from redis.backoff import AbstractBackoff
 
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.session import reconnect as retries_module
 from redismpx._io.session.reconnect import FALLBACK_DELAY
 
+from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.monitor import kill_clients, settled, subscribed
 from ..helpers.proxy import Proxy
-from ..helpers.servers import FakeServer, Server, read_command, settled, shake_hands, subscribed, until
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-QUICK = ConstantBackoff(0.01)
-
-
-async def kill_clients(admin: Redis) -> None:
-    await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
 async def test_a_thousand_subscriptions_a_hundred_kills_under_load(server: Server, admin: Redis) -> None:

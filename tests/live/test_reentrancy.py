@@ -15,7 +15,8 @@ from redismpx import Multiplexer
 from redismpx._io.delivery import reporter
 
 from ..helpers.checker import Checker
-from ..helpers.servers import settled, until
+from ..helpers.monitor import settled
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -15,27 +15,14 @@ from redismpx._core.registry import BATCH, Registry
 from redismpx._core.wire import Kind
 from redismpx._io.session import dispatcher as dispatch_module
 
+from ..helpers.acl import limited, set_limited_user
 from ..helpers.checker import Checker
-from ..helpers.servers import FakeServer, Server, read_command, settled, shake_hands, until
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.monitor import settled
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-LEAST = ["reset", "on", ">secret", "resetkeys", "resetchannels", "-@all",
-         "+subscribe", "+unsubscribe", "+psubscribe", "+punsubscribe", "+ping"]  # fmt: skip
-
-
-async def set_user(admin: Redis, *rules: str) -> None:
-    await admin.execute_command("ACL", "SETUSER", "limited", *LEAST, *rules)
-
-
-def limited(server: Server, **options: object) -> Multiplexer:
-    return Multiplexer(
-        server.url,
-        username="limited",
-        password="secret",
-        backoff=ConstantBackoff(0.01),
-        **options,  # type: ignore[arg-type]
-    )
 
 
 async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
@@ -62,7 +49,7 @@ async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
 
 async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch_module, "RETRY_REFUSED", 0.05)
-    await set_user(admin)
+    await set_limited_user(admin)
     async with limited(server) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
@@ -70,13 +57,13 @@ async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: py
         await until(lambda: checker.kinds == ["error"])
         await asyncio.sleep(0.2)  # it is asked for again meanwhile, and told once only
         assert checker.kinds == ["error"]
-        await set_user(admin, "&a")
+        await set_limited_user(admin, "&a")
         await until(lambda: checker.kinds == ["error", "activation"])
         await sub.wait_for_activation(1)
 
 
 async def test_a_refused_name_may_be_removed_and_wanted_by_others(server: Server, admin: Redis) -> None:
-    await set_user(admin)
+    await set_limited_user(admin)
     async with limited(server) as mpx:
         first, second = Checker(), Checker()
         sub = mpx.new_channel_subscription(*first.callbacks, on_error=first.on_error)
@@ -88,7 +75,7 @@ async def test_a_refused_name_may_be_removed_and_wanted_by_others(server: Server
         assert first.kinds == ["error"]
         sub.remove("a")
         await sub.wait_for_activation(1)  # nothing is wanted any more
-        await set_user(admin, "&a")
+        await set_limited_user(admin, "&a")
         other.remove("a")
         other.add("a")  # a new wish is a new question
         await other.wait_for_activation(5)
@@ -96,7 +83,7 @@ async def test_a_refused_name_may_be_removed_and_wanted_by_others(server: Server
 
 
 async def test_a_pattern_is_permitted_letter_for_letter(server: Server, admin: Redis) -> None:
-    await set_user(admin, "&ok:*")
+    await set_limited_user(admin, "&ok:*")
     async with limited(server) as mpx:
         permitted = mpx.new_pattern_subscription("ok:*", lambda *_: None)
         await permitted.wait_for_activation(5)
@@ -108,7 +95,7 @@ async def test_a_pattern_is_permitted_letter_for_letter(server: Server, admin: R
 
 
 async def test_promises_of_a_refused_prefix_say_so(server: Server, admin: Redis) -> None:
-    await set_user(admin)
+    await set_limited_user(admin)
     errors: list[Exception] = []
     async with limited(server, on_error=errors.append) as mpx:
         promises = mpx.new_promise_subscription("p-")
@@ -118,7 +105,7 @@ async def test_promises_of_a_refused_prefix_say_so(server: Server, admin: Redis)
 
 
 async def test_a_permission_taken_away_refuses_that_name_and_keeps_the_others(server: Server, admin: Redis) -> None:
-    await set_user(admin, "&a", "&b")
+    await set_limited_user(admin, "&a", "&b")
     async with limited(server) as mpx:
         one, two = Checker(), Checker()
         subs = []
@@ -127,7 +114,7 @@ async def test_a_permission_taken_away_refuses_that_name_and_keeps_the_others(se
             sub.add(name)
             await sub.wait_for_activation(5)
             subs.append(sub)
-        await set_user(admin, "&b")  # the server closes the connection without a word
+        await set_limited_user(admin, "&b")  # the server closes the connection without a word
         await until(lambda: one.kinds == ["activation", "disconnect", "error"])
         await until(lambda: two.kinds == ["activation", "disconnect", "activation"])
         await settled(admin, {b"b"})
@@ -182,7 +169,7 @@ async def test_a_server_that_wants_authentication_is_a_failed_connection() -> No
 
 
 async def test_an_unsubscribe_that_is_refused_leaves_the_name_ignored_and_usable(server: Server, admin: Redis) -> None:
-    await set_user(admin, "&*", "-unsubscribe")
+    await set_limited_user(admin, "&*", "-unsubscribe")
     async with limited(server) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)

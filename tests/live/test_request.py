@@ -40,9 +40,11 @@ from redismpx import (
 from redismpx._io.delivery.reporter import LOG_INTERVAL
 from tools.measure_requests import storm
 
-from ..conftest import FLAVOURS, start_server
 from ..helpers.cluster import Cluster
-from ..helpers.servers import Server, free_port, subscribed, until
+from ..helpers.flavours import FLAVOURS, start_server
+from ..helpers.monitor import subscribed
+from ..helpers.servers import Server, free_port
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

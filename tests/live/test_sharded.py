@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -12,11 +11,12 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from redismpx import ConnectionLost, Multiplexer, SubscriptionRefused, TooManyChannels
 
-from ..conftest import FLAVOURS, start_server
-from ..helpers.checker import Checker
+from ..helpers.acl import set_user
+from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster
-from ..helpers.servers import Server, eventually, until
-from .test_acl import set_user
+from ..helpers.flavours import FLAVOURS, start_server
+from ..helpers.servers import Server
+from ..helpers.waiting import eventually, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -40,12 +40,6 @@ async def shard_clients(admin: Redis) -> list[int]:
     """How many shard channels each client has that has any."""
     counts = [int(client["ssub"]) for client in await admin.client_list()]
     return sorted(count for count in counts if count)
-
-
-def new_sub(mpx: Multiplexer, checker: Checker, *names: str | bytes, sharded: bool = True) -> Any:
-    sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error, sharded=sharded)
-    sub.add(*names)
-    return sub
 
 
 async def test_the_same_name_as_a_channel_and_as_a_shard_channel_is_two(url: str, admin: Redis) -> None:

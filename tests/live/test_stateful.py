@@ -31,8 +31,10 @@ from redismpx import (
 )
 
 from ..helpers.checker import Checker
+from ..helpers.monitor import settled
 from ..helpers.proxy import Proxy
-from ..helpers.servers import Server, settled, until
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -7,18 +7,19 @@ from collections import Counter
 
 import pytest
 from redis.asyncio import Redis
-from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
 
-from ..conftest import LOOPS
+from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
+from ..helpers.fake_server import FakeServer, shake_hands
+from ..helpers.loops import LOOPS
+from ..helpers.monitor import Monitor, calls_of, settled
 from ..helpers.proxy import Proxy
-from ..helpers.servers import FakeServer, Monitor, Server, calls_of, settled, shake_hands, until
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-QUICK = ConstantBackoff(0.01)
 
 
 def names_in(monitor: Monitor, command: str) -> Counter[str]:

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from redismpx import Multiplexer, escape_glob
 from redismpx._core.wire import Command, Verb
 
-from ..helpers.servers import Monitor, settled, until
+from ..helpers.monitor import Monitor, settled
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -19,21 +19,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from redis.asyncio import Redis, RedisCluster
-from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
 from redismpx._io.redispy.diagnosis import trusts_anybody
 
-from ..conftest import FLAVOURS
-from ..helpers.checker import Checker
+from ..helpers.backoffs import QUICK
+from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster
+from ..helpers.flavours import FLAVOURS
 from ..helpers.proxy import Proxy
-from ..helpers.servers import Server, TLSServer, find_binary, until
-from .test_sharded import new_sub
+from ..helpers.servers import Server, TLSServer, find_binary
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-QUICK = ConstantBackoff(0.01)
 NOW, DAY = datetime.now(UTC), timedelta(days=1)
 AUTHORITY = trustme.CA()
 

@@ -22,19 +22,16 @@ from redismpx import (
 )
 from redismpx._core.registry import BATCH
 
-from ..conftest import open_sockets
+from ..helpers.acl import limited, set_limited_user
+from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
+from ..helpers.leaks import open_sockets
+from ..helpers.monitor import calls_of, kill_clients, settled
 from ..helpers.proxy import Proxy
-from ..helpers.servers import Server, calls_of, settled, until
-from .test_refusals import limited, set_user
+from ..helpers.servers import Server
+from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-QUICK = ConstantBackoff(0.01)
-
-
-async def kill_clients(admin: Redis) -> None:
-    await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
 async def test_killed_connection_is_visible(server: Server, admin: Redis) -> None:
@@ -127,7 +124,7 @@ async def test_remove_in_flight_does_not_come_back(server: Server, admin: Redis)
 
 async def test_one_forbidden_name_of_many(server: Server, admin: Redis) -> None:
     """Ten forbidden of ten thousand: those ten are refused by name, the others work, at the price of a search."""
-    await set_user(admin, "&ok:*")
+    await set_limited_user(admin, "&ok:*")
     async with limited(server) as mpx:
         good, bad = Checker(), Checker()
         allowed = [b"ok:%d" % number for number in range(9_990)]

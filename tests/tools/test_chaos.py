@@ -10,7 +10,7 @@ import pytest
 from tools.chaos import FAULTS, plan
 from tools.mutants import ROOT
 
-from ..helpers.servers import DEADLINE
+from ..helpers.waiting import DEADLINE
 
 # A machine may be slow, so what should do no harm has long to settle.
 HARMLESS = {

@@ -1,0 +1,25 @@
+"""The two servers that the live tests run against: Valkey and Redis."""
+
+from __future__ import annotations
+
+import pytest
+
+from .servers import Server, find_binary
+
+FLAVOURS = ("valkey", "redis")
+
+one_flavour = pytest.mark.parametrize("server", ["valkey"], indirect=True)
+"""Marks a test of the client alone: the server makes no difference to it, so that one flavour is enough."""
+
+
+def binary_of(flavour: str) -> str:
+    """Return the path of a flavour's server; skip the test if it is not installed."""
+    binary = find_binary(flavour)
+    if binary is None:
+        pytest.skip(f"{flavour}-server is not on PATH")
+    return binary
+
+
+def start_server(flavour: str, *options: str) -> Server:
+    """Start a server of a flavour, with command line options for it. The caller removes it."""
+    return Server(binary_of(flavour), *options).start()

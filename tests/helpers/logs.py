@@ -1,0 +1,17 @@
+"""Read the log records and the error output of a test."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the texts of the records at WARNING and above."""
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def without_slowness(lines: list[str]) -> list[str]:
+    """Remove the warnings of asyncio's debug mode about slow steps: on a busy machine any step may be slow."""
+    return [line for line in lines if not line.startswith("Executing <")]

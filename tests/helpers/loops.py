@@ -1,0 +1,34 @@
+"""The event loops that the tests run in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+def eager(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Make a loop start its tasks eagerly. Python 3.11 has no eager tasks: its loop stays as it is."""
+    factory: Any = getattr(asyncio, "eager_task_factory", None)
+    if factory is not None:  # uvloop passes `eager_start`, which the factory of Python 3.13.0 does not accept
+        loop.set_task_factory(lambda loop, coroutine, eager_start=None, **options: factory(loop, coroutine, **options))
+    return loop
+
+
+LOOPS = {
+    "asyncio": asyncio.new_event_loop,
+    "eager": lambda: eager(asyncio.new_event_loop()),
+    "uvloop": uvloop.new_event_loop,
+    "eager-uvloop": lambda: eager(uvloop.new_event_loop()),
+}
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine outside a test, in the kind of loop that REDISMPX_LOOP names."""
+    with asyncio.Runner(loop_factory=LOOPS[os.environ.get("REDISMPX_LOOP", "asyncio")]) as runner:
+        return runner.run(coroutine)
