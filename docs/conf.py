@@ -20,7 +20,7 @@ templates_path: list[str] = []
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-default_role = "code"  # docstrings use single backticks for code
+default_role = "py:obj"  # names in single backticks in docstrings: a link if this site documents the name, else code
 napoleon_numpy_docstring = False
 
 autodoc_member_order = "bysource"
@@ -36,6 +36,7 @@ autodoc_type_aliases = {
 # --- external references: the build has no network, so it has no inventories of other projects
 
 nitpicky = True
+nitpick_ignore_regex = [("py:obj", ".*")]  # see default_role
 nitpick_ignore = [
     ("py:class", "redis.asyncio.client.Redis"),  # redis-py
     ("py:class", "redis.asyncio.cluster.RedisCluster"),
@@ -48,6 +49,7 @@ nitpick_ignore = [
     ("py:class", "datetime.datetime"),
     ("py:class", "Buffer"),
     ("py:class", "asyncio.exceptions.CancelledError"),
+    ("py:exc", "asyncio.InvalidStateError"),
     ("py:class", "T"),  # the result type of `decode`
     ("py:class", "redismpx.typing.T"),
     ("py:obj", "redismpx.typing.T"),

@@ -19,87 +19,109 @@ from .subscription import Subscription
 from .typing import OnError
 
 
-class _Home(NamedTuple):
-    """What the promises of one subscription have in common."""
+class _Outstanding(NamedTuple):
+    """The promises of one subscription that have no outcome yet."""
 
-    promises: dict[bytes, dict[Promise, None]]  # outstanding, by their channels
+    promises: dict[bytes, dict[Promise, None]]  # by channel
     deadlines: Deadlines[Promise]
     counters: Counters
 
 
 class Promise(asyncio.Future[bytes]):
-    """One message on one channel. Await it, as often as you like; made by a `PromiseSubscription`.
+    """The next message on one channel. Made by a `PromiseSubscription`; may be awaited any number of times.
 
-    It has exactly one outcome: the payload, `PromiseTimeout`, `PromiseInterrupted`, or `asyncio.CancelledError` after
-    its own `cancel()`. The message counts from when the promise was made, awaited or not.
+    A promise has exactly one outcome: the payload of the message, `PromiseTimeout`, `PromiseInterrupted`, or
+    `asyncio.CancelledError` after its own `cancel()`. The first message after the promise was made counts, even if
+    nobody awaits the promise yet.
     """
 
-    __slots__ = ("_channel", "_home", "_left", "_timeout")
+    __slots__ = ("_channel", "_outstanding", "_seconds", "_timeout")
 
-    def __init__(self, home: _Home, channel: bytes, timeout: float | None, left: float | None) -> None:
+    def __init__(self, outstanding: _Outstanding, channel: bytes, timeout: float | None, seconds: float | None) -> None:
         super().__init__(loop=asyncio.get_running_loop())
-        self._home = home
+        self._outstanding = outstanding
         self._channel = channel
         self._timeout = timeout
-        self._left = left  # of the timeout, when it was made
-        if left is not None:
-            home.deadlines.add(self, left)
-        home.promises.setdefault(channel, {})[self] = None
-        home.counters.promises += 1
+        self._seconds = seconds  # from now to the deadline: less than the timeout if waiting for activation took time
+        if seconds is not None:
+            outstanding.deadlines.add(self, seconds)
+        outstanding.promises.setdefault(channel, {})[self] = None
+        outstanding.counters.promises += 1
 
     @property
     def channel(self) -> bytes:
-        """The channel whose next message keeps the promise."""
+        """The channel whose next message resolves the promise."""
         return self._channel
 
     def cancel(self, msg: object = None) -> bool:
-        """Give it up; return False if it has its outcome already. Cancelling a task that awaits it does the same."""
+        """Give up the promise. Cancelling a task that awaits the promise does the same.
+
+        Args:
+            msg: a message for the `asyncio.CancelledError`.
+
+        Returns:
+            False if the promise had an outcome already, which does not change; otherwise True.
+        """
         if not super().cancel(msg):
             return False
-        self._leave()
+        self._discard()
         return True
 
     def set_result(self, result: bytes) -> None:
-        """Keep it by hand. Raises `asyncio.InvalidStateError` if it has its outcome."""
+        """Resolve the promise without a message.
+
+        Args:
+            result: what awaiting the promise returns.
+
+        Raises:
+            asyncio.InvalidStateError: the promise has an outcome already.
+        """
         super().set_result(result)
-        self._leave()
+        self._discard()
 
     def set_exception(self, exception: type[BaseException] | BaseException) -> None:
-        """Break it by hand. Raises `asyncio.InvalidStateError` if it has its outcome."""
-        super().set_exception(exception)
-        self._leave()
+        """Fail the promise.
 
-    def _keep(self, data: bytes) -> None:
-        """Keep it; whoever calls this has taken it out of its home."""
-        self._finish()
+        Args:
+            exception: what awaiting the promise raises.
+
+        Raises:
+            asyncio.InvalidStateError: the promise has an outcome already.
+        """
+        super().set_exception(exception)
+        self._discard()
+
+    def _resolve(self, data: bytes) -> None:
+        """Set the payload as the outcome. The caller has removed the promise from its channel."""
+        self._stop_counting()
         super().set_result(data)
 
-    def _break(self, error: BaseException) -> None:
-        """Break it; whoever calls this has taken it out of its home."""
-        self._finish()
+    def _fail(self, error: BaseException) -> None:
+        """Set an error as the outcome. The caller has removed the promise from its channel."""
+        self._stop_counting()
         super().set_exception(error)
-        self.exception()  # seen: one that nobody awaits is no fault to be logged
+        self.exception()  # marks it as retrieved: asyncio logs nothing if nobody awaits this promise
 
     def _expire(self) -> None:
-        self._go()
-        self._break(PromiseTimeout(self._channel, self._timeout or 0.0))
+        self._remove_from_channel()
+        self._fail(PromiseTimeout(self._channel, self._timeout or 0.0))
 
-    def _leave(self) -> None:
-        self._finish()
-        self._go()
+    def _discard(self) -> None:
+        """Remove the promise from the outstanding ones."""
+        self._stop_counting()
+        self._remove_from_channel()
 
-    def _go(self) -> None:
-        promises = self._home.promises
+    def _remove_from_channel(self) -> None:
+        promises = self._outstanding.promises
         peers = promises.get(self._channel, {})
         peers.pop(self, None)
         if not peers:
             promises.pop(self._channel, None)
 
-    def _finish(self) -> None:
-        """Note that it has its outcome, or gets it now."""
-        self._home.counters.promises -= 1
-        if self._left is not None:
-            self._home.deadlines.remove(self, self._left)
+    def _stop_counting(self) -> None:
+        self._outstanding.counters.promises -= 1
+        if self._seconds is not None:
+            self._outstanding.deadlines.remove(self, self._seconds)
 
     def __repr__(self) -> str:
         return f"<Promise {quote(self._channel)} {'done' if self.done() else 'pending'}>"
@@ -108,58 +130,87 @@ class Promise(asyncio.Future[bytes]):
 class PromiseSubscription(Subscription):
     """Promises on all channels that begin with one prefix. Made by `Multiplexer.new_promise_subscription()`.
 
-    However many promises there are, Redis sees one pattern, so making one costs no round trip. When the connection is
-    lost, all outstanding promises fail with `PromiseInterrupted`: their messages could be missed.
+    All promises of one subscription share one pattern on the server, so making a promise costs no round trip. When the
+    connection is lost, all outstanding promises fail with `PromiseInterrupted`, because their messages may be missed.
     """
 
-    __slots__ = ("_home", "_pattern", "_prefix")
+    __slots__ = ("_outstanding", "_pattern", "_prefix")
 
     _kind = Kind.PATTERN
 
     def __init__(self, hub: Hub, on_error: OnError | None, prefix: bytes) -> None:
         self._prefix = prefix
         self._pattern = escape_glob(prefix) + b"*"
-        self._home = _Home({}, Deadlines(Promise._expire), hub.counters)
+        self._outstanding = _Outstanding({}, Deadlines(Promise._expire), hub.counters)
         hub.admit(self._kind, (self._pattern,))
-        consumer = Consumer(self._keep, self._interrupt, on_error=on_error, is_own=True)
+        consumer = Consumer(self._resolve, self._disconnected, on_error=on_error, is_own=True)
         super().__init__(hub, consumer, f"promise subscription {quote(prefix)}")
         hub.add(self._kind, (self._pattern,), self._inbox)
 
     @property
     def prefix(self) -> bytes:
-        """What the channels of its promises begin with."""
+        """The prefix of the channels of all promises of this subscription."""
         return self._prefix
 
     @property
     def pending(self) -> int:
-        """Promises that have no outcome yet."""
-        return sum(map(len, self._home.promises.values()))
+        """The number of promises that have no outcome yet."""
+        return sum(map(len, self._outstanding.promises.values()))
 
     def new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
-        """Promise the next message on the channel `prefix + suffix`.
+        """Make a promise for the next message on the channel `prefix + suffix`.
 
-        The deadline is `timeout` seconds from now; None: there is none.
+        Returns at once. Any number of promises may wait for one channel; the message resolves all of them. Offline, the
+        subscription is not active, and `InactiveSubscription` is raised.
 
-        Without a suffix, an unguessable one is made up: publish to `promise.channel`. Any number of promises may wait
-        for one channel; all get the message. Raises `InactiveSubscription` if the subscription is not active now, for
-        then the message could be missed; `TooManyPromises`; `SubscriptionIsClosed`; `TypeError` or `ValueError` for
-        a bad suffix or timeout.
+        Args:
+            suffix: the rest of the channel; `str` is encoded as UTF-8. None: an unguessable suffix is generated;
+                `promise.channel` is the channel to publish to.
+            timeout: seconds from now to the deadline of the promise. None: it has no deadline.
+
+        Returns:
+            The promise. Await it for the payload.
+
+        Raises:
+            InactiveSubscription: the subscription is not active now, so the message could be missed.
+            TooManyPromises: `max_promises` is reached.
+            SubscriptionIsClosed: the subscription or its multiplexer is closed.
+            TypeError, ValueError: the suffix or the timeout is invalid.
+
+        Example:
+            ::
+
+                promise = promises.new_promise("order-17", timeout=10)
+                payload = await promise  # bytes, or PromiseTimeout after 10 seconds
         """
         self._check_open()
         self._hub.enter()
         if self._inbox.active == 0:
             raise InactiveSubscription(self._pattern)
-        return self._promise(self._channel(suffix), timeout, check_seconds(timeout, "timeout"))
+        return self._make_promise(self._channel_of(suffix), timeout, check_seconds(timeout, "timeout"))
 
     async def wait_for_new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
-        """Wait until the subscription is active, then promise as `new_promise()` does.
+        """Wait until the subscription is active, then make a promise as `new_promise()` does.
 
-        `timeout` seconds are for both together: `PromiseTimeout` is raised if the subscription does not become active
-        in time. Raises `SubscriptionRefused` and `SubscriptionIsClosed` as `wait_for_activation()` does, and
-        `TooManyPromises`.
+        Offline, it waits for the connection. Cancelling it leaves nothing behind.
+
+        Args:
+            suffix: as for `new_promise()`.
+            timeout: seconds from now to the deadline of the promise; the wait for activation is part of them. None:
+                no deadline.
+
+        Returns:
+            The promise.
+
+        Raises:
+            PromiseTimeout: the subscription did not become active within `timeout`.
+            SubscriptionRefused: the server rejects the pattern.
+            SubscriptionIsClosed: the subscription or its multiplexer is closed, or was closed during the wait.
+            TooManyPromises: `max_promises` is reached.
+            TypeError, ValueError: the suffix or the timeout is invalid.
         """
-        channel = self._channel(suffix)
-        left = check_seconds(timeout, "timeout")
+        channel = self._channel_of(suffix)
+        seconds = check_seconds(timeout, "timeout")
         self._hub.enter()
         if not self._is_active():
             loop = asyncio.get_running_loop()
@@ -169,49 +220,56 @@ class PromiseSubscription(Subscription):
             except TimeoutError as error:
                 raise PromiseTimeout(channel, timeout or 0.0) from error
             if timeout is not None:
-                left = max(0.0, since + timeout - loop.time())
-        return self._promise(channel, timeout, left)
+                seconds = max(0.0, since + timeout - loop.time())
+        return self._make_promise(channel, timeout, seconds)
 
     def clear(self) -> None:
-        """Break all outstanding promises: each fails with `PromiseInterrupted`. The subscription stays open."""
+        """Fail all outstanding promises with `PromiseInterrupted`. The subscription stays open. Works offline.
+
+        Raises:
+            SubscriptionIsClosed: the subscription or its multiplexer is closed.
+        """
         self._check_open()
         self._hub.enter()
-        self._break_all("cleared")
+        self._fail_all("cleared")
 
     def close(self) -> None:
-        """Break all outstanding promises and leave, at once and for good. Closing twice, or offline, is fine."""
+        """Unsubscribe, at once and for good, and fail all outstanding promises with `PromiseInterrupted`.
+
+        Works offline. Without effect when the subscription is closed already.
+        """
         super().close()
-        self._break_all("closed")
+        self._fail_all("closed")
 
-    def _promise(self, channel: bytes, timeout: float | None, left: float | None) -> Promise:
+    def _make_promise(self, channel: bytes, timeout: float | None, seconds: float | None) -> Promise:
         limit = self._hub.limits.max_promises
-        if limit is not None and self._home.counters.promises >= limit:
+        if limit is not None and self._outstanding.counters.promises >= limit:
             raise TooManyPromises("max_promises", limit)
-        return Promise(self._home, channel, timeout, left)
+        return Promise(self._outstanding, channel, timeout, seconds)
 
-    def _channel(self, suffix: str | bytes | None) -> bytes:
+    def _channel_of(self, suffix: str | bytes | None) -> bytes:
         if suffix is None:
             suffix = secrets.token_urlsafe(16)
         channel = self._prefix + to_bytes(suffix, "a suffix", self._hub.limits.max_name_bytes)
         if not channel:
-            raise ValueError("the empty channel matches no prefix; give a suffix")
+            raise ValueError("no pattern matches the empty channel, so no promise can wait for it; give a suffix")
         return channel
 
-    def _keep(self, channel: bytes, data: bytes) -> None:
-        for promise in self._home.promises.pop(channel, ()):
-            promise._keep(data)
+    def _resolve(self, channel: bytes, data: bytes) -> None:
+        for promise in self._outstanding.promises.pop(channel, ()):
+            promise._resolve(data)
 
-    def _interrupt(self, error: ConnectionLost) -> None:
-        self._break_all("connection lost", error)
+    def _disconnected(self, error: ConnectionLost) -> None:
+        self._fail_all("connection lost", error)
 
-    def _break_all(self, reason: str, cause: Exception | None = None) -> None:
-        promises = list(self._home.promises.items())
-        self._home.promises.clear()
+    def _fail_all(self, reason: str, cause: Exception | None = None) -> None:
+        promises = list(self._outstanding.promises.items())
+        self._outstanding.promises.clear()
         for channel, peers in promises:
             for promise in peers:
                 error = PromiseInterrupted(channel, reason)
                 error.__cause__ = cause
-                promise._break(error)
+                promise._fail(error)
 
     @property
     def _names(self) -> tuple[bytes]:

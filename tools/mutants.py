@@ -117,7 +117,7 @@ MUTANTS = [
     Mutant(
         "set_result on a finished promise breaks the others",
         "promise.py",
-        "        super().set_result(result)\n        self._leave()",
+        "        super().set_result(result)\n        self._discard()",
         "        super().set_result(result)",
         f"{PROMISE} -k all_promises_of_one_channel",
     ),

@@ -125,8 +125,8 @@ async def test_the_deadline_of_wait_for_new_promise_is_for_both_waits(server: Se
     await asyncio.sleep(0.5)  # part of the three seconds
     server.start()
     promise = await waiter
-    assert promise._left is not None
-    assert loop.time() + promise._left == pytest.approx(began + 3, abs=0.2)
+    assert promise._seconds is not None
+    assert loop.time() + promise._seconds == pytest.approx(began + 3, abs=0.2)
     promise.cancel()
     await mpx.aclose()
 
@@ -247,7 +247,7 @@ async def test_a_hundred_thousand_promises_have_exactly_one_outcome_each(server:
                 assert isinstance(promise.exception(), PromiseTimeout)
             else:
                 assert isinstance(promise.exception(), PromiseInterrupted)
-        assert promises._home.promises == promises._home.deadlines._queues == {}
+        assert promises._outstanding.promises == promises._outstanding.deadlines._queues == {}
         assert mpx.stats().promises == 0
 
 
@@ -285,7 +285,7 @@ async def test_a_message_and_a_deadline_at_the_same_moment_are_one_outcome(
         await until(lambda: calls == total)
         assert outcomes.total() == total
         assert min(outcomes["kept"], outcomes["timeout"]) > 10  # both happen
-        assert promises._home.promises == promises._home.deadlines._queues == {}
+        assert promises._outstanding.promises == promises._outstanding.deadlines._queues == {}
     assert caplog.records == []  # such as an InvalidStateError in a callback of the loop
 
 
@@ -307,7 +307,7 @@ async def test_promises_that_were_given_up_leave_nothing(url: str) -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             del tasks, task
-            assert promises._home.promises == promises._home.deadlines._queues == {}
+            assert promises._outstanding.promises == promises._outstanding.deadlines._queues == {}
             gc.collect()
             assert not [each for each in gc.get_objects() if isinstance(each, Promise)]
 
