@@ -67,7 +67,8 @@ async def idle_connection_ended(mpx: Multiplexer) -> None:
 # --- order and batches
 
 
-async def test_messages_go_out_in_the_order_of_the_calls(url: str) -> None:
+async def test_calls_keep_their_order(url: str) -> None:
+    """Messages reach the server in the order of the calls to publish()."""
     async with hearing(url, "a", "b") as heard, Multiplexer(url) as mpx:
         calls = [asyncio.ensure_future(mpx.publish("ab"[n % 2], b"%d" % n)) for n in range(3000)]
         assert await outcomes(calls) == [1] * 3000
@@ -76,7 +77,8 @@ async def test_messages_go_out_in_the_order_of_the_calls(url: str) -> None:
         assert mpx.stats().published == 3000
 
 
-async def test_one_batch_is_under_way_at_a_time_with_all_calls_made_meanwhile() -> None:
+async def test_one_batch_is_in_flight_at_a_time() -> None:
+    """Calls made while a batch awaits its replies go out together in the next batch."""
     seen: list[bytes] = []
     answer = asyncio.Event()
 
@@ -105,7 +107,8 @@ async def test_one_batch_is_under_way_at_a_time_with_all_calls_made_meanwhile() 
         assert seen == [b"%d" % n for n in range(11)]
 
 
-async def test_large_messages_are_not_all_copied_at_once(url: str) -> None:
+async def test_large_messages_arrive_intact(url: str) -> None:
+    """Messages of more than one batch's size arrive complete and in order."""
     async with hearing(url, "a") as heard, Multiplexer(url) as mpx:
         payloads = [b"%d" % n * 700_000 for n in range(8)]
         assert await outcomes(start(mpx, *payloads)) == [1] * 8
@@ -114,6 +117,7 @@ async def test_large_messages_are_not_all_copied_at_once(url: str) -> None:
 
 
 async def test_each_call_gets_its_own_count(url: str) -> None:
+    """publish() returns the receivers of its own message, also within a batch."""
     async with hearing(url, "one", "two"), hearing(url, "two"), Multiplexer(url) as mpx:
         calls = [asyncio.ensure_future(mpx.publish(channel, "x")) for channel in ("none", "two", "one", "two", "none")]
         assert await outcomes(calls) == [0, 2, 1, 2, 0]
@@ -143,13 +147,15 @@ class Order:
     ],
 )
 async def test_a_payload_arrives_as_its_bytes(shared_server: Server, payload: Any, received: bytes) -> None:
+    """Bytes, text, buffers and objects with __bytes__ arrive as their bytes."""
     url = shared_server.url
     async with hearing(url, "a") as heard, Multiplexer(url) as mpx:
         assert await mpx.publish("a", payload) == 1
         await until(lambda: heard == [(b"a", received)])
 
 
-async def test_a_buffer_that_changes_after_the_call_was_taken_as_it_was(url: str) -> None:
+async def test_a_buffer_is_copied_at_the_call(url: str) -> None:
+    """A bytearray that changes after the call is published as it was at the call."""
     async with hearing(url, "a") as heard, Multiplexer(url) as mpx:
         buffer = bytearray(b"before")
         (call,) = start(mpx, buffer)
@@ -160,14 +166,16 @@ async def test_a_buffer_that_changes_after_the_call_was_taken_as_it_was(url: str
 
 
 @pytest.mark.parametrize("payload", [1, 1.5, True, None, ["a"], {"a": 1}, object()])
-async def test_what_is_no_payload_is_a_type_error(url: str, payload: Any) -> None:
+async def test_other_payload_types_raise_type_error(url: str, payload: Any) -> None:
+    """Numbers, None and containers raise TypeError with a text that says to encode them."""
     async with Multiplexer(url) as mpx:
         with pytest.raises(TypeError, match=f"not {type(payload).__name__}; encode it first: str"):
             await mpx.publish("a", payload)
         assert mpx.stats().published == 0
 
 
-async def test_text_that_utf8_cannot_carry_is_a_value_error_that_does_not_show_it(url: str) -> None:
+async def test_an_unencodable_text_is_not_shown(url: str) -> None:
+    """Text that UTF-8 cannot encode raises ValueError without repeating the text."""
     async with Multiplexer(url) as mpx:
         with pytest.raises(ValueError, match="at index 6") as caught:
             await mpx.publish("a", "secret\ud800")
@@ -175,6 +183,7 @@ async def test_text_that_utf8_cannot_carry_is_a_value_error_that_does_not_show_i
 
 
 async def test_a_channel_is_checked_like_any_other_name(url: str) -> None:
+    """A channel that is too long or of a wrong type raises before anything is sent."""
     async with Multiplexer(url, max_name_bytes=5) as mpx:
         with pytest.raises(ValueError, match="a channel of 6 bytes"):
             await mpx.publish("longer", "x")
@@ -185,6 +194,7 @@ async def test_a_channel_is_checked_like_any_other_name(url: str) -> None:
 
 @pytest.mark.parametrize("channel", [b"", b"\r\nPUBLISH a b\r\n", b"*1\r\n$4\r\nQUIT\r\n", b"\0\xff", b"a b"])
 async def test_a_channel_may_have_any_bytes(shared_server: Server, admin: Redis, channel: bytes) -> None:
+    """Line ends, NUL and protocol bytes in a channel are data: one call sends one command."""
     url = shared_server.url
     async with hearing(url, channel) as heard, Multiplexer(url) as mpx, Monitor(admin) as monitor:
         assert await mpx.publish(channel, channel) == 1
@@ -193,7 +203,8 @@ async def test_a_channel_may_have_any_bytes(shared_server: Server, admin: Redis,
         assert monitor.count("PUBLISH") == 2  # with that of the marker
 
 
-async def test_a_payload_beyond_the_bound_is_refused_before_anything_is_sent(url: str) -> None:
+async def test_a_payload_over_max_payload_raises(url: str) -> None:
+    """A payload longer than max_payload raises ValueError; None removes the limit."""
     async with Multiplexer(url) as mpx:
         with pytest.raises(ValueError, match="1048577 bytes is longer than the 1048576 that max_payload allows"):
             await mpx.publish("a", b"x" * 1_048_577)
@@ -216,7 +227,8 @@ async def test_a_payload_beyond_the_bound_is_refused_before_anything_is_sent(url
         ({"max_payload": 1.5}, TypeError),
     ],
 )
-def test_an_option_that_cannot_work_is_refused(options: dict[str, Any], error: type[Exception]) -> None:
+def test_an_invalid_option_raises(options: dict[str, Any], error: type[Exception]) -> None:
+    """publish_timeout and max_payload are checked when the multiplexer is made."""
     with pytest.raises(error, match=next(iter(options))):
         Multiplexer(**options)
 
@@ -224,7 +236,8 @@ def test_an_option_that_cannot_work_is_refused(options: dict[str, Any], error: t
 # --- what Redis refuses
 
 
-async def test_a_channel_that_is_refused_fails_its_own_call_alone(server: Server, admin: Redis) -> None:
+async def test_a_forbidden_channel_fails_its_own_call_alone(server: Server, admin: Redis) -> None:
+    """A channel without permission fails its own call; the other calls of the batch succeed."""
     await set_user(admin, "publisher", "secret", PUBLISHER)
     async with Multiplexer(server.url, username="publisher", password="secret") as mpx:
         calls = [asyncio.ensure_future(mpx.publish(channel, "x")) for channel in ("chat:a", "other", "chat:b", "more")]
@@ -235,7 +248,8 @@ async def test_a_channel_that_is_refused_fails_its_own_call_alone(server: Server
         assert mpx.stats().published == 2
 
 
-async def test_without_the_right_to_publish_each_call_fails_by_itself(server: Server, admin: Redis) -> None:
+async def test_without_the_publish_right_each_call_fails(server: Server, admin: Redis) -> None:
+    """Each call raises NoPermissionError, and publishing works once the right is granted."""
     await set_user(admin, "subscriber", "secret", SUBSCRIBER)
     async with Multiplexer(server.url, username="subscriber", password="secret") as mpx:
         failures = await outcomes(start(mpx, *"123", channel="chat:a"))
@@ -245,7 +259,8 @@ async def test_without_the_right_to_publish_each_call_fails_by_itself(server: Se
         assert await mpx.publish("chat:a", "x") == 0
 
 
-async def test_a_wrong_password_is_a_lost_connection_with_its_reason(server: Server, admin: Redis) -> None:
+async def test_a_wrong_password_is_the_reason_of_connection_lost(server: Server, admin: Redis) -> None:
+    """A wrong password raises ConnectionLost, caused by AuthenticationError, until it is fixed."""
     await set_user(admin, "publisher", "other", PUBLISHER)
     async with Multiplexer(server.url, username="publisher", password="secret", publish_timeout=0.3) as mpx:
         with pytest.raises(ConnectionLost, match="invalid username-password pair") as caught:
@@ -261,9 +276,8 @@ async def test_a_wrong_password_is_a_lost_connection_with_its_reason(server: Ser
                 continue
 
 
-async def test_a_message_that_the_server_cannot_take_fails_and_the_connection_is_replaced(
-    server: Server, admin: Redis
-) -> None:
+async def test_a_message_too_large_for_the_server_fails_alone(server: Server, admin: Redis) -> None:
+    """A message beyond the server's limit fails; the next one goes over a new connection."""
     await admin.config_set("proto-max-bulk-len", "1mb")
     async with hearing(server.url, "a") as heard, Multiplexer(server.url, max_payload=None) as mpx:
         assert await mpx.publish("a", "1") == 1
@@ -276,7 +290,8 @@ async def test_a_message_that_the_server_cannot_take_fails_and_the_connection_is
 # --- when the server is away
 
 
-async def test_what_is_published_while_the_server_is_away_goes_out_when_it_is_back(server: Server) -> None:
+async def test_calls_during_an_outage_are_sent_afterwards(server: Server) -> None:
+    """Calls made while the server is down are published when it is up again."""
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
         assert await mpx.publish("a", "x") == 0
         server.kill()
@@ -288,7 +303,8 @@ async def test_what_is_published_while_the_server_is_away_goes_out_when_it_is_ba
         assert mpx.stats().published == 4
 
 
-async def test_a_server_that_stays_away_fails_each_call_at_its_own_deadline(server: Server) -> None:
+async def test_an_outage_fails_each_call_at_its_deadline(server: Server) -> None:
+    """While the server stays down, each call raises ConnectionLost after publish_timeout."""
     async with Multiplexer(server.url, publish_timeout=0.3) as mpx:
         assert await mpx.publish("a", "x") == 0
         server.kill()
@@ -302,8 +318,8 @@ async def test_a_server_that_stays_away_fails_each_call_at_its_own_deadline(serv
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
-async def test_callers_who_come_all_the_time_do_not_keep_it_from_connecting(server: Server) -> None:
-    """Each moment a call expires; the attempts to connect must not be bounded by that."""
+async def test_expiring_calls_do_not_stop_connecting(server: Server) -> None:
+    """An attempt to connect may take longer than the calls that wait for it, of which one expires every moment."""
     with Proxy(server.port) as proxy:
         proxy.to_client.delay = 0.05  # a handshake of some round trips takes longer than a call may
         async with Multiplexer(proxy.url, publish_timeout=0.1) as mpx:
@@ -317,7 +333,8 @@ async def test_callers_who_come_all_the_time_do_not_keep_it_from_connecting(serv
             await outcomes(calls)
 
 
-async def test_a_frozen_server_leaves_open_what_was_sent_and_only_that(server: Server) -> None:
+async def test_a_frozen_server_leaves_only_sent_calls_open(server: Server) -> None:
+    """Against a frozen server, `sent` of the error is true for calls that were sent and false for the others."""
     async with hearing(server.url, "a") as heard, Multiplexer(server.url, publish_timeout=0.5) as mpx:
         assert await mpx.publish("a", "0") == 1
         server.freeze()
@@ -340,8 +357,8 @@ async def test_a_frozen_server_leaves_open_what_was_sent_and_only_that(server: S
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 @pytest.mark.parametrize("retries", [None, 5])
-async def test_what_was_sent_is_not_sent_again_when_its_connection_breaks(server: Server, retries: int | None) -> None:
-    """redis-py's retries, which a client may have, are for connecting."""
+async def test_a_sent_message_is_not_sent_again(server: Server, retries: int | None) -> None:
+    """A lost connection repeats no message: redis-py's retries, which a client may have, are for connecting."""
     with Proxy(server.port) as proxy:
         retry = None if retries is None else Retry(NoBackoff(), retries)
         client = Redis.from_url(proxy.url, **({} if retry is None else {"retry": retry}))
@@ -361,7 +378,9 @@ async def test_what_was_sent_is_not_sent_again_when_its_connection_breaks(server
         await client.aclose()
 
 
-async def test_answers_that_had_come_before_the_end_count() -> None:
+async def test_replies_before_the_end_count() -> None:
+    """Replies that arrive before the server closes settle their calls; the other calls raise ConnectionLost."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
         await read_command(reader)
@@ -376,8 +395,8 @@ async def test_answers_that_had_come_before_the_end_count() -> None:
         assert "closed" in third.reason
 
 
-async def test_an_answer_that_comes_too_late_is_given_to_nobody() -> None:
-    """It answers a call that has its outcome already, and must not be taken for the answer to another."""
+async def test_a_late_reply_goes_to_no_other_call() -> None:
+    """A reply after the timeout belongs to a call that has failed; the next call gets its own reply."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         command = await shake_hands(reader, writer)
@@ -395,7 +414,8 @@ async def test_an_answer_that_comes_too_late_is_given_to_nobody() -> None:
 
 
 @pytest.mark.parametrize("word", [b"unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'canary'", b"no"])
-async def test_nothing_secret_is_said_of_what_fails(word: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failures_show_no_secret(word: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither errors nor log records repeat a payload or what the server quotes."""
     caplog.set_level(logging.DEBUG)
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -412,8 +432,8 @@ async def test_nothing_secret_is_said_of_what_fails(word: bytes, caplog: pytest.
 
 
 @pytest.mark.parametrize("answer", [b"+OK\r\n", b"$1\r\n1\r\n", b"*0\r\n", b"!!\r\n"])
-async def test_an_answer_that_is_no_count_ends_the_connection(answer: bytes) -> None:
-    """It answers something else, so what comes behind it would be given to the wrong calls."""
+async def test_a_reply_that_is_no_count_ends_the_connection(answer: bytes) -> None:
+    """A reply that is no number belongs to another command, so the replies after it would reach the wrong calls."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         command = await shake_hands(reader, writer)
@@ -429,9 +449,8 @@ async def test_an_answer_that_is_no_count_ends_the_connection(answer: bytes) -> 
         assert await mpx.publish("a", "3") == 3
 
 
-async def test_a_connection_that_ended_while_idle_is_replaced_before_anything_is_sent(
-    server: Server, admin: Redis
-) -> None:
+async def test_a_closed_idle_connection_is_replaced_first(server: Server, admin: Redis) -> None:
+    """A connection that the server closed while idle is replaced before the next call is sent, so no call fails."""
     async with Multiplexer(server.url) as mpx:
         for number in range(5):
             assert await mpx.publish("a", str(number)) == 0
@@ -440,10 +459,11 @@ async def test_a_connection_that_ended_while_idle_is_replaced_before_anything_is
         assert mpx.stats().published == 5
 
 
-async def test_each_of_a_thousand_tasks_is_told_the_truth_while_connections_are_killed(
-    server: Server, admin: Redis
-) -> None:
-    """`python -m tools.measure_publish` does the same with five times as much."""
+async def test_a_thousand_tasks_get_true_outcomes_despite_kills(server: Server, admin: Redis) -> None:
+    """While connections are killed, each call's outcome agrees with what subscribers received.
+
+    `python -m tools.measure_publish` does the same with five times as many calls.
+    """
     result = await publish_while_killing(server, admin, tasks=1000, each=20, kills=10)
     assert not result.violations
     assert result.killed >= 10
@@ -454,7 +474,8 @@ async def test_each_of_a_thousand_tasks_is_told_the_truth_while_connections_are_
 # --- callers who go
 
 
-async def test_cancelled_callers_take_nothing_back_and_break_nobody_else(server: Server) -> None:
+async def test_cancelled_calls_leave_the_others_alone(server: Server) -> None:
+    """A cancelled call is published if it was sent already, is skipped otherwise, and harms no other call."""
     async with hearing(server.url, "a") as heard, Multiplexer(server.url, publish_timeout=30) as mpx:
         await mpx.publish("b", "x")  # connects
         server.freeze()
@@ -476,8 +497,8 @@ async def test_cancelled_callers_take_nothing_back_and_break_nobody_else(server:
         assert [data for _, data in heard] == [b"0", b"1", b"2", b"4", b"end"]
 
 
-async def test_what_was_raised_is_freed_without_the_garbage_collector(server: Server) -> None:
-    """By its traceback an exception leads to the frame that awaited it, which must not lead back."""
+async def test_exceptions_are_freed_without_gc(server: Server) -> None:
+    """An exception refers by its traceback to the frame that awaited it; that frame must not refer back."""
     server.kill()
     async with Multiplexer(server.url, publish_timeout=0.1) as mpx:
         gc.disable()
@@ -491,7 +512,8 @@ async def test_what_was_raised_is_freed_without_the_garbage_collector(server: Se
             gc.enable()
 
 
-async def test_all_callers_cancelled_leave_nothing_to_do(server: Server) -> None:
+async def test_cancelling_all_callers_leaves_nothing_to_do(server: Server) -> None:
+    """When every caller is cancelled during an outage, nothing is published afterwards."""
     server.kill()
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
         calls = start(mpx, *"123")
@@ -508,7 +530,8 @@ async def test_all_callers_cancelled_leave_nothing_to_do(server: Server) -> None
 # --- the end
 
 
-async def test_closed_it_publishes_nothing(url: str) -> None:
+async def test_a_closed_multiplexer_publishes_nothing(url: str) -> None:
+    """publish() on a closed multiplexer raises MultiplexerIsClosed."""
     mpx = Multiplexer(url)
     await mpx.aclose()
     with pytest.raises(MultiplexerIsClosed):
@@ -516,7 +539,8 @@ async def test_closed_it_publishes_nothing(url: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "aclose", "cancelled"])
-async def test_closing_fails_what_has_no_outcome(server: Server, how: str) -> None:
+async def test_closing_fails_pending_calls(server: Server, how: str) -> None:
+    """Closing fails sent calls with ConnectionLost, and calls not yet sent with MultiplexerIsClosed."""
     mpx = Multiplexer(server.url, publish_timeout=30)
     await mpx.publish("a", "0")
     server.freeze()
@@ -538,7 +562,8 @@ async def test_closing_fails_what_has_no_outcome(server: Server, how: str) -> No
     assert mpx._publisher._pipeline._timer is None
 
 
-async def test_closing_does_not_wait_for_what_a_frozen_server_does_not_read(server: Server) -> None:
+async def test_closing_does_not_wait_for_a_frozen_server(server: Server) -> None:
+    """aclose() does not wait until a frozen server reads what was written to it."""
     sockets = open_sockets()
     mpx = Multiplexer(server.url, max_payload=None)
     await mpx.publish("a", "0")
@@ -553,6 +578,7 @@ async def test_closing_does_not_wait_for_what_a_frozen_server_does_not_read(serv
 
 @pytest.mark.parametrize("how", ["close", "aclose"])
 async def test_closing_while_connecting_leaves_nothing(server: Server, how: str) -> None:
+    """Closing during the handshake fails the calls and leaves no task or socket."""
     server.freeze()
     mpx = Multiplexer(server.url, publish_timeout=30)
     calls = start(mpx, "1", "2")
@@ -567,6 +593,7 @@ async def test_closing_while_connecting_leaves_nothing(server: Server, how: str)
 
 @pytest.mark.parametrize("how", ["close", "aclose"])
 async def test_closing_closes_an_idle_connection_too(url: str, how: str) -> None:
+    """Closing with an idle connection leaves no socket."""
     mpx = Multiplexer(url)
     await mpx.publish("a", "x")
     if how == "close":
@@ -575,7 +602,8 @@ async def test_closing_closes_an_idle_connection_too(url: str, how: str) -> None
         await mpx.aclose()
 
 
-async def test_drain_waits_for_what_was_called_for(server: Server) -> None:
+async def test_drain_waits_for_pending_calls(server: Server) -> None:
+    """drain() returns after all pending calls have their replies."""
     async with hearing(server.url, "a") as heard:
         mpx = Multiplexer(server.url, publish_timeout=30)
         await mpx.publish("a", "0")
@@ -592,7 +620,8 @@ async def test_drain_waits_for_what_was_called_for(server: Server) -> None:
         await until(lambda: len(heard) == 4)
 
 
-async def test_drain_that_takes_too_long_fails_what_is_left(server: Server) -> None:
+async def test_a_drain_timeout_fails_pending_calls(server: Server) -> None:
+    """drain() raises TimeoutError that counts the calls not published, and fails them."""
     mpx = Multiplexer(server.url, publish_timeout=30)
     await mpx.publish("a", "0")
     server.freeze()
@@ -604,6 +633,7 @@ async def test_drain_that_takes_too_long_fails_what_is_left(server: Server) -> N
 
 
 async def test_callbacks_that_drain_waits_for_may_publish(url: str) -> None:
+    """A callback that drain() waits for can still publish."""
     async with hearing(url, "answers") as heard:
         mpx = Multiplexer(url)
         go_on = asyncio.Event()
@@ -627,7 +657,8 @@ async def test_callbacks_that_drain_waits_for_may_publish(url: str) -> None:
 # --- from where
 
 
-async def test_a_callback_may_publish_and_wait_for_what_comes_of_it(url: str) -> None:
+async def test_a_callback_may_publish_and_await_the_reply(url: str) -> None:
+    """A callback can publish and await the message that its publish leads to."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("answer:")
         got: list[bytes] = []
@@ -645,6 +676,7 @@ async def test_a_callback_may_publish_and_wait_for_what_comes_of_it(url: str) ->
 
 
 async def test_a_callback_may_close_while_it_publishes(url: str) -> None:
+    """A callback can close the multiplexer while its publish() is pending."""
     mpx = Multiplexer(url)
     seen: list[object] = []
 
@@ -662,7 +694,8 @@ async def test_a_callback_may_close_while_it_publishes(url: str) -> None:
     await mpx.aclose()
 
 
-async def test_a_publish_before_anything_else_starts_it_in_this_loop(url: str) -> None:
+async def test_the_first_publish_binds_the_loop(url: str) -> None:
+    """A multiplexer whose first call is publish() belongs to that loop; other loops raise RuntimeError."""
     mpx = Multiplexer(url)
     assert await mpx.publish("a", "x") == 0
     failures: list[BaseException] = []
@@ -682,6 +715,7 @@ async def test_a_publish_before_anything_else_starts_it_in_this_loop(url: str) -
 
 
 def test_a_forked_child_cannot_publish_and_its_parent_can(url: str) -> None:
+    """After a fork, publish() raises RuntimeError in the child and works in the parent."""
     program = """
 import asyncio, os, sys, warnings
 from redismpx import Multiplexer
@@ -707,7 +741,8 @@ loop.close()
 
 
 @pytest.mark.parametrize("how", ["return", "raise"])
-def test_a_loop_that_ends_without_closing_leaves_nothing_behind(url: str, how: str) -> None:
+def test_a_loop_ending_without_aclose_prints_nothing(url: str, how: str) -> None:
+    """A program that ends its loop without closing exits cleanly and prints nothing."""
     program = """
 import asyncio, sys
 from redismpx import Multiplexer
@@ -737,7 +772,8 @@ async def works(mpx: Multiplexer, client: Redis) -> None:
 
 
 @pytest.mark.parametrize("options", [{"decode_responses": True}, {"protocol": 2}, {"health_check_interval": 1}])
-async def test_through_the_pool_of_a_client_that_stays_its_owners(url: str, options: dict[str, Any]) -> None:
+async def test_a_clients_pool_stays_its_owners(url: str, options: dict[str, Any]) -> None:
+    """Publishing uses the pool of a given client and leaves it usable and unread."""
     client = Redis.from_url(url, client_name="mine", **options)
     async with Multiplexer(client) as mpx:
         await works(mpx, client)
@@ -748,7 +784,8 @@ async def test_through_the_pool_of_a_client_that_stays_its_owners(url: str, opti
     await client.aclose()
 
 
-async def test_a_pool_whose_connections_are_all_taken_is_waited_for(url: str) -> None:
+async def test_a_full_pool_is_waited_for(url: str) -> None:
+    """With all connections of a blocking pool in use, calls wait for a free one."""
     client = Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=1))
     async with Multiplexer(client) as mpx:
         connection = await client.connection_pool.get_connection()
@@ -760,7 +797,8 @@ async def test_a_pool_whose_connections_are_all_taken_is_waited_for(url: str) ->
     await client.aclose()
 
 
-async def test_a_client_of_sentinel(server: Server) -> None:
+async def test_a_client_from_sentinel_publishes(server: Server) -> None:
+    """Publishing works over a client from Sentinel."""
     sentinel = SentinelServer(server.binary, server).start()
     try:
         manager = Sentinel([("127.0.0.1", sentinel.port)], socket_timeout=1)
@@ -774,7 +812,8 @@ async def test_a_client_of_sentinel(server: Server) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}])
-async def test_a_fake_redis_that_goes_and_comes_back(options: dict[str, Any]) -> None:
+async def test_fakeredis_can_fail_and_recover(options: dict[str, Any]) -> None:
+    """With fakeredis, publishing fails while it is disconnected and works afterwards."""
     server = fakeredis.FakeServer()
     client = fakeredis.FakeAsyncRedis(server=server, **options)
     async with Multiplexer(client, publish_timeout=0.3, backoff=ConstantBackoff(0.01)) as mpx:

@@ -85,7 +85,8 @@ def nothing_left(mpx: Multiplexer, subscriptions: int = 1) -> bool:
 # --- one answer
 
 
-async def test_a_request_is_answered(mpx: Multiplexer, other: Multiplexer) -> None:
+async def test_a_request_gets_its_reply(mpx: Multiplexer, other: Multiplexer) -> None:
+    """A request gets the handler's reply; the handler sees channel, body, headers and reply channel."""
     requests: list[Request] = []
 
     async def shout(request: Request) -> bytes:
@@ -110,7 +111,9 @@ async def test_a_request_is_answered(mpx: Multiplexer, other: Multiplexer) -> No
     assert nothing_left(other)
 
 
-async def test_a_handler_may_be_any_callable_and_none_is_an_empty_answer(mpx: Multiplexer) -> None:
+async def test_a_handler_may_be_any_callable(mpx: Multiplexer) -> None:
+    """Functions, coroutines, lambdas, partials and objects can be handlers; None is an empty reply."""
+
     async def later(request: Request) -> bytes:
         await asyncio.sleep(0)
         return b"later"
@@ -137,9 +140,8 @@ async def test_a_handler_may_be_any_callable_and_none_is_an_empty_answer(mpx: Mu
     assert answers == [b"plain", b"later", b"later", b"7", b"", b""]
 
 
-async def test_all_requests_share_one_pattern_that_nobody_can_guess(
-    mpx: Multiplexer, other: Multiplexer, admin: Redis
-) -> None:
+async def test_all_requests_share_one_unguessable_pattern(mpx: Multiplexer, other: Multiplexer, admin: Redis) -> None:
+    """A multiplexer receives all replies through one pattern, with 128 random bits in it and in each channel."""
     seen: list[bytes] = []
     await active(mpx.serve("note", lambda request: seen.append(request.reply_to or b"")))
     await asyncio.gather(*[each.request("note", b"", timeout=10) for each in (mpx, other) for _ in range(50)])
@@ -151,14 +153,15 @@ async def test_all_requests_share_one_pattern_that_nobody_can_guess(
     assert {len(channel) for channel in seen} == {len(b"__mpx_reply:") + 22 + 1 + 22}  # 128 bits, twice
 
 
-async def test_each_child_of_a_fork_has_a_prefix_of_its_own(url: str) -> None:
-    """A multiplexer may be made before processes fork: two that ask then must not hear each other's answers."""
+async def test_each_forked_child_has_its_own_reply_prefix(url: str) -> None:
+    """A multiplexer may be made before processes fork: their requests must not receive each other's replies."""
     unused = Multiplexer(url)
     parent, child = unused._requester, copy.copy(unused._requester)
     assert parent._prefix != child._prefix
 
 
-async def test_nobody_there_is_told_at_once(mpx: Multiplexer) -> None:
+async def test_no_responders_raises_at_once(mpx: Multiplexer) -> None:
+    """A request on a channel without subscribers raises NoResponders and does not wait for the timeout."""
     with pytest.raises(NoResponders, match="nobody is subscribed to b'nobody'") as caught:
         await mpx.request("nobody", b"", timeout=600)
     assert caught.value.channel == b"nobody"
@@ -168,7 +171,8 @@ async def test_nobody_there_is_told_at_once(mpx: Multiplexer) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_a_node_of_a_cluster_counts_its_own_so_its_count_proves_nothing(flavour: str) -> None:
+async def test_one_cluster_nodes_count_proves_nothing(flavour: str) -> None:
+    """A cluster node counts its own subscribers only, so a count of 0 is no reason for NoResponders."""
     server = start_server(flavour, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     try:
         async with Multiplexer(server.admin_url) as mpx:
@@ -181,7 +185,8 @@ async def test_a_node_of_a_cluster_counts_its_own_so_its_count_proves_nothing(fl
         server.remove()
 
 
-async def test_an_answer_that_comes_too_late_does_nothing(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_late_reply_does_nothing(mpx: Multiplexer, admin: Redis) -> None:
+    """A reply after the timeout is ignored, and the next request gets its own reply."""
     late = asyncio.Event()
     seen: list[Request] = []
 
@@ -204,9 +209,10 @@ async def test_an_answer_that_comes_too_late_does_nothing(mpx: Multiplexer, admi
     assert mpx.stats().promises == 0
 
 
-async def test_what_a_handler_raises_is_told_in_one_line_and_reported(
+async def test_a_handlers_exception_reaches_the_requester(
     url: str, other: Multiplexer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The requester gets the handler's exception as one escaped line; on_error and the log get it too."""
     errors: list[Exception] = []
 
     class MuteError(Exception):
@@ -251,7 +257,8 @@ async def test_what_a_handler_raises_is_told_in_one_line_and_reported(
     assert len(messages) == 7
 
 
-async def test_the_log_of_a_handler_that_always_fails_is_bounded(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_always_fails_does_not_flood_the_log(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Failures of one type are logged once per interval, on_error's own failures included."""
     reported = asyncio.Event()
 
     async def on_error(error: Exception) -> None:
@@ -271,7 +278,8 @@ async def test_the_log_of_a_handler_that_always_fails_is_bounded(url: str, caplo
     assert len(caplog.records) <= rounds  # of on_error's failures there are none beside, for they are of the same type
 
 
-async def test_an_answer_that_cannot_be_sent_is_a_failure(url: str, other: Multiplexer) -> None:
+async def test_a_reply_that_cannot_be_sent_is_a_failure(url: str, other: Multiplexer) -> None:
+    """A reply longer than max_payload fails the request with the reason."""
     errors: list[Exception] = []
     async with Multiplexer(url, max_payload=1000, on_error=errors.append) as mpx:
         await active(mpx.serve("long", lambda request: b"x" * 1000))
@@ -286,7 +294,9 @@ async def test_an_answer_that_cannot_be_sent_is_a_failure(url: str, other: Multi
     assert nothing_left(other)
 
 
-async def test_what_the_server_refuses_is_told_to_each_side(server: Server, admin: Redis) -> None:
+async def test_missing_rights_are_reported_to_each_side(server: Server, admin: Redis) -> None:
+    """A missing right raises at the requester; at the service it goes to on_error."""
+
     async def set_user(name: str, *rights: str) -> str:
         await admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">secret", "+@all", *rights)
         return f"redis://{name}:secret@127.0.0.1:{server.port}"
@@ -311,7 +321,8 @@ async def test_what_the_server_refuses_is_told_to_each_side(server: Server, admi
         assert [type(error) for error in errors] == [NoPermissionError] * 2
 
 
-async def test_a_request_that_was_given_up_leaves_nothing(mpx: Multiplexer) -> None:
+async def test_a_cancelled_request_leaves_nothing(mpx: Multiplexer) -> None:
+    """Cancelled requests leave no promise behind, at whatever moment they are cancelled."""
     asked: list[Request] = []
 
     async def never(request: Request) -> bytes:
@@ -333,7 +344,8 @@ async def test_a_request_that_was_given_up_leaves_nothing(mpx: Multiplexer) -> N
     assert mpx.stats().patterns == 1
 
 
-async def test_a_lost_connection_interrupts_the_requests_on_their_way(server: Server, admin: Redis) -> None:
+async def test_a_lost_connection_interrupts_pending_requests(server: Server, admin: Redis) -> None:
+    """A lost connection fails pending requests with PromiseInterrupted; new requests work afterwards."""
     async with Multiplexer(server.admin_url, backoff=ConstantBackoff(0.01)) as mpx:
         gate = asyncio.Event()
 
@@ -358,7 +370,8 @@ async def test_a_lost_connection_interrupts_the_requests_on_their_way(server: Se
         assert await mpx.request("slow", b"", timeout=30) == b"late"
 
 
-async def test_a_request_is_over_with_the_connection_even_while_it_is_being_published(server: Server) -> None:
+async def test_a_lost_connection_interrupts_an_unsent_request(server: Server) -> None:
+    """A request that is still being published fails too when its connection is lost."""
     async with Multiplexer(server.url, backoff=ConstantBackoff(0.01), publish_timeout=600) as mpx:
         service = await active(mpx.serve("a", lambda request: b""))
         assert await mpx.request("a", b"", timeout=30) == b""
@@ -376,7 +389,8 @@ async def test_a_request_is_over_with_the_connection_even_while_it_is_being_publ
         assert await mpx.request("a", b"", timeout=30) == b""
 
 
-async def test_a_request_is_over_with_the_connection_though_the_publishing_hangs(server: Server, admin: Redis) -> None:
+async def test_a_lost_connection_interrupts_a_hanging_publish(server: Server, admin: Redis) -> None:
+    """A lost connection fails a request although its publish still waits for a reply."""
     async with Multiplexer(server.admin_url, backoff=ConstantBackoff(0.01), publish_timeout=600) as mpx:
         service = await active(mpx.serve("a", lambda request: b""))
         assert await mpx.request("a", b"", timeout=30) == b""
@@ -393,7 +407,8 @@ async def test_a_request_is_over_with_the_connection_though_the_publishing_hangs
         assert await mpx.request("a", b"", timeout=30) == b""
 
 
-async def test_the_time_of_a_request_includes_the_time_without_a_connection(server: Server) -> None:
+async def test_the_timeout_includes_time_without_a_connection(server: Server) -> None:
+    """A request's timeout runs while there is no connection; its error names the outage as the cause."""
     server.kill()
     async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
         with pytest.raises(PromiseTimeout) as caught:
@@ -412,7 +427,9 @@ async def test_the_time_of_a_request_includes_the_time_without_a_connection(serv
         assert mpx.stats().promises == 0
 
 
-async def test_closing_interrupts_the_requests_on_their_way(url: str) -> None:
+async def test_closing_interrupts_pending_requests(url: str) -> None:
+    """Closing fails pending requests with the reason `closed`; new requests raise MultiplexerIsClosed."""
+
     async def never(request: Request) -> bytes:
         await asyncio.Event().wait()
         return b""
@@ -440,7 +457,8 @@ async def test_closing_interrupts_the_requests_on_their_way(url: str) -> None:
         await mpx.request("a", b"", timeout=1)
 
 
-async def test_a_forged_answer_to_a_guessed_channel_does_nothing(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_forged_reply_to_a_guessed_channel_does_nothing(mpx: Multiplexer, admin: Redis) -> None:
+    """Forged replies to guessed channels reach no request, and a second reply is ignored."""
     gate = asyncio.Event()
     asked: list[Request] = []
 
@@ -465,7 +483,8 @@ async def test_a_forged_answer_to_a_guessed_channel_does_nothing(mpx: Multiplexe
     assert mpx.stats().promises == 0
 
 
-async def test_an_answer_that_is_no_envelope_is_a_failure(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_reply_that_is_no_envelope_is_a_failure(mpx: Multiplexer, admin: Redis) -> None:
+    """A reply that is no envelope fails the request without repeating the payload."""
     sub = mpx.new_channel_subscription(decode=Envelope.from_bytes)
     sub.add("a")
     await sub.wait_for_activation(10)
@@ -479,6 +498,8 @@ async def test_an_answer_that_is_no_envelope_is_a_failure(mpx: Multiplexer, admi
 
 
 async def test_requests_count_as_promises(url: str) -> None:
+    """Requests and services count against max_promises, max_patterns and max_channels."""
+
     async def never(request: Request) -> bytes:
         await asyncio.Event().wait()
         return b""
@@ -500,7 +521,9 @@ async def test_requests_count_as_promises(url: str) -> None:
         await asyncio.gather(*several, return_exceptions=True)
 
 
-async def test_what_is_raised_is_gone_with_its_last_holder(url: str, other: Multiplexer) -> None:
+async def test_exceptions_are_freed_with_their_last_reference(url: str, other: Multiplexer) -> None:
+    """Errors and promises of failed requests are freed without the garbage collector."""
+
     async def handle(request: Request) -> bytes:
         if request.body == b"fail":
             raise ValueError
@@ -532,9 +555,8 @@ async def test_what_is_raised_is_gone_with_its_last_holder(url: str, other: Mult
 # --- many answers
 
 
-async def test_all_who_serve_a_channel_are_asked_and_the_first_answer_wins(
-    mpx: Multiplexer, other: Multiplexer, url: str
-) -> None:
+async def test_the_first_of_several_replies_wins(mpx: Multiplexer, other: Multiplexer, url: str) -> None:
+    """Each service of a channel gets the request: request() returns the first reply, request_many() all."""
     gates = [asyncio.Event() for _ in range(3)]
     done: list[int] = []
 
@@ -563,9 +585,11 @@ async def test_all_who_serve_a_channel_are_asked_and_the_first_answer_wins(
     assert mpx.stats().channels == 1
 
 
-async def test_answers_that_come_together_are_all_there_also_for_a_slow_reader(
+async def test_a_burst_of_replies_is_complete_for_a_slow_reader(
     mpx: Multiplexer, other: Multiplexer, admin: Redis
 ) -> None:
+    """request_many() delivers all replies that arrived in time, even when they are read after the timeout."""
+
     async def flood(request: Request) -> bytes:
         assert request.reply_to is not None
         pipe = admin.pipeline(transaction=False)
@@ -586,7 +610,8 @@ async def test_answers_that_come_together_are_all_there_also_for_a_slow_reader(
     assert other.stats().channels == 0
 
 
-async def test_it_ends_though_answers_never_cease(mpx: Multiplexer, other: Multiplexer, admin: Redis) -> None:
+async def test_request_many_ends_though_replies_never_stop(mpx: Multiplexer, other: Multiplexer, admin: Redis) -> None:
+    """request_many() ends at its timeout although replies keep arriving faster than they are read."""
     channels: list[bytes] = []
 
     def answer_and_go_on(request: Request) -> bytes:
@@ -605,9 +630,8 @@ async def test_it_ends_though_answers_never_cease(mpx: Multiplexer, other: Multi
     assert count > 2
 
 
-async def test_a_failure_among_many_answers_is_raised_when_all_others_were_had(
-    mpx: Multiplexer, other: Multiplexer, url: str
-) -> None:
+async def test_a_failure_among_many_replies_is_raised_last(mpx: Multiplexer, other: Multiplexer, url: str) -> None:
+    """request_many() yields the good replies before it raises a service's failure."""
     answered = asyncio.Event()
 
     async def fail(request: Request) -> bytes:
@@ -628,7 +652,8 @@ async def test_a_failure_among_many_answers_is_raised_when_all_others_were_had(
     assert other.stats().subscriptions == 0
 
 
-async def test_an_iteration_that_is_broken_off_leaves_nothing(mpx: Multiplexer, other: Multiplexer) -> None:
+async def test_a_broken_off_iteration_leaves_nothing(mpx: Multiplexer, other: Multiplexer) -> None:
+    """Leaving, cancelling or never starting the iteration of request_many() leaves no subscription."""
     await active(mpx.serve("a", lambda request: b""))
     async with contextlib.aclosing(other.request_many("a", b"", timeout=600)) as answers:
         async for _ in answers:
@@ -650,7 +675,8 @@ async def test_an_iteration_that_is_broken_off_leaves_nothing(mpx: Multiplexer, 
 # --- serving
 
 
-async def test_a_name_with_glob_characters_is_a_pattern_and_escaped_it_is_itself(mpx: Multiplexer) -> None:
+async def test_a_service_name_with_glob_characters_is_a_pattern(mpx: Multiplexer) -> None:
+    """serve() takes a name with glob characters as a pattern; an escaped name matches itself only."""
     await active(mpx.serve("job.*", lambda request: b"pattern " + request.channel))
     await active(mpx.serve(escape_glob("job[1]?\\*"), lambda request: b"itself " + request.channel))
     await active(mpx.serve(b"job", lambda request: b"channel " + request.channel))
@@ -662,9 +688,8 @@ async def test_a_name_with_glob_characters_is_a_pattern_and_escaped_it_is_itself
         await mpx.request("job1x\\y", b"", timeout=10)
 
 
-async def test_no_more_handlers_are_in_flight_than_allowed_and_they_begin_in_order(
-    mpx: Multiplexer, other: Multiplexer
-) -> None:
+async def test_concurrency_bounds_handlers_and_keeps_order(mpx: Multiplexer, other: Multiplexer) -> None:
+    """At most `concurrency` handlers run at a time, and they start in the order of the requests."""
     begun: list[int] = []
     gates = [asyncio.Event() for _ in range(50)]
     most = 0
@@ -694,7 +719,9 @@ async def test_no_more_handlers_are_in_flight_than_allowed_and_they_begin_in_ord
     await until(lambda: service.in_flight == 0)
 
 
-async def test_a_handler_that_hangs_holds_up_its_own_service_alone(url: str, other: Multiplexer) -> None:
+async def test_a_hanging_handler_blocks_its_own_service_alone(url: str, other: Multiplexer) -> None:
+    """A hanging handler fills its own bounded queue; other services go on replying."""
+
     async def hang(request: Request) -> bytes:
         await asyncio.Event().wait()
         return b""
@@ -713,7 +740,9 @@ async def test_a_handler_that_hangs_holds_up_its_own_service_alone(url: str, oth
         await asyncio.gather(*hanging, return_exceptions=True)
 
 
-async def test_handlers_may_ask_others_and_themselves(mpx: Multiplexer) -> None:
+async def test_handlers_may_send_requests_themselves(mpx: Multiplexer) -> None:
+    """A handler can send requests, also to its own service."""
+
     async def countdown(request: Request) -> bytes:
         number = int(request.body)
         return request.body + b" " + await mpx.request("a", str(number - 1), timeout=30) if number else b"0"
@@ -722,7 +751,8 @@ async def test_handlers_may_ask_others_and_themselves(mpx: Multiplexer) -> None:
     assert await mpx.request("a", "5", timeout=30) == b"5 4 3 2 1 0"
 
 
-async def test_an_envelope_without_a_channel_for_answers_is_handled_and_not_answered(url: str, admin: Redis) -> None:
+async def test_an_envelope_without_reply_channel_gets_no_reply(url: str, admin: Redis) -> None:
+    """A message without a reply channel is handled, and no reply is published."""
     handled: list[bytes] = []
     errors: list[Exception] = []
 
@@ -743,7 +773,8 @@ async def test_an_envelope_without_a_channel_for_answers_is_handled_and_not_answ
         assert mpx.stats().published == 0
 
 
-async def test_draining_answers_what_was_received(url: str, other: Multiplexer, admin: Redis) -> None:
+async def test_drain_answers_received_requests(url: str, other: Multiplexer, admin: Redis) -> None:
+    """drain() unsubscribes first, then replies to all requests that were received."""
     gate = asyncio.Event()
 
     async def wait(request: Request) -> bytes:
@@ -771,7 +802,9 @@ async def test_draining_answers_what_was_received(url: str, other: Multiplexer, 
     assert service.closed
 
 
-async def test_draining_does_not_wait_for_answers_that_cannot_come_any_more(url: str, other: Multiplexer) -> None:
+async def test_drain_does_not_wait_for_impossible_replies(url: str, other: Multiplexer) -> None:
+    """drain() interrupts requests that handlers wait for: their replies can no longer arrive."""
+
     async def never(request: Request) -> bytes:
         await asyncio.Event().wait()
         return b""
@@ -786,7 +819,8 @@ async def test_draining_does_not_wait_for_answers_that_cannot_come_any_more(url:
         await asking
 
 
-async def test_draining_waits_no_longer_than_it_may(url: str) -> None:
+async def test_drain_cancels_handlers_at_its_timeout(url: str) -> None:
+    """drain() raises TimeoutError at its timeout and cancels the handlers that still run."""
     cancelled: list[bool] = []
 
     async def never(request: Request) -> bytes:
@@ -805,9 +839,8 @@ async def test_draining_waits_no_longer_than_it_may(url: str) -> None:
     assert cancelled == [True]
 
 
-async def test_a_service_that_closes_cancels_its_handlers_and_answers_nobody(
-    mpx: Multiplexer, other: Multiplexer, admin: Redis
-) -> None:
+async def test_a_closing_service_cancels_its_handlers(mpx: Multiplexer, other: Multiplexer, admin: Redis) -> None:
+    """close() cancels the running handlers, except the one that calls it, and sends no replies for them."""
     cancelled: list[bytes] = []
 
     async def never(request: Request) -> bytes:
@@ -835,7 +868,8 @@ async def test_a_service_that_closes_cancels_its_handlers_and_answers_nobody(
     assert (await subscribed(admin))[0] == set()
 
 
-async def test_serving_begins_before_a_loop_runs_and_survives_reconnects(server: Server, admin: Redis) -> None:
+async def test_a_service_survives_reconnects(server: Server, admin: Redis) -> None:
+    """A service made before any loop runs replies, and goes on after lost connections."""
     made: list[Multiplexer] = []
 
     def make() -> None:
@@ -857,7 +891,8 @@ async def test_serving_begins_before_a_loop_runs_and_survives_reconnects(server:
             await until(lambda connections=connections: mpx.stats().connections > connections)
 
 
-async def test_bad_arguments_are_refused_at_once(mpx: Multiplexer) -> None:
+async def test_invalid_arguments_raise_at_once(mpx: Multiplexer) -> None:
+    """Invalid handlers, concurrency, names, timeouts, headers and limits raise and change nothing."""
     for bad in (None, 7, "handler"):
         with pytest.raises(TypeError, match="handler must be callable"):
             mpx.serve("a", bad)  # type: ignore[arg-type]
@@ -887,7 +922,8 @@ async def test_bad_arguments_are_refused_at_once(mpx: Multiplexer) -> None:
 # --- all at once
 
 
-async def test_each_of_many_requests_has_its_outcome_though_a_server_is_killed(server: Server) -> None:
+async def test_many_requests_have_one_outcome_each(server: Server) -> None:
+    """Among 300 concurrent requests and forged replies, each request gets the outcome that it should."""
     outcomes, most, forged = await storm(server, total=300, timeout=5)
     assert most == 300
     assert forged > 100
@@ -899,9 +935,8 @@ async def test_each_of_many_requests_has_its_outcome_though_a_server_is_killed(s
 # --- sharded
 
 
-async def test_who_serves_a_shard_channel_is_asked_over_it_and_nobody_else_is(
-    mpx: Multiplexer, other: Multiplexer, admin: Redis
-) -> None:
+async def test_a_sharded_service_gets_sharded_requests_only(mpx: Multiplexer, other: Multiplexer, admin: Redis) -> None:
+    """A sharded service and a classic service of one name get their own requests only."""
     await active(other.serve("channel", lambda request: b"classic"))
     await active(other.serve("channel", lambda request: b"sharded", sharded=True))
     assert await admin.execute_command("PUBSUB", "SHARDCHANNELS") == [b"channel"]
@@ -912,7 +947,8 @@ async def test_who_serves_a_shard_channel_is_asked_over_it_and_nobody_else_is(
     ]
 
 
-async def test_in_a_cluster_nobody_there_is_told_of_shard_channels_only(shared_cluster: Cluster) -> None:
+async def test_in_a_cluster_only_sharded_requests_know_responders(shared_cluster: Cluster) -> None:
+    """In a cluster, NoResponders is possible for sharded requests only; classic ones wait for the timeout."""
     async with RedisCluster.from_url(shared_cluster.url) as client, Multiplexer(client) as mpx:
         await active(mpx.serve("served", lambda request: request.body, sharded=True))
         assert await mpx.request("served", "answer", timeout=5, sharded=True) == b"answer"
@@ -922,7 +958,8 @@ async def test_in_a_cluster_nobody_there_is_told_of_shard_channels_only(shared_c
             await mpx.request("nobody", "?", timeout=0.2)
 
 
-async def test_there_are_no_sharded_patterns_to_serve(mpx: Multiplexer) -> None:
+async def test_a_sharded_service_cannot_be_a_pattern(mpx: Multiplexer) -> None:
+    """serve() with sharded=True and glob characters raises ValueError."""
     with pytest.raises(ValueError, match=r"no patterns in sharded Pub/Sub, and b'a\*' is one"):
         mpx.serve("a*", lambda request: None, sharded=True)
     assert mpx.stats().subscriptions == 0
