@@ -1,4 +1,4 @@
-"""A chat with many rooms: one `ChannelSubscription` for each WebSocket, one Redis connection for all of them.
+"""A chat with many rooms. Each WebSocket has a `ChannelSubscription`; all share one Redis connection.
 
     $ uvicorn examples.channel:app                  (or: python examples/channel.py)
     $ python -m websockets ws://localhost:8000/
@@ -8,8 +8,10 @@
     < tea: is anybody here?
     > -tea
 
-`+channel` subscribes, `-channel` unsubscribes, `!channel message` publishes. Restart Redis meanwhile, and see
-`* disconnected` and `* tea: active` again. The server is at REDIS_URL, or else at redis://localhost:6379.
+`+channel` subscribes, `-channel` unsubscribes, `!channel message` publishes. If you restart Redis meanwhile, the client
+shows `* disconnected` and then `* tea: active` again.
+
+The environment variable REDIS_URL names the Redis server (default: redis://localhost:6379).
 """
 
 import contextlib
@@ -25,56 +27,56 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, SlowConsumer, SubscriptionRefused
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
-PREFIX = "example:room:"  # a client reaches the channels that begin with this, and no others
+PREFIX = "example:room:"  # clients can only use channels with this prefix
 MAX_CHANNELS = 20  # for each WebSocket
 MAX_TEXT = 500  # characters of a message
 COMMAND = re.compile(rf"([+!-])([a-z0-9._-]{{1,32}})(?: (.{{1,{MAX_TEXT}}}))?", re.DOTALL)
 
-mpx = Multiplexer(REDIS_URL, publish_timeout=1)  # no loop runs yet: it starts with the first WebSocket
+mpx = Multiplexer(REDIS_URL, publish_timeout=1)  # made before a loop runs; it connects when the first client subscribes
 
 
 async def chat(ws: WebSocket) -> None:
     await ws.accept()
 
-    async def tell(text: str) -> None:
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client has left; the loop below ends soon
+    async def send(text: str) -> None:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # closed; the loop below ends soon
             await ws.send_text(text)
 
-    # Callbacks return awaitables, so a client that reads slowly delays its own messages, and nobody else's.
+    # Async callbacks run one at a time for each subscription. A slow client delays only its own messages.
     async def on_message(channel: bytes, data: bytes) -> None:
-        await tell(f"{room_of(channel)}: {data[:MAX_TEXT].decode(errors='replace')}")
+        await send(f"{room_of(channel)}: {data[:MAX_TEXT].decode(errors='replace')}")
 
     async def on_disconnect(error: ConnectionLost) -> None:
-        await tell("* disconnected: you miss what is said now")
+        await send("* disconnected: messages may be missed")
 
     async def on_activation(channel: bytes) -> None:
-        await tell(f"* {room_of(channel)}: active")
+        await send(f"* {room_of(channel)}: active")
 
     async def on_error(error: Exception) -> None:
         match error:
             case SubscriptionRefused():
-                await tell(f"* {room_of(error.name)}: refused by Redis")
+                await send(f"* {room_of(error.name)}: rejected by Redis")
             case SlowConsumer():
-                await tell(f"* you read too slowly: {error.dropped} messages were dropped")
+                await send(f"* you read too slowly: {error.dropped} messages were dropped")
 
-    # However the WebSocket ends, the subscription ends with it.
+    # The block closes the subscription, however the WebSocket ends.
     async with mpx.new_channel_subscription(
         on_message, on_disconnect, on_activation, max_pending=100, on_error=on_error
     ) as sub:
         while (event := await ws.receive())["type"] != "websocket.disconnect":
             try:
-                await obey(sub, event.get("text") or "")
-            except ValueError as refusal:
-                await tell(f"? {refusal}")
+                await run_command(sub, event.get("text") or "")
+            except ValueError as error:
+                await send(f"? {error}")
 
 
-async def obey(sub: ChannelSubscription, command: str) -> None:
-    """Do what a client wants, or raise ValueError with the reason: it may send anything."""
+async def run_command(sub: ChannelSubscription, command: str) -> None:
+    """Run a command of a client. Raises ValueError with a reason if it is invalid or cannot be carried out."""
     found = COMMAND.fullmatch(command)
     match found.groups() if found else ():
         case ("+", channel, None):
             if len(sub.channels) >= MAX_CHANNELS:
-                raise ValueError(f"{MAX_CHANNELS} channels are enough")
+                raise ValueError(f"at most {MAX_CHANNELS} channels are allowed")
             sub.add(PREFIX + channel)
         case ("-", channel, None):
             sub.remove(PREFIX + channel)
@@ -84,7 +86,7 @@ async def obey(sub: ChannelSubscription, command: str) -> None:
             except ConnectionLost:
                 raise ValueError("not published: Redis cannot be reached") from None
         case _:
-            raise ValueError(f"+channel, -channel, or !channel message with up to {MAX_TEXT} characters")
+            raise ValueError(f"send +channel, -channel, or !channel message with up to {MAX_TEXT} characters")
 
 
 def room_of(channel: bytes) -> str:

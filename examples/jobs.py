@@ -1,14 +1,17 @@
-"""A request that waits for the result of a job, which one of several worker processes does: a queue and a promise.
+"""A job queue. An HTTP request waits for the result of its job, which one of several worker processes does.
 
     $ uvicorn examples.jobs:app                     (or: python examples/jobs.py)
-    $ python examples/jobs.py worker                (as many as you like)
+    $ python examples/jobs.py worker                (start one or more)
     $ curl -d 'the quick brown fox' http://localhost:8000/count
     {"words":4,"worker":4711}
 
-`serve()` would ask all workers; a Redis list gives each job to one. It carries an envelope: the job, and the channel of
-the promise that the result keeps. The HTTP answer is 504 when there was no result in time, and 503 when it could be
-missed, because there is no connection to Redis or it was lost meanwhile. The server is at REDIS_URL, or else at
-redis://localhost:6379.
+With `serve()` every worker would get the job; from a Redis list only one worker takes it. Each list entry is an
+envelope with the job and the channel of a promise. The worker publishes the result to that channel.
+
+The HTTP status is 504 if no result arrived in time. It is 503 if Redis is not connected, or if the connection was lost
+meanwhile, because the result may then be missed.
+
+The environment variable REDIS_URL names the Redis server (default: redis://localhost:6379).
 """
 
 import asyncio
@@ -37,10 +40,10 @@ MAX_QUEUE = 1000  # jobs
 MAX_BODY = 10_000  # bytes
 TIMEOUT = float(os.environ.get("TIMEOUT", "10"))  # seconds
 
-mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts in the lifespan, or in the worker
+mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan or in the worker
 redis = Redis.from_url(REDIS_URL)
 
-# --- who asks: a web server
+# --- the web server, which adds jobs
 
 results = mpx.new_promise_subscription("example:result:")
 
@@ -50,36 +53,36 @@ async def count(request: Request) -> Response:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise HTTPException(413, f"{MAX_BODY} bytes are enough")
+            raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
     try:
-        result = results.new_promise(timeout=TIMEOUT)  # first the promise, then the job: its result cannot be missed
+        result = results.new_promise(timeout=TIMEOUT)  # before the job is queued, so its result is not missed
         try:
             await redis.rpush(QUEUE, bytes(Envelope(body, reply_to=result.channel)))
             await redis.ltrim(QUEUE, -MAX_QUEUE, -1)
             return Response(await result, media_type="application/json")
         finally:
-            result.cancel()  # if nobody waits any more
+            result.cancel()  # the request has ended, perhaps before the result arrived
     except PromiseTimeout:
-        raise HTTPException(504, "no worker was done in time") from None
+        raise HTTPException(504, "no worker sent a result in time") from None
     except (InactiveSubscription, RedisError):
         raise HTTPException(503, "Redis cannot be reached; try again") from None
-    except PromiseInterrupted as error:  # an asyncio.CancelledError too: left alone, it would end this task
+    except PromiseInterrupted as error:  # is also an asyncio.CancelledError, which would end this task
         raise HTTPException(503, f"{error.reason}: the result may be missed; try again") from None
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with mpx, redis:  # begins to connect, without waiting for it; at the end: await mpx.aclose()
+    async with mpx, redis:  # starts to connect and does not wait for it; closes both at the end
         yield
 
 
 app = Starlette(routes=[Route("/count", count, methods=["POST"])], lifespan=lifespan)
 
-# --- who works: a process of its own
+# --- the worker, a separate process
 
 
 async def work(stopping: asyncio.Event) -> None:
-    """Take one job after the other."""
+    """Take one job after another and publish its result."""
     while not stopping.is_set():
         try:
             item = await redis.blpop([QUEUE], timeout=1)
@@ -87,16 +90,16 @@ async def work(stopping: asyncio.Event) -> None:
                 continue
             job = Envelope.from_bytes(item[1])
             if job.reply_to is None or datetime.now(UTC) - job.timestamp > timedelta(seconds=TIMEOUT):
-                continue  # nobody waits, or not any more
+                continue  # no request waits for the result, or it has timed out
             result = json.dumps({"words": len(job.body.split()), "worker": os.getpid()}, separators=(",", ":"))
             await mpx.publish(job.reply_to, result)
-        except ValueError as error:  # anybody may push anything
+        except ValueError as error:  # the entry is no envelope: any program may push to the list
             print(error, file=sys.stderr)
         except (RedisError, ConnectionLost):
             await asyncio.sleep(1)
 
 
-async def be_worker() -> None:
+async def run_worker() -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -107,6 +110,6 @@ async def be_worker() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["worker"]:
-        asyncio.run(be_worker())
+        asyncio.run(run_worker())
     else:
         uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

@@ -1,4 +1,4 @@
-"""News by topic: one `PatternSubscription` for each WebSocket, which hears all channels of one topic.
+"""News by topic. Each WebSocket has a `PatternSubscription` to all channels of one topic.
 
     $ uvicorn examples.pattern:app                  (or: python examples/pattern.py)
     $ python -m websockets ws://localhost:8000/weather
@@ -7,7 +7,7 @@
     {"receivers":1}
     < rome: sunny
 
-The server is at REDIS_URL, or else at redis://localhost:6379.
+The environment variable REDIS_URL names the Redis server (default: redis://localhost:6379).
 """
 
 import contextlib
@@ -26,57 +26,57 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from redismpx import ConnectionLost, Multiplexer
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
-# A pattern is trusted input: whoever may choose one reads what they like. So clients choose among these, and nothing
-# that they send becomes part of a pattern. (In a channel name, glob characters mean nothing.)
+# A client that could choose a pattern could read every channel. So clients choose one of these topics, and nothing that
+# they send becomes part of a pattern. (In a channel name, glob characters have no meaning.)
 TOPICS = {topic: f"example:{topic}:" for topic in ("news", "sports", "weather")}
 NAME = re.compile(r"[a-z0-9._-]{1,32}")
 MAX_BODY = 500  # bytes
 
-mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts with the first WebSocket
+mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it connects when the first client subscribes
 
 
 async def listen(ws: WebSocket) -> None:
     prefix = TOPICS.get(ws.path_params["topic"])
     if prefix is None:
-        await ws.close()  # before it was accepted: the client gets 403
+        await ws.close()  # a close before accept() makes the reply 403
         return
     await ws.accept()
 
-    async def tell(text: str) -> None:
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client has left; the loop below ends soon
+    async def send(text: str) -> None:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # closed; the loop below ends soon
             await ws.send_text(text)
 
     async def on_message(channel: bytes, data: bytes) -> None:
-        # Anybody who can publish to Redis chooses names and payloads: any bytes, of any length.
+        # Any program can publish any bytes, of any length, to a channel of any name. So decode and shorten them safely.
         name = channel[:100].decode(errors="replace").removeprefix(prefix)
-        await tell(f"{name}: {data[:MAX_BODY].decode(errors='replace')}")
+        await send(f"{name}: {data[:MAX_BODY].decode(errors='replace')}")
 
     async def on_disconnect(error: ConnectionLost) -> None:
-        await tell("* disconnected: news may be missed now")
+        await send("* disconnected: messages may be missed")
 
     async def on_activation(pattern: bytes) -> None:
-        await tell("* active")
+        await send("* active")
 
     async with mpx.new_pattern_subscription(f"{prefix}*", on_message, on_disconnect, on_activation, max_pending=100):
         while (await ws.receive())["type"] != "websocket.disconnect":
-            pass  # this client has nothing to say
+            pass  # ignore what the client sends
 
 
 async def publish(request: Request) -> JSONResponse:
     prefix = TOPICS.get(request.path_params["topic"])
     name = request.path_params["name"]
     if prefix is None or not NAME.fullmatch(name):
-        raise HTTPException(404, "no such topic, or not a name")
+        raise HTTPException(404, "unknown topic or invalid name")
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise HTTPException(413, f"{MAX_BODY} bytes are enough")
+            raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
     try:
         receivers = await mpx.publish(prefix + name, body)
     except ConnectionLost:
         raise HTTPException(503, "Redis cannot be reached") from None
-    return JSONResponse({"receivers": receivers})  # each process counts once, however many WebSockets it serves
+    return JSONResponse({"receivers": receivers})  # each process counts as one receiver, for all its WebSockets
 
 
 @contextlib.asynccontextmanager

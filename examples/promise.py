@@ -1,13 +1,15 @@
-"""A request that waits for what happens elsewhere: a `PromiseSubscription`, one promise for each request.
+"""HTTP requests that wait for a message. All share one `PromiseSubscription`; each request has a promise.
 
     $ uvicorn examples.promise:app                  (or: python examples/promise.py)
     $ curl 'http://localhost:8000/wait?suffix=order-7&timeout=30'
-                                                    it waits; meanwhile, elsewhere (also at another process):
+                                                    (waits; then, in another terminal:)
     $ curl -d 'paid' http://localhost:8000/fulfil/order-7
-    paid                                            says the first one
+    paid                                            (printed by the first command)
 
-`/wait` answers 200 with the payload, 504 when the time is up, and 503 when the message could be missed, because there
-is no connection to Redis or it was lost meanwhile. The server is at REDIS_URL, or else at redis://localhost:6379.
+`/wait` replies 200 with the payload, or 504 after the timeout. It replies 503 if Redis is not connected, or if the
+connection was lost meanwhile, because the message may then be missed. `/fulfil` may be called on any process.
+
+The environment variable REDIS_URL names the Redis server (default: redis://localhost:6379).
 """
 
 import contextlib
@@ -30,8 +32,8 @@ SUFFIX = re.compile(r"[a-z0-9._-]{1,32}")
 MAX_TIMEOUT = 60.0  # seconds
 MAX_BODY = 500  # bytes
 
-mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts in the lifespan
-promises = mpx.new_promise_subscription(PREFIX)  # one pattern on the server, however many promises
+mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan
+promises = mpx.new_promise_subscription(PREFIX)  # one pattern on the server for all promises
 
 
 async def wait(request: Request) -> PlainTextResponse:
@@ -40,16 +42,16 @@ async def wait(request: Request) -> PlainTextResponse:
         timeout = float(request.query_params.get("timeout", "10"))
     except ValueError:
         timeout = 0.0
-    if not 0 < timeout <= MAX_TIMEOUT:  # NaN neither
-        raise HTTPException(400, f"timeout: more than 0, and at most {MAX_TIMEOUT:g} seconds")
+    if not 0 < timeout <= MAX_TIMEOUT:  # rejects NaN, too
+        raise HTTPException(400, f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds")
     try:
         payload = await promises.new_promise(suffix, timeout)
     except PromiseTimeout:
-        raise HTTPException(504, "nothing came in time") from None
+        raise HTTPException(504, "no message arrived in time") from None
     except InactiveSubscription:
         raise HTTPException(503, "Redis cannot be reached; try again") from None
-    except PromiseInterrupted as error:  # an asyncio.CancelledError too: left alone, it would end this task
-        raise HTTPException(503, f"{error.reason}: what you wait for may be missed; try again") from None
+    except PromiseInterrupted as error:  # is also an asyncio.CancelledError, which would end this task
+        raise HTTPException(503, f"{error.reason}: the message may be missed; try again") from None
     return PlainTextResponse(payload[:MAX_BODY])
 
 
@@ -59,23 +61,23 @@ async def fulfil(request: Request) -> JSONResponse:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise HTTPException(413, f"{MAX_BODY} bytes are enough")
+            raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
     try:
         receivers = await mpx.publish(PREFIX + suffix, body)
     except ConnectionLost:
         raise HTTPException(503, "Redis cannot be reached; try again") from None
-    return JSONResponse({"receivers": receivers})  # processes that listen, whether or not anybody waits there
+    return JSONResponse({"receivers": receivers})  # the number of processes, whether or not a request waits there
 
 
 def checked(suffix: str) -> str:
     if not SUFFIX.fullmatch(suffix):
-        raise HTTPException(400, "suffix: 1 to 32 of a-z, 0-9, . _ -")
+        raise HTTPException(400, "suffix must have 1 to 32 of the characters a-z 0-9 . _ -")
     return suffix
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with mpx:  # begins to connect, without waiting for it; at the end: await mpx.aclose()
+    async with mpx:  # starts to connect and does not wait for it; closes at the end
         yield
 
 

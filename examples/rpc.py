@@ -1,12 +1,15 @@
-"""Typed calls between services: `serve()` and `request()`, and a codec of one's choice, here msgspec.
+"""Typed calls between services with `serve()`, `request()` and a codec, here msgspec.
 
     $ uvicorn examples.rpc:app                      (or: python examples/rpc.py)
     $ curl -d '{"item": "tea", "count": 3}' http://localhost:8000/quotes
     {"item":"tea","cents":750}
 
-Each process asks and answers: all of them are asked, and the first answer is taken. The HTTP answer is 400 for what is
-no order, 404 for what is not sold, 502 when the service failed, 503 when nobody serves or Redis cannot be reached, 504
-when the time is up. The server is at REDIS_URL, or else at redis://localhost:6379.
+Each process both serves and requests. A request reaches all processes; the first reply is used.
+
+The HTTP status is 400 for an invalid order, 404 for an item that is not sold, 502 if the service failed, 503 if there
+is no service or Redis cannot be reached, and 504 after the timeout.
+
+The environment variable REDIS_URL names the Redis server (default: redis://localhost:6379).
 """
 
 import contextlib
@@ -29,28 +32,29 @@ MAX_BODY = 500  # bytes
 TIMEOUT = 2.0  # seconds
 CENTS = {"tea": 250, "milk": 120}
 
-Q = TypeVar("Q")
-A = TypeVar("A")
+RequestBody = TypeVar("RequestBody")
+ReplyBody = TypeVar("ReplyBody")
 
 
-class Call(Generic[Q, A]):
-    """What is asked on one channel, and what is answered: the whole of a typed RPC."""
+class Call(Generic[RequestBody, ReplyBody]):
+    """A typed remote call: a channel, the type of its requests and the type of its replies."""
 
-    def __init__(self, channel: str, question: type[Q], answer: type[A]) -> None:
+    def __init__(self, channel: str, request_type: type[RequestBody], reply_type: type[ReplyBody]) -> None:
         self.channel = channel
-        self.question = question
-        self.answer = answer
+        self.request_type = request_type
+        self.reply_type = reply_type
 
-    async def __call__(self, mpx: Multiplexer, question: Q) -> A:
-        body = await mpx.request(self.channel, msgspec.json.encode(question), timeout=TIMEOUT)
-        return msgspec.json.decode(body, type=self.answer)
+    async def __call__(self, mpx: Multiplexer, body: RequestBody) -> ReplyBody:
+        reply = await mpx.request(self.channel, msgspec.json.encode(body), timeout=TIMEOUT)
+        return msgspec.json.decode(reply, type=self.reply_type)
 
-    def serve(self, mpx: Multiplexer, handler: Callable[[Q], Awaitable[A]], concurrency: int = 10) -> Service:
+    def serve(self, mpx: Multiplexer, handler: Callable[[RequestBody], Awaitable[ReplyBody]]) -> Service:
         async def handle(request: Request) -> bytes:
-            # What is no Q raises here, and the requester is told.
-            return msgspec.json.encode(await handler(msgspec.json.decode(request.body, type=self.question)))
+            # A body of another type raises here, and the requester gets RequestFailed.
+            body = msgspec.json.decode(request.body, type=self.request_type)
+            return msgspec.json.encode(await handler(body))
 
-        return mpx.serve(self.channel, handle, concurrency=concurrency)
+        return mpx.serve(self.channel, handle, concurrency=10)
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,7 +64,7 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
 
 class Quote(msgspec.Struct):
     item: str
-    cents: int | None  # what may well happen belongs in the answer: exceptions are logged as faults of the service
+    cents: int | None  # None: not sold. An expected outcome is part of the reply; exceptions are logged as errors
 
 
 quote = Call("example:quote", Order, Quote)
@@ -71,35 +75,35 @@ async def give_quote(order: Order) -> Quote:
     return Quote(order.item, None if cents is None else cents * order.count)
 
 
-mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts in the lifespan
+mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan
 quote.serve(mpx, give_quote)
 
 
-async def ask(request: HTTPRequest) -> Response:
+async def get_quote(request: HTTPRequest) -> Response:
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise HTTPException(413, f"{MAX_BODY} bytes are enough")
+            raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
     try:
         order = msgspec.json.decode(body, type=Order)
     except msgspec.MsgspecError:
-        raise HTTPException(400, 'an order is {"item": "tea", "count": 3}') from None
+        raise HTTPException(400, 'an order looks like {"item": "tea", "count": 3}') from None
     try:
-        answer = await quote(mpx, order)
+        reply = await quote(mpx, order)
     except RequestFailed as error:
         raise HTTPException(502, error.reason) from None
     except NoResponders:
-        raise HTTPException(503, "nobody gives quotes now; try again") from None
+        raise HTTPException(503, "no service gives quotes now; try again") from None
     except PromiseTimeout as error:
         if not mpx.connected:
             raise HTTPException(503, "Redis cannot be reached; try again") from None
         raise HTTPException(504, str(error)) from None
-    except PromiseInterrupted as error:  # an asyncio.CancelledError too: left alone, it would end this task
+    except PromiseInterrupted as error:  # is also an asyncio.CancelledError, which would end this task
         raise HTTPException(503, f"{error.reason}; try again") from None
-    if answer.cents is None:
-        raise HTTPException(404, "that is not sold here")
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    if reply.cents is None:
+        raise HTTPException(404, "this item is not sold here")
+    return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
 @contextlib.asynccontextmanager
@@ -107,10 +111,10 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     async with mpx:
         yield
         with contextlib.suppress(TimeoutError):
-            await mpx.drain(timeout=5)  # who was asked still answers
+            await mpx.drain(timeout=5)  # requests that have arrived still get a reply
 
 
-app = Starlette(routes=[Route("/quotes", ask, methods=["POST"])], lifespan=lifespan)
+app = Starlette(routes=[Route("/quotes", get_quote, methods=["POST"])], lifespan=lifespan)
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

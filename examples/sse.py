@@ -1,15 +1,17 @@
-"""Server-Sent Events: a subscription for each stream, read message by message.
+"""Server-Sent Events. Each stream has a subscription, which it reads message by message.
 
     $ uvicorn examples.sse:app                      (or: python examples/sse.py)
     $ curl -N http://localhost:8000/events/weather
     event: active
     data:
-                                                    it goes on; meanwhile, elsewhere (also at another process):
+                                                    (goes on; then, in another terminal:)
     $ curl -d 'sunny' http://localhost:8000/events/weather
-    data: sunny                                     says the first one
+    data: sunny                                     (printed by the first command)
 
-`active` says that from here on nothing is missed. When it comes again, there was a gap: load what you show anew. The
-server is at REDIS_URL, or else at redis://localhost:6379.
+After `active`, no message is missed. A second `active` means that messages may have been missed before it, so the
+client should load the current state again. Publishing works on any process.
+
+The environment variable REDIS_URL names the Redis server (default: redis://localhost:6379).
 """
 
 import asyncio
@@ -40,8 +42,8 @@ from redismpx import (
 )
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
-HEARTBEAT = float(os.environ.get("HEARTBEAT", "15"))  # seconds: proxies cut connections that are silent for long
-PREFIX = "example:events:"  # a client reaches the channels that begin with this, and no others
+HEARTBEAT = float(os.environ.get("HEARTBEAT", "15"))  # seconds; proxies close connections that are silent for longer
+PREFIX = "example:events:"  # clients can only use channels with this prefix
 TOPIC = re.compile(r"[a-z0-9._-]{1,32}")
 MAX_BODY = 500  # bytes
 ACTIVE = "event: active\ndata:\n\n"
@@ -50,15 +52,15 @@ log = logging.getLogger("examples.sse")
 
 
 def on_error(error: Exception) -> None:
-    if not isinstance(error, SlowConsumer):  # skipping for a slow client is what was asked for
+    if not isinstance(error, SlowConsumer):  # expected: overflow="latest" drops messages of a slow client
         log.warning("%s", error)
 
 
-mpx = Multiplexer(REDIS_URL, on_error=on_error)  # no loop runs yet: it starts in the lifespan
+mpx = Multiplexer(REDIS_URL, on_error=on_error)  # made before a loop runs; it starts in the lifespan
 
 
 class EventStream(StreamingResponse):
-    """The messages of a subscription, which is closed however the stream ends."""
+    """Stream the messages of a subscription, and close the subscription however the stream ends."""
 
     def __init__(self, sub: ChannelSubscription[str], lines: list[str]) -> None:
         super().__init__(stream(sub, lines), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -70,42 +72,42 @@ class EventStream(StreamingResponse):
 
 
 async def events(request: Request) -> EventStream:
-    lines: list[str] = []  # what is to be sent next
+    lines: list[str] = []  # to be sent before the next message
 
     def on_activation(channel: bytes) -> None:
-        if ACTIVE not in lines:  # the client may be stuck, and Redis come and go
+        if ACTIVE not in lines:  # once is enough if Redis reconnects several times while the client is slow
             lines.append(ACTIVE)
 
-    # A message tells the whole state of a topic, so a client that reads slowly needs the newest one only: `latest`
-    # keeps that, and nothing piles up for it. For messages that add up (a chat, a log) take `max_pending=100` and the
-    # default, `drop_oldest`, or `close`: then the stream ends, and the browser comes back by itself.
+    # Each message contains the whole state of a topic, so a slow client needs only the newest one. `latest` buffers
+    # one message per channel. Where every message counts (a chat, a log), use `max_pending=100` with the default
+    # `drop_oldest`, or with `close`, which ends the stream; the browser then reconnects.
     topic = checked(request.path_params["topic"])
     try:
         sub = mpx.new_channel_subscription(on_activation=on_activation, decode=to_text, overflow="latest")
         sub.add(PREFIX + topic)
     except MultiplexerIsClosed:
-        raise HTTPException(503, "this server is about to stop") from None
+        raise HTTPException(503, "this server is shutting down") from None
     return EventStream(sub, lines)
 
 
 async def stream(sub: ChannelSubscription[str], lines: list[str]) -> AsyncIterator[str]:
-    with contextlib.suppress(SubscriptionIsClosed, SubscriptionRefused):  # either ends the stream
+    with contextlib.suppress(SubscriptionIsClosed, SubscriptionRefused):  # both end the stream
         with contextlib.suppress(TimeoutError):
             await sub.wait_for_activation(HEARTBEAT)
         while True:
             while lines:
                 yield lines.pop(0)
-            # `async for message in sub` does without the heartbeats.
+            # Without heartbeats, `async for message in sub` is enough.
             try:
                 message = await sub.get(HEARTBEAT)
             except TimeoutError:
-                lines.append(": nothing new\n\n")
+                lines.append(": heartbeat\n\n")
             else:
                 lines.append(event(message.data))
 
 
 def to_text(payload: bytes) -> str:
-    """Show what anybody may publish: any bytes, of any length."""
+    """Decode and shorten a payload: any program may publish any bytes, of any length."""
     return payload[:MAX_BODY].decode(errors="replace")
 
 
@@ -119,44 +121,44 @@ async def publish(request: Request) -> JSONResponse:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise HTTPException(413, f"{MAX_BODY} bytes are enough")
+            raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
     try:
         receivers = await mpx.publish(PREFIX + topic, body)
     except (ConnectionLost, MultiplexerIsClosed):
         raise HTTPException(503, "Redis cannot be reached") from None
-    return JSONResponse({"receivers": receivers})  # each process counts once, however many streams it serves
+    return JSONResponse({"receivers": receivers})  # each process counts as one receiver, for all its streams
 
 
 def checked(topic: str) -> str:
     if not TOPIC.fullmatch(topic):
-        raise HTTPException(404, "topic: 1 to 32 of a-z, 0-9, . _ -")
+        raise HTTPException(404, "topic must have 1 to 32 of the characters a-z 0-9 . _ -")
     return topic
 
 
-async def drain_after(leaving: asyncio.Event) -> None:
-    await leaving.wait()
-    with contextlib.suppress(TimeoutError):  # somebody reads too slowly; it is closed all the same
-        await mpx.drain(timeout=5)  # streams send what was received, and end
+async def drain_after(stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    with contextlib.suppress(TimeoutError):  # a client reads too slowly; the multiplexer is closed all the same
+        await mpx.drain(timeout=5)  # each stream sends its buffered messages, then ends
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    # A stream has no end of its own, and uvicorn waits for all of them before it ends the lifespan. So what ends them
-    # begins with the signal. A client that stopped reading is left to `uvicorn --timeout-graceful-shutdown`.
+    # Streams never end by themselves, and uvicorn waits for them before it ends the lifespan. So the drain, which ends
+    # them, starts with the signal. A client that stopped reading is closed by `uvicorn --timeout-graceful-shutdown`.
     loop = asyncio.get_running_loop()
-    leaving = asyncio.Event()
+    stopping = asyncio.Event()
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(leaving.set)
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stopping.set)
         if callable(handler := before[number]):
             handler(number, frame)
 
-    before = {int(number): signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         async with mpx, asyncio.TaskGroup() as tasks:
-            tasks.create_task(drain_after(leaving))
+            tasks.create_task(drain_after(stopping))
             yield
-            leaving.set()
+            stopping.set()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

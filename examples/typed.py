@@ -1,14 +1,15 @@
-"""Typed payloads: messages arrive as the dataclass that `decode` makes of them, checked for type and shape.
+"""Typed payloads. `decode` checks each payload and turns it into a dataclass.
 
     $ uvicorn examples.typed:app                    (or: python examples/typed.py)
     $ curl -d '{"item": "tea", "count": 3}' http://localhost:8000/orders
     {"receivers":1}
     $ curl -d '{"item": "tea", "count": 4}' http://localhost:8000/orders
     {"receivers":1}
-    $ curl http://localhost:8000/totals             (also of another process)
+    $ curl http://localhost:8000/totals             (on any process)
     {"totals":{"tea":7},"undecodable":0}
 
-Every process counts all orders from its start. The server is at REDIS_URL, or else at redis://localhost:6379.
+Each process counts all orders since its start. The environment variable REDIS_URL names the Redis server
+(default: redis://localhost:6379).
 """
 
 import asyncio
@@ -34,7 +35,7 @@ CHANNEL = "example:orders"
 MAX_BODY = 500  # bytes
 ITEM = re.compile(r"[a-z0-9._-]{1,32}")
 MAX_COUNT = 1_000_000
-MAX_ITEMS = 1000  # different ones
+MAX_ITEMS = 1000  # different items
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class Order:
 
     @classmethod
     def decode(cls, payload: bytes) -> "Order":
-        """Make an order of a payload. Anybody may publish anything, so whatever is not an order is a ValueError."""
+        """Convert a payload to an order. Raises ValueError if it is not one: any program may publish to the channel."""
         if len(payload) <= MAX_BODY:
-            match json.loads(payload):  # its own errors are ValueErrors
+            match json.loads(payload):  # raises ValueError, too
                 case {"item": str(item), "count": int(count)} if (
                     count is not True and ITEM.fullmatch(item) and 0 < count <= MAX_COUNT
                 ):
@@ -63,32 +64,32 @@ undecodable = 0
 
 def on_error(error: Exception) -> None:
     global undecodable
-    if isinstance(error, DecodeError):  # error.data is the payload, error.__cause__ what decode raised
+    if isinstance(error, DecodeError):  # error.data is the payload, error.__cause__ the exception
         undecodable += 1
 
 
-mpx = Multiplexer(REDIS_URL)  # no loop runs yet: it starts in the lifespan
+mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan
 orders: ChannelSubscription[Order] = mpx.new_channel_subscription(decode=Order.decode, on_error=on_error)
 orders.add(CHANNEL)
 
 
-async def tally() -> None:
+async def count_orders() -> None:
     async for message in orders:  # a Message[Order]
         order = message.data
         if order.item in totals or len(totals) < MAX_ITEMS:
             totals[order.item] += order.count
 
 
-async def take(request: Request) -> JSONResponse:
+async def add_order(request: Request) -> JSONResponse:
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise HTTPException(413, f"{MAX_BODY} bytes are enough")
+            raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
     try:
         order = Order.decode(body)
     except ValueError:
-        raise HTTPException(400, 'an order is {"item": "tea", "count": 3}') from None
+        raise HTTPException(400, 'an order looks like {"item": "tea", "count": 3}') from None
     try:
         receivers = await mpx.publish(CHANNEL, order.encode())
     except ConnectionLost:
@@ -96,20 +97,22 @@ async def take(request: Request) -> JSONResponse:
     return JSONResponse({"receivers": receivers})
 
 
-async def show(request: Request) -> JSONResponse:
+async def show_totals(request: Request) -> JSONResponse:
     return JSONResponse({"totals": dict(totals), "undecodable": undecodable})
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     async with mpx, asyncio.TaskGroup() as tasks:
-        tasks.create_task(tally())
+        tasks.create_task(count_orders())
         yield
         with contextlib.suppress(TimeoutError):
-            await mpx.drain(timeout=5)  # what was received is counted still, then the iteration ends
+            await mpx.drain(timeout=5)  # buffered orders are still counted, then the iteration ends
 
 
-app = Starlette(routes=[Route("/orders", take, methods=["POST"]), Route("/totals", show)], lifespan=lifespan)
+app = Starlette(
+    routes=[Route("/orders", add_order, methods=["POST"]), Route("/totals", show_totals)], lifespan=lifespan
+)
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))
