@@ -1,9 +1,18 @@
-"""Hostile servers, a million of them: `python -m tools.fuzz --streams 1000000 --seed 1`.
+"""Fuzz test: streams of bytes that no server should send.
 
-Each stream is what one connection receives: a server's side of a conversation, mostly mutated, cut into pieces anyhow.
-It goes through a real multiplexer, its link, hiredis and the registry; only the socket is missing. No exception may
-escape, nothing may hang, memory stays within bounds, a link is alive or lost to a protocol error, and subscribers get
-bytes and nothing else. What is found is printed with its stream, and found again by `--seed S --batch B`.
+    $ python -m tools.fuzz                                # 100,000 streams, with a random seed
+    $ python -m tools.fuzz --streams 1000000 --seed 1
+    $ python -m tools.fuzz --seed 1 --batch 17            # one batch again
+
+A stream is what one connection receives: the server's side of a conversation, usually mutated, cut into pieces at
+random. It passes through a real multiplexer with its link, hiredis and the registry; only the socket is simulated. The
+program checks that no exception escapes, nothing hangs, memory stays within bounds, each link is either alive or lost
+to a protocol error, and subscribers get nothing but bytes. A conversation that is not mutated must deliver exactly its
+events.
+
+Streams run in batches of 2,000, each batch on one multiplexer, in as many processes as there are CPUs. Prints the
+number of streams for each outcome. The exit status is 1 at the first fault, after printing it with its stream, its seed
+and its batch; otherwise it is 0.
 """
 
 from __future__ import annotations
@@ -38,29 +47,29 @@ from redismpx import (
 )
 from tests.helpers.checker import Checker
 
-BATCH = 2000  # streams for each multiplexer
-MEMORY = 1 << 30  # bytes of address space for each process
-LARGEST = 256 << 20  # bytes that a process may still have in memory after a batch
-TICKS = 10_000  # turns of the loop in which a link must come, or go on reading
-SECONDS = 10  # for one stream
+STREAMS_PER_BATCH = 2000
+MAX_ADDRESS_SPACE = 1 << 30  # bytes, for each process
+MAX_MEMORY_AFTER_BATCH = 256 << 20  # bytes, for each process
+MAX_TICKS = 10_000  # of the event loop, until a link must be connected or reading again
+STREAM_TIMEOUT = 10  # seconds, for one stream
 
 CHANNELS = (b"a", b"b", b"\r\n", b"*3\r\n")
 PATTERN, PREFIX = b"p*", b"p-"
 
 
 class Fault(Exception):
-    """Something that must not be."""
+    """A check failed."""
 
 
 class Hang(BaseException):
-    """A stream that took longer than SECONDS. No `except Exception` stops it."""
+    """A stream took longer than STREAM_TIMEOUT. A BaseException, so that no `except Exception` catches it."""
 
 
 # --- a multiplexer without a socket
 
 
 class Transport:
-    """Stands for the socket: keeps what is written, and brings what the test says, as asyncio's would."""
+    """Simulates asyncio's transport. It stores written bytes, and delivers received bytes that the caller chooses."""
 
     def __init__(self) -> None:
         self.protocol: Any = None
@@ -81,7 +90,7 @@ class Transport:
 
     def write(self, data: bytes) -> None:
         if self.closing:
-            raise Fault("written to a transport that is closing")
+            raise Fault("write() was called on a closing transport")
         self.written.append(data)
 
     def abort(self) -> None:
@@ -90,13 +99,13 @@ class Transport:
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     def commands(self) -> list[list[bytes]]:
-        """What was written so far."""
+        """Return the commands that were written so far."""
         reader = hiredis.Reader()
         reader.feed(b"".join(self.written))
         return list(iter(reader.gets, False))  # type: ignore[arg-type]
 
     def bring(self, data: bytes) -> bytes:
-        """Bring bytes to the link while it reads; return the rest."""
+        """Deliver bytes to the link while it reads; return the rest."""
         while data and not (self.closing or self.paused):
             buffer = self.protocol.get_buffer(-1)
             size = min(len(buffer), len(data))
@@ -107,7 +116,7 @@ class Transport:
 
 
 class Connection:
-    """A connection after its handshake: all that a link touches of redis-py's."""
+    """A connection after its handshake, with the attributes of redis-py's connection that a link uses."""
 
     def __init__(self, early: bytes) -> None:
         self._reader = asyncio.StreamReader()
@@ -121,7 +130,7 @@ class Connection:
 
 
 class Pool(ConnectionPool):
-    """Makes one such connection after the other."""
+    """Makes these connections. `early` is data that arrived during the handshake of the next one."""
 
     early = b""
     transport: Transport | None = None
@@ -133,12 +142,12 @@ class Pool(ConnectionPool):
 
 
 class Witness(Checker):
-    """Checks the order of events, and that all is bytes."""
+    """Checks the order of events, and that channels and payloads are bytes."""
 
     def on_message(self, channel: bytes, message: bytes) -> None:
         if type(channel) is not bytes or type(message) is not bytes:
             self.faults.append(f"delivered {channel!r}, {message!r}")
-        super().on_message(channel, b"")  # a number in it would mean something to the checker
+        super().on_message(channel, b"")  # without the payload, which the checker would read as a number
         self.events[-1] = ("message", (channel, message))
 
     def on_disconnect(self, error: ConnectionLost) -> None:
@@ -152,19 +161,19 @@ class Witness(Checker):
 
 
 class Rig:
-    """A multiplexer with consumers of every kind, and one connection after the other."""
+    """A multiplexer with consumers of every kind, and its simulated connections."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
-        self.pool = Pool(protocol=3)  # nothing is to be agreed upon after the handshake
+        self.pool = Pool(protocol=3)  # the protocol of the pool; this connection negotiates nothing
         self.mpx = Multiplexer(Redis(connection_pool=self.pool), backoff=NoBackoff(), ping_interval=None)
         self.sync, self.promising, self.slow, self.pattern, self.read = self.witnesses = [
             Witness(), Witness(), Witness(), Witness(lambda _: PATTERN), Witness()
         ]  # fmt: skip
         for witness, on_message in (
             (self.sync, self.sync.on_message),
-            (self.promising, self._promise),
-            (self.slow, self._slowly),
+            (self.promising, self._make_promise),
+            (self.slow, self._on_message_slowly),
         ):
             _, *others = witness.callbacks
             self.mpx.new_channel_subscription(on_message, *others, on_error=witness.on_error).add(*CHANNELS)
@@ -173,22 +182,22 @@ class Rig:
         self.reader.add(*CHANNELS[:2])
         self.promises = self.mpx.new_promise_subscription(PREFIX)
 
-    def _promise(self, channel: bytes, message: bytes) -> None:
+    def _make_promise(self, channel: bytes, message: bytes) -> None:
         self.promising.on_message(channel, message)
         if self.promises.pending < 10:
             with contextlib.suppress(InactiveSubscription):
-                self.promises.new_promise(message[:1]).add_done_callback(self._kept)
+                self.promises.new_promise(message[:1]).add_done_callback(self._check_result)
 
-    def _kept(self, promise: asyncio.Future[bytes]) -> None:
+    def _check_result(self, promise: asyncio.Future[bytes]) -> None:
         if promise.exception() is None and type(promise.result()) is not bytes:
             self.faults.append(f"a promise was kept with {promise.result()!r}")
 
-    async def _slowly(self, channel: bytes, message: bytes) -> None:
+    async def _on_message_slowly(self, channel: bytes, message: bytes) -> None:
         await asyncio.sleep(0)
         self.slow.on_message(channel, message)
 
     async def connect(self, early: bytes = b"") -> Transport:
-        """End the present connection, and wait for the next one, which has brought something already."""
+        """End the connection and wait for the next one, which has received `early` during its handshake."""
         before, self.pool.early = self.pool.transport, early
         if before is not None:
             before.protocol.connection_lost(None)
@@ -201,7 +210,7 @@ class Rig:
         return transport
 
     async def play(self, transport: Transport, pieces: Iterable[bytes], *, ticking: bool = False) -> None:
-        """Bring a connection's pieces one by one, as long as it takes them."""
+        """Deliver the pieces to a connection one by one, until it closes."""
         for piece in pieces:
             rest = transport.bring(piece)
             while rest and not transport.closing:
@@ -212,7 +221,7 @@ class Rig:
         await until(lambda: not transport.paused or transport.closing)
 
     def check(self) -> None:
-        """Raise what was noticed."""
+        """Raise the faults that were found so far."""
         with contextlib.suppress(asyncio.QueueEmpty):
             while True:
                 message = self.reader.get_nowait()
@@ -225,11 +234,11 @@ class Rig:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(TICKS):
+    for _ in range(MAX_TICKS):
         if condition():
             return
         await asyncio.sleep(0)
-    raise Fault("it hangs")
+    raise Fault(f"nothing happened within {MAX_TICKS} ticks of the event loop")
 
 
 # --- streams
@@ -251,20 +260,20 @@ def pmessage(mark: bytes, pattern: bytes, channel: bytes, data: bytes) -> bytes:
     return push(mark, bulk(b"pmessage"), bulk(pattern), bulk(channel), bulk(data))
 
 
-def spell(text: bytes) -> list[bytes]:
-    """Values one after the other; a slash ends a line."""
+def parse_values(text: bytes) -> list[bytes]:
+    """Split a text at spaces into values, and replace each slash by CRLF."""
     return [value.replace(b"/", b"\r\n") for value in text.split()]
 
 
-VALUES = spell(
+VALUES = parse_values(
     b"*0/ *-1/ $-1/ _/ #t/ ,1.5/ ,nan/ ,-inf/ :-7/ +OK/ (34928903284092385093248509438/ =8/txt:text/ %1/+k/:1/"
     b" ~2/:1/*0/ *2/*1/$1/x/*1/_/ -ERR/ $0//"
 )
-"""Every type that there is. Not one of them alone answers a SUBSCRIBE."""
+"""One value of every RESP type. None of them alone is a valid reply to SUBSCRIBE."""
 
-BYTES = (b"$0", b"+", b"(", b"=")  # those of them that hiredis makes bytes of
+BYTES = (b"$0", b"+", b"(", b"=")  # the types that hiredis returns as bytes
 
-OTHERS = [
+IGNORED_FRAMES = [
     *(push(b">", bulk(b"invalidate"), value) for value in VALUES),
     *(push(b">", bulk(b"message"), bulk(b"a"), value) for value in VALUES if not value.startswith(BYTES)),
     push(b">", bulk(b"MOVING"), b":1\r\n", b":30\r\n", bulk(b"evil.example:6379")),
@@ -272,22 +281,22 @@ OTHERS = [
     push(b">"), push(b"*"), push(b"~"), b"|1\r\n+ttl\r\n:3600\r\n", message(b">", b"nobody's", b"x"),
     pmessage(b"*", b"nobody's*", b"x", b"x"),
 ]  # fmt: skip
-"""What may come at any time, and means nothing to a subscriber."""
+"""Frames that may arrive at any time, and that a subscriber ignores."""
 
 TOKENS = [
     *VALUES,
-    *OTHERS,
-    *spell(b"+PONG/ -LOADING/ -NOAUTH/ -NOPERM/ / \0 \xff %1/*0/:1/ %1/%0/:1/"),
+    *IGNORED_FRAMES,
+    *parse_values(b"+PONG/ -LOADING/ -NOAUTH/ -NOPERM/ / \0 \xff %1/*0/:1/ %1/%0/:1/"),
     *(push(b"*", bulk(b"pmessage"), bulk(PATTERN), value, bulk(b"x")) for value in VALUES),
     *(push(b">", value, value, value) for value in VALUES),
     *(push(b"*", bulk(verb), bulk(b"a"), b":1\r\n") for verb in (b"subscribe", b"unsubscribe", b"ssubscribe")),
     *(push(b"*", bulk(verb), bulk(PATTERN), b":1\r\n") for verb in (b"psubscribe", b"punsubscribe")),
 ]
-"""What may stand between two values, and mean something, or nothing, or the end."""
+"""Values to insert between two others. They may have a meaning, be ignored, or end the link."""
 
 GARBAGE = [
     *TOKENS,
-    *spell(
+    *parse_values(
         b"*1000000000/ *4294967295/ *4294967296/ %2147483647/ >9223372036854775807/ $9223372036854775807/ $-2/ *-2/ $?/"
         b" *?/ $9223372036854775808/ */ $/ :/ ,/ ,1.5.5/ (/ #x/ _x/ =3/abc/ !5/ERR// $5/hello!! -/ -\xff\xfe/ PING/ {}"
     ),
@@ -306,7 +315,7 @@ GARBAGE = [
     b"\r\n" * 1000,
     b"+" + b"x" * 200_000,
 ]
-"""What is no answer to anything, or no RESP at all."""
+"""Bytes that are no valid reply, or no RESP at all."""
 
 NUMBERS = [
     b"%d" % n for n in (-2, -1, 0, 1, 2, 3, 4, 5, 7, 99, 65536, 2**31 - 1, 2**31, 2**32, 10**9, 2**63 - 1, 2**63)
@@ -319,14 +328,14 @@ Expected = list[tuple[str, Any]]
 
 
 def conversation(rng: random.Random, commands: list[list[bytes]]) -> tuple[list[bytes], Expected]:
-    """What a server says that has nothing to hide, and what the subscriber of CHANNELS must make of it."""
+    """Return the replies of a correct server, and the events that the subscriber of CHANNELS must get."""
     mark = rng.choice((b"*", b">"))
     confirmed: list[bytes] = []
     expected: Expected = []
-    said: list[bytes] = []
+    replies: list[bytes] = []
     for verb, *names in commands:
         for name in names:
-            said.append(push(mark, bulk(verb.lower()), bulk(name), b":1\r\n"))
+            replies.append(push(mark, bulk(verb.lower()), bulk(name), b":1\r\n"))
             confirmed.append(name)
             if name in CHANNELS:
                 expected.append(("activation", name))
@@ -335,20 +344,20 @@ def conversation(rng: random.Random, commands: list[list[bytes]]) -> tuple[list[
                 kind = rng.random()
                 if kind < 0.5:
                     channel = rng.choice(CHANNELS)
-                    said.append(message(mark, channel, data))
+                    replies.append(message(mark, channel, data))
                     if channel in confirmed:
                         expected.append(("message", (channel, data)))
                 elif kind < 0.7:
-                    said.append(pmessage(mark, rng.choice((PATTERN, PREFIX + b"*")), b"p-x", data))
+                    replies.append(pmessage(mark, rng.choice((PATTERN, PREFIX + b"*")), b"p-x", data))
                 else:
-                    said.append(rng.choice(OTHERS))
+                    replies.append(rng.choice(IGNORED_FRAMES))
         if not names:
-            said.append(b"+PONG\r\n" if mark == b">" else push(mark, bulk(b"pong"), bulk(b"")))
-    return said, expected
+            replies.append(b"+PONG\r\n" if mark == b">" else push(mark, bulk(b"pong"), bulk(b"")))
+    return replies, expected
 
 
 def mutate(rng: random.Random, stream: bytes) -> bytes:
-    """Change one thing."""
+    """Return the stream with one random change."""
     at = rng.randrange(len(stream) + 1)
     to = min(len(stream), at + rng.choice((1, 1, 2, 3, 10, 40)))
     kind = rng.randrange(9)
@@ -368,13 +377,13 @@ def mutate(rng: random.Random, stream: bytes) -> bytes:
     if kind == 6 and lengths:
         start, end = rng.choice(lengths).span()
         return stream[:start] + rng.choice(NUMBERS) + stream[end:]
-    if lengths:  # between two values, so that more than the first error is seen
+    if lengths:  # between two values, so that the rest of the stream still counts
         at = rng.choice(lengths).start() - 1
     return stream[:at] + rng.choice(TOKENS if kind < 8 else GARBAGE) + stream[at:]
 
 
 def cut(rng: random.Random, stream: bytes) -> list[bytes]:
-    """Cut a stream into pieces, as a network may."""
+    """Cut a stream into random pieces."""
     kind = rng.random()
     if kind < 0.4 or len(stream) > 10_000:
         return [stream]
@@ -385,7 +394,7 @@ def cut(rng: random.Random, stream: bytes) -> list[bytes]:
 
 
 async def fuzz_one(rig: Rig, rng: random.Random, note: Callable[[object], None]) -> str:
-    """Play one stream; return how it ended."""
+    """Run one stream; return its outcome."""
     early = rng.choice(TOKENS) if rng.random() < 0.05 else b""
     transport = await rig.connect(early)
     note(early)
@@ -396,11 +405,11 @@ async def fuzz_one(rig: Rig, rng: random.Random, note: Callable[[object], None])
     if kind < 0.1:
         stream = rng.choice(GARBAGE)
     else:
-        said, expected = conversation(rng, transport.commands())
-        if rng.random() < 0.005:  # more than there is time for in one turn
-            said += [message(b">", b"a", b"x")] * 3000
+        replies, expected = conversation(rng, transport.commands())
+        if rng.random() < 0.005:  # more than the link processes in one time slice
+            replies += [message(b">", b"a", b"x")] * 3000
             expected += [("message", (b"a", b"x"))] * 3000
-        stream = b"".join(said)
+        stream = b"".join(replies)
     if kind > 0.15:
         expected = None
         for _ in range(rng.choice((1, 1, 2, 3, 5))):
@@ -412,20 +421,20 @@ async def fuzz_one(rig: Rig, rng: random.Random, note: Callable[[object], None])
     link = transport.protocol
     reason = link.lost.result().reason if link.lost.done() else None
     if reason is None and transport.closing:
-        raise Fault("closed, and not lost")
+        raise Fault("the transport is closed, but the link is not lost")
     if reason is not None and not re.match("protocol error: .", reason):
-        raise Fault(f"lost: {reason}")
+        raise Fault(f"the link was lost for another reason than a protocol error: {reason}")
     if expected is not None and not early and (reason is not None or rig.sync.events != expected):
-        raise Fault(f"nothing was wrong with it; expected {expected}, found {rig.sync.events}, lost: {reason}")
+        raise Fault(f"the stream was valid; expected {expected}, got {rig.sync.events}, lost: {reason}")
     rig.check()
     return "alive" if reason is None else f"lost to {type(link.lost.result().__cause__).__name__}"
 
 
-# --- many of them
+# --- batches of streams
 
 
 class Records(logging.Handler):
-    """Errors of the library's own are faults; a server that wants a password is none."""
+    """Collects ERROR records of the library. A server that requires a password is expected, and no fault."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -437,7 +446,7 @@ class Records(logging.Handler):
 
 
 async def fuzz_batch(seed: int, batch: int, streams: int) -> Counter[str]:
-    """Play a batch of streams on one multiplexer."""
+    """Run a batch of streams on one multiplexer."""
     rng = random.Random(f"{seed}/{batch}")
     outcomes: Counter[str] = Counter()
     escaped: list[dict[str, Any]] = []
@@ -446,21 +455,21 @@ async def fuzz_batch(seed: int, batch: int, streams: int) -> Counter[str]:
     records = Records()
     logger.setLevel(logging.ERROR)
     logger.addHandler(records)
-    played: list[object] = []
+    stream_parts: list[object] = []
     rig = Rig()
     try:
         for number in range(streams):
-            played.clear()
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            stream_parts.clear()
+            signal.setitimer(signal.ITIMER_REAL, STREAM_TIMEOUT)
             try:
-                outcomes[await fuzz_one(rig, rng, played.append)] += 1
+                outcomes[await fuzz_one(rig, rng, stream_parts.append)] += 1
                 if escaped or records.found:
                     raise Fault(f"{escaped} {records.found}")
             except (Exception, Hang) as error:
                 raise Fault(
-                    f"{error!r}\nseed {seed} batch {batch} stream {number}, early and then: {played!r}"
+                    f"{error!r}\nseed {seed}, batch {batch}, stream {number}; early data, then pieces: {stream_parts!r}"
                 ) from error
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, STREAM_TIMEOUT)
         await rig.mpx.aclose()
         if len(asyncio.all_tasks()) > 1 or escaped:
             raise Fault(f"left behind: {asyncio.all_tasks()} {escaped}")
@@ -470,48 +479,49 @@ async def fuzz_batch(seed: int, batch: int, streams: int) -> Counter[str]:
     return outcomes
 
 
-def ring(*_: object) -> NoReturn:
+def raise_hang(*_: object) -> NoReturn:
     raise Hang
 
 
 def set_up() -> None:
-    """Give this process little memory, and an alarm."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, ring)
+    """Limit the memory of this process, and raise Hang at SIGALRM."""
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
+    signal.signal(signal.SIGALRM, raise_hang)
 
 
 def run_batch(seed: int, batch: int, streams: int) -> tuple[Counter[str], int]:
-    """Play a batch in this process; return the outcomes, and the bytes that the process has in memory after it."""
+    """Run a batch in this process; return the outcomes, and the resident memory in bytes after it."""
     outcomes = asyncio.run(fuzz_batch(seed, batch, streams))
     gc.collect()
     return outcomes, int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--batch", type=int, help="only this batch, again")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=100_000, help="(100,000)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="(random)")
+    parser.add_argument("--batch", type=int, help="run only this batch")
     options = parser.parse_args(arguments)
     if options.batch is not None:
         set_up()
-        print(run_batch(options.seed, options.batch, BATCH))
+        print(run_batch(options.seed, options.batch, STREAMS_PER_BATCH))
         return
-    sizes = [min(BATCH, options.streams - start) for start in range(0, options.streams, BATCH)]
+    sizes = [min(STREAMS_PER_BATCH, options.streams - start) for start in range(0, options.streams, STREAMS_PER_BATCH)]
     total: Counter[str] = Counter()
-    began, most = time.monotonic(), 0
+    began, largest = time.monotonic(), 0
     with ProcessPoolExecutor(initializer=set_up) as processes:
         try:
             results = processes.map(functools.partial(run_batch, options.seed), range(len(sizes)), sizes)
             for done, (outcomes, memory) in enumerate(results, 1):
                 total += outcomes
-                most = max(most, memory)
-                if memory > LARGEST:
-                    raise Fault(f"{memory >> 20} MB in memory after batch {done - 1}")
+                largest = max(largest, memory)
+                if memory > MAX_MEMORY_AFTER_BATCH:
+                    raise Fault(f"{memory >> 20} MB of memory in use after batch {done - 1}")
                 if done % 25 == 0 or done == len(sizes):
                     rate = total.total() / (time.monotonic() - began)
                     print(
-                        f"{total.total():,} streams, {rate:,.0f}/s, at most {most >> 20} MB: {dict(total)}", flush=True
+                        f"{total.total():,} streams, {rate:,.0f}/s, at most {largest >> 20} MB: {dict(total)}",
+                        flush=True,
                     )
         except Fault as fault:
             processes.shutdown(cancel_futures=True)

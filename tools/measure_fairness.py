@@ -1,7 +1,11 @@
-"""How late a 1 ms ticker of the same loop is: `python -m tools.measure_fairness`.
+"""Measure how long message delivery keeps other tasks of the event loop waiting.
 
-While a million messages are received by a plain function, by a coroutine function, and by a reader; and while messages
-fan out to 100,000 subscriptions.
+    $ python -m tools.measure_fairness
+
+A task sleeps 1 ms at a time and records by how much it wakes up late. Meanwhile a million messages are delivered to a
+function, to a coroutine function and to a reader; then 20 messages fan out to 100,000 subscriptions each.
+
+Prints the greatest delay in milliseconds for each case. There is no limit; the exit status is 0.
 """
 
 from __future__ import annotations
@@ -17,14 +21,16 @@ from redis.asyncio import Redis
 from redismpx import Multiplexer
 from tests.helpers.flood import FLOOD
 from tests.helpers.loops import run
-from tests.helpers.servers import Server, find_binary
+from tests.helpers.servers import Server
 from tests.helpers.waiting import until
+
+from .measuring import running_server
 
 MESSAGES, SUBSCRIPTIONS, FAN_OUTS = 1_000_000, 100_000, 20
 
 
 async def lateness(work: Callable[[], Awaitable[None]]) -> float:
-    """Return by how many seconds a task that sleeps 1 ms at a time was late, at most, while `work` went on."""
+    """Return the greatest delay, in seconds, of a task that sleeps 1 ms at a time while `work` runs."""
     loop = asyncio.get_running_loop()
     worst = 0.0
 
@@ -43,7 +49,7 @@ async def lateness(work: Callable[[], Awaitable[None]]) -> float:
     return worst
 
 
-async def burst(server: Server, how: str) -> float:
+async def burst(server: Server, kind: str) -> float:
     received = 0
 
     def count(*_: object) -> None:
@@ -54,7 +60,7 @@ async def burst(server: Server, how: str) -> float:
         count()
 
     async with Multiplexer(server.url, max_pending=MESSAGES) as mpx:
-        sub = mpx.new_channel_subscription({"function": count, "coroutine": count_async, "reader": None}[how])
+        sub = mpx.new_channel_subscription({"function": count, "coroutine": count_async, "reader": None}[kind])
         sub.add("a")
         await sub.wait_for_activation(5)
 
@@ -64,7 +70,7 @@ async def burst(server: Server, how: str) -> float:
 
         async def work() -> None:
             flood = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOD, str(server.port), str(MESSAGES))
-            reading = asyncio.create_task(read()) if how == "reader" else None
+            reading = asyncio.create_task(read()) if kind == "reader" else None
             await until(lambda: received == MESSAGES, 100)
             await flood.wait()
             sub.close()
@@ -85,7 +91,7 @@ async def fan_out(server: Server) -> float:
         for sub in subs:
             sub.add("a")
         await subs[-1].wait_for_activation(60)
-        gc.freeze()  # what a collection of so many objects takes is not the fan-out's
+        gc.freeze()  # so that garbage collection of these objects is not measured
 
         async def work() -> None:
             for number in range(1, FAN_OUTS + 1):
@@ -96,17 +102,12 @@ async def fan_out(server: Server) -> float:
 
 
 def main() -> None:
-    binary = find_binary("valkey")
-    assert binary is not None
-    server = Server(binary, "--client-output-buffer-limit", "pubsub", "0", "0", "0").start()
-    try:
-        for how in ("function", "coroutine", "reader"):
-            worst = run(burst(server, how))
-            print(f"{MESSAGES:,} messages to a {how}: at most {worst * 1000:.1f} ms late", flush=True)
+    with running_server("valkey", "--client-output-buffer-limit", "pubsub", "0", "0", "0") as server:
+        for kind in ("function", "coroutine", "reader"):
+            worst = run(burst(server, kind))
+            print(f"{MESSAGES:,} messages to a {kind}: at most {worst * 1000:.1f} ms late", flush=True)
         worst = run(fan_out(server))
         print(f"{FAN_OUTS} messages to {SUBSCRIPTIONS:,} subscriptions each: at most {worst * 1000:.1f} ms late")
-    finally:
-        server.remove()
 
 
 if __name__ == "__main__":

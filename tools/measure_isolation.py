@@ -1,8 +1,12 @@
-"""What bad company costs: `python -m tools.measure_isolation`.
+"""Measure what misbehaving subscriptions cost the others.
 
-A thousand subscriptions of one channel, in turn with and without three bad ones among them: one that hangs, one that
-raises on each message, one that sleeps. Prints the rate of the others, in deliveries for each second of this process'
-CPU time, and whether any of them lost a message.
+    $ python -m tools.measure_isolation
+
+A thousand subscriptions share one channel. In half of the rounds three of them misbehave: one callback never returns,
+one raises on each message, one sleeps 10 ms.
+
+Prints how many messages the other subscriptions get for each second of this process's CPU time, with and without the
+three, and the ratio. Fails with an AssertionError if one of the others misses a message.
 """
 
 from __future__ import annotations
@@ -16,14 +20,15 @@ from redis.asyncio import Redis
 
 from redismpx import Multiplexer
 from tests.helpers.loops import run
-from tests.helpers.servers import Server, find_binary
 from tests.helpers.waiting import until
+
+from .measuring import running_server
 
 SUBSCRIPTIONS, BAD, MESSAGES, ROUNDS = 1000, 3, 2000, 15
 
 
 async def one_round(url: str, with_bad: bool) -> float:
-    """Return how many deliveries a second of CPU time the good subscriptions had."""
+    """Return the deliveries to the good subscriptions for each second of CPU time."""
     counts = [0] * (SUBSCRIPTIONS - BAD)
 
     def good(number: int) -> object:
@@ -59,30 +64,26 @@ async def one_round(url: str, with_bad: bool) -> float:
         began = time.process_time()
         await until(lambda: counts[-1] == MESSAGES, 60)
         spent = time.process_time() - began
-        assert counts == [MESSAGES] * len(counts), "somebody lost a message"
+        assert counts == [MESSAGES] * len(counts), "a good subscription missed a message"
     return MESSAGES * len(counts) / spent
 
 
 def main() -> None:
     logging.disable()
-    binary = find_binary("valkey")
-    assert binary is not None
-    server = Server(binary).start()
-    try:
+    with running_server() as server:
         rates: dict[bool, list[float]] = {False: [], True: []}
         for number in range(ROUNDS):
             for with_bad in (False, True) if number % 2 else (True, False):
                 rates[with_bad].append(run(one_round(server.url, with_bad)))
             print(
-                f"round {number + 1}: {rates[False][-1]:,.0f} alone, {rates[True][-1]:,.0f} beside the bad", flush=True
+                f"round {number + 1}: {rates[False][-1]:,.0f} without, {rates[True][-1]:,.0f} with bad subscriptions",
+                flush=True,
             )
-    finally:
-        server.remove()
-    alone, beside = (statistics.median(rates[key]) for key in (False, True))
-    kept = statistics.median(with_bad / without for without, with_bad in zip(*rates.values(), strict=True))
+    without_bad, with_bad_ones = (statistics.median(rates[key]) for key in (False, True))
+    ratio = statistics.median(with_bad / without for without, with_bad in zip(*rates.values(), strict=True))
     print(
-        f"medians: {alone:,.0f} and {beside:,.0f} deliveries a second of CPU time, {kept:.1%} of the same round's; "
-        "none was lost"
+        f"medians: {without_bad:,.0f} without and {with_bad_ones:,.0f} with bad subscriptions, in deliveries per "
+        f"second of CPU time; the ratio within a round is {ratio:.1%}; no message was missed"
     )
 
 

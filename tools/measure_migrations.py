@@ -1,11 +1,16 @@
-"""Sharded channels while slots move and primaries fail over: `python -m tools.measure_migrations`.
+"""Check sharded channels while slots move and primaries fail over.
 
-300 subscriptions, each with one sharded channel, in a cluster of three primaries and three replicas. Another
-multiplexer publishes to all of them in turn, each message with the next number. Meanwhile slots of theirs are moved to
-other primaries a hundred times, and ten times a replica takes over from its primary, told so or killed.
-Prints what happened, and "well" if each subscription got Activation Message* Disconnect for its channel and nothing
-else, no number was missing in between, and one second after the last change the nodes themselves say that each channel
-is subscribed at the owner of its slot, once, and nowhere else; or what was violated. Then the exit status is 1.
+    $ python -m tools.measure_migrations [--server redis] [--seed N]
+
+300 subscriptions with one sharded channel each, in a cluster of three primaries and three replicas. Another multiplexer
+publishes consecutive numbers to all channels. Meanwhile a hundred slots of these channels move to other primaries, and
+ten times a replica takes over from its primary, by command or because the primary is killed.
+
+The program checks that each subscription gets (Activation Message* Disconnect)* for its channel and nothing else, and
+that no number is missing in between. One second after the last change, the nodes themselves must report that each
+channel is subscribed exactly once, at the owner of its slot.
+
+Prints counts and the slowest recovery, then "OK" or the violations. The exit status is 1 if there is a violation.
 """
 
 from __future__ import annotations
@@ -26,23 +31,25 @@ from tests.helpers.cluster import Cluster
 from tests.helpers.loops import run
 from tests.helpers.waiting import until
 
+from .measuring import report
+
 CHANNELS, MOVES, FAILOVERS, RATE, SEED = 300, 100, 10, 2000.0, 33
 
 
 @dataclass
 class Result:
-    """What was seen of one run."""
+    """The counts and violations of one run."""
 
     published: int = 0
-    uncertain: int = 0  # lost after they were sent
+    uncertain: int = 0  # the connection was lost after they were sent
     received: int = 0
     disconnects: int = 0
-    slowest: float = 0.0  # seconds from a change, when all nodes agreed on it, until all channels were active again
+    slowest: float = 0.0  # seconds from the moment when all nodes agree on a change until all channels are active
     violations: list[str] = field(default_factory=list)
 
 
 class Stream:
-    """Publishes numbers to all channels in turn, and waits for the outcome of one on a channel before the next."""
+    """Publishes consecutive numbers to each channel, each after the outcome of the previous one on that channel."""
 
     def __init__(self, mpx: Multiplexer, checkers: dict[bytes, Checker], rate: float, result: Result) -> None:
         self._mpx = mpx
@@ -63,13 +70,13 @@ class Stream:
             try:
                 await self._mpx.publish(channel, b"%d" % number, sharded=True)
             except ResponseError:
-                await asyncio.sleep(self._interval)  # the cluster is down; this number was not published
+                await asyncio.sleep(self._interval)  # the cluster is down and has not published this number
                 continue
             except ConnectionLost as error:
                 if not error.sent:
                     continue
                 self._result.uncertain += 1
-                self._checkers[channel].last.pop(channel, None)  # it may come or not, and the next number after it
+                self._checkers[channel].last.pop(channel, None)  # it may arrive or not; accept both
             else:
                 self._result.published += 1
             number += 1
@@ -77,7 +84,7 @@ class Stream:
 
 
 async def migrate(cluster: Cluster, channels: int, moves: int, failovers: int, rate: float, seed: int) -> Result:
-    """Move slots and have primaries fail over, under load."""
+    """Move slots and let primaries fail over, under load."""
     result = Result()
     chance = random.Random(seed)
     names = [b"channel-%d" % number for number in range(channels)]
@@ -107,14 +114,14 @@ async def migrate(cluster: Cluster, channels: int, moves: int, failovers: int, r
             settled = asyncio.get_running_loop().time()
             await until(lambda: all(checkers[name].active for name in names))
             result.slowest = max(result.slowest, asyncio.get_running_loop().time() - settled)
-        await asyncio.sleep(1)  # this is what is promised
+        await asyncio.sleep(1)  # the time within which the subscriptions must be correct
         subscribers = await cluster.shard_subscribers(names)
         for name in names:
             if subscribers[name] != {await cluster.owner(name): 1}:
                 result.violations.append(f"{name!r} is subscribed at {subscribers[name]}")
         for node, found in (await cluster.shard_channels()).items():
             if strangers := found - set(names):
-                result.violations.append(f"{node} has {strangers}")
+                result.violations.append(f"{node} has other channels subscribed: {strangers}")
         stream.ended = True
         await streaming
         for name, checker in checkers.items():
@@ -123,12 +130,14 @@ async def migrate(cluster: Cluster, channels: int, moves: int, failovers: int, r
             result.received += checker.messages
             result.disconnects += checker.disconnects
             if checker.activations != checker.disconnects + 1:
-                result.violations.append(f"{name!r}: {checker.activations} and {checker.disconnects}")
+                result.violations.append(
+                    f"{name!r}: {checker.activations} activations, {checker.disconnects} disconnects"
+                )
     return result
 
 
 async def measure(flavour: str, channels: int, moves: int, failovers: int, rate: float, seed: int) -> int:
-    """Report one run; return the exit status."""
+    """Do one run and print its report; return the exit status."""
     cluster = await Cluster.start(flavour)
     try:
         result = await migrate(cluster, channels, moves, failovers, rate, seed)
@@ -136,21 +145,19 @@ async def measure(flavour: str, channels: int, moves: int, failovers: int, rate:
         await cluster.stop()
     print(f"{flavour}, seed {seed}: {channels} channels, {moves} slots moved, {failovers} failovers")
     print(
-        f"{result.published} messages published and {result.uncertain} lost on their way, {result.received} received; "
-        f"{result.disconnects} gaps; all active again {result.slowest:.3f} s after a change at the latest"
+        f"{result.published} messages published, {result.uncertain} of unknown outcome, {result.received} received; "
+        f"{result.disconnects} disconnects; all channels active again at most {result.slowest:.3f} s after a change"
     )
-    print(*result.violations[:20], sep="\n", end="\n" if result.violations else "")
-    print(f"{len(result.violations)} VIOLATIONS" if result.violations else "well")
-    return int(bool(result.violations))
+    return report(result.violations)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", choices=("valkey", "redis"), default="valkey")
     parser.add_argument("--channels", type=int, default=CHANNELS)
     parser.add_argument("--moves", type=int, default=MOVES)
     parser.add_argument("--failovers", type=int, default=FAILOVERS)
-    parser.add_argument("--rate", type=float, default=RATE, help="messages a second, on all channels together")
+    parser.add_argument("--rate", type=float, default=RATE, help="messages per second, on all channels together")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     logging.disable()

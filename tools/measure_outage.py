@@ -1,8 +1,13 @@
-"""What ten minutes without a server leave in the log: `python -m tools.measure_outage [--minutes 10]`.
+"""Check that a long outage leaves few records in the log.
 
-Three multiplexers with a hundred subscriptions each, all connected at first. Then nobody listens where the first dials;
-the second is reset as soon as it is accepted; the third is accepted and never answered. At most MOST records at WARNING
-or above may come of it, from all three and asyncio together. In the end their server is back, and everything active.
+    $ python -m tools.measure_outage [--minutes 10]
+
+Three multiplexers with a hundred subscriptions each are connected. Then the first one's server is stopped; the second
+one's connections are reset as soon as they are accepted; the third one's server is frozen, so it accepts connections
+and never replies. After `--minutes` all three servers return, and all subscriptions must become active.
+
+Prints the number of attempts and of log records every 30 s, then the records at WARNING or above. The exit status is 1
+if there are more than MAX_RECORDS of these, from all three multiplexers and asyncio together.
 """
 
 from __future__ import annotations
@@ -14,37 +19,36 @@ from collections import Counter
 
 from redismpx import Multiplexer
 from tests.helpers.proxy import Proxy
-from tests.helpers.servers import Server, find_binary
+from tests.helpers.servers import Server
 
-SUBSCRIPTIONS, MOST = 100, 5
+from .measuring import running_server
+
+SUBSCRIPTIONS, MAX_RECORDS = 100, 5
 
 
-class Count(logging.Handler):
-    """Counts records by level and text."""
+class RecordCounter(logging.Handler):
+    """Counts log records by level, those at WARNING or above by text, and the dials."""
 
     def __init__(self) -> None:
         super().__init__()
         self.levels: Counter[str] = Counter()
-        self.loud: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()
         self.attempts = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         self.levels[record.levelname] += 1
         self.attempts += record.getMessage() == "session backing off -> dialling"
         if record.levelno >= logging.WARNING:
-            self.loud[record.getMessage()] += 1
+            self.warnings[record.getMessage()] += 1
 
 
-async def outage(server: Server, proxy: Proxy, minutes: float) -> int:
-    """Live through an outage; return the exit status."""
-    count = Count()
+async def outage(server: Server, proxy: Proxy, frozen: Server, minutes: float) -> int:
+    """Go through an outage; return the exit status."""
+    records = RecordCounter()
     for name in ("redismpx", "asyncio"):
-        logging.getLogger(name).addHandler(count)
+        logging.getLogger(name).addHandler(records)
         logging.getLogger(name).propagate = False
     logging.getLogger("redismpx").setLevel(logging.DEBUG)
-    binary = find_binary("valkey")
-    assert binary is not None
-    frozen = Server(binary).start()
     mpxs = [Multiplexer(url) for url in (server.url, proxy.url, frozen.url)]
     subs = [mpx.new_channel_subscription(lambda *_: None) for mpx in mpxs for _ in range(SUBSCRIPTIONS)]
     try:
@@ -52,7 +56,7 @@ async def outage(server: Server, proxy: Proxy, minutes: float) -> int:
             sub.add(str(number))
         for sub in subs:
             await sub.wait_for_activation(10)
-        count.levels.clear()
+        records.levels.clear()
 
         proxy.refusing = True
         server.kill()
@@ -61,9 +65,9 @@ async def outage(server: Server, proxy: Proxy, minutes: float) -> int:
         began = loop.time()
         while (since := loop.time() - began) < minutes * 60:
             await asyncio.sleep(min(30, minutes * 60 - since))
-            print(f"{loop.time() - began:5.0f} s: {count.attempts} attempts; {dict(count.levels)}", flush=True)
-        levels, loud = Counter(count.levels), Counter(count.loud)
-        attempts = count.attempts
+            print(f"{loop.time() - began:5.0f} s: {records.attempts} attempts; {dict(records.levels)}", flush=True)
+        levels, warnings = Counter(records.levels), Counter(records.warnings)
+        attempts = records.attempts
 
         server.start()
         proxy.refusing = False
@@ -71,31 +75,24 @@ async def outage(server: Server, proxy: Proxy, minutes: float) -> int:
         began = loop.time()
         for sub in subs:
             await sub.wait_for_activation(60)
-        print(f"the servers are back, and all is active after {loop.time() - began:.1f} s")
+        print(f"the servers are back; all subscriptions are active after {loop.time() - began:.1f} s")
     finally:
         for mpx in mpxs:
             await mpx.aclose()
-        frozen.remove()
-    for text, times in loud.items():
+    for text, times in warnings.items():
         print(f"{times} x {text}")
-    total = sum(loud.values())
+    total = sum(warnings.values())
     print(f"{minutes:g} minutes, {len(mpxs)} multiplexers: {attempts} attempts; records by level: {dict(levels)}")
-    print(f"{total} at WARNING or above, at most {MOST} allowed: {'well' if total <= MOST else 'TOO MANY'}")
-    return int(total > MOST)
+    print(f"{total} at WARNING or above, at most {MAX_RECORDS} allowed: {'OK' if total <= MAX_RECORDS else 'TOO MANY'}")
+    return int(total > MAX_RECORDS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     minutes = parser.parse_args().minutes
-    binary = find_binary("valkey")
-    assert binary is not None
-    server = Server(binary).start()
-    try:
-        with Proxy(server.port) as proxy:
-            raise SystemExit(asyncio.run(outage(server, proxy, minutes)))
-    finally:
-        server.remove()
+    with running_server() as server, running_server() as frozen, Proxy(server.port) as proxy:
+        raise SystemExit(asyncio.run(outage(server, proxy, frozen, minutes)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""What becomes of calls of `publish()` while their connections are killed: `python -m tools.measure_publish`.
+"""Check the outcomes of `publish()` while its connections are killed.
 
-A thousand tasks publish 100,000 messages, each the next one when it has the outcome of the last, while the server kills
-the connection that they go over fifty times. Nobody publishes a message again, whatever became of it. Prints the
-outcomes, and "well" if each call has one, each task's messages arrived in order and none of them twice, all that were
-counted arrived, and none that was reported as not sent; or what was violated. Then the exit status is 1.
+    $ python -m tools.measure_publish [--tasks 1000] [--messages 100000] [--kills 50]
+
+The tasks publish the messages, each task one after another. Meanwhile the server kills the publishing connection again
+and again. No message is published a second time.
+
+The program checks that each call has one outcome; that the messages of each task arrive in order and at most once; that
+every message with a receiver has arrived; and that no message arrives that was reported as not sent.
+
+Prints the number of calls for each outcome, then "OK" or the violations. The exit status is 1 if there is a violation.
 """
 
 from __future__ import annotations
@@ -18,15 +23,17 @@ from redis.asyncio import Redis
 
 from redismpx import ConnectionLost, Multiplexer
 from tests.helpers.loops import run
-from tests.helpers.servers import Server, find_binary
+from tests.helpers.servers import Server
 from tests.helpers.waiting import until
+
+from .measuring import report, running_server
 
 TASKS, MESSAGES, KILLS = 1000, 100_000, 50
 
 
 @dataclass
 class Result:
-    """What was seen of one run."""
+    """The counts and violations of one run."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     killed: int = 0
@@ -35,7 +42,7 @@ class Result:
 
 
 async def publish_while_killing(server: Server, admin: Redis, tasks: int, each: int, kills: int) -> Result:
-    """Publish from so many tasks, so many messages each, while the connection that they go over is killed so often."""
+    """Publish `each` messages from each of `tasks` tasks, while the publishing connection is killed `kills` times."""
     result = Result()
     total = tasks * each
     outcomes: dict[tuple[int, int], str] = {}
@@ -68,12 +75,12 @@ async def publish_while_killing(server: Server, admin: Redis, tasks: int, each: 
         for step in range(1, kills + 1):
             await until(lambda step=step: len(outcomes) >= total * step // (kills + 1), 60)  # type: ignore[misc]
             killed = 0
-            while not killed and len(outcomes) < total:  # while there is none, it is made again
+            while not killed and len(outcomes) < total:  # 0 while the next connection is not made yet
                 killed = await admin.client_kill_filter(_type="normal", skipme=True)
             result.killed += killed
 
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
-        sub = mpx.new_channel_subscription(on_message)  # over a connection of type pubsub, which is not killed
+        sub = mpx.new_channel_subscription(on_message)  # uses the connection of type pubsub, which is not killed
         sub.add("load")
         await sub.wait_for_activation(10)
         await asyncio.gather(kill(), *(caller(mpx, task) for task in range(tasks)))
@@ -93,32 +100,25 @@ async def publish_while_killing(server: Server, admin: Redis, tasks: int, each: 
 
 
 async def measure(server: Server, tasks: int, messages: int, kills: int) -> int:
-    """Report one run; return the exit status."""
+    """Do one run and print its report; return the exit status."""
     async with Redis.from_url(server.admin_url) as admin:
         began = asyncio.get_running_loop().time()
         result = await publish_while_killing(server, admin, tasks, messages // tasks, kills)
         seconds = asyncio.get_running_loop().time() - began
-    print(f"{messages} calls from {tasks} tasks in {seconds:.1f} s, across {result.killed} killed connections")
+    print(f"{messages} calls from {tasks} tasks in {seconds:.1f} s; {result.killed} connections killed")
     print(f"{result.arrived} messages arrived; outcomes: {dict(result.outcomes)}")
-    print(*result.violations[:20], sep="\n", end="\n" if result.violations else "")
-    print(f"{len(result.violations)} VIOLATIONS" if result.violations else "well")
-    return int(bool(result.violations))
+    return report(result.violations)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=TASKS)
     parser.add_argument("--messages", type=int, default=MESSAGES)
     parser.add_argument("--kills", type=int, default=KILLS)
     options = parser.parse_args()
     logging.disable()
-    binary = find_binary("valkey")
-    assert binary is not None
-    server = Server(binary).start()
-    try:
+    with running_server() as server:
         raise SystemExit(run(measure(server, options.tasks, options.messages, options.kills)))
-    finally:
-        server.remove()
 
 
 if __name__ == "__main__":

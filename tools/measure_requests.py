@@ -1,9 +1,14 @@
-"""Ten thousand requests at once, three services, one of them killed: `python -m tools.measure_requests`.
+"""Check ten thousand requests at once, with services that fail and die.
 
-The services run in processes of their own. Each has a channel to itself, and one that all three serve; they answer
-after a while, fail now and then, and now and then never answer. One is killed in the middle. Meanwhile somebody forges
-answers to channels that he guesses. Prints how the requests ended: each has one outcome, what it got is its own, and
-nothing is missing that was not asked of the killed one.
+    $ python -m tools.measure_requests [--requests 10000] [--timeout 15]
+
+Three processes serve requests. Each has a channel of its own, and all three serve one shared channel. A service replies
+after up to a second; some requests fail, and some are never answered. One service is killed in the middle. Meanwhile
+forged replies are published to guessed reply channels.
+
+The program checks, with assertions, that each request has exactly one outcome, that each reply belongs to its request,
+and that only requests to the killed service or without a reply time out. Prints the number of requests for each
+outcome, on each installed server (Valkey, Redis).
 """
 
 from __future__ import annotations
@@ -32,23 +37,25 @@ from redismpx import (
     RequestFailed,
 )
 from tests.helpers.loops import run
-from tests.helpers.servers import Server, find_binary
+from tests.helpers.servers import Server
 from tests.helpers.waiting import until
 
+from .measuring import installed_flavours, running_server
+
 SERVICES = 3
-SHARED = "work"  # the channel that all of them serve
-SPREAD = 1.0  # seconds that an answer takes at most
-FAILS, HANGS = 11, 97  # one request in so many fails, or is never answered
+SHARED = "work"  # the channel that all services serve
+MAX_DELAY = 1.0  # seconds until a reply
+FAILS, HANGS = 11, 97  # one of 11 requests fails, one of 97 gets no reply
 
 
 async def serve(url: str, number: int) -> None:
-    """Be one process: serve, say so, and go on until killed."""
+    """Run one service process: serve, print "ready", and go on until killed."""
 
     async def handle(request: Request) -> bytes:
         count = int(request.body.split()[0])
         if count % HANGS == HANGS - 1:
             await asyncio.Event().wait()
-        await asyncio.sleep(random.uniform(0, SPREAD))
+        await asyncio.sleep(random.uniform(0, MAX_DELAY))
         if count % FAILS == FAILS - 1:
             raise ValueError(f"{number} cannot: {request.body.decode()}")
         return b"%d did: %b" % (number, request.body)
@@ -63,7 +70,7 @@ async def serve(url: str, number: int) -> None:
 
 @contextlib.asynccontextmanager
 async def services(url: str) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-    """Run them until the end."""
+    """Run the service processes for the length of the block."""
     processes = [
         await asyncio.create_subprocess_exec(
             sys.executable,
@@ -85,38 +92,38 @@ async def services(url: str) -> AsyncIterator[list[asyncio.subprocess.Process]]:
             await process.wait()
 
 
-async def ask(mpx: Multiplexer, number: int, timeout: float, outcomes: Counter[str]) -> None:
-    """Ask once; note the one outcome, and see that it is this request's own."""
+async def send_request(mpx: Multiplexer, number: int, timeout: float, outcomes: Counter[str]) -> None:
+    """Send one request, record its outcome, and check that the reply belongs to it."""
     channel = SHARED if number % (SERVICES + 1) == SERVICES else f"{SHARED}-{number % (SERVICES + 1)}"
     body = f"{number} {secrets.token_hex(8)}"
     try:
-        answer = (await mpx.request(channel, body, timeout=timeout)).decode()
-        who, _, mine = answer.partition(" did: ")
-        outcome = f"answered by service {who}"
+        reply = (await mpx.request(channel, body, timeout=timeout)).decode()
+        service, _, mine = reply.partition(" did: ")
+        outcome = f"reply from service {service}"
     except RequestFailed as error:
         mine = error.reason.rpartition("cannot: ")[2]
         outcome = "failed"
     except PromiseTimeout:
-        assert number % HANGS == HANGS - 1 or channel == f"{SHARED}-0", f"{body!r} has lost its answer"
+        assert number % HANGS == HANGS - 1 or channel == f"{SHARED}-0", f"{body!r} has lost its reply"
         outcome, mine = "timed out", body
     except NoResponders:
-        outcome, mine = "nobody there", body
+        outcome, mine = "no responders", body
     except PromiseInterrupted:
         outcome, mine = "interrupted", body
-    assert mine == body, f"{body!r} was answered with {mine!r}"
+    assert mine == body, f"{body!r} got the reply to {mine!r}"
     outcomes[outcome] += 1
 
 
 async def forge(admin: Redis, mpx: Multiplexer, stopped: asyncio.Event) -> int:
-    """Answer channels that are guessed, with the prefix known, until stopped; return how often."""
+    """Publish replies to guessed channels below the known prefix until stopped; return their number."""
     prefix = mpx._requester._prefix
-    answer = bytes(Envelope(b"0 did: forged"))
+    reply = bytes(Envelope(b"0 did: forged"))
     count = 0
     while not stopped.is_set():
         pipe = admin.pipeline(transaction=False)
         for _ in range(100):
-            pipe.publish(prefix + secrets.token_urlsafe(16).encode(), answer)
-        pipe.publish(prefix, answer)
+            pipe.publish(prefix + secrets.token_urlsafe(16).encode(), reply)
+        pipe.publish(prefix, reply)
         assert set(await pipe.execute()) <= {0, 1}
         count += 101
         await asyncio.sleep(0.01)
@@ -124,7 +131,7 @@ async def forge(admin: Redis, mpx: Multiplexer, stopped: asyncio.Event) -> int:
 
 
 async def storm(server: Server, total: int, timeout: float) -> tuple[Counter[str], int, int]:
-    """Ask `total` times at once, and a few times more; return the outcomes, the most at a time, and the forgeries."""
+    """Send `total` requests at once and a few later; return the outcomes, the most pending, and the forged replies."""
     outcomes: Counter[str] = Counter()
     stopped = asyncio.Event()
     async with (
@@ -132,50 +139,44 @@ async def storm(server: Server, total: int, timeout: float) -> tuple[Counter[str
         Multiplexer(server.url, publish_timeout=timeout) as mpx,
         Redis.from_url(server.admin_url) as admin,
     ):
-        asking = [asyncio.ensure_future(ask(mpx, number, timeout, outcomes)) for number in range(total)]
+        requests = [asyncio.ensure_future(send_request(mpx, number, timeout, outcomes)) for number in range(total)]
         await until(lambda: mpx.stats().promises == total, timeout)
         most = mpx.stats().promises
         forger = asyncio.ensure_future(forge(admin, mpx, stopped))
-        await until(lambda: outcomes.total() >= total // 4, timeout)  # in the middle of it
+        await until(lambda: outcomes.total() >= total // 4, timeout)  # while many requests are pending
         processes[0].kill()
         async with asyncio.timeout(timeout):
             while (await admin.pubsub_numsub(f"{SHARED}-0"))[0][1]:
                 await asyncio.sleep(0.01)
         late = range(total, total + 2 * (SERVICES + 1))
-        asking += [asyncio.ensure_future(ask(mpx, number, timeout, outcomes)) for number in late]
-        await asyncio.gather(*asking)
+        requests += [asyncio.ensure_future(send_request(mpx, number, timeout, outcomes)) for number in late]
+        await asyncio.gather(*requests)
         stopped.set()
         forged = await forger
-        assert outcomes.total() == len(asking), "a request without an outcome"
-        assert mpx.stats().promises == 0, "a promise that was left behind"
+        assert outcomes.total() == len(requests), "a request has no outcome"
+        assert mpx.stats().promises == 0, "a promise is left"
         assert mpx.stats().patterns == mpx.stats().subscriptions == 1
     return outcomes, most, forged
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--timeout", type=float, default=15)
-    parser.add_argument("--serve", type=int)
-    parser.add_argument("--url")
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)  # runs one of the service processes
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable()
     if options.serve is not None:
         run(serve(options.url, options.serve))
         return
-    for flavour in ("valkey", "redis"):
-        binary = find_binary(flavour)
-        if binary is None:
-            continue
-        server = Server(binary).start()
-        try:
+    for flavour in installed_flavours():
+        with running_server(flavour) as server:
             began = time.monotonic()
             outcomes, most, forged = run(storm(server, options.requests, options.timeout))
-        finally:
-            server.remove()
-        print(f"{flavour}: {outcomes.total()} requests, {most} of them at a time, in {time.monotonic() - began:.1f} s:")
+        print(f"{flavour}: {outcomes.total()} requests, at most {most} pending, in {time.monotonic() - began:.1f} s:")
         print(*[f"  {count} {outcome}" for outcome, count in sorted(outcomes.items())], sep="\n")
-        print(f"  each its own; {forged} forged answers did nothing", flush=True)
+        print(f"  each reply belongs to its request; {forged} forged replies had no effect", flush=True)
 
 
 if __name__ == "__main__":

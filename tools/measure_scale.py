@@ -1,10 +1,18 @@
-"""What Pub/Sub costs the servers: `python -m tools.measure_scale`.
+"""Measure what Pub/Sub costs the servers.
 
-For messages of 64 bytes, the CPU time that servers say they used: on one server, by the number of connections that are
-subscribed; in clusters, at the node that is asked and at all others, classic and sharded, with the bytes that all nodes
-wrote for it. Then the memory of a server for subscribed names, what one look at the slot map costs, and how often ten
-multiplexers look when a primary dies. The machine should be idle otherwise: servers that are kept waiting have more to
-do at a time, and so do it for less.
+    $ python -m tools.measure_scale [--server redis] [--messages 50000]
+
+For messages of 64 bytes, prints the CPU time that the servers report:
+
+- on one server, for each number of subscribed connections;
+- in clusters, at the node that gets the PUBLISH and at all others, for classic and sharded channels, with the bytes
+  that all nodes write.
+
+Then prints the memory of a server for each subscribed name, the cost of one refresh of the slot map, and how often ten
+multiplexers refresh it when a primary dies. There is no limit; the exit status is 0.
+
+Run it on a machine that is idle otherwise. Servers that have to wait get more messages at a time, which makes each
+message cheaper.
 """
 
 from __future__ import annotations
@@ -25,12 +33,14 @@ from redismpx import Multiplexer
 from redismpx._io.redispy.slot_map import SlotMap
 from tests.helpers.cluster import Cluster
 from tests.helpers.monitor import calls_of
-from tests.helpers.servers import Server, find_binary
+from tests.helpers.servers import Server
 from tests.helpers.waiting import until
+
+from .measuring import FLAVOURS, running_server
 
 PAYLOAD = b"x" * 64
 CHANNEL = b"room:1"
-NAMES, CONNECTIONS, LOOKS, HERD = 100_000, 1_000, 300, 10
+NAMES, CONNECTIONS, REFRESHES, HERD = 100_000, 1_000, 300, 10
 
 
 def pack(*words: bytes) -> bytes:
@@ -38,7 +48,7 @@ def pack(*words: bytes) -> bytes:
 
 
 class Peer:
-    """A bare connection, so that the servers are kept busy and this process is not."""
+    """A bare connection, which costs this process little, so that the servers are the bottleneck."""
 
     def __init__(self, server: Server) -> None:
         self._socket = socket.create_connection(("127.0.0.1", server.port), 30)
@@ -48,7 +58,7 @@ class Peer:
         self._socket.sendall(data)
 
     def read(self, size: int) -> None:
-        """Read so many bytes."""
+        """Read `size` bytes."""
         while size:
             data = self._socket.recv(min(size, 1 << 16))
             assert data, "the server closed the connection"
@@ -66,7 +76,7 @@ class Peer:
 def exchange(
     publisher: Peer, subscribers: Sequence[Peer], counted: int, count: int, batch: int, *, sharded: bool
 ) -> None:
-    """Publish, so many at a time, and receive all of these before the next."""
+    """Publish `count` messages, `batch` at a time, and receive each batch before the next."""
     command = pack(b"SPUBLISH" if sharded else b"PUBLISH", CHANNEL, PAYLOAD) * batch
     replies = len(b":%d\r\n" % counted) * batch
     frames = len(pack(b"smessage" if sharded else b"message", CHANNEL, PAYLOAD)) * batch
@@ -78,13 +88,13 @@ def exchange(
 
 
 async def cpu(server: Server) -> float:
-    """Microseconds of CPU time that a server has used."""
+    """Return the microseconds of CPU time that a server has used."""
     info = await server.admin.info("cpu")
     return float(info["used_cpu_user"] + info["used_cpu_sys"]) * 1e6
 
 
 def written(server: Server) -> int:
-    """Bytes that a server has written, to clients and to other nodes."""
+    """Return the bytes that a server has written, to clients and to other nodes."""
     assert server.process is not None
     return int(Path(f"/proc/{server.process.pid}/io").read_text().split()[3])
 
@@ -93,8 +103,7 @@ async def memory(server: Server) -> int:
     return int((await server.admin.info("memory"))["used_memory"])
 
 
-async def one_server(binary: str, count: int) -> None:
-    server = Server(binary).start()
+async def one_server(server: Server, count: int) -> None:
     publisher = Peer(server)
     try:
         for batch in (1, 100):
@@ -118,11 +127,9 @@ async def one_server(binary: str, count: int) -> None:
     finally:
         publisher.close()
         await server.release()
-        server.remove()
 
 
-async def names_of(binary: str, sharded: bool) -> None:
-    server = Server(binary).start()
+async def memory_of_names(server: Server, sharded: bool) -> None:
     names = [b"room:%06d" % number for number in range(NAMES)]
     verb = b"ssubscribe" if sharded else b"subscribe"
     peers = []
@@ -144,20 +151,19 @@ async def names_of(binary: str, sharded: bool) -> None:
         each = (await memory(server) - before) / CONNECTIONS
         kind = "shard channel" if sharded else "channel"
         print(
-            f"a server's memory for a {kind}: {costs[0]:.0f} B, and {costs[1]:.0f} B for each other that has "
-            f"it; for a connection with one of them: {each:.0f} B",
+            f"memory of the server for a {kind}: {costs[0]:.0f} B, and {costs[1]:.0f} B for each further connection "
+            f"with the same name; for a connection with one name: {each:.0f} B",
             flush=True,
         )
     finally:
         for peer in peers:
             peer.close()
         await server.release()
-        server.remove()
 
 
 async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -> None:
     cluster = await Cluster.start(flavour, primaries, replicas)
-    await cluster.give_up_after(15)  # they will be busy
+    await cluster.give_up_after(15)  # seconds; busy nodes must not count as dead
     label = f"{primaries} primaries, {replicas} replicas"
     try:
         owner = await cluster.owner(CHANNEL)
@@ -169,12 +175,13 @@ async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -
             before = [await cpu(node) for node in (owner, *others)]
             bytes_before = sum(map(written, cluster.nodes))
             exchange(publisher, [subscriber], int(sharded), count, 100, sharded=sharded)
-            await asyncio.sleep(0.2)  # until those that nobody waits for have read it too
+            await asyncio.sleep(0.2)  # until the nodes that have no subscriber have read the messages, too
             bytes_after = sum(map(written, cluster.nodes))
             after = [await cpu(node) for node in (owner, *others)]
-            asked, *rest = [(now - then) / count for now, then in zip(after, before, strict=True)]
+            at_owner, *rest = [(now - then) / count for now, then in zip(after, before, strict=True)]
+            verb = "SPUBLISH" if sharded else "PUBLISH"
             print(
-                f"{label}: {'SPUBLISH' if sharded else 'PUBLISH'} to 1 connection {asked:.2f} us at the node asked, "
+                f"{label}: {verb} to 1 connection {at_owner:.2f} us at the publishing node, "
                 f"{sum(rest):.2f} us at all others, {(bytes_after - bytes_before) / count:.0f} B written for a message",
                 flush=True,
             )
@@ -186,14 +193,14 @@ async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -
             sent_before = [(await node.admin.info("stats"))["total_net_output_bytes"] for node in cluster.nodes]
             before = [await cpu(node) for node in cluster.nodes]
             began = time.process_time()
-            for _ in range(LOOKS):
+            for _ in range(REFRESHES):
                 await slot_map.refresh()
-            here = (time.process_time() - began) * 1e6 / LOOKS
+            here = (time.process_time() - began) * 1e6 / REFRESHES
             there = sum([await cpu(node) for node in cluster.nodes]) - sum(before)
             sent = sum([(await node.admin.info("stats"))["total_net_output_bytes"] for node in cluster.nodes])
             print(
-                f"{label}: one look at the slot map {there / LOOKS:.0f} us at the nodes, {here:.0f} us here, "
-                f"{(sent - sum(sent_before)) / LOOKS:.0f} B",
+                f"{label}: one refresh of the slot map {there / REFRESHES:.0f} us at the nodes, {here:.0f} us in this "
+                f"process, {(sent - sum(sent_before)) / REFRESHES:.0f} B",
                 flush=True,
             )
     finally:
@@ -201,7 +208,7 @@ async def one_cluster(flavour: str, primaries: int, replicas: int, count: int) -
 
 
 async def herd(flavour: str) -> None:
-    """Kill a primary that every multiplexer has a link to; tell how often they look until all is well again."""
+    """Kill a primary to which every multiplexer has a link; count the refreshes until all channels are active."""
     cluster = await Cluster.start(flavour)
     names = [b"room:%d" % number for number in range(30)]
     try:
@@ -227,29 +234,30 @@ async def herd(flavour: str) -> None:
             await until(lambda: active.total() < HERD * len(names))
             await until(lambda: active.total() == HERD * len(names), 60)
             took = time.monotonic() - began
-            looks = sum([await calls_of(node.admin, "cluster|slots") for node in others]) - before
+            refreshes = sum([await calls_of(node.admin, "cluster|slots") for node in others]) - before
             print(
-                f"a primary dies: {HERD} multiplexers looked {looks / HERD:.1f} times each in {took:.1f} s", flush=True
+                f"a primary dies: {HERD} multiplexers refresh {refreshes / HERD:.1f} times each in {took:.1f} s",
+                flush=True,
             )
     finally:
         await cluster.stop()
 
 
 async def measure(flavour: str, count: int) -> None:
-    binary = find_binary(flavour)
-    assert binary is not None, f"{flavour}-server is not on PATH"
     print(flavour)
-    await one_server(binary, count)
+    with running_server(flavour) as server:
+        await one_server(server, count)
     for sharded in (False, True):
-        await names_of(binary, sharded)
+        with running_server(flavour) as server:
+            await memory_of_names(server, sharded)
     for primaries in (3, 6):
         await one_cluster(flavour, primaries, primaries, count)
     await herd(flavour)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--server", choices=("valkey", "redis"), default="valkey")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", choices=FLAVOURS, default="valkey")
     parser.add_argument("--messages", type=int, default=50_000)
     options = parser.parse_args()
     logging.disable()

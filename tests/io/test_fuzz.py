@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from redismpx._io.session import link as link_module
-from tools.fuzz import GARBAGE, OTHERS, Rig, bulk, conversation, cut, mutate, push
+from tools.fuzz import GARBAGE, IGNORED_FRAMES, Rig, bulk, conversation, cut, mutate, push
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -58,7 +58,7 @@ async def some_streams(rig: Rig) -> list[bytes]:
     honest = [b"".join(conversation(rng, commands)[0]) for _ in range(2)]
     return [
         *honest,
-        honest[0] + b"".join(OTHERS),
+        honest[0] + b"".join(IGNORED_FRAMES),
         *(stream + rng.choice(GARBAGE) for stream in honest),
         *(mutate(rng, stream) for stream in honest),
     ]

@@ -17,7 +17,7 @@ HARMLESS = {
     flavour: ("--server", flavour, "--seconds", "1", "--settle", str(DEADLINE)) for flavour in ("valkey", "redis")
 }
 BROKEN = {
-    "only the old names are asked for": "not as wanted",
+    "only the old names are asked for": "not as desired",
     "a late joiner is not activated": "which is not active",
     "taken away during a fan-out": "which is not active",
 }
