@@ -10,16 +10,11 @@ __all__ = [
     "check_positive",
     "check_seconds",
     "to_bytes",
-    "to_client",
     "to_pattern",
     "to_payload",
 ]
 
-from typing import Any, NamedTuple, TypeVar
-
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
+from typing import NamedTuple, TypeVar
 
 from ._core.buffer import Overflow
 from .typing import Payload
@@ -144,27 +139,3 @@ def check_overflow(overflow: Overflow | str) -> Overflow:
     except ValueError:
         names = ", ".join(policy.value for policy in Overflow)
         raise ValueError(f"overflow must be one of {names}, and is {overflow!r}") from None
-
-
-def to_client(url: str, options: dict[str, Any]) -> Redis:
-    """Build a client from a URL and options, and make sure that they are good for a connection."""
-    # Unless they are asked for: redis-py would take a server's word for where to go, for all connections of the client.
-    options = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), **options}
-    try:
-        client = Redis.from_url(url, **options)
-    except ValueError as error:
-        # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated.
-        known = "scheme" in str(error) or str(error).startswith("Invalid value for")
-        hint = str(error) if known else "check the port, and percent-encode special characters in user and password"
-        raise ValueError(f"the Redis URL cannot be used: {hint}") from None
-    if client.connection_pool.connection_kwargs.get("decode_responses"):
-        raise ValueError(
-            "names and payloads are bytes here, so decode_responses=True cannot be used; give decode=bytes.decode"
-        )
-    try:
-        client.connection_pool.make_connection()
-    except TypeError as error:
-        raise TypeError(f"an option that redis-py does not know: {error}") from None
-    except RedisError as error:
-        raise ValueError(f"an option that redis-py cannot use: {error}") from None
-    return client

@@ -10,14 +10,17 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from redis.asyncio import Redis, RedisCluster
-from redis.backoff import AbstractBackoff, FullJitterBackoff
+from redis.backoff import AbstractBackoff
 
 from ._core.buffer import Budget, Overflow
 from ._core.wire import Kind
 from ._io.delivery.inbox import Consumer
+from ._io.deployment import DeploymentOptions, deployment_of
 from ._io.hub import Hub
+from ._io.redispy.client import client_from_url, reconnect_backoff
 from ._io.runtime.log import logger
-from ._io.session.session import SessionState
+from ._io.runtime.tasks import Tasks
+from ._io.session.session import SessionOptions, SessionState
 from .arguments import (
     Limits,
     check_bound,
@@ -26,7 +29,6 @@ from .arguments import (
     check_positive,
     check_seconds,
     to_bytes,
-    to_client,
     to_pattern,
     to_payload,
 )
@@ -34,10 +36,9 @@ from .channel import ChannelSubscription, ShardedChannelSubscription
 from .errors import MultiplexerIsClosed, quote
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
-from .publisher import Publisher
 from .request import Handler, OutgoingRequest, Requester
 from .service import Service, kind_of
-from .stats import Stats
+from .stats import Counters, Stats
 from .subscription import MessageSubscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
 
@@ -143,25 +144,26 @@ class Multiplexer:
         self._on_error = check_callback(on_error, "on_error")
         self._owned: Redis | None = None
         if isinstance(redis, str):
-            redis = self._owned = to_client(redis, connection_options)
+            redis = self._owned = client_from_url(redis, connection_options)
         elif connection_options:
             raise TypeError(f"options ({', '.join(connection_options)}) go with a URL only; set them on the client")
         elif not isinstance(redis, (Redis, RedisCluster)):
             kind = f"{type(redis).__module__}.{type(redis).__name__}"
             raise TypeError(f"redis must be a URL or a client, redis.asyncio.Redis or RedisCluster, not {kind}")
+        self._client = redis  # kept alive: connections of a Sentinel client refer to it weakly
+        tasks, counters = Tasks(), Counters()
+        sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters)
+        backoff = reconnect_backoff() if backoff is None else backoff
         self._hub = Hub(
-            redis,
-            FullJitterBackoff(cap=5.0, base=0.05) if backoff is None else backoff,
-            ping_interval,
-            ping_timeout,
-            delivery_probe,
+            lambda on_end: deployment_of(
+                redis, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
+            ),
+            tasks,
+            counters,
             Limits(**{name: check_bound(limit, name) for name, limit in limits.items()}),
             budget,
         )
-        self._publisher = Publisher(self._hub, self._owned is not None, publish_timeout)
-        self._requester = Requester(
-            self._hub, redis, self.publish, self._publisher.counts, self._on_error, self._max_pending
-        )
+        self._requester = Requester(self._hub, self.publish, self._on_error, self._max_pending)
 
     # --- subscriptions
 
@@ -301,7 +303,7 @@ class Multiplexer:
     async def publish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
         """Publish a message, and return how many connections received it, as Redis counts: a promise of nothing.
 
-        Messages go out in the order of the calls, over one connection of the client's pool. Calls made while others
+        Messages go out in the order of the calls, over one connection of its own. Calls made while others
         wait for their answers are sent together after those. Each call has its own outcome, and is sent once or not at
         all: nothing is tried again once it was sent. It may be called in callbacks too, and during `drain()`.
 
@@ -324,7 +326,7 @@ class Multiplexer:
             raise MultiplexerIsClosed
         self._hub.enter()
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
-        return await self._publisher.publish(name, to_payload(data, self._max_payload), sharded=sharded)
+        return await self._hub.deployment.publisher.publish(name, to_payload(data, self._max_payload), sharded=sharded)
 
     # --- request and reply
 
@@ -438,7 +440,7 @@ class Multiplexer:
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._hub.main.state is SessionState.CONNECTED
+        return self._hub.deployment.main.state is SessionState.CONNECTED
 
     async def connect(self, timeout: float | None = None) -> None:
         """Wait until there is a connection, for `timeout` seconds at most; None waits as long as it takes.
@@ -451,9 +453,9 @@ class Multiplexer:
         self._enter()
         try:
             async with asyncio.timeout(timeout):
-                await self._hub.main.connected()
+                await self._hub.deployment.main.connected()
         except TimeoutError:
-            outage = self._hub.main.outage
+            outage = self._hub.deployment.main.outage
             detail = "" if outage is None else f"; the last attempt: {outage.reason}"
             raise TimeoutError(f"no connection to Redis within {timeout} s{detail}") from outage
 
@@ -463,11 +465,11 @@ class Multiplexer:
         counters = hub.counters
         subscriptions = hub.subscriptions
         return Stats(
-            state=hub.main.state.value,
+            state=hub.deployment.main.state.value,
             connections=counters.connections,
             channels=hub.channels,
-            patterns=hub.wanted(Kind.PATTERN),
-            shards=0 if hub.shards is None else len(hub.shards),
+            patterns=hub.patterns,
+            shards=hub.deployment.shard_count,
             subscriptions=len(subscriptions),
             messages=counters.messages,
             ignored=counters.ignored,
@@ -476,7 +478,7 @@ class Multiplexer:
             dropped=counters.dropped,
             promises=counters.promises,
             published=counters.published,
-            last_error=hub.main.last_error,
+            last_error=hub.deployment.main.last_error,
         )
 
     def __repr__(self) -> str:
@@ -498,7 +500,6 @@ class Multiplexer:
         """
         self._hub.check()
         self._hub.close()
-        self._publisher.close()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Unsubscribe everything, let what was received be consumed and published, then close as `aclose()` does.
@@ -514,7 +515,7 @@ class Multiplexer:
         self._hub.check()
         if self._hub.closed:
             return
-        self._hub.draining = True
+        self._hub.drain()
         if self._hub.tasks.are_running:
             self._hub.tasks.start(self._drain_alone(timeout), "redismpx drain")
         else:
@@ -529,14 +530,14 @@ class Multiplexer:
     async def _drain(self, timeout: float | None) -> None:
         try:
             async with asyncio.timeout(timeout):
-                await self._hub.unsubscribed()
+                await self._hub.deployment.unsubscribe_all()
                 self._requester.interrupt()
                 await self._hub.consumed()
-                await self._publisher.flushed()
+                await self._hub.deployment.publisher.flushed()
         except TimeoutError:
             left = f"{self.stats().pending} messages not consumed"
-            if self._publisher.pending:
-                left += f" and {self._publisher.pending} not published"
+            if self._hub.deployment.publisher.pending:
+                left += f" and {self._hub.deployment.publisher.pending} not published"
             raise TimeoutError(f"{left} within {timeout} s; dropped") from None
         finally:
             await self.aclose()

@@ -12,11 +12,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from redis.asyncio import Redis, RedisCluster
-
 from ._io.delivery.inbox import Consumer
 from ._io.hub import Hub
-from ._io.redispy.diagnosis import is_cluster_node
 from .channel import ChannelSubscription
 from .envelope import Envelope
 from .errors import (
@@ -86,21 +83,15 @@ class Requester:
     def __init__(
         self,
         hub: Hub,
-        redis: Redis | RedisCluster,
         publish: Publish,
-        counts: Callable[[bytes], Awaitable[bool]],
         on_error: OnError | None,
         max_pending: int,
     ) -> None:
         self._hub = hub
-        self._redis = redis
         self._publish = publish
-        self._counts = counts  # whether 0 receivers of a sharded message means that there is no subscriber
         self._on_error = on_error
         self._max_pending = max_pending
         self._promises: PromiseSubscription | None = None
-        self._counts_all: bool | None = None  # whether PUBLISH counts all receivers; None: not known yet
-        self._counts_lock = asyncio.Lock()
 
     @cached_property
     def _prefix(self) -> bytes:
@@ -186,18 +177,8 @@ class Requester:
         receivers = await self._publish(request.channel, request.encode(reply_to), sharded=request.sharded)
         if receivers > 0 or outcome.done():
             return
-        if await (self._counts(request.channel) if request.sharded else self._counts_all_receivers()):
+        if await self._hub.deployment.counts_all(request.channel, sharded=request.sharded):
             raise NoResponders(request.channel)
-
-    async def _counts_all_receivers(self) -> bool:
-        """Tell whether PUBLISH counts all receivers: a node of a cluster counts its own subscribers only."""
-        async with self._counts_lock:
-            if self._counts_all is None:
-                is_node = await is_cluster_node(self._redis)
-                if is_node is None:  # the server does not say; ask again next time
-                    return True
-                self._counts_all = not is_node
-            return self._counts_all
 
 
 class _ReplySubscription:

@@ -531,7 +531,7 @@ class Run:
         return channels, len({c.pattern for c in self.consumers if c.pattern} | {a.name for a in self.promise_makers})
 
     def _differences(self) -> str:
-        registry = self.mpx._hub.main.registry
+        registry = self.mpx._hub.deployment.main.registry
         late = [(c.kind, c.sub, c.missing, c.checker.events[-6:]) for c in self.consumers if c.missing]
         channels, patterns = self._desired()
         return (

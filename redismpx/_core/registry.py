@@ -124,6 +124,11 @@ class Registry(Generic[S]):
         return bool(self._late or self._probes or ((self._dirty or self._queue) and has_room))
 
     @property
+    def draining(self) -> bool:
+        """Whether drain() was called."""
+        return self._draining
+
+    @property
     def is_empty(self) -> bool:
         """Whether nobody wants anything, and nothing is left to give up."""
         return not any(self._tables.values())

@@ -1,35 +1,23 @@
-"""What all subscriptions of a multiplexer share: one loop, the limits, the end. Leads each name to its link."""
+"""What all subscriptions of a multiplexer share: one loop, the limits, the end. Knows no server and no connection."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import threading
 from collections.abc import Callable, Collection
-from contextvars import Context
-from copy import deepcopy
 from typing import Protocol
-
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.sentinel import SentinelConnectionPool
-from redis.backoff import AbstractBackoff
 
 from .._core.buffer import Budget
 from .._core.wire import Kind
 from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, TooManyChannels, TooManyPatterns
 from ..stats import Counters
-from .deployment.cluster import Shards
-from .deployment.sentinel import MasterWatch
-from .redispy.diagnosis import describe, trusts_anybody
-from .redispy.endpoint import Endpoint, FixedEndpoint
-from .redispy.slot_map import AnyNodeEndpoint, SlotMap
+from .deployment import Deployment
 from .runtime.log import logger
 from .runtime.tasks import Tasks
-from .session.delivery_probe import DeliveryProbe
-from .session.dispatcher import Evict, Subscriber
-from .session.listener import Listener
-from .session.session import Session
+from .session.dispatcher import Subscriber
 
 
 class Closable(Protocol):
@@ -39,143 +27,120 @@ class Closable(Protocol):
     async def _consumed(self) -> None: ...
 
 
+class HubState(enum.Enum):
+    """Where a multiplexer is in its life."""
+
+    OPEN = "open"
+    DRAINING = "draining"  # no new subscriptions; callbacks may still publish
+    CLOSED = "closed"
+
+
+HUB_TRANSITIONS: dict[HubState, frozenset[HubState]] = {
+    HubState.OPEN: frozenset({HubState.DRAINING, HubState.CLOSED}),
+    HubState.DRAINING: frozenset({HubState.CLOSED}),
+    HubState.CLOSED: frozenset(),
+}
+
+
 class Hub:
-    """Binds a multiplexer to its loop, and leads names to `main`, or, in a cluster, to the shard where they belong."""
+    """Binds a multiplexer to its loop, keeps its limits, and closes its subscriptions."""
 
     def __init__(
         self,
-        client: Redis | RedisCluster,
-        backoff: AbstractBackoff,
-        ping_interval: float | None,
-        ping_timeout: float,
-        delivery_probe: float | None,
+        new_deployment: Callable[[Callable[[], None]], Deployment],
+        tasks: Tasks,
+        counters: Counters,
         limits: Limits,
         budget: Budget,
     ) -> None:
-        self._client: Redis | RedisCluster = client  # kept alive: connections of a Sentinel client refer to it weakly
-        self._backoff: AbstractBackoff = backoff
-        self._pings: tuple[float | None, float] = (ping_interval, ping_timeout)
+        self.tasks: Tasks = tasks
+        self.counters: Counters = counters
         self.limits: Limits = limits
         self.budget: Budget = budget
-        self.tasks: Tasks = Tasks()
-        self.counters: Counters = Counters()
-        self.subscriptions: set[Closable] = set()  # all that are open
-        self.draining: bool = False
-        self.closed: bool = False
+        self.state: HubState = HubState.OPEN
+        self.subscriptions: set[Closable] = set()
+        """All open subscriptions."""
+        self.deployment: Deployment = new_deployment(self.close)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: tuple[int, int] = (0, 0)  # process and thread of the loop
-        self.slot_map: SlotMap | None = SlotMap(client) if isinstance(client, RedisCluster) else None
-        self.endpoint: Endpoint = self.new_endpoint()
-        self.main: Session = self._new_session(self.endpoint, None)
-        self.shards: Shards | None = None if self.slot_map is None else Shards(self.slot_map, self._new_session)
-        self._listeners: list[Listener] = []
-        pool: object = self.endpoint.pool
-        if isinstance(pool, SentinelConnectionPool) and pool.is_master:
-            self._listeners.append(MasterWatch(pool, self.main))
-        if delivery_probe is not None:
-            self._listeners.append(DeliveryProbe(self.new_endpoint(), delivery_probe, self.main.condemn))
-        for listener in self._listeners:
-            self.main.registry.add(Kind.CHANNEL, (listener.channel,), listener)
 
-    def new_endpoint(self) -> Endpoint:
-        """Return a way to the server, or to a node of the cluster."""
-        if self.slot_map is not None:
-            return AnyNodeEndpoint(self.slot_map)
-        assert isinstance(self._client, Redis)
-        return FixedEndpoint(self._client.connection_pool)
+    @property
+    def draining(self) -> bool:
+        """Whether new subscriptions are rejected, because the multiplexer drains."""
+        return self.state is HubState.DRAINING
 
-    def _new_session(self, endpoint: Endpoint, evict: Evict | None) -> Session:
-        return Session(
-            endpoint,
-            self._backoff if evict is None else deepcopy(self._backoff),  # it may count
-            *self._pings,
-            self.tasks,
-            self.counters,
-            evict=evict,
-            ended=self.close if evict is None else None,
-        )
+    @property
+    def closed(self) -> bool:
+        """Whether the multiplexer is closed."""
+        return self.state is HubState.CLOSED
+
+    def _move(self, state: HubState) -> None:
+        if state not in HUB_TRANSITIONS[self.state]:
+            raise AssertionError(f"{self.state} to {state}")
+        logger.debug("multiplexer %s -> %s", self.state.value, state.value)
+        self.state = state
 
     # --- what subscriptions call
 
     def join(self, subscription: Closable) -> None:
-        """Take in a subscription, to be closed at the end."""
+        """Register a subscription, to be closed at the end."""
         self.subscriptions.add(subscription)
 
     def leave(self, subscription: Closable) -> None:
-        """Let go of a subscription that is closed."""
+        """Forget a closed subscription."""
         self.subscriptions.discard(subscription)
-
-    def wanted(self, kind: Kind) -> int:
-        """Tell how many names of a kind somebody wants."""
-        if kind is Kind.SHARD_CHANNEL and self.shards is not None:
-            return self.shards.wanted
-        return self.main.registry.wanted[kind]
 
     @property
     def channels(self) -> int:
-        """How many channels somebody wants, shard channels among them."""
-        return self.wanted(Kind.CHANNEL) + self.wanted(Kind.SHARD_CHANNEL)
+        """How many channels have subscribers, shard channels among them."""
+        return self.deployment.name_count(Kind.CHANNEL) + self.deployment.name_count(Kind.SHARD_CHANNEL)
+
+    @property
+    def patterns(self) -> int:
+        """How many patterns have subscribers."""
+        return self.deployment.name_count(Kind.PATTERN)
 
     def admit(self, kind: Kind, names: Collection[bytes]) -> None:
-        """Refuse more names than the limits allow, before any is wanted."""
+        """Raise if there would be more names than the limits allow. Nothing is changed."""
         error: type[LimitReached]
         if kind is Kind.PATTERN:
-            error, option, limit, wanted = TooManyPatterns, "max_patterns", self.limits.max_patterns, self.wanted(kind)
+            error, option, limit, count = TooManyPatterns, "max_patterns", self.limits.max_patterns, self.patterns
         else:
-            error, option, limit, wanted = TooManyChannels, "max_channels", self.limits.max_channels, self.channels
-        if limit is None or wanted + len(names) <= limit:
+            error, option, limit, count = TooManyChannels, "max_channels", self.limits.max_channels, self.channels
+        if limit is None or count + len(names) <= limit:
             return
-        if kind is Kind.SHARD_CHANNEL and self.shards is not None:
-            new = self.shards.count_new(names)
-        else:
-            new = self.main.registry.count_new(kind, names)
-        if wanted + new > limit:
+        if count + self.deployment.count_new(kind, names) > limit:
             raise error(option, limit)
 
     def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
-        """Want names for a subscriber."""
-        if kind is Kind.SHARD_CHANNEL and self.shards is not None:
-            self.shards.add(names, subscriber)
-        else:
-            self.main.add(kind, names, subscriber)
+        """Subscribe to names for a subscriber."""
+        self.deployment.add(kind, names, subscriber)
 
     def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
-        """Stop wanting names for a subscriber; tell how many were active."""
-        if kind is Kind.SHARD_CHANNEL and self.shards is not None:
-            return self.shards.remove(names, subscriber)
-        return self.main.remove(kind, names, subscriber)
+        """Unsubscribe a subscriber from names; return how many were active."""
+        return self.deployment.remove(kind, names, subscriber)
 
     def outage(self, kind: Kind) -> ConnectionLost | None:
-        """Tell why there is no connection for names of a kind now; None while there is one."""
-        if kind is Kind.SHARD_CHANNEL and self.shards is not None:
-            return self.shards.outage
-        return self.main.outage
+        """Return why there is no connection for names of a kind now; None while there is one."""
+        return self.deployment.outage(kind)
 
     def call_soon(self, callback: Callable[[], object]) -> None:
-        """Have the loop call something in its next turn."""
-        self.main.call_soon(callback)
+        """Call `callback` in the next iteration of the loop."""
+        self.deployment.main.call_soon(callback)
 
     # --- one loop
 
     def enter(self) -> None:
-        """Begin a public call: bind to the first loop that runs, and start; refuse any other."""
+        """Begin a public call: bind to the first loop that runs, and start; reject any other loop."""
         loop = self.check()
         if loop is None or self._loop is not None or self.closed:
             return
         self._loop = loop
         self._owner = (os.getpid(), threading.get_ident())
-        if trusts_anybody(self.endpoint.pool):
-            where = describe(self.endpoint.pool)
-            logger.warning("TLS to Redis at %s is not verified: whoever answers is trusted", where)
-        self.main.start()
-        if self.shards is not None:
-            self.shards.start()
-            self.tasks.start(self.shards.run(), "redismpx slot map", Context())
-        for listener in self._listeners:
-            self.tasks.start(listener.run(), listener.title, Context())
+        self.deployment.start()
 
     def check(self) -> asyncio.AbstractEventLoop | None:
-        """Refuse any loop, thread and process but its own; return the loop that runs."""
+        """Reject any loop, thread and process but its own; return the running loop."""
         try:
             loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -188,36 +153,32 @@ class Hub:
         if loop is None and thread == threading.get_ident():
             return None  # between two runs of its own loop
         raise RuntimeError(
-            "this multiplexer belongs to another event loop or thread; make one for each loop, or come over with "
+            "this multiplexer belongs to another event loop or thread; make one for each loop, or call it there with "
             "loop.call_soon_threadsafe() or asyncio.run_coroutine_threadsafe()"
         )
 
     # --- the end
 
-    async def unsubscribed(self) -> None:
-        """Give up every name, and wait until nothing comes any more."""
-        self.draining = True
-        if self.shards is not None:
-            await self.shards.unsubscribed()
-        await self.main.unsubscribed()
+    def drain(self) -> None:
+        """Reject new subscriptions from now on."""
+        if self.state is HubState.OPEN:
+            self._move(HubState.DRAINING)
 
     async def consumed(self) -> None:
-        """Wait until all that was received has been consumed."""
+        """Wait until every received message is consumed."""
         for subscription in tuple(self.subscriptions):
             await subscription._consumed()
 
     def close(self) -> None:
-        """End everything at once, and for good. Without effect when closed."""
+        """Close every subscription and connection, at once and for good. Without effect when closed."""
         if self.closed:
             return
-        self.closed = True
+        self._move(HubState.CLOSED)
         for subscription in tuple(self.subscriptions):
             try:
                 subscription.close()
-            except RuntimeError:  # its loop is closed, and so nobody waits who could be woken
+            except RuntimeError:  # its loop is closed, and so no task waits for it
                 logger.debug("closed after its loop", exc_info=True)
-        self.main.close()
-        if self.shards is not None:
-            self.shards.close()
+        self.deployment.close()
         if self._loop is not None and not self._loop.is_closed():
             self.tasks.cancel()

@@ -17,9 +17,10 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, NoResponders, PromiseTimeout, Request
-from redismpx import publisher as publisher_module
 from redismpx._core.wire import Kind
-from redismpx._io.deployment import cluster as shards_module
+from redismpx._io.deployment import shards as shards_module
+from redismpx._io.publishing import cluster as publishing_module
+from redismpx._io.publishing import publisher as publisher_module
 from redismpx._io.publishing.pipeline import PublishCall
 from redismpx._io.redispy.slot_map import SlotMap
 from tools.measure_migrations import SEED, Result, Stream, migrate
@@ -188,7 +189,7 @@ async def test_a_lost_link_to_any_node_is_replaced_by_one_to_another(shared_clus
 async def test_there_is_a_link_to_each_primary_that_is_needed_as_long_as_it_is(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "LINGER", 0.2)
+    monkeypatch.setattr(shards_module, "SHARD_LINGER", 0.2)
     first, second, third = await shared_cluster.primaries()
     async with multiplexing(shared_cluster) as mpx:
         await mpx.connect(10)
@@ -231,7 +232,7 @@ async def test_there_is_a_link_to_each_primary_that_is_needed_as_long_as_it_is(
 async def test_a_link_that_is_needed_again_before_it_is_closed_stays(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "LINGER", 0.05)
+    monkeypatch.setattr(shards_module, "SHARD_LINGER", 0.05)
     one, other = await at(await shared_cluster.owner(0), 2)
     async with multiplexing(shared_cluster) as mpx:
         checker = Checker()
@@ -248,7 +249,7 @@ async def test_a_link_that_is_needed_again_before_it_is_closed_stays(
             sub.add(one)
             await sub.wait_for_activation(10)
         loop = asyncio.get_running_loop()
-        shards = mpx._hub.shards
+        shards = mpx._hub.deployment.shards
         assert shards is not None
         (shard,) = shards._shards.values()
         assert shard.closing is None
@@ -543,7 +544,7 @@ async def test_names_follow_to_a_node_that_is_added_and_away_from_one_that_is_re
         await shared_cluster.remove_node(node)
         await until(lambda: checker.activations == 8 and len(checker.active) == 4)
         await at_their_owners(shared_cluster, names)
-        await until(lambda: mpx.stats().shards == len(set(mpx._hub.shards._homes.values())))  # type: ignore[union-attr]
+        await until(lambda: mpx.stats().shards == len(set(mpx._hub.deployment.shards._places.values())))  # type: ignore[union-attr]
         assert checker.disconnects == 4
         assert await mpx.publish(names[0], "x", sharded=True) == 1
         assert not checker.faults + checker.errors
@@ -1001,7 +1002,7 @@ async def test_a_former_primary_that_counts_nobody_is_not_believed(
 async def test_who_publishes_finds_the_new_primary_when_nobody_hears(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher_module, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(publishing_module, "REFRESH_INTERVAL", 0.0)
     owner, *_ = await shared_cluster.primaries()
     (name,) = await at(owner)
     async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
@@ -1035,7 +1036,7 @@ async def test_each_delivery_probe_is_published_at_another_node(shared_cluster: 
 async def test_nobody_looks_at_the_slot_map_after_the_end(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher_module, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(publishing_module, "REFRESH_INTERVAL", 0.0)
     mpx = Multiplexer(RedisCluster.from_url(shared_cluster.url), backoff=QUICK)
 
     class Closing(PublishCall):

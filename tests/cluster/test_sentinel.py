@@ -257,7 +257,7 @@ async def test_what_is_published_where_sentinels_talk_has_them_asked_and_no_more
     pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody with the right to it can publish there. Asked are the Sentinels only about another master of ours."""
-    monkeypatch.setattr(master_module, "PAUSE", 0)
+    monkeypatch.setattr(master_module, "QUESTION_PAUSE", 0)
     monkeypatch.setattr(master_module, "QUESTIONS", 1)
     old, new = pair
     word = OneWord(old)
@@ -449,7 +449,7 @@ async def test_a_master_that_was_cut_off_and_still_answers_is_left_by_those_who_
         await new.admin.execute_command("REPLICAOF", "NO", "ONE")
         word.master = new
         if probe is None:
-            link = mpx._hub.main._link
+            link = mpx._hub.deployment.main._link
             assert link is not None
             for _ in range(10):  # it goes on answering pings, each sent after the last was heard
                 heard = link._heard

@@ -15,39 +15,32 @@ from tools.mutants import MUTANTS, Mutant
 PACKAGE = Path(redismpx.__file__).parent
 
 FLOORS = [
-    {"errors", "_core.bisection", "_core.wire", "_core.buffer"},
-    {"typing", "stats", "arguments", "_core.entry"},
-    {"_core.registry"},
-    {"message", "envelope", "reply"},
-    {"_io.runtime.log", "_io.redispy.endpoint"},
-    {"_io.runtime", "_io.delivery.reporter", "_io.redispy.dial", "_io.redispy.diagnosis"},
-    {
-        "_io.delivery.inbox",
-        "_io.session.link",
-        "_io.session.dispatcher",
-        "_io.session.reconnect",
-        "_io.redispy.slot_map",
-        "_io.publishing.pipeline",
-    },
-    {"_io.session.listener", "_io.session.session"},
-    {"_io.deployment.sentinel", "_io.session.delivery_probe", "_io.deployment.cluster"},
+    {"errors"},
+    {"_core"},
+    {"typing", "stats", "arguments", "message", "envelope", "reply"},
+    {"_io.runtime"},
+    {"_io.redispy"},
+    {"_io.session"},
+    {"_io.publishing"},
+    {"_io.delivery"},
+    {"_io.deployment"},
     {"_io.hub"},
     {"subscription"},
     {"channel", "pattern", "promise"},
     {"request"},
     {"service"},
-    {"publisher"},
     {"multiplexer"},
     {""},
     {"demo"},
     {"cli"},
     {"__main__"},
 ]
-"""From the ground up; "" is the package itself, and the demo is one room. A module imports from its floor or below."""
+"""From the ground up; "" is the package itself. A module imports from its own floor and from those below."""
 
 
 @functools.cache
 def modules() -> dict[str, ast.Module]:
+    """The modules of the package by their names, without those that hold nothing but a docstring."""
     found: dict[str, ast.Module] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
@@ -55,22 +48,24 @@ def modules() -> dict[str, ast.Module]:
     return {name: tree for name, tree in found.items() if ast.get_docstring(tree) is None or len(tree.body) > 1}
 
 
+def folder_of(name: str) -> list[str]:
+    """The package that the relative imports of a module begin at."""
+    parts = name.split(".") if name else []
+    return parts if PACKAGE.joinpath(*parts).is_dir() else parts[:-1]
+
+
 def imported(name: str, tree: ast.Module) -> set[str]:
-    """The modules of the package that a module imports, and the top-level names of others."""
-    folder = name.split(".")[:-1]
+    """The modules of the package that a module imports, and the top-level names of others, with a colon."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] + ":" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            module = node.module or ""
+            inside = module.partition(".")[0] == "redismpx"
+            found.add(module.removeprefix("redismpx").lstrip(".") if inside else module.split(".")[0] + ":")
         elif isinstance(node, ast.ImportFrom):
-            if node.level == 0:
-                module = node.module or ""
-                found.add(
-                    module.removeprefix("redismpx").lstrip(".")
-                    if module.startswith("redismpx")
-                    else module.split(".")[0] + ":"
-                )
-                continue
+            folder = folder_of(name)
             base = folder[: len(folder) - node.level + 1]
             if node.module:
                 found.add(".".join([*base, node.module]))
@@ -81,9 +76,10 @@ def imported(name: str, tree: ast.Module) -> set[str]:
 
 
 def floor_of(name: str) -> int:
-    rooms = {name, name.rpartition(".")[0] or name, name.partition(".")[0]}
+    parts = name.split(".")
+    rooms = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     for number, floor in enumerate(FLOORS):
-        if rooms & floor:
+        if floor.intersection(rooms):
             return number
     raise AssertionError(f"{name or 'redismpx'} has no floor")
 

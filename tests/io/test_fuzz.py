@@ -28,7 +28,7 @@ def test_four_thousand_streams_end_well() -> None:
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """A rig whose turns never end, so that no piece is made two of by a slow machine."""
-    monkeypatch.setattr(link_module, "TURN", math.inf)
+    monkeypatch.setattr(link_module, "TIME_SLICE", math.inf)
     rig = Rig()
     yield rig
     rig.check()

@@ -156,9 +156,10 @@ async def test_a_client_that_wants_them_follows_them_also_for_the_link(caplog: p
         checker = Checker()
         mpx.new_channel_subscription(*checker.callbacks).add("a")
         await until(lambda: checker.messages == 3)
-        await publish_all(mpx, server)
+        for _ in range(3):
+            assert await client.publish("a", "x") == 7
         options = client.connection_pool.connection_kwargs
         assert (options["host"], str(options["port"])) == ("localhost", url.rpartition(":")[2])  # the port it had
         assert mpx.connected  # the link stays where it is, ...
         assert checker.kinds == ["activation"] + ["message"] * 3
-        assert mpx._hub.endpoint.pool.connection_kwargs is options  # ... and the next one goes there
+        assert mpx._hub.deployment._endpoint.pool.connection_kwargs is options  # ... and the next one goes there

@@ -140,7 +140,7 @@ async def break_everything(url: str, admin: Redis, server: Server, **options: An
         before = mpx.stats().last_error
         server.kill()
         await until(lambda: (e := mpx.stats().last_error) is not before and "cannot connect" in str(e))
-        shown += [mpx.stats(), mpx._hub, mpx._hub._client, mpx._hub._client.connection_pool]
+        shown += [mpx.stats(), mpx._hub, mpx._client, mpx._client.connection_pool]
     shown += [mpx, mpx.stats(), *subs, pattern, promises, cleared, cleared.exception()]
     with pytest.raises(Exception) as caught:
         read.add("x")
@@ -169,7 +169,7 @@ async def test_no_canary_comes_out(server: Server, admin: Redis, caplog: pytest.
     assert not re.search("^ERROR all is lost", caplog.text, re.MULTILINE)
     ours = [r.getMessage() for r in caplog.records if r.name == "redismpx"]
     assert [m for m in ours if "on_activation of" in m]
-    assert [m for m in ours if "until this is mended" in m]
+    assert [m for m in ours if "until this is fixed" in m]
     assert not [m for m in ours if "\n" in m or len(m) > 1000]
 
 

@@ -55,7 +55,7 @@ class World:
         self.sockets = open_sockets()
         self.task: asyncio.Task[Any] | None = None
         self.mpx = Multiplexer(url, backoff=ConstantBackoff(0.001))
-        session = self.mpx._hub.main
+        session = self.mpx._hub.deployment.main
         steps = Steps(session._run(), moment, lambda: self.begin(begin(self)))
         session._run = steps.run  # type: ignore[method-assign]
         self.sub = self.mpx.new_channel_subscription()
@@ -74,7 +74,7 @@ class World:
             if self.task is not None:
                 return True
             if connections == 1:
-                self.mpx._hub.main._link.abort("cut")  # type: ignore[union-attr]
+                self.mpx._hub.deployment.main._link.abort("cut")  # type: ignore[union-attr]
         return False
 
     @property
@@ -119,7 +119,7 @@ async def test_the_end_at_each_suspension_of_the_session(
         world = World(url if is_there else f"redis://127.0.0.1:{free_port()}", moment, lambda w: end(w.mpx))
         if await world.live():
             await world.task
-            assert world.mpx._hub.main.state.value == "closed"
+            assert world.mpx._hub.deployment.main.state.value == "closed"
         await world.mpx.aclose()
         await world.is_clean()
         if world.task is None:

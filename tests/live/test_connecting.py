@@ -186,7 +186,7 @@ async def test_a_server_that_is_still_loading_takes_subscriptions(server: Server
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
         await sub.wait_for_activation(10)
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         assert link is not None
         await until(lambda: link.state.value == "pinged")
         await until(lambda: link.state.value == "live")  # by -LOADING

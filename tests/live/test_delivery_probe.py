@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import ConnectionPool, Redis
 
 from redismpx import ConnectionLost, Multiplexer
-from redismpx._io.redispy.endpoint import FixedEndpoint
+from redismpx._io.redispy.endpoint import Endpoint
 from redismpx._io.session.delivery_probe import DeliveryProbe
 
 from ..helpers.checker import Checker
@@ -69,7 +69,7 @@ async def test_without_a_probe_a_former_master_is_kept_and_nothing_arrives(succe
         sub.add("a")
         await sub.wait_for_activation(5)
         await fail_over(service, successor)
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(3):  # it goes on answering pings, each sent after the last was heard
             heard = link._heard
@@ -93,7 +93,7 @@ async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
 async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
     """Workers of a server that forks after the import have a channel in common, and probe it at the same time."""
     async with Multiplexer(url, delivery_probe=0.05) as mpx:
-        (probe,) = mpx._hub._listeners
+        (probe,) = mpx._hub.deployment._listeners
         take = probe.deliver
 
         def deliver(channel: bytes, data: bytes) -> None:
@@ -115,7 +115,7 @@ async def test_a_probe_that_redis_does_not_take_condemns_nothing(
         async with Multiplexer(url, username="probe", password="", delivery_probe=0.02) as mpx:
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
-            await until(lambda: "delivery probe can tell nothing" in caplog.text)
+            await until(lambda: "delivery probe shows nothing" in caplog.text)
             if rights == "-publish":
                 before = (await admin.info("stats"))["total_connections_received"]
                 async with asyncio.timeout(10):
@@ -138,7 +138,7 @@ async def test_probes_that_condemn_one_link_after_the_other_become_rare_until_on
         probe.activate(probe.channel)
 
     pool = ConnectionPool.from_url(url)
-    probe = DeliveryProbe(FixedEndpoint(pool), 0.01, condemn)
+    probe = DeliveryProbe(Endpoint(pool), 0.01, condemn)
     probe.activate(probe.channel)
     task = asyncio.create_task(probe.run())
     await until(lambda: len(waits) == 6)

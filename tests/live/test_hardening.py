@@ -152,7 +152,7 @@ async def test_a_backoff_that_fails_is_logged_and_not_the_end(
     server.kill()
     async with Multiplexer(server.url, backoff=Failing()) as mpx:
         mpx.new_channel_subscription().add("a")
-        await until(lambda: mpx._hub.main._retries.failures >= 5)
+        await until(lambda: mpx._hub.deployment.main._policy.failures >= 5)
         assert caplog.text.count("the backoff failed") == 1
         server.start()
         await mpx.connect(5)
@@ -172,7 +172,7 @@ async def test_a_link_that_swallows_all_we_send_is_left_though_messages_flow() -
 
         def left() -> bool:
             nonlocal most
-            most = max(most, len(mpx._hub.main.registry._in_flight))
+            most = max(most, len(mpx._hub.deployment.main.registry._in_flight))
             return fake.accepted >= 3
 
         await until(left)
@@ -297,7 +297,7 @@ async def test_refusing_to_unsubscribe_is_warned_of_once(
         for name in names:
             sub.remove(name)
             await asyncio.sleep(0.005)
-        await until(lambda: mpx._hub.main.registry.oldest_command is None)
+        await until(lambda: mpx._hub.deployment.main.registry.oldest_command is None)
     assert sum("refuses to unsubscribe" in r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING) == 1
 
 

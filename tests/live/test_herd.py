@@ -29,7 +29,7 @@ def seeded() -> Iterator[None]:
 
 def returns(outage: float, backoff: AbstractBackoff | None = None) -> list[float]:
     """Return when each of MANY dials first after an outage of so many seconds, on a clock that knows no lateness."""
-    retries = Multiplexer(backoff=backoff)._hub.main._retries
+    retries = Multiplexer(backoff=backoff)._hub.deployment.main._retries
     times = []
     for _ in range(MANY):
         retries.failures = 0

@@ -175,7 +175,7 @@ async def test_a_server_that_a_script_keeps_busy_is_kept(server: Server, admin: 
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
         await sub.wait_for_activation(5)
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         assert link is not None
         script = asyncio.create_task(admin.eval("while true do end", 0))
         await until(lambda: link.state.value == "pinged")
@@ -183,7 +183,7 @@ async def test_a_server_that_a_script_keeps_busy_is_kept(server: Server, admin: 
 
         def answered() -> bool:  # by -BUSY
             nonlocal most
-            most = max(most, len(mpx._hub.main.registry._in_flight))
+            most = max(most, len(mpx._hub.deployment.main.registry._in_flight))
             return link.state.value == "live"
 
         await until(answered)
@@ -206,7 +206,7 @@ async def test_a_user_who_may_not_ping_keeps_the_connection(server: Server, admi
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
         sub.add("a")
         await sub.wait_for_activation(5)
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(5):
             await until(lambda: link.state.value == "pinged")
@@ -274,7 +274,7 @@ async def test_a_connection_that_can_be_read_and_not_written_is_left_without_a_f
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("first")
         await sub.wait_for_activation(5)
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         assert link is not None
         assert link._transport is not None
         with socket.socket(fileno=os.dup(link._transport.get_extra_info("socket").fileno())) as same:
@@ -327,7 +327,7 @@ async def test_a_peer_that_stops_reading_holds_up_neither_what_it_sends_nor_the_
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
             await sub.wait_for_activation(5)
-            link = mpx._hub.main._link
+            link = mpx._hub.deployment.main._link
             assert link is not None
             assert link._transport is not None
             proxy.to_server.stall = True

@@ -466,8 +466,8 @@ async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
         mpx.new_channel_subscription(lambda *_: None).add("a")  # welcome
         await admin.publish("a", "x")  # fan out to more than a portion
         if name in ("_retry", "retry_refused"):
-            await until(lambda: mpx._hub.main._retrying is not None)
-            mpx._hub.main._retry_in(0)
+            await until(lambda: mpx._hub.deployment.main._retrying is not None)
+            mpx._hub.deployment.main._retry_in(0)
         if name in ("lose", "connection_lost"):
             await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await until(lambda: bool(faults))

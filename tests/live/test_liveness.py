@@ -43,7 +43,7 @@ async def test_a_silence_is_found_out_when_the_ping_deadline_is_over_and_not_bef
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
             await sub.wait_for_activation(5)
-            link = mpx._hub.main._link
+            link = mpx._hub.deployment.main._link
             assert link is not None
             link.lost.add_done_callback(lambda _: ended.append(loop.time()))
             await until(lambda: link.state.value == "pinged")
@@ -70,7 +70,7 @@ async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
         sub.add("a")
         await sub.wait_for_activation(5)
         server.freeze()
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         assert link is not None
         await until(lambda: link.state.value == "pinged")
         server.thaw()
@@ -84,7 +84,7 @@ async def test_our_own_loop_standing_still_is_no_reason(url: str) -> None:
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
         await sub.wait_for_activation(5)
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(3):
             await until(lambda: link.state.value == "live")
@@ -103,7 +103,7 @@ from redismpx import Multiplexer
 async def main():
     async with Multiplexer(sys.argv[1], ping_interval=0.1, ping_timeout=0.3) as mpx:
         await mpx.connect(5)
-        link = mpx._hub.main._link
+        link = mpx._hub.deployment.main._link
         print("connected", flush=True)
         sys.stdin.readline()
         while link.state.value != "pinged":

@@ -58,9 +58,9 @@ async def outcomes(calls: list[asyncio.Task[int]]) -> list[Any]:
 
 async def idle_connection_ended(mpx: Multiplexer) -> None:
     """Wait until the end of the connection has reached this process: before that, it cannot be known."""
-    (connection,) = mpx._hub._client.connection_pool._available_connections
-    reader = connection._reader
-    assert reader is not None
+    connection = mpx._hub.deployment.publisher._pipeline._connection
+    assert connection is not None
+    reader = connection._raw._reader
     await until(lambda: reader.at_eof() or reader.exception() is not None)
 
 
@@ -297,7 +297,7 @@ async def test_calls_during_an_outage_are_sent_afterwards(server: Server) -> Non
         server.kill()
         await idle_connection_ended(mpx)
         calls = start(mpx, *"123")
-        await until(lambda: mpx._publisher._pipeline._failure is not None)
+        await until(lambda: mpx._hub.deployment.publisher._pipeline._failure is not None)
         server.start()
         assert await outcomes(calls) == [0, 0, 0]
         assert mpx.stats().published == 4
@@ -339,7 +339,7 @@ async def test_a_frozen_server_leaves_only_sent_calls_open(server: Server) -> No
         assert await mpx.publish("a", "0") == 1
         server.freeze()
         calls = start(mpx, "1")
-        await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
+        await until(lambda: len(mpx._hub.deployment.publisher._pipeline._sent) == 1)
         calls += start(mpx, "2")
         sent, waiting = await outcomes(calls)
         assert isinstance(sent, ConnectionLost)
@@ -427,7 +427,7 @@ async def test_failures_show_no_secret(word: bytes, caplog: pytest.LogCaptureFix
         for failure in await outcomes(start(mpx, "canary", "canary")):
             assert isinstance(failure, (ConnectionLost, ResponseError))
             assert "canary" not in "".join(traceback.format_exception(failure)) + repr(failure)
-    assert "nothing can be published now" in caplog.text
+    assert ("publishing fails for now" in caplog.text) == (word == b"no")
     assert "canary" not in caplog.text
 
 
@@ -480,11 +480,11 @@ async def test_cancelled_calls_leave_the_others_alone(server: Server) -> None:
         await mpx.publish("b", "x")  # connects
         server.freeze()
         calls = start(mpx, "0", "1")
-        await until(lambda: len(mpx._publisher._pipeline._sent) > 0)
+        await until(lambda: len(mpx._hub.deployment.publisher._pipeline._sent) > 0)
         await asyncio.sleep(0)
         calls += start(mpx, *map(str, range(2, 6)))
         await asyncio.sleep(0)
-        on_their_way = len(mpx._publisher._pipeline._sent)
+        on_their_way = len(mpx._hub.deployment.publisher._pipeline._sent)
         for number in (0, 3, 5):
             calls[number].cancel()
         server.thaw()
@@ -517,13 +517,13 @@ async def test_cancelling_all_callers_leaves_nothing_to_do(server: Server) -> No
     server.kill()
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
         calls = start(mpx, *"123")
-        await until(lambda: mpx._publisher._pipeline._failure is not None)
+        await until(lambda: mpx._hub.deployment.publisher._pipeline._failure is not None)
         for call in calls:
             call.cancel()
         await outcomes(calls)
-        assert mpx._publisher.pending == 0
+        assert mpx._hub.deployment.publisher.pending == 0
         server.start()
-        await until(lambda: not mpx._publisher._pipeline._waiting)
+        await until(lambda: not mpx._hub.deployment.publisher._pipeline._waiting)
         assert mpx.stats().published == 0
 
 
@@ -545,7 +545,7 @@ async def test_closing_fails_pending_calls(server: Server, how: str) -> None:
     await mpx.publish("a", "0")
     server.freeze()
     calls = start(mpx, "1")
-    await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
+    await until(lambda: len(mpx._hub.deployment.publisher._pipeline._sent) == 1)
     calls += start(mpx, "2")
     await asyncio.sleep(0)
     if how == "close":
@@ -559,7 +559,7 @@ async def test_closing_fails_pending_calls(server: Server, how: str) -> None:
     assert isinstance(sent, ConnectionLost)
     assert sent.sent
     assert isinstance(waiting, MultiplexerIsClosed)
-    assert mpx._publisher._pipeline._timer is None
+    assert mpx._hub.deployment.publisher._pipeline._timer is None
 
 
 async def test_closing_does_not_wait_for_a_frozen_server(server: Server) -> None:
@@ -569,7 +569,7 @@ async def test_closing_does_not_wait_for_a_frozen_server(server: Server) -> None
     await mpx.publish("a", "0")
     server.freeze()
     calls = start(mpx, b"x" * 50_000_000)  # more than fits into the buffers of the system
-    await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
+    await until(lambda: len(mpx._hub.deployment.publisher._pipeline._sent) == 1)
     await asyncio.wait_for(mpx.aclose(), 4)
     assert isinstance((await outcomes(calls))[0], ConnectionLost)
     await asyncio.sleep(0)
@@ -582,7 +582,7 @@ async def test_closing_while_connecting_leaves_nothing(server: Server, how: str)
     server.freeze()
     mpx = Multiplexer(server.url, publish_timeout=30)
     calls = start(mpx, "1", "2")
-    await until(lambda: mpx._publisher._pipeline._task is not None)
+    await until(lambda: mpx._hub.deployment.publisher._pipeline._task is not None)
     await asyncio.sleep(0.01)
     if how == "close":
         mpx.close()
@@ -609,7 +609,7 @@ async def test_drain_waits_for_pending_calls(server: Server) -> None:
         await mpx.publish("a", "0")
         server.freeze()
         calls = start(mpx, "1")
-        await until(lambda: len(mpx._publisher._pipeline._sent) == 1)
+        await until(lambda: len(mpx._hub.deployment.publisher._pipeline._sent) == 1)
         calls += start(mpx, "2", "3")
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(mpx.drain())
@@ -773,28 +773,35 @@ async def works(mpx: Multiplexer, client: Redis) -> None:
 
 @pytest.mark.parametrize("options", [{"decode_responses": True}, {"protocol": 2}, {"health_check_interval": 1}])
 async def test_a_clients_pool_stays_its_owners(url: str, options: dict[str, Any]) -> None:
-    """Publishing uses the pool of a given client and leaves it usable and unread."""
+    """Publishing takes the options of a client, and no connection from its pool."""
     client = Redis.from_url(url, client_name="mine", **options)
     async with Multiplexer(client) as mpx:
         await works(mpx, client)
-        assert len(client.connection_pool._available_connections) == 1
-        assert await client.echo("x") in ("x", b"x")  # over the same connection, which has no reply left in it
-        assert len(client.connection_pool._available_connections) == 1
+        assert not client.connection_pool._available_connections
+        names = [found["name"] for found in await client.client_list()]
+        assert names.count("mine") == 3  # the link, the publisher and the client itself
     assert await client.ping()
     await client.aclose()
 
 
-async def test_a_full_pool_is_waited_for(url: str) -> None:
-    """With all connections of a blocking pool in use, calls wait for a free one."""
+async def test_a_pool_without_a_free_connection_is_no_matter(url: str) -> None:
+    """The connections of a multiplexer do not count against `max_connections`."""
     client = Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=1))
     async with Multiplexer(client) as mpx:
         connection = await client.connection_pool.get_connection()
-        calls = start(mpx, "1", "2")
-        await asyncio.sleep(0.01)
-        assert mpx.stats().published == 0
+        assert await outcomes(start(mpx, "1", "2")) == [0, 0]
         await client.connection_pool.release(connection)
-        assert await outcomes(calls) == [0, 0]
     await client.aclose()
+
+
+async def test_a_health_check_is_sent_before_a_batch(url: str, admin: Redis) -> None:
+    """After `health_check_interval` without a check, a PING goes ahead of what is published."""
+    async with Monitor(admin) as monitor, Multiplexer(url, health_check_interval=0.001) as mpx:
+        for number in range(3):
+            await asyncio.sleep(0.002)
+            assert await mpx.publish("a", str(number)) == 0
+        await monitor.saw("the end")
+        assert monitor.count("PING") >= 2
 
 
 async def test_a_client_from_sentinel_publishes(server: Server) -> None:

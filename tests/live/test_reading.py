@@ -161,7 +161,7 @@ async def test_a_second_reader_and_a_reader_beside_on_message_are_refused(mpx: M
 async def test_a_second_reader_is_refused_while_the_first_lets_the_loop_do_other_things(
     mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_module, "TURN", 0.0)  # after each message
+    monkeypatch.setattr(inbox_module, "TIME_SLICE", 0.0)  # after each message
     sub = mpx.new_channel_subscription()
     sub.add("a")
     await sub.wait_for_activation(5)

@@ -183,8 +183,12 @@ async def test_the_backoff_survives_any_number_of_failures() -> None:
     """redis-py computes 2 to the power of the failures as a float, which overflows after a long outage."""
     mpx = Multiplexer("redis://127.0.0.1:1")
     mpx.new_channel_subscription(print)
-    mpx._hub.main._retries.failures = 5000
-    assert 0 <= mpx._hub.main._retries.failed("here", ConnectionLost("test"), was_connected=False) < FALLBACK_DELAY
+    mpx._hub.deployment.main._policy.failures = 5000
+    assert (
+        0
+        <= mpx._hub.deployment.main._policy.failed("here", ConnectionLost("test"), was_connected=False)
+        < FALLBACK_DELAY
+    )
     await mpx.aclose()
 
 

@@ -176,7 +176,11 @@ async def test_an_unsubscribe_that_is_refused_leaves_the_name_ignored_and_usable
         sub.add("a", "b")
         await sub.wait_for_activation(5)
         sub.remove("a")
-        await until(lambda: not mpx._hub.main.registry.oldest_command and not mpx._hub.main.registry.has_work)
+        await until(
+            lambda: (
+                not mpx._hub.deployment.main.registry.oldest_command and not mpx._hub.deployment.main.registry.has_work
+            )
+        )
         await admin.publish("a", "ignored")
         await admin.publish("b", "1")
         await until(lambda: checker.payloads == [b"1"])

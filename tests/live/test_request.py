@@ -378,7 +378,7 @@ async def test_a_lost_connection_interrupts_an_unsent_request(server: Server) ->
         server.freeze()
         asking = asyncio.ensure_future(mpx.request("a", b"", timeout=600))
         many = asyncio.ensure_future(anext(mpx.request_many("a", b"", timeout=600)))
-        await until(lambda: mpx._publisher.pending == 1)
+        await until(lambda: mpx._hub.deployment.publisher.pending == 1)
         server.kill()
         with pytest.raises(PromiseInterrupted):
             await asking
@@ -397,7 +397,7 @@ async def test_a_lost_connection_interrupts_a_hanging_publish(server: Server, ad
         await admin.execute_command("CLIENT", "PAUSE", 600_000, "WRITE")  # of all that is done here, PUBLISH alone
         asking = asyncio.ensure_future(mpx.request("a", b"", timeout=600))
         many = asyncio.ensure_future(anext(mpx.request_many("a", b"", timeout=600)))
-        await until(lambda: mpx._publisher.pending == 2)
+        await until(lambda: mpx._hub.deployment.publisher.pending == 2)
         await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         for each in (asking, many):
             with pytest.raises(PromiseInterrupted, match="connection lost"):

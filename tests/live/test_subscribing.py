@@ -81,7 +81,12 @@ async def test_names_added_during_a_sweep_are_asked_for_once(url: str, admin: Re
             assert max(line.count(" ") for line in monitor.commands if line.startswith("SUBSCRIBE")) <= 512
             if sweep == 1:
                 late.clear()
-                await until(lambda: not mpx._hub.main.registry.oldest_command and not mpx._hub.main.registry.has_work)
+                await until(
+                    lambda: (
+                        not mpx._hub.deployment.main.registry.oldest_command
+                        and not mpx._hub.deployment.main.registry.has_work
+                    )
+                )
                 await monitor.saw("cleared")
                 monitor.commands.clear()
     await settled(admin, set())

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from redis.asyncio import Redis, RedisCluster
 
 from redismpx import Multiplexer
-from redismpx._io.redispy.diagnosis import trusts_anybody
+from redismpx._io.redispy.errors import skips_tls_verification
 
 from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker, new_sub
@@ -246,12 +246,12 @@ async def test_trusting_anybody_is_warned_of_once(
 @pytest.mark.parametrize("url", ["redis://localhost", "rediss://localhost", "unix:///socket"])
 def test_who_verifies_or_has_no_tls_is_not_warned(url: str) -> None:
     client = Redis.from_url(url)
-    assert not trusts_anybody(client.connection_pool)
+    assert not skips_tls_verification(client.connection_pool)
 
 
 def test_options_in_a_url_are_looked_at_too() -> None:
     for query in ("ssl_cert_reqs=none", "ssl_check_hostname=false"):
-        assert trusts_anybody(Redis.from_url(f"rediss://localhost?{query}").connection_pool)
+        assert skips_tls_verification(Redis.from_url(f"rediss://localhost?{query}").connection_pool)
 
 
 async def test_all_connections_to_a_cluster_speak_tls_and_are_verified(

@@ -353,7 +353,7 @@ async def test_closing_while_dialling(url: str, ticks: int) -> None:
         mpx.close()  # what is left ends by itself, and soon
         await until(lambda: not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()])
     await asyncio.wait_for(mpx.aclose(), 5)
-    assert mpx._hub.main._link is None
+    assert mpx._hub.deployment.main._link is None
     assert not [t for t in asyncio.all_tasks() if "redismpx" in t.get_name()]
     assert open_sockets() <= before
 

@@ -18,7 +18,7 @@ from ...errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRef
 from ...stats import Counters
 from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from ..runtime.notification import Notifier
-from ..runtime.tasks import TURN, Tasks, is_cancelled, running_task
+from ..runtime.tasks import TIME_SLICE, Tasks, is_cancelled, running_task
 from ..session.dispatcher import Deliver
 from .reporter import Report, Reporter
 
@@ -143,7 +143,7 @@ class Inbox(Notifier):
         self._begin(result)
         if self._buffer is None and not self.closed:  # it was done at once
             now = monotonic()
-            if now - self._turn < TURN:
+            if now - self._turn < TIME_SLICE:
                 self._hold()
                 self._host.call_soon(self._go_on)
             self._turn = now
@@ -220,7 +220,7 @@ class Inbox(Notifier):
         """
         self._check_reader()
         loop = asyncio.get_running_loop()
-        if self._buffer is not None and monotonic() - self._turn > TURN:
+        if self._buffer is not None and monotonic() - self._turn > TIME_SLICE:
             self._buffer.take_back()  # another reader is to be told that there is one
             self._reader = loop.create_future()
             try:
@@ -241,7 +241,7 @@ class Inbox(Notifier):
 
     def read_in_turn(self) -> tuple[bytes, Any] | None:
         """Do as read_nowait(), but return None also when it is the loop's turn to do other things: read() lets it."""
-        if self._buffer is None or monotonic() - self._turn > TURN:
+        if self._buffer is None or monotonic() - self._turn > TIME_SLICE:
             return None
         return self.read_nowait()
 
@@ -347,7 +347,7 @@ class Inbox(Notifier):
         task = asyncio.current_task()
         assert task is not None
         on_message, is_read = self._way, self.is_read
-        turn_ends = monotonic() + TURN
+        turn_ends = monotonic() + TIME_SLICE
         try:
             while True:
                 if result is not None:
@@ -364,7 +364,7 @@ class Inbox(Notifier):
                 else:
                     if monotonic() > turn_ends:
                         await asyncio.sleep(0)
-                        turn_ends = monotonic() + TURN
+                        turn_ends = monotonic() + TIME_SLICE
                     buffer = self._buffer
                     if buffer is None:
                         break

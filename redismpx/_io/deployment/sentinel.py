@@ -1,75 +1,79 @@
-"""Whether the Sentinels still have for master the server that the link is at.
+"""The master of a Sentinel service, and how a former master is noticed that still answers.
 
-Never leaves it because of what is published, which others could have done: the Sentinels themselves are asked.
+Never leaves a master because of a published message, which anybody may publish: it asks the Sentinels themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from redis.asyncio.sentinel import SentinelConnectionPool
-
 from ...errors import SubscriptionRefused, plain
-from ..redispy.dial import DIAL_TIMEOUT, ask_another_first
+from ..redispy.endpoint import SentinelEndpoint
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import is_cancelling
 from ..session.dispatcher import Deliver
 from ..session.listener import Listener
 from ..session.session import Session
+from .base import DeploymentOptions
+from .standalone import Standalone
 
-QUESTIONS = 4  # until the next message: the Sentinel that leads a failover names the former master until it is over
-PAUSE = 0.5  # seconds between two of them
+QUESTIONS = 4  # per message: the Sentinel that runs a failover names the former master until the failover is over
+QUESTION_PAUSE = 0.5  # seconds between two of them
+
+
+class SentinelManaged(Standalone):
+    """A master that Sentinels may replace at any time."""
+
+    def __init__(self, endpoint: SentinelEndpoint, options: DeploymentOptions) -> None:
+        super().__init__(endpoint, options)
+        self._listen(MasterWatch(endpoint, self.main))
 
 
 class MasterWatch(Listener):
-    """Listens to what the Sentinels tell each other, and has a former master left that goes on answering.
+    """Listens to the messages of the Sentinels, and abandons a former master that still answers.
 
-    They do so over each server that they watch, every two seconds and as soon as one of them has made another server
-    the master (https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/). Only some ten seconds later
-    they make the former one a replica, and disconnect its clients: until then nothing else tells.
+    Sentinels publish on each server that they watch, every two seconds and as soon as one of them has made another
+    server the master (https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/). Only some ten seconds
+    later they make the former master a replica, and disconnect its clients. Until then nothing else shows the failover.
     """
 
-    def __init__(self, pool: SentinelConnectionPool, session: Session) -> None:
+    def __init__(self, endpoint: SentinelEndpoint, session: Session) -> None:
         self.title = "redismpx master watch"
         self.channel = b"__sentinel__:hello"
         self.deliver: Deliver = self._heard
-        self._pool = pool
-        self._service = pool.service_name.encode()
+        self._endpoint = endpoint
         self._session = session
         self._doubted = Notifier()
         self._was_refused = False
 
     async def run(self) -> None:
-        """Ask who the master is whenever a Sentinel says that it is another one; leave the link if it is."""
+        """Ask for the master whenever a Sentinel names another one; abandon the link if they agree."""
         while not is_cancelling():
             await self._doubted.wait()
             for _ in range(QUESTIONS):
                 await self._ask()
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(QUESTION_PAUSE)
 
     async def _ask(self) -> None:
         address = self._session.address
         try:
-            async with asyncio.timeout(DIAL_TIMEOUT):
-                named = await self._pool.get_master_address()
-        except TimeoutError:
-            ask_another_first(self._pool)
-        except Exception as error:  # noqa: BLE001, redis-py raises anything; dialling has it told where it matters
-            logger.debug("no Sentinel says who the master is (%s)", plain(str(error)))
+            named = await self._endpoint.master()
+        except Exception as error:  # noqa: BLE001, redis-py raises anything; the next dial reports it
+            logger.debug("no Sentinel names the master (%s)", plain(str(error)))
         else:
-            if named != address and address == self._session.address:  # not another one in the meantime
-                self._session.condemn("the Sentinels name another master, {}:{}".format(*named))
+            if named not in (None, address) and address == self._session.address:  # no new link in the meantime
+                self._session.abandon("the Sentinels name another master, {}:{}".format(*named or ()))
 
     def _heard(self, channel: bytes, data: bytes) -> None:
-        # Of a Sentinel its host, port, id and epoch, of the master its name, host, port and epoch.
+        # The Sentinel's host, port, id and epoch, then the master's name, host, port and epoch.
         service, *address = data.split(b",")[4:7] or [b""]
         ours = [str(part).encode() for part in self._session.address or ()]
-        if service == self._service and address != ours:
+        if service == self._endpoint.service and address != ours:
             self._doubted.notify()
 
     def refuse(self, error: SubscriptionRefused) -> None:
-        """Do without: a user may lack the right to this channel."""
+        """Go on without: a user may lack the right to this channel."""
         if not self._was_refused:
             self._was_refused = True
-            logger.info("a former master that goes on answering is left late: %s", error)
+            logger.info("a former master that still answers is left late: %s", error)

@@ -1,40 +1,35 @@
-"""A queue of messages to publish at one server, and the one connection over which they go, batch by batch.
+"""A queue of messages to publish at one endpoint, and the one connection over which they go, batch by batch.
 
-Written and read here rather than by redis-py's pipeline: that sends everything again when its connection breaks, and
-forgets the replies that had come.
+Never sends a call twice: redis-py's own pipeline sends everything again when its connection breaks, and forgets the
+replies that had come.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable
 from contextvars import Context
-from functools import partial
 from typing import NamedTuple, Protocol
-
-from redis.asyncio.connection import AbstractConnection
-from redis.backoff import FullJitterBackoff
-from redis.exceptions import MovedError, ResponseError
 
 from ..._core.wire import Redirection
 from ...errors import ConnectionLost, MultiplexerIsClosed, plain
 from ...stats import Counters
-from ..redispy.diagnosis import describe, explain
-from ..redispy.dial import DIAL_TIMEOUT, hide_arguments, transport_of
-from ..redispy.endpoint import Endpoint, Pool
+from ..redispy.client import publish_backoff
+from ..redispy.connection import Connection
+from ..redispy.endpoint import Endpoint
+from ..redispy.errors import MovedError, ResponseError, hide_arguments
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
 
-BATCH = 512  # messages; the replies to so many are handed out in about a turn of the loop (tasks.TURN)
-BATCH_BYTES = 1 << 20  # bytes, unless it is one message alone: so much is copied and written at a time
+PUBLISH_BATCH = 512  # calls; resolving so many takes about a time slice of the loop
+PUBLISH_BATCH_BYTES = 1 << 20  # bytes copied and written at a time; a larger message goes alone
 # Length-prefixed arguments only, so both are data whatever bytes they have.
 PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 SPUBLISH = b"*3\r\n$8\r\nSPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-REDIRECTION_PAUSE = 0.02  # seconds after a batch with calls that one node sends to another, and that one back
+REDIRECTION_PAUSE = 0.02  # seconds after a batch in which a call was redirected for the second time
 
 
 class PublishCall:
@@ -50,129 +45,95 @@ class PublishCall:
         self.command: bytes = (PUBLISH if slot is None else SPUBLISH) % (len(channel), channel, len(data), data)
         self.deadline: float = loop.time() + timeout
         self.redirections: int = 0
-        """How often a node sent it to another one."""
+        """How often a node redirected it to another one."""
         self.outcome: asyncio.Future[int] = loop.create_future()
 
 
 class Moved(NamedTuple):
-    """What a node of a cluster did not publish, because another one has the slot."""
+    """A call that a node of a cluster rejected, because another node owns the slot."""
 
     call: PublishCall
     redirection: Redirection
 
 
-class Traffic(Protocol):
-    """What a pipeline to a node of a cluster asks, when it is not the way for some calls, or for none."""
+class Router(Protocol):
+    """Moves the calls of a pipeline to another one. Only a cluster has a router."""
 
     def redirect(self, pipeline: Pipeline, moved: Collection[Moved]) -> None:
-        """Lead calls elsewhere, and all others that wait in the pipeline and have their slots."""
+        """Move redirected calls, and all other calls in the pipeline that have their slots."""
 
     async def divert(self, pipeline: Pipeline) -> None:
-        """Lead elsewhere what waits in a pipeline that is blocked, if its slots have other owners by now."""
+        """Move the calls of a pipeline that cannot connect, if their slots have other owners by now."""
 
 
 class Pipeline:
-    """Publishes at one server at a time. Each call has one outcome, and is sent once or not at all."""
+    """Publishes at one endpoint. Each call has one outcome, and is sent once or not at all."""
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        is_owned: bool,
-        timeout: float,
-        tasks: Tasks,
-        counters: Counters,
-        traffic: Traffic | None = None,
+        self, endpoint: Endpoint, timeout: float, tasks: Tasks, counters: Counters, router: Router | None = None
     ) -> None:
-        self._endpoint = endpoint
-        self._is_owned = is_owned  # whether its connections are to be closed at the end
-        self._traffic = traffic
+        self.endpoint = endpoint
+        self._router = router
         self._timeout = timeout
         self._tasks = tasks
         self._counters = counters
-        self._backoff = FullJitterBackoff(cap=1.0, base=0.05)  # many processes may want to publish at once
-        # Not bounded: each call in it is a caller that waits, for `timeout` at most.
+        self._backoff = publish_backoff()
+        # Without a bound: each call in it is a caller that waits, for `timeout` at most.
         self._waiting: deque[PublishCall] = deque()
-        self._sent: deque[PublishCall] = deque()  # the batch on its way, without those that were answered
-        self._moved: list[Moved] = []  # out of that batch; no others may overtake them, so they stay until it is over
-        self._astray = False  # whether some of these had been redirected before
+        self._sent: deque[PublishCall] = deque()  # the calls of the batch in flight that have no reply yet
+        self._moved: list[Moved] = []  # redirected calls of that batch; they stay until it ends, so none overtakes them
+        self._bounced = False  # whether a call of that batch was redirected for the second time
         self._called = Notifier()
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the oldest call
+        self._connection: Connection | None = None
         self._failure: BaseException | None = None  # of the last attempt to connect
 
     @property
     def outcomes(self) -> list[asyncio.Future[int]]:
-        """What is to come of the calls that are here."""
+        """The futures of the calls that have no outcome yet."""
         calls = (*self._sent, *(call for call, _ in self._moved), *self._waiting)
         return [call.outcome for call in calls if not call.outcome.done()]
 
     @property
-    def where(self) -> str:
-        """The host and port to which the messages go."""
-        return describe(self._endpoint.pool)
+    def slots(self) -> set[int]:
+        """The slots of the queued calls."""
+        return {call.slot for call in self._waiting if call.slot is not None}
 
-    @property
-    def host(self) -> str:
-        """The host of that."""
-        return str(self._endpoint.pool.connection_kwargs.get("host"))
+    # --- the queue
 
     def put(self, call: PublishCall) -> None:
-        """Let a call that was made just now wait for its turn."""
+        """Queue a call that was made just now."""
         self._waiting.append(call)
-        self._look_after(call)
+        self._attend_to(call)
 
     def merge(self, calls: Collection[PublishCall]) -> None:
-        """Take calls from another pipeline. Calls keep their order; they are sorted by deadline."""
+        """Queue calls from another pipeline. Calls keep their order; they are sorted by deadline."""
         if calls:
             self._waiting = deque(sorted((*self._waiting, *calls), key=lambda call: call.deadline))
             if self._timer is not None:  # it may be too late for these
                 self._timer.cancel()
                 self._timer = None
-            self._look_after(self._waiting[0])
+            self._attend_to(self._waiting[0])
 
-    def _look_after(self, call: PublishCall) -> None:
-        """Have a call sent, or failed in time."""
+    def take(self, slots: Collection[int]) -> list[PublishCall]:
+        """Remove the queued calls with one of these slots, and return them."""
+        taken = [call for call in self._waiting if call.slot in slots]
+        if taken:
+            self._waiting = deque([call for call in self._waiting if call.slot not in slots])
+        return taken
+
+    def _attend_to(self, call: PublishCall) -> None:
+        """Make sure that a call is sent, or fails in time."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(call.deadline, self._expire)
         if self._task is None or self._task.done():
             self._task = self._tasks.start(self._run(), "redismpx publisher", Context())
         self._called.notify()
 
-    def take(self, slots: Collection[int]) -> list[PublishCall]:
-        """Take away the calls that wait and have one of these slots."""
-        taken = [call for call in self._waiting if call.slot in slots]
-        if taken:
-            self._waiting = deque([call for call in self._waiting if call.slot not in slots])
-        return taken
-
-    @property
-    def slots(self) -> set[int]:
-        """The slots of the calls that wait."""
-        return {call.slot for call in self._waiting if call.slot is not None}
-
-    def stop(self) -> None:
-        """End the connection of a pipeline that nobody needs any more."""
-        if self._task is not None:
-            self._task.cancel()
-
-    def close(self) -> None:
-        """Fail what has no outcome yet."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        sent, waiting = self._sent, [*(call for call, _ in self._moved), *self._waiting]
-        self._sent, self._moved, self._waiting = deque(), [], deque()
-        if not (sent or waiting) or (sent or waiting)[0].outcome.get_loop().is_closed():
-            return  # nobody waits who could be woken
-        self._lose(sent, "closed before Redis answered", None)
-        for call in waiting:
-            if not call.outcome.done():
-                call.outcome.set_exception(MultiplexerIsClosed())
-
     # --- one batch after the other
 
     async def _run(self) -> None:
-        connection: AbstractConnection | None = None
         failures = 0
         try:
             while not is_cancelling():
@@ -180,123 +141,126 @@ class Pipeline:
                     await self._called.wait()
                     continue
                 try:
-                    pool = await self._endpoint.find()
-                    connection = await self._connect(pool)
+                    connection = await self._connect()
                     self._failure, failures = None, 0
-                    try:
-                        is_good = await self._exchange(connection)
-                    finally:
-                        await pool.release(connection)
-                    if not is_good:
-                        await self._blocked()
-                    if self._astray:  # the nodes do not agree yet
-                        self._astray = False
+                    if not await self._exchange(connection):
+                        await self._release()
+                        await self._reroute()
+                    if self._bounced:  # the nodes do not agree yet
+                        self._bounced = False
                         await asyncio.sleep(REDIRECTION_PAUSE)
                 except (Exception, asyncio.CancelledError) as error:
                     if is_cancelled(error):
                         raise
+                    await self._release()
                     hide_arguments(error)
                     self._failure = error
                     failures += 1
-                    logger.debug("nothing can be published now (%s)", plain(explain(self._endpoint.pool, error)))
-                    await self._blocked()
+                    logger.debug("publishing fails for now (%s)", plain(self.endpoint.explain(error)))
+                    await self._reroute()
                     await asyncio.sleep(self._backoff.compute(min(failures, 64)))
         finally:
             self.close()
-            collected = isinstance(sys.exception(), GeneratorExit)  # with its loop: there is nothing it can do
-            if self._is_owned and connection is not None and not collected:
-                await _end(connection, transport_of(connection))
+            if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, which runs nothing any more
+                await self._release()
 
-    async def _blocked(self) -> None:
-        """Look for another way, for the pipeline or for what waits in it."""
-        self._endpoint.failed()
-        if self._traffic is not None:
-            await self._traffic.divert(self)
+    async def _connect(self) -> Connection:
+        """Return the connection of the last batch if it is still usable, and a new one otherwise."""
+        if self._connection is not None and not await self._connection.is_usable():
+            await self._release()
+        if self._connection is None:
+            self._connection = await self.endpoint.dial()
+        return self._connection
 
-    async def _connect(self, pool: Pool) -> AbstractConnection:
-        """Get a connection that is good, as far as can be told; nothing is sent before it is."""
-        async with asyncio.timeout(DIAL_TIMEOUT):
-            connection = await pool.get_connection()
-            try:
-                # The pool does not look when maintenance notifications are on, which is the default with RESP3; and it
-                # does not see a reset.
-                if await connection.can_read() or _is_reset(connection):
-                    await _end(connection, transport_of(connection))
-                    await connection.connect()
-                await connection.check_health()
-            except BaseException:  # also when cancelled: the pool gets it back ended; _run logs why
-                await _end(connection, transport_of(connection))
-                await pool.release(connection)
-                raise
-        return connection
+    async def _release(self) -> None:
+        """End the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.release()
 
-    async def _exchange(self, connection: AbstractConnection) -> bool:
-        """Send a batch, and hand out its replies; return whether the connection is good for another."""
+    async def _reroute(self) -> None:
+        """Look for another endpoint, for the pipeline or for the calls in it."""
+        self.endpoint.failed()
+        if self._router is not None:
+            await self._router.divert(self)
+
+    async def _exchange(self, connection: Connection) -> bool:
+        """Send a batch and read its replies; return whether the connection can carry another batch.
+
+        If it cannot, replies may be on their way that belong to no later call.
+        """
         sent = self._sent = self._next_batch()
         if not sent:
-            return True  # all of them were cancelled
-        is_good = False
-        transport = transport_of(connection)  # redis-py forgets it when it disconnects, and unsent bytes with it
+            return True  # all calls were cancelled
+        is_usable = False
         try:
-            # The timeout is not the client's socket_timeout, which would cost a timer for each reply.
-            read = partial(connection.read_response, disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
             async with asyncio.timeout_at(sent[-1].deadline):
-                await connection.send_packed_command(b"".join([call.command for call in sent]), check_health=False)
-                if is_cancelling():
-                    return False
-                while sent:
-                    try:
-                        reply = await read()
-                    except ResponseError as error:
-                        call = sent.popleft()
-                        if self._traffic is not None and isinstance(error, MovedError):
-                            where = Redirection(error.slot_id, error.host, error.port)
-                            self._moved.append(Moved(call, where))
-                        elif not call.outcome.done():
-                            call.outcome.set_exception(error.with_traceback(None))
-                        if str(error).startswith("Protocol error"):  # the server closes when it has said so
-                            raise
-                        continue
-                    if type(reply) is not int:
-                        raise TypeError(f"PUBLISH was answered with {type(reply).__name__}")
-                    self._counters.published += 1
-                    outcome = sent.popleft().outcome
-                    if not outcome.done():
-                        outcome.set_result(reply)
-            is_good = True
-        except Exception as error:  # noqa: BLE001, whatever it is, no reply can be told from another any more
+                await connection.send(b"".join([call.command for call in sent]))
+                if not is_cancelling():
+                    await self._read_replies(connection, sent)
+                    is_usable = True
+        except Exception as error:  # noqa: BLE001, after any failure no reply can be told from another
             logger.debug("a connection was lost while publishing (%s)", plain(str(error)))
             self._lose(sent, str(error) or repr(error), error)
         finally:
-            if not is_good:  # replies may be on their way that are nobody else's
+            if not is_usable:
                 self._lose(sent, "closed before Redis answered", None)
                 sent.clear()
-            if self._moved and self._traffic is not None and not is_cancelling():
-                moved, self._moved = self._moved, []
-                self._astray = any(call.redirections for call, _ in moved)
-                self._traffic.redirect(self, moved)
-            if not is_good:
-                await _end(connection, transport)
-        return is_good
+                connection.abort()
+            self._redirect_moved()
+        return is_usable
+
+    async def _read_replies(self, connection: Connection, sent: deque[PublishCall]) -> None:
+        """Read the reply to each call, and resolve the call with it."""
+        read = connection.reader()
+        while sent:
+            try:
+                reply = await read()
+            except ResponseError as error:
+                self._reject(sent.popleft(), error)
+                if str(error).startswith("Protocol error"):  # after which the server closes the connection
+                    raise
+                continue
+            if type(reply) is not int:
+                raise TypeError(f"PUBLISH was answered with {type(reply).__name__}")
+            self._counters.published += 1
+            outcome = sent.popleft().outcome
+            if not outcome.done():
+                outcome.set_result(reply)
+
+    def _reject(self, call: PublishCall, error: ResponseError) -> None:
+        """Fail a call with an error reply; one that was redirected is kept for its new owner."""
+        if self._router is not None and isinstance(error, MovedError):
+            self._moved.append(Moved(call, Redirection(error.slot_id, error.host, error.port)))
+        elif not call.outcome.done():
+            hide_arguments(error)
+            call.outcome.set_exception(error.with_traceback(None))
+
+    def _redirect_moved(self) -> None:
+        """Move the redirected calls of a batch to the new owners of their slots."""
+        if self._moved and self._router is not None and not is_cancelling():
+            moved, self._moved = self._moved, []
+            self._bounced = any(call.redirections for call, _ in moved)
+            self._router.redirect(self, moved)
 
     def _next_batch(self) -> deque[PublishCall]:
         batch: deque[PublishCall] = deque()
         size = 0
         waiting = self._waiting
-        while waiting and len(batch) < BATCH:
+        while waiting and len(batch) < PUBLISH_BATCH:
             call = waiting[0]
             if not call.outcome.done():
                 size += len(call.command)
-                if batch and size > BATCH_BYTES:
+                if batch and size > PUBLISH_BATCH_BYTES:
                     break
                 batch.append(call)
             waiting.popleft()
         return batch
 
-    # --- no outcome
+    # --- calls that fail
 
     def _expire(self) -> None:
-        """Fail the calls whose time is over, and come again for the oldest that is left."""
+        """Fail the calls after their deadline, and set the timer for the oldest one left."""
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -304,13 +268,11 @@ class Pipeline:
         self._lose(overdue, f"no answer within {self._timeout:g} s", TimeoutError())
         waiting = self._waiting
         if self._failure is not None:
-            why = explain(self._endpoint.pool, self._failure)
+            why = self.endpoint.explain(self._failure)
+        elif self._sent:
+            why = "earlier messages have no answer yet"
         else:
-            why = (
-                "what was sent before is not answered"
-                if self._sent
-                else f"no connection to {describe(self._endpoint.pool)} yet"
-            )
+            why = f"no connection to {self.endpoint} yet"
         while waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
             self._fail(waiting.popleft(), f"not sent within {self._timeout:g} s: {why}", self._failure, sent=False)
         for call, _ in self._moved:
@@ -331,14 +293,23 @@ class Pipeline:
             error.__cause__ = cause
             call.outcome.set_exception(error)
 
+    # --- the end
 
-def _is_reset(connection: AbstractConnection) -> bool:
-    transport = transport_of(connection)
-    return transport is not None and transport.is_closing()
+    def stop(self) -> None:
+        """End the connection of a pipeline that is not needed any more."""
+        if self._task is not None:
+            self._task.cancel()
 
-
-async def _end(connection: AbstractConnection, transport: asyncio.Transport | None) -> None:
-    """End a connection at once, whatever its other end does. The pool may go on with it: it dials anew."""
-    if transport is not None:
-        transport.abort()
-    await connection.disconnect(nowait=True)
+    def close(self) -> None:
+        """Fail the calls that have no outcome yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        sent, waiting = self._sent, [*(call for call, _ in self._moved), *self._waiting]
+        self._sent, self._moved, self._waiting = deque(), [], deque()
+        if not (sent or waiting) or (sent or waiting)[0].outcome.get_loop().is_closed():
+            return  # no caller is left to wake
+        self._lose(sent, "closed before Redis answered", None)
+        for call in waiting:
+            if not call.outcome.done():
+                call.outcome.set_exception(MultiplexerIsClosed())

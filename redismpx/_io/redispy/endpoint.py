@@ -1,61 +1,80 @@
-"""Where connections go, asked before each dial."""
+"""Where connections go, decided before each dial."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import asyncio
+from typing import Any
 
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
 
-
-class Pool(Protocol):
-    """What is used of a connection pool of redis-py. A node of a cluster can be used as one, too."""
-
-    @property
-    def connection_class(self) -> Any:
-        """What makes a connection."""
-
-    @property
-    def connection_kwargs(self) -> dict[str, Any]:
-        """And of which options."""
-        ...
-
-    def make_connection(self) -> AbstractConnection:
-        """Make a connection that has not dialled yet, and that is the caller's."""
-        ...
-
-    async def get_connection(self) -> AbstractConnection:
-        """Lend a connection that has dialled."""
-        ...
-
-    async def release(self, connection: AbstractConnection) -> None:
-        """Take a connection back."""
+from .connection import Connection
+from .dial import DIAL_TIMEOUT, ask_another_first, dial
+from .errors import describe, explain, skips_tls_verification
+from .pool import Pool
 
 
-class Endpoint(Protocol):
-    """Leads to a server, or to one of several."""
-
-    @property
-    def pool(self) -> Pool:
-        """Where it led last; where it will lead, if it was not asked yet."""
-        ...
-
-    async def find(self) -> Pool:
-        """Tell where to go. Raises what redis-py raises."""
-        ...
-
-    def failed(self) -> None:
-        """Take note that it led nowhere, or that what was there is lost."""
-
-
-class FixedEndpoint:
-    """The endpoint of a client for one server, or for a Sentinel service, whose connections look for the master."""
+class Endpoint:
+    """The server of a client. Its subclasses have several to choose from, or know what to do when it fails."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        """The options of the last dial, or of the first one."""
 
-    async def find(self) -> Pool:
-        """Return the client's pool, always."""
-        return self.pool
+    def __str__(self) -> str:
+        return describe(self.pool)
+
+    @property
+    def host(self) -> str:
+        """The host name of the server."""
+        return str(self.pool.connection_kwargs.get("host"))
+
+    @property
+    def skips_tls_verification(self) -> bool:
+        """Whether connections speak TLS without verifying the server."""
+        return skips_tls_verification(self.pool)
+
+    async def dial(self, *, side_by_side: bool = False) -> Connection:
+        """Connect and do the handshake. Raises whatever redis-py raises; see `dial.dial()`."""
+        return await dial(self.pool, side_by_side=side_by_side)
+
+    async def call(self, *words: str | bytes | int) -> Any:
+        """Dial, send one command, return its reply, and close the connection."""
+        async with asyncio.timeout(DIAL_TIMEOUT):
+            connection = await self.dial()
+            try:
+                return await connection.call(*words)
+            finally:
+                await connection.release()
 
     def failed(self) -> None:
-        """There is nowhere else to go."""
+        """Take note that a dial failed, or that a connection was lost."""
+
+    def explain(self, error: BaseException) -> str:
+        """Return why a dial failed."""
+        return explain(self.pool, error)
+
+
+class SentinelEndpoint(Endpoint):
+    """The master of a Sentinel service. redis-py asks the Sentinels for it at each dial."""
+
+    def __init__(self, pool: SentinelConnectionPool) -> None:
+        super().__init__(pool)
+        self._pool = pool
+
+    @property
+    def service(self) -> bytes:
+        """The name of the service."""
+        return str(self._pool.service_name).encode()
+
+    async def master(self) -> tuple[str, int] | None:
+        """Ask the Sentinels which server is the master; None if they did not answer in time.
+
+        Raises whatever redis-py raises, for example when no Sentinel can be reached.
+        """
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT):
+                host, port = await self._pool.get_master_address()
+        except TimeoutError:
+            ask_another_first(self._pool)
+            return None
+        return host, port

@@ -1,135 +1,165 @@
-"""Which node of a cluster owns a slot, as redis-py finds out."""
+"""Which node of a cluster owns a slot. Asked over connections of its own, none of which stays open."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import random
+from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import RedisCluster
-from redis.asyncio.cluster import ClusterNode, NodesManager
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import NoPermissionError, RedisClusterException
 
 from ..._core.wire import Redirection
-from ...errors import plain
-from ..runtime.log import logger
-from .dial import DIAL_TIMEOUT
+from .connection import Connection
+from .dial import DIAL_TIMEOUT, dial
+from .endpoint import Endpoint
+
+__all__ = ["AnyNodeEndpoint", "ClusterNode", "NodeEndpoint", "NodePool", "SlotMap"]
 
 _NOT_FOR_READING = ("maint_notifications_config", "oss_cluster_maint_notifications_handler")
 
 
 class NodePool:
-    """A node of a cluster in the place of a connection pool: it lends one connection, to one at a time."""
+    """A node of a cluster in the place of a connection pool."""
 
     def __init__(self, node: ClusterNode, *, is_master: bool) -> None:
         self.connection_class: Any = node.connection_class
         self.connection_kwargs: dict[str, Any] = node.connection_kwargs
         self.is_master = is_master
         """Whether it is of use only as long as it is a master."""
-        self._connection: AbstractConnection | None = None
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that has not dialled yet."""
         connection: AbstractConnection = self.connection_class(**self.connection_kwargs)
         return connection
 
-    async def get_connection(self) -> AbstractConnection:
-        """Lend the connection, and dial if it is not connected."""
-        if self._connection is None:
-            self._connection = self.make_connection()
-        await self._connection.connect()
-        return self._connection
 
-    async def release(self, connection: AbstractConnection) -> None:
-        """Take the connection back: it stays as it is."""
+class _SlotRange(NamedTuple):
+    """Consecutive slots and the addresses of their nodes, the primary first."""
+
+    first: int
+    last: int
+    addresses: list[tuple[str, int]]
 
 
 class SlotMap:
-    """The slot map of a cluster. It is asked for anew once for all who want that at a time.
-
-    It has connections of its own, with the options of a client, and none between two questions.
-    """
+    """The slot map of a cluster. Callers that ask at the same time share one question."""
 
     def __init__(self, client: RedisCluster) -> None:
         theirs = client.nodes_manager
-        options = {name: value for name, value in theirs.connection_kwargs.items() if name not in _NOT_FOR_READING}
-        self._seeds = [ClusterNode(node.host, node.port, **options) for node in client.startup_nodes]
-        # Slots that nobody has must not keep anybody from the others.
-        self._manager = NodesManager(
-            self._seeds, False, options, dynamic_startup_nodes=False, address_remap=theirs.address_remap
-        )
+        self._options = {
+            name: value for name, value in theirs.connection_kwargs.items() if name not in _NOT_FOR_READING
+        }
+        self._remap: Callable[[str, int], tuple[str, int]] = theirs.remap_host_port
+        self._seeds = [self._node(node.host, int(node.port)) for node in client.startup_nodes]
+        self._nodes: dict[str, ClusterNode] = {}
+        self._owners: dict[int, ClusterNode] = {}
         self._asking = asyncio.Lock()
         self._answers = 0
         self.seen: float = -math.inf
-        """When it was last seen, by the monotonic clock."""
+        """When the map was last read, by the monotonic clock."""
 
     @property
     def nodes(self) -> list[ClusterNode]:
-        """All nodes that are known, primaries and replicas."""
-        return list(self._manager.nodes_cache.values()) or self._seeds
+        """All known nodes, primaries and replicas."""
+        return list(self._nodes.values()) or self._seeds
 
     def owner(self, slot: int) -> ClusterNode | None:
-        """Return the primary that has a slot; None if none is known."""
-        nodes = self._manager.slots_cache.get(slot)
-        return nodes[0] if nodes else None
+        """Return the primary that owns a slot; None if it is not known."""
+        return self._owners.get(slot)
 
     async def refresh(self, suspect: str | None = None) -> None:
-        """Ask one of the nodes that are known, or were given, who owns what; a suspect comes last.
+        """Read the map from one of the known nodes; `suspect` names the node that is asked last.
 
-        Raises what redis-py raises.
+        Raises whatever redis-py raised at the last node, if no node answers.
         """
         answers = self._answers
         async with self._asking:
             if self._answers != answers:
-                return  # somebody else has asked in the meantime
-            manager = self._manager
-            try:
-                async with asyncio.timeout(DIAL_TIMEOUT):
-                    await manager.initialize(last_failed_node_name=suspect)
-                self._answers += 1
-                self.seen = monotonic()
-            except RedisClusterException as error:
-                root = _root_of(error)
-                if isinstance(root, NoPermissionError) and self._manager.connection_kwargs.get("client_name"):
-                    self._forget_client_name(root)
-                raise root from None
-            finally:
-                asked = list(manager.startup_nodes.values())
-                manager.startup_nodes = {node.name: node for node in (*manager.nodes_cache.values(), *self._seeds)}
-                for connection in [connection for node in asked for connection in node._connections]:
-                    await connection.disconnect(nowait=True)  # waits for nothing: cancelled, it would leave some open
+                return  # another caller has asked in the meantime
+            candidates = list({node.name: node for node in (*self._nodes.values(), *self._seeds)}.values())
+            random.shuffle(candidates)  # many processes spread their questions over the nodes
+            candidates.sort(key=lambda node: node.name == suspect)
+            async with asyncio.timeout(DIAL_TIMEOUT):
+                self._take(await self._ask(candidates))
+            self._answers += 1
+            self.seen = monotonic()
 
-    def _forget_client_name(self, error: NoPermissionError) -> None:
-        """Do without a name for connections from now on: a user may lack the right to it (`CLIENT SETNAME`)."""
-        manager = self._manager
-        nodes = *manager.startup_nodes.values(), *manager.nodes_cache.values(), *self._seeds
-        for connection in [connection for node in nodes for connection in node._connections]:
-            connection.client_name = None
-        for options in (manager.connection_kwargs, *(node.connection_kwargs for node in nodes)):
-            options.pop("client_name", None)
-        logger.info("the cluster refused a command (%s); trying without a client name", plain(str(error)))
+    async def _ask(self, candidates: list[ClusterNode]) -> list[_SlotRange]:
+        """Return the slot ranges that the first node tells which answers."""
+        failure: Exception | None = None
+        for node in candidates:
+            try:
+                reply = await NodeEndpoint(node, is_master=False).call("CLUSTER", "SLOTS")
+                return list(_parse_slots(reply, node.host))
+            except Exception as error:  # noqa: BLE001, redis-py raises anything; the next node may answer
+                failure = error
+        assert failure is not None
+        raise failure
+
+    def _take(self, ranges: list[_SlotRange]) -> None:
+        nodes: dict[str, ClusterNode] = {}
+        owners: dict[int, ClusterNode] = {}
+        found: dict[tuple[str, int], ClusterNode] = {}
+        for first, last, addresses in ranges:
+            for address in addresses:
+                if address not in found:
+                    node = self._node(*self._remap(*address))
+                    found[address] = nodes.setdefault(node.name, node)
+            owners.update(dict.fromkeys(range(first, last + 1), found[addresses[0]]))
+        self._nodes, self._owners = nodes, owners
 
     def note(self, redirection: Redirection, told_by: str) -> None:
-        """Take a node's word for where a slot is now."""
-        host, port = self._manager.remap_host_port(redirection.host or told_by, redirection.port)
-        node = ClusterNode(host, port, **self._manager.connection_kwargs)
-        self._manager.slots_cache[redirection.slot] = [self._manager.nodes_cache.setdefault(node.name, node)]
+        """Believe a node that says where a slot is now."""
+        node = self._node(*self._remap(redirection.host or told_by, redirection.port))
+        self._owners[redirection.slot] = self._nodes.setdefault(node.name, node)
+
+    def _node(self, host: str, port: int) -> ClusterNode:
+        return ClusterNode(host, port, **self._options)
 
 
-class AnyNodeEndpoint:
-    """The endpoint to a node of a cluster, whichever: many processes spread over them. To another when one is lost."""
+def _parse_slots(reply: list[Any], told_by: str) -> Iterator[_SlotRange]:
+    """Read the reply to CLUSTER SLOTS (https://redis.io/docs/latest/commands/cluster-slots/).
+
+    A node that does not know its own address, or prefers not to tell one, leaves it empty: it is where it was asked.
+    """
+    for first, last, *nodes in reply:
+        addresses = []
+        for host, port, *_ in nodes:
+            text = host.decode() if isinstance(host, bytes) else host
+            addresses.append((text or told_by, int(port)))
+        if addresses:
+            yield _SlotRange(int(first), int(last), addresses)
+
+
+class NodeEndpoint(Endpoint):
+    """One node of a cluster."""
+
+    def __init__(self, node: ClusterNode, *, is_master: bool, on_failure: Callable[[], None] | None = None) -> None:
+        super().__init__(NodePool(node, is_master=is_master))
+        self._on_failure = on_failure
+
+    def failed(self) -> None:
+        """Tell the owner: another node may have taken over its slots."""
+        if self._on_failure is not None:
+            self._on_failure()
+
+
+class AnyNodeEndpoint(Endpoint):
+    """Some node of a cluster: many processes spread over them. After a failure it is another node."""
 
     def __init__(self, slot_map: SlotMap) -> None:
+        super().__init__(NodePool(slot_map.nodes[0], is_master=False))
         self._slot_map = slot_map
         self._node: ClusterNode | None = None
         self._has_failed = True
-        self.pool = NodePool(slot_map.nodes[0], is_master=False)
 
-    async def find(self) -> NodePool:
-        """Return the node that was found before; after a failure, another one."""
+    async def dial(self, *, side_by_side: bool = False) -> Connection:
+        """Connect to the node that was chosen before; after a failure, choose another one first."""
         if self._has_failed:
             await self._slot_map.refresh(None if self._node is None else self._node.name)
             others = [node for node in self._slot_map.nodes if node != self._node]
@@ -137,15 +167,8 @@ class AnyNodeEndpoint:
                 self._node = random.choice(others)  # noqa: S311  # nosec B311, nothing secret
                 self.pool = NodePool(self._node, is_master=False)
             self._has_failed = False
-        return self.pool
+        return await dial(self.pool, side_by_side=side_by_side)
 
     def failed(self) -> None:
-        """Take note that it is to be another node the next time."""
+        """Choose another node for the next dial."""
         self._has_failed = True
-
-
-def _root_of(error: BaseException) -> BaseException:
-    """Return what a node said, or why none could be reached, rather than what redis-py makes of it."""
-    while isinstance(error, RedisClusterException) and (error.__cause__ or error.__context__) is not None:
-        error = error.__cause__ or error.__context__ or error
-    return error

@@ -1,4 +1,4 @@
-"""What the library has to say. Never raises: a user's filter or handler that does must not cost a connection."""
+"""The logger of the library. Never raises: an exception in a user's filter or handler must not cost a connection."""
 
 from __future__ import annotations
 

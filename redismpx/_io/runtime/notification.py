@@ -1,4 +1,4 @@
-"""Waking everybody who waits for a change."""
+"""Waking the tasks that wait for a change. Keeps no state: a notification without a waiter is lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Notifier:
-    """Wakes whoever waits at the moment, and keeps nothing. Free of cost while nobody waits."""
+    """Wakes the tasks that are waiting. Costs next to nothing while none is."""
 
     __slots__ = ("_event",)
 
@@ -14,13 +14,13 @@ class Notifier:
         self._event: asyncio.Event | None = None
 
     async def wait(self) -> None:
-        """Wait for the next pulse."""
+        """Wait for the next notification."""
         if self._event is None:
             self._event = asyncio.Event()
         await self._event.wait()
 
     def notify(self) -> None:
-        """Wake all that wait."""
+        """Wake all waiting tasks."""
         if self._event is not None:
             self._event.set()
             self._event = None

@@ -10,10 +10,12 @@ from contextvars import Context
 
 from .log import logger
 
-TURN = 0.001  # seconds that anything here may keep the loop to itself, as long as it is not a user's callback that does
-LOOK_AFTER = 16  # messages or deliveries before a look at the clock
-END_TIMEOUT = 5.0  # seconds that a cancelled task has to end, before closing goes on without it
-CANCEL_AGAIN = 0.5  # seconds after which a task of our own that has not ended is cancelled once more
+TIME_SLICE = (
+    0.001  # seconds that anything here may keep the loop to itself, as long as it is not a user's callback that does
+)
+LOOK_AFTER = 16  # messages or deliveries between two looks at the clock
+END_TIMEOUT = 5.0  # seconds until closing no longer waits for a cancelled task
+CANCEL_AGAIN = 0.5  # seconds until a task of the library that has not ended is cancelled again
 
 
 class Tasks:
@@ -21,24 +23,24 @@ class Tasks:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
-        self._own: set[asyncio.Task[object]] = set()  # those of them in which no callback is awaited
-        self._beginning = 0  # tasks whose first step runs right now, inside start()
+        self._own: set[asyncio.Task[object]] = set()  # the tasks that await no callback
+        self._starting = 0  # tasks whose first step runs right now, inside start()
 
     def start(
         self, coroutine: Coroutine[object, object, object], name: str, context: Context | None = None
     ) -> asyncio.Task[object]:
-        """Run `coroutine` in a task: one of our own in the context given, a callback's in a copy of the present one.
+        """Run `coroutine` in a task. From Python 3.12 on its first step runs before this returns.
 
-        Where Python can (3.12), its first step runs before this returns.
+        A task of the library gets a context; a callback's task gets none, and runs in a copy of the current one.
         """
         loop = asyncio.get_running_loop()
         task: asyncio.Task[object]
         if sys.version_info >= (3, 12):
-            self._beginning += 1
+            self._starting += 1
             try:
                 task = asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
             finally:
-                self._beginning -= 1
+                self._starting -= 1
         else:
             task = asyncio.Task(coroutine, loop=loop, name=name, context=context)
         if task.done():
@@ -58,20 +60,21 @@ class Tasks:
 
     @property
     def are_running(self) -> bool:
-        """Whether one of them calls this."""
-        return self._beginning > 0 or running_task() in self._tasks
+        """Whether the running code belongs to one of the tasks."""
+        return self._starting > 0 or running_task() in self._tasks
 
     def cancel(self) -> None:
-        """Cancel all tasks but the one that calls, once each."""
+        """Cancel all tasks but the running one, once each."""
         for task in self._others():
             if not task.cancelling():
                 task.cancel()
 
     async def ended(self) -> None:
-        """Wait until all tasks but the one that calls have ended, for END_TIMEOUT at most.
+        """Wait until all tasks but the running one have ended, for END_TIMEOUT at most.
 
-        Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; what
-        follows is a read that may last. A callback is not cancelled again: it may be cleaning up.
+        Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; the
+        read that follows may take long. So tasks of the library are cancelled again. A callback is not: it may be
+        cleaning up.
         """
         deadline = time.monotonic() + END_TIMEOUT
         stuck = set(self._others())
@@ -80,7 +83,9 @@ class Tasks:
             for task in stuck & self._own:
                 task.cancel()
         for task in stuck:
-            logger.error("%s did not end within %g s of being cancelled; left behind", task.get_name(), END_TIMEOUT)
+            logger.error(
+                "%s did not end within %g s after its cancellation; it is left running", task.get_name(), END_TIMEOUT
+            )
 
     def _others(self) -> list[asyncio.Task[object]]:
         current = running_task()
@@ -96,15 +101,15 @@ def running_task() -> asyncio.Task[object] | None:
 
 
 def is_cancelling() -> bool:
-    """Whether the running task was cancelled, be it that it did not notice: Python 3.11's wait_for may swallow that."""
+    """Tell whether the running task was cancelled, even if Python 3.11's wait_for has swallowed the exception."""
     task = running_task()
     return task is not None and task.cancelling() > 0
 
 
 def is_cancelled(error: BaseException, before: int = 0) -> bool:
-    """Whether `error` ends the running task, rather than being something that was raised in it by itself.
+    """Tell whether `error` is a cancellation of the running task, and not one that a callback raised by itself.
 
-    `before` is how often the task had been cancelled, by its own count, when that began.
+    `before` is the task's `cancelling()` count when the callback began.
     """
     task = running_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > before

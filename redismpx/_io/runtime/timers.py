@@ -1,4 +1,4 @@
-"""Deadlines of many at a time. Who is given as many seconds as others has his turn after them: one timer serves all."""
+"""Deadlines for many items at a time: one timer serves all items with the same timeout."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Calls `expire` with each item whose time is over, unless it was removed before."""
+    """Calls `expire` with each item whose deadline has passed, unless the item was removed before."""
 
     def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
         self._queues: dict[float, _Queue[T]] = {}
 
     def add(self, item: T, seconds: float) -> None:
-        """Expire `item` in so many seconds from now."""
+        """Set the deadline of `item` to `seconds` from now."""
         queue = self._queues.get(seconds)
         if queue is None:
             queue = self._queues[seconds] = _Queue(self._expire)
         queue.add(item, seconds)
 
     def remove(self, item: T, seconds: float) -> None:
-        """Forget an item, which was added with as many seconds and has not expired."""
+        """Forget an item that was added with the same `seconds` and has not expired."""
         if self._queues[seconds].remove(item):
             del self._queues[seconds]
 
 
 class _Queue(Generic[T]):
-    """The items of so many seconds, in the order of their ends."""
+    """The items with one timeout, in the order of their deadlines."""
 
     __slots__ = ("_expire", "_items", "_loop", "_timer")
 
@@ -39,7 +39,7 @@ class _Queue(Generic[T]):
         self._expire = expire
         self._items: OrderedDict[T, float] = OrderedDict()
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None  # for the first of the items, or one that was before it
+        self._timer: asyncio.TimerHandle | None = None  # for the first item, or for one before it that was removed
 
     def add(self, item: T, seconds: float) -> None:
         when = self._items[item] = self._loop.time() + seconds

@@ -32,7 +32,7 @@ from ..._core.wire import (
 from ...errors import ConnectionLost, SubscriptionRefused, plain
 from ...stats import Counters
 from ..runtime.log import logger
-from ..runtime.tasks import LOOK_AFTER, TURN
+from ..runtime.tasks import LOOK_AFTER, TIME_SLICE
 
 PORTION = 256  # subscribers that get a message before a look at the clock
 RETRY_REFUSED = 60.0  # seconds after which refused names are asked for again, so that a later grant heals
@@ -175,7 +175,7 @@ class Dispatcher:
         """Take the loss of the link, and tell everybody who had something to lose, turn by turn."""
         if self._fan_out is not None:  # some have its last message; so must all, before they hear of its end
             self._go_on(math.inf)
-        turn_ends = monotonic() + TURN
+        turn_ends = monotonic() + TIME_SLICE
         for loser in self._registry.connection_lost():
             if loser is not None:
                 subscriber, entries = loser
@@ -185,7 +185,7 @@ class Dispatcher:
                 subscriber.disconnect(error if names is None else _narrowed(error, names))
             if monotonic() > turn_ends:
                 await asyncio.sleep(0)
-                turn_ends = monotonic() + TURN
+                turn_ends = monotonic() + TIME_SLICE
 
     def _go_on(self, turn_ends: float) -> bool:
         """Hand one message to many, portion by portion, until all have it or the turn ends; return whether all have."""

@@ -1,40 +1,35 @@
-"""One connection's life after its handshake, never reused: read, written and pinged."""
+"""The life of one connection after its handshake: read, written and pinged. Never dials, and is never reused."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import math
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from time import monotonic
-from typing import Any
-
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
 
 from ..._core.wire import NOT_ENOUGH, ProtocolViolation, new_parser
 from ...errors import ConnectionLost
-from ..redispy.dial import transport_of
+from ..redispy.connection import Connection
+from ..redispy.errors import ResponseError
 from ..runtime.log import logger
-from ..runtime.tasks import TURN, Tasks
+from ..runtime.tasks import TIME_SLICE, Tasks
 
-READ_SIZE = 64 * 1024
-SLICE_SIZE = 16 * 1024  # hiredis moves what is left in its buffer at every reply: less in it, less to move
-DOUBT = 0.1  # seconds between the end of a ping's time and the verdict; see Link._watch
+READ_SIZE = 64 * 1024  # bytes
+SLICE_SIZE = 16 * 1024  # bytes fed to hiredis at once: it moves the rest of its buffer after every reply
+GRACE = 0.1  # seconds between the timeout of a PING and the end of the link; see Link._watch
 
 Receive = Callable[[Callable[[], object], float], tuple[int, bool]]
-"""Takes replies out of a parser's `gets`, until it has none left or the monotonic clock shows the time given; returns
-how many there were, and whether none is left."""
+"""Takes replies out of a parser's `gets`, until none is left or the monotonic clock shows the time given; returns how
+many it took, and whether none is left."""
 
 
 class LinkState(enum.Enum):
     """Where a link is in its life."""
 
     LIVE = "live"
-    PINGED = "pinged"  # nothing was heard for ping_interval, and a PING is out
-    DOUBTED = "doubted"  # nothing was heard for ping_timeout more
+    PINGED = "pinged"  # no reply for ping_interval, and a PING was sent
+    DOUBTED = "doubted"  # no reply for ping_timeout more
     LOST = "lost"
 
 
@@ -47,11 +42,11 @@ LINK_TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
 
 
 class Link(asyncio.BufferedProtocol):
-    """A connection after its handshake. `lost` resolves, once, with why it ended."""
+    """A connection after its handshake. `lost` resolves once, with the reason of its end."""
 
     def __init__(
         self,
-        connection: AbstractConnection,
+        connection: Connection,
         receive: Receive,
         oldest_in_flight: Callable[[], object],
         send_ping: Callable[[], None],
@@ -62,7 +57,7 @@ class Link(asyncio.BufferedProtocol):
         self._connection = connection
         self._receive = receive
         self._oldest_in_flight = oldest_in_flight
-        self._owed: tuple[object, float] = (None, 0.0)  # the oldest command without an answer, and since when
+        self._unanswered: tuple[object, float] = (None, 0.0)  # the oldest command without a reply, and since when
         self._send_ping = send_ping
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
@@ -73,9 +68,9 @@ class Link(asyncio.BufferedProtocol):
         self._parser = new_parser()
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
-        self._start = self._end = 0  # what was read into the buffer and not parsed yet
-        self._resuming: asyncio.Handle | None = None  # while reading pauses, because a turn was over
-        self._heard = self._loop.time()  # when the last complete reply came
+        self._start = self._end = 0  # the part of the buffer that is not parsed yet
+        self._resuming: asyncio.Handle | None = None  # while reading is paused, after a full time slice
+        self._last_reply = self._loop.time()  # when the last complete reply came
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[object] | None = None
@@ -83,58 +78,51 @@ class Link(asyncio.BufferedProtocol):
     @property
     def address(self) -> tuple[str, int]:
         """The host and port at the other end, as they were dialled."""
-        connection: Any = self._connection
-        return connection.host, connection.port
+        return self._connection.address
 
     def open(self) -> None:
-        """Take the connection over from redis-py, and begin to read."""
-        transport = transport_of(self._connection)
-        if transport is None:  # fakeredis: replies are polled
+        """Take the connection over from redis-py, and start to read."""
+        taken = self._connection.take_over(self)
+        if taken is None:  # fakeredis: replies are polled
             self._task = self._tasks.start(self._poll(), "redismpx reader")
         else:
-            reader: Any = self._connection._reader
-            self._transport = transport
-            transport.pause_reading()  # uvloop chooses how to read when reading begins
-            transport.set_protocol(self)
-            transport.resume_reading()
-            if reader._buffer:
-                self._parser.feed(bytes(reader._buffer))
+            self._transport, (data, closed, error) = taken
+            if data:
+                self._parser.feed(data)
                 self._take()
-            if transport.is_closing() or reader.at_eof():  # since the handshake
-                cause = reader.exception()
-                self._lose("the server closed the connection" if cause is None else str(cause) or repr(cause), cause)
+            if closed:
+                self.connection_lost(error)
         if self.state is LinkState.LIVE:
             self._watch_in(self._ping_interval)
 
     def write(self, data: bytes) -> None:
-        """Send bytes; to a link that is lost, nothing."""
+        """Send bytes. Does nothing on a lost link."""
         if self.state is LinkState.LOST:
             return
         if self._transport is not None:
             if not self._transport.is_closing():
                 self._transport.write(data)
         else:
-            writer: Any = self._connection._writer
             try:
-                writer.writelines([data])
-            except Exception as error:  # noqa: BLE001, whatever it is made of
+                self._connection.write(data)
+            except Exception as error:  # noqa: BLE001, the connection may be any object
                 self._lose(str(error) or repr(error), error)
 
     def guard(self, callback: Callable[[], None]) -> None:
-        """Do what the loop was asked to do later. A fault of this library ends the link, and is never silent."""
+        """Run a callback of the loop. A fault of this library ends the link, and is logged."""
         try:
             callback()
-        except Exception as error:  # noqa: BLE001, whatever it is, the loop's handler is not where anybody looks
+        except Exception as error:  # noqa: BLE001, a fault of this library; never a silent end
             self._lose(f"internal error: {error!r}", error)
             logger.critical("internal error; reconnecting", exc_info=error)
 
     def abort(self, reason: str) -> None:
-        """End the link at once, whatever its other end does."""
+        """End the link at once, whatever the server does."""
         self._lose(reason)
 
     async def release(self) -> None:
-        """Give redis-py back what is left of a lost link."""
-        await self._connection.disconnect(nowait=True)
+        """Close what is left of the connection of a lost link."""
+        await self._connection.release()
 
     # --- reading
 
@@ -148,18 +136,18 @@ class Link(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         self._lose("the server closed the connection")
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: BaseException | None) -> None:
         self._lose("the server closed the connection" if exc is None else str(exc) or repr(exc), exc)
 
     def _take(self) -> None:
-        """Parse and hand on what was read, for one turn; pause reading and go on in the next tick if more is left."""
+        """Parse and deliver what was read, for one time slice; then pause reading and go on in the next iteration."""
         parser = self._parser
-        turn_ends = monotonic() + TURN
+        slice_end = monotonic() + TIME_SLICE
         try:
             while True:
-                heard, is_empty = self._receive(parser.gets, turn_ends)
-                if heard:
-                    self._hear()
+                count, is_empty = self._receive(parser.gets, slice_end)
+                if count:
+                    self._note_reply()
                 if not is_empty:
                     break
                 if self._start == self._end:
@@ -183,13 +171,7 @@ class Link(asyncio.BufferedProtocol):
     async def _poll(self) -> None:
         """Read replies one by one through redis-py."""
         replies: deque[object] = deque()
-        read = partial(
-            self._connection.read_response,
-            disable_decoding=True,
-            timeout=math.inf,
-            disconnect_on_error=False,
-            push_request=True,
-        )
+        read = self._connection.reader(pushes=True)
         try:
             while True:
                 try:
@@ -200,9 +182,9 @@ class Link(asyncio.BufferedProtocol):
                 while not is_empty:
                     await asyncio.sleep(0)
                     _, is_empty = self._receive(
-                        lambda: replies.popleft() if replies else NOT_ENOUGH, monotonic() + TURN
+                        lambda: replies.popleft() if replies else NOT_ENOUGH, monotonic() + TIME_SLICE
                     )
-                self._hear()
+                self._note_reply()
         except Exception as error:  # noqa: BLE001, as in write
             self._lose(str(error) or repr(error), error)
         finally:
@@ -210,41 +192,41 @@ class Link(asyncio.BufferedProtocol):
 
     # --- the end
 
-    def _hear(self) -> None:
-        """Note that a complete reply came, an error too: that is life."""
-        self._heard = self._loop.time()
+    def _note_reply(self) -> None:
+        """Note that a complete reply came. An error counts too: it shows that the server is alive."""
+        self._last_reply = self._loop.time()
         if self.state is LinkState.PINGED or self.state is LinkState.DOUBTED:
             self._move(LinkState.LIVE)
             self._watch_in(self._ping_interval)
 
     def _watch(self) -> None:
-        """Ping when nothing was heard for ping_interval, or an answer is owed; give up when a ping brings nothing.
+        """Ping after ping_interval without a reply, or when a command has no reply yet; end the link without a PONG.
 
-        An answer that stays away, though other things come, ends the link after the time of an interval and a ping. The
-        verdict waits for DOUBT after the ping's time is over: when this process itself stood still, timers may run
-        before the socket is read, and what it holds is read in between.
+        A command that gets no reply although other replies come ends the link after ping_interval and ping_timeout. The
+        end waits for GRACE after ping_timeout: when this process itself was suspended, timers may run before the
+        socket is read, and the replies in it are read in between.
         """
         assert self._ping_interval is not None
         if self.state is LinkState.LIVE:
             now = self._loop.time()
-            silent = now - self._heard
+            silence = now - self._last_reply
             oldest = self._oldest_in_flight()
-            owed, since = self._owed
-            if oldest is not owed:
-                self._owed = (oldest, now)
-            if oldest is not None and oldest is owed and now - since >= self._ping_interval + self._ping_timeout:
-                self._lose("no answer to a command")
-            elif silent < self._ping_interval and (oldest is None or oldest is owed):
-                self._watch_in(self._ping_interval - silent)
+            known, since = self._unanswered
+            if oldest is not known:
+                self._unanswered = (oldest, now)
+            if oldest is not None and oldest is known and now - since >= self._ping_interval + self._ping_timeout:
+                self._lose("no reply to a command")
+            elif silence < self._ping_interval and (oldest is None or oldest is known):
+                self._watch_in(self._ping_interval - silence)
             else:
                 self._move(LinkState.PINGED)
                 self._watch_in(self._ping_timeout)
                 self._send_ping()
         elif self.state is LinkState.PINGED:
             self._move(LinkState.DOUBTED)
-            self._watch_in(DOUBT)
+            self._watch_in(GRACE)
         else:
-            self._lose(f"no answer to PING within {self._ping_timeout:g} s")
+            self._lose(f"no reply to PING within {self._ping_timeout:g} s")
 
     def _watch_in(self, delay: float | None) -> None:
         if self._timer is not None:
@@ -270,5 +252,5 @@ class Link(asyncio.BufferedProtocol):
             self._transport.abort()
         error = ConnectionLost(reason)
         error.__cause__ = cause
-        if not self.lost.done():  # who awaited it may have been cancelled
+        if not self.lost.done():  # the task that awaited it may have been cancelled
             self.lost.set_result(error)

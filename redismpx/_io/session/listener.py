@@ -1,4 +1,4 @@
-"""A subscriber of the multiplexer's own, beside those of its users."""
+"""A subscriber that belongs to the multiplexer itself, beside the subscriptions of its users."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from .dispatcher import Deliver
 
 
 class Listener:
-    """Listens on a channel of its own, and acts on what it hears. It takes its messages at once, and never fails."""
+    """Listens on a channel of its own, and acts on its messages. It handles each at once, and never fails."""
 
     title: str
-    """What its task is called."""
+    """The name of its task."""
     channel: bytes
     deliver: Deliver
 
@@ -18,19 +18,19 @@ class Listener:
         """Act, for as long as the multiplexer lives."""
 
     def flush(self) -> None:
-        """Nothing is put off."""
+        """Do nothing: no message is deferred."""
 
     def accept(self, result: object) -> None:
-        """There is nothing to take: `deliver` returns None."""
+        """Do nothing: `deliver` returns None."""
 
     def failed(self, error: BaseException) -> None:
-        """There is nothing to fail."""
+        """Do nothing: `deliver` does not raise."""
 
     def activate(self, name: bytes) -> None:
-        """Take note that the channel is heard."""
+        """Take note that the channel is subscribed."""
 
     def disconnect(self, error: ConnectionLost) -> None:
-        """Take note that it is not heard any more."""
+        """Take note that the channel is not subscribed any more."""
 
     def refuse(self, error: SubscriptionRefused) -> None:
-        """Take note that it will not be heard."""
+        """Take note that the server rejected the channel."""

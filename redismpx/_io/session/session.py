@@ -1,4 +1,4 @@
-"""The sequence of links: dial, reconcile, lose, back off, close. The one place where wishes meet the wire."""
+"""The sequence of links to one endpoint: dial, reconcile, lose, back off, close. Knows no other endpoint."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ import enum
 import sys
 from collections.abc import Callable, Collection
 from contextvars import Context
-
-from redis.backoff import AbstractBackoff
-from redis.crc import key_slot
-from redis.exceptions import TimeoutError as RedisTimeout
+from typing import NamedTuple
 
 from ..._core.registry import Registry
 from ..._core.wire import Kind
 from ...errors import ConnectionLost, MultiplexerIsClosed
 from ...stats import Counters
-from ..redispy.diagnosis import describe, explain
-from ..redispy.dial import dial
+from ..redispy.client import AbstractBackoff, key_slot
 from ..redispy.endpoint import Endpoint
+from ..redispy.errors import RedisTimeoutError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling, running_task
@@ -27,13 +24,13 @@ from .dispatcher import Dispatcher, Evict, Subscriber
 from .link import Link
 from .reconnect import ReconnectPolicy
 
-IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was wanted is made again
+IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was subscribed is dialled again
 
 
 class SessionState(enum.Enum):
     """What a session is doing."""
 
-    IDLE = "idle"  # not started: no loop has run yet, or nothing was wanted
+    IDLE = "idle"  # not started: no loop has run yet
     DIALLING = "dialling"
     CONNECTED = "connected"
     BACKING_OFF = "backing off"
@@ -49,63 +46,66 @@ SESSION_TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
 }
 
 
+class SessionOptions(NamedTuple):
+    """What all sessions of a multiplexer have in common."""
+
+    ping_interval: float | None  # seconds of silence before a PING; None: never
+    ping_timeout: float  # seconds
+    tasks: Tasks
+    counters: Counters
+
+
 class Session:
-    """Keeps one link alive, and what is subscribed on it equal to what is wanted."""
+    """Keeps one link alive, and the names subscribed on it equal to the names in its registry."""
 
     def __init__(
         self,
         endpoint: Endpoint,
         backoff: AbstractBackoff,
-        ping_interval: float | None,
-        ping_timeout: float,
-        tasks: Tasks,
-        counters: Counters,
+        options: SessionOptions,
         *,
         evict: Evict | None = None,
-        ended: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self._endpoint = endpoint
-        self._retries = ReconnectPolicy(backoff)
-        self._ping_interval = ping_interval
-        self._ping_timeout = ping_timeout
-        self._tasks = tasks
-        self._counters = counters
-        self._ended = ended
+        self._policy = ReconnectPolicy(backoff)
+        self._options = options
+        self._tasks = options.tasks
+        self._on_end = on_end
         self.registry: Registry[Subscriber] = Registry(key_slot)
-        self._dispatcher = Dispatcher(self.registry, counters, self._retry_in, evict)
+        self._dispatcher = Dispatcher(self.registry, options.counters, self._retry_in, evict)
         self.state: SessionState = SessionState.IDLE
         self.last_error: ConnectionLost | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._context: Context | None = None  # of all callbacks: an empty one, not that of whoever came first
+        self._context: Context | None = None  # of all callbacks: an empty one, not that of the first caller
         self._task: asyncio.Task[object] | None = None
         self._link: Link | None = None
-        self._draining = False
         self._flushing: asyncio.Handle | None = None
         self._retrying: asyncio.TimerHandle | None = None
-        self._moved = Notifier()
-        self._needed = Notifier()  # somebody wants a name, or waits for a connection
+        self._changed = Notifier()  # the state, or how much is unconfirmed
+        self._needed = Notifier()  # a name is to be subscribed, or a caller waits for a connection
 
     def start(self) -> None:
-        """Begin to dial, in the loop that runs."""
+        """Start to dial, in the running loop."""
         self._loop = asyncio.get_running_loop()
         self._context = Context()
         self._task = self._tasks.start(self._run(), "redismpx session", self._context)
 
-    # --- wishes
+    # --- subscriptions
 
     def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
-        """Want names for a subscriber."""
+        """Subscribe to names for a subscriber."""
         self.registry.add(kind, names, subscriber)
         self.nudge()
 
     def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
-        """Stop wanting names for a subscriber; tell how many were active."""
+        """Unsubscribe a subscriber from names; return how many were active."""
         were_active = sum([self.registry.remove(kind, name, subscriber) for name in names])
         self._flush_soon()
         return were_active
 
     def nudge(self) -> None:
-        """See to what was wanted of the registry itself."""
+        """Send what the registry has to send, after a change of the registry itself."""
         self._needed.notify()
         self._flush_soon()
 
@@ -116,19 +116,19 @@ class Session:
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """The host and port that there is a connection to; None while there is none."""
+        """The host and port of the connection; None while there is none."""
         return None if self._link is None else self._link.address
 
     async def connected(self) -> None:
-        """Wait until there is a connection; raise MultiplexerIsClosed if there never will be."""
+        """Wait until there is a connection; raise MultiplexerIsClosed if the session is closed."""
         self._needed.notify()
         while self.state is not SessionState.CONNECTED:
             if self.state is SessionState.CLOSED:
                 raise MultiplexerIsClosed
-            await self._moved.wait()
+            await self._changed.wait()
 
     def call_soon(self, callback: Callable[[], object]) -> None:
-        """Have the loop call something in its next turn, in the context of all callbacks."""
+        """Call `callback` in the next iteration of the loop, in the context of all callbacks."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon(callback, context=self._context)
 
@@ -145,71 +145,69 @@ class Session:
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
                     await self._dispatcher.lose(lost)
-                if (
-                    self.state is SessionState.CLOSED or is_cancelling()
-                ):  # by one of those who heard of it, or by asyncio.run
+                if self.state is SessionState.CLOSED or is_cancelling():  # by a callback, or by asyncio.run
                     return
                 self.last_error = lost
                 self._endpoint.failed()
                 await self._back_off(lost)
         finally:
             self.close()
-            if self._ended is not None:
-                self._ended()
+            if self._on_end is not None:
+                self._on_end()
 
     async def _live(self) -> ConnectionLost:
         """Live through one link, from the dial to its end; return why it ended."""
         assert self._loop is not None
         self._move(SessionState.DIALLING)
-        timed_out = self.last_error is not None and isinstance(self.last_error.__cause__, RedisTimeout)
+        timed_out = self.last_error is not None and isinstance(self.last_error.__cause__, RedisTimeoutError)
         try:
-            connection = await dial(await self._endpoint.find(), side_by_side=timed_out)
+            connection = await self._endpoint.dial(side_by_side=timed_out)
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled(error):
                 raise
-            lost = ConnectionLost(explain(self._endpoint.pool, error))
+            lost = ConnectionLost(self._endpoint.explain(error))
             lost.__cause__ = error
             return lost
         if self.state is SessionState.CLOSED or is_cancelling():
-            await connection.disconnect(nowait=True)
+            await connection.release()
             return ConnectionLost("closed")
         link = self._link = Link(
             connection,
             self._receive,
             lambda: self.registry.oldest_command,
             self._send_ping,
-            self._ping_interval,
-            self._ping_timeout,
+            self._options.ping_interval,
+            self._options.ping_timeout,
             self._tasks,
         )
         since = self._loop.time()
         try:
             link.open()
-            self._counters.connections += 1
-            logger.info("connected to %s", describe(self._endpoint.pool))
+            self._options.counters.connections += 1
+            logger.info("connected to %s", self._endpoint)
             self._move(SessionState.CONNECTED)
             self._flush()
             lost = await link.lost
         finally:
             self._link = None
-            if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, there is nothing it can do
+            if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, which runs nothing any more
                 link.abort("closed")
                 await link.release()
-        self._retries.lasted(self._loop.time() - since)
+        self._policy.lasted(self._loop.time() - since)
         return lost
 
     async def _back_off(self, lost: ConnectionLost) -> None:
         """Wait until it is time for the next dial."""
-        if self.state is SessionState.CONNECTED and self.registry.is_empty:
-            # Nobody missed anything: most often the server's `timeout` for idle clients, and no outage.
-            logger.debug("a connection that nobody needed was lost (%s)", lost.reason)
+        was_connected = self.state is SessionState.CONNECTED
+        if was_connected and self.registry.is_empty:
+            # Nothing was missed: most often the server's `timeout` for idle clients, and no outage.
+            logger.debug("a connection without subscriptions was lost (%s)", lost.reason)
             self._move(SessionState.BACKING_OFF)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_DELAY):
                     await self._needed.wait()
         else:
-            where = describe(self._endpoint.pool)
-            delay = self._retries.failed(where, lost, self.state is SessionState.CONNECTED)
+            delay = self._policy.failed(str(self._endpoint), lost, was_connected)
             self._move(SessionState.BACKING_OFF)
             await asyncio.sleep(delay)
 
@@ -218,12 +216,12 @@ class Session:
             raise AssertionError(f"{self.state} to {state}")
         logger.debug("session %s -> %s", self.state.value, state.value)
         self.state = state
-        self._moved.notify()
+        self._changed.notify()
 
-    # --- out: wishes to commands
+    # --- out: from the registry to the wire
 
     def _flush_soon(self) -> None:
-        """Answer the wishes of this tick together, at its end."""
+        """Send the changes of this iteration of the loop together, at its end."""
         if self._flushing is None and self._link is not None and self._loop is not None:
             self._flushing = self._loop.call_soon(self._link.guard, self._flush, context=self._context)
 
@@ -238,32 +236,30 @@ class Session:
             self._link.write(b"".join(map(bytes, commands)))
         for subscriber, name in self.registry.activate_late():
             subscriber.activate(name)
-        if self._draining:
-            self._moved.notify()
+        self._changed.notify()
 
     def _send_ping(self) -> None:
         if self._link is not None:
             self._link.write(bytes(self.registry.ping()))
 
-    def condemn(self, reason: str) -> None:
-        """Give up the link, if there is one, and make another."""
+    def abandon(self, reason: str) -> None:
+        """End the link, if there is one; the session dials again."""
         if self._link is not None:
             self._link.abort(reason)
 
-    # --- in: replies to events
+    # --- in: from the wire to the subscribers
 
-    def _receive(self, gets: Callable[[], object], turn_ends: float) -> tuple[int, bool]:
-        """Take complete replies, for one turn; return how many those were, and whether no more are there."""
-        taken = self._dispatcher.receive(gets, turn_ends)
+    def _receive(self, gets: Callable[[], object], deadline: float) -> tuple[int, bool]:
+        """Take complete replies until `deadline`; return how many, and whether all were taken."""
+        taken = self._dispatcher.receive(gets, deadline)
         if self.registry.has_work:
             self._flush_soon()
-        if self._draining:
-            self._moved.notify()
+        self._changed.notify()
         return taken
 
     def _retry_in(self, delay: float) -> None:
         assert self._loop is not None
-        assert self._link is not None  # which has just brought a refusal
+        assert self._link is not None  # which has just received the rejection
         when = self._loop.time() + delay
         if self._retrying is None or when < self._retrying.when():
             if self._retrying is not None:
@@ -277,16 +273,15 @@ class Session:
 
     # --- the end
 
-    async def unsubscribed(self) -> None:
-        """Give up every name, and wait until nothing comes any more."""
-        self._draining = True
+    async def unsubscribe_all(self) -> None:
+        """Unsubscribe from every name, and wait until the server has confirmed it."""
         self.registry.drain()
         self._flush_soon()
         while self.state is SessionState.CONNECTED and (self.registry.oldest_command or self.registry.has_work):
-            await self._moved.wait()
+            await self._changed.wait()
 
     def close(self) -> None:
-        """End it at once, and for good. Without effect when closed."""
+        """End the session at once and for good. Without effect when closed."""
         if self.state is SessionState.CLOSED:
             return
         self._move(SessionState.CLOSED)

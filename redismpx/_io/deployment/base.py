@@ -1,0 +1,101 @@
+"""What every deployment has: a session for channels and patterns, and a publisher. Never tests which one it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from contextvars import Context
+from typing import NamedTuple
+
+from ..._core.wire import Kind
+from ...errors import ConnectionLost
+from ..publishing.publisher import Publisher
+from ..redispy.client import AbstractBackoff
+from ..redispy.endpoint import Endpoint
+from ..runtime.log import logger
+from ..session.delivery_probe import DeliveryProbe
+from ..session.dispatcher import Subscriber
+from ..session.listener import Listener
+from ..session.session import Session, SessionOptions
+
+
+class DeploymentOptions(NamedTuple):
+    """The options of a multiplexer that concern its connections."""
+
+    backoff: AbstractBackoff
+    session: SessionOptions
+    publish_timeout: float  # seconds
+    delivery_probe: float | None  # seconds between two probes; None: no probe
+    on_end: Callable[[], None]
+    """Called when the session has ended, also when asyncio cancelled it."""
+
+
+class Deployment(ABC):
+    """Where the servers are, and which of them owns a name."""
+
+    def __init__(self, new_endpoint: Callable[[], Endpoint], publisher: Publisher, options: DeploymentOptions) -> None:
+        self._options = options
+        self._tasks = options.session.tasks
+        self._endpoint = new_endpoint()
+        self._listeners: list[Listener] = []
+        self.publisher: Publisher = publisher
+        self.main: Session = Session(self._endpoint, options.backoff, options.session, on_end=options.on_end)
+        """The session of channels and patterns; of shard channels too, if there is no cluster."""
+        if options.delivery_probe is not None:
+            self._listen(DeliveryProbe(new_endpoint(), options.delivery_probe, self.main.abandon))
+
+    def _listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+        self.main.registry.add(Kind.CHANNEL, (listener.channel,), listener)
+
+    def start(self) -> None:
+        """Start to dial, in the running loop."""
+        if self._endpoint.skips_tls_verification:
+            logger.warning("TLS to Redis at %s is not verified: anybody can pretend to be that server", self._endpoint)
+        self.main.start()
+        for listener in self._listeners:
+            self._tasks.start(listener.run(), listener.title, Context())
+
+    # --- subscriptions
+
+    def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
+        """Subscribe to names for a subscriber."""
+        self.main.add(kind, names, subscriber)
+
+    def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
+        """Unsubscribe a subscriber from names; return how many were active."""
+        return self.main.remove(kind, names, subscriber)
+
+    def name_count(self, kind: Kind) -> int:
+        """Return how many names of a kind have subscribers."""
+        return self.main.registry.wanted[kind]
+
+    def count_new(self, kind: Kind, names: Collection[bytes]) -> int:
+        """Return how many of `names` have no subscriber yet."""
+        return self.main.registry.count_new(kind, names)
+
+    def outage(self, kind: Kind) -> ConnectionLost | None:
+        """Return why there is no connection for names of a kind now; None while there is one."""
+        return self.main.outage
+
+    @property
+    def shard_count(self) -> int:
+        """How many primaries of a cluster there are connections to, for shard channels."""
+        return 0
+
+    # --- publishing
+
+    @abstractmethod
+    async def counts_all(self, channel: bytes, *, sharded: bool) -> bool:
+        """Tell whether a count of 0 from PUBLISH means that nobody is subscribed."""
+
+    # --- the end
+
+    async def unsubscribe_all(self) -> None:
+        """Unsubscribe from every name, and wait until the server has confirmed it."""
+        await self.main.unsubscribe_all()
+
+    def close(self) -> None:
+        """End every connection, at once and for good."""
+        self.main.close()
+        self.publisher.close()

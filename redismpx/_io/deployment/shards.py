@@ -1,0 +1,286 @@
+"""The sessions with the primaries of a cluster: a shard channel is subscribed at the primary that owns its slot.
+
+When a slot moves, its channels are removed from one session and added to another. A node shows that a slot has left it:
+it unsubscribes the channels, or rejects commands for them. The slot map shows the new owner. When a node is lost,
+another one may have replaced it, so its channels follow the slot map too. Never moves a channel that is subscribed at
+the owner of its slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Collection
+from contextvars import Context
+from functools import partial
+from time import monotonic
+from typing import TypeAlias
+
+from ..._core.registry import Registry
+from ..._core.wire import Kind, Redirection
+from ...errors import ConnectionLost, plain
+from ..redispy.client import key_slot
+from ..redispy.endpoint import Endpoint
+from ..redispy.slot_map import ClusterNode, NodeEndpoint, SlotMap
+from ..runtime.log import logger
+from ..runtime.notification import Notifier
+from ..runtime.tasks import TIME_SLICE, is_cancelled, is_cancelling
+from ..session.dispatcher import Evict, Subscriber
+from ..session.session import Session, SessionState
+
+SHARD_LINGER = 1.0  # seconds that a session is kept after the last of its channels was removed
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two looks at the slot map, while a channel is misplaced
+
+NewSession: TypeAlias = Callable[[Endpoint, Evict], Session]
+
+
+class Shard:
+    """A primary, and the channels that are subscribed there. Without a primary: the channels without a known owner."""
+
+    def __init__(self, node: str, registry: Registry[Subscriber], session: Session | None) -> None:
+        self.node = node
+        """The name of the primary; empty if there is none."""
+        self.registry = registry
+        self.session = session
+        self.slots: dict[int, set[bytes]] = {}
+        """The channels, by their slots."""
+        self.closing: asyncio.TimerHandle | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to the primary."""
+        return self.session is not None and self.session.state is SessionState.CONNECTED
+
+
+class Shards:
+    """Keeps each shard channel at the primary that owns its slot."""
+
+    def __init__(self, slot_map: SlotMap, new_session: NewSession) -> None:
+        self._slot_map = slot_map
+        self._new_session = new_session
+        self._places: dict[bytes, Shard] = {}  # the shard of each channel
+        self._shards: dict[str, Shard] = {}
+        self._ownerless = Shard("", Registry(), None)
+        self._redirected: set[int] = set()  # slots that followed a redirection since the slot map was read
+        self._all_placed = True
+        self._misplaced = Notifier()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._error: ConnectionLost | None = None  # why the slot map cannot be read
+
+    def __len__(self) -> int:
+        """How many primaries there are sessions with."""
+        return len(self._shards)
+
+    @property
+    def name_count(self) -> int:
+        """How many channels have subscribers."""
+        return len(self._places)
+
+    @property
+    def outage(self) -> ConnectionLost | None:
+        """Why some channels have no connection now; None if all have one."""
+        failing = [s.session.outage for s in self._shards.values() if s.slots and s.session is not None]
+        unowned = ConnectionLost("no node is known to own its slot") if self._ownerless.slots else None
+        return next(filter(None, failing), self._error or unowned)
+
+    def count_new(self, names: Collection[bytes]) -> int:
+        """Return how many of `names` have no subscriber yet."""
+        return sum([name not in self._places for name in names])
+
+    # --- subscriptions
+
+    def add(self, names: Collection[bytes], subscriber: Subscriber) -> None:
+        """Subscribe to channels for a subscriber."""
+        changed = set()
+        for name in names:
+            shard = self._places.get(name)
+            if shard is None:
+                shard = self._owner(key_slot(name))
+                self._enter(name, shard)
+            shard.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
+            changed.add(shard)
+        self._nudge(changed)
+
+    def remove(self, names: Collection[bytes], subscriber: Subscriber) -> int:
+        """Unsubscribe a subscriber from channels; return how many were active."""
+        changed = set()
+        were_active = 0
+        for name in names:
+            shard = self._places.get(name)
+            if shard is not None:
+                were_active += shard.registry.remove(Kind.SHARD_CHANNEL, name, subscriber)
+                if shard.registry.count_new(Kind.SHARD_CHANNEL, (name,)):
+                    self._leave(name, shard)
+                changed.add(shard)
+        self._nudge(changed)
+        return were_active
+
+    def _nudge(self, shards: Collection[Shard]) -> None:
+        for shard in shards:
+            if shard.session is not None:
+                shard.session.nudge()
+            elif shard.slots:
+                self._look_again()
+
+    # --- where the channels are
+
+    def _enter(self, name: bytes, shard: Shard) -> None:
+        self._places[name] = shard
+        shard.slots.setdefault(key_slot(name), set()).add(name)
+        if shard.closing is not None:
+            shard.closing.cancel()
+            shard.closing = None
+
+    def _leave(self, name: bytes, shard: Shard) -> None:
+        del self._places[name]
+        slot = key_slot(name)
+        shard.slots[slot].discard(name)
+        if not shard.slots[slot]:
+            del shard.slots[slot]
+        if not (shard.slots or shard is self._ownerless) and self._loop is not None and not self._loop.is_closed():
+            shard.closing = self._loop.call_later(SHARD_LINGER, self._close_shard, shard, context=Context())
+
+    def _owner(self, slot: int) -> Shard:
+        """Return the shard of the primary that owns a slot, by the slot map; make it if there is none yet."""
+        node = self._slot_map.owner(slot)
+        if node is None or self._loop is None or self._ownerless.registry.draining:
+            return self._ownerless
+        shard = self._shards.get(node.name)
+        if shard is None:
+            endpoint = NodeEndpoint(node, is_master=True, on_failure=self._look_again)
+            session = self._new_session(endpoint, partial(self._evict, node))
+            shard = self._shards[node.name] = Shard(node.name, session.registry, session)
+            session.start()
+        return shard
+
+    def _close_shard(self, shard: Shard) -> None:
+        if shard.closing is not None:
+            shard.closing.cancel()
+        if self._shards.get(shard.node) is shard and shard.session is not None:
+            del self._shards[shard.node]
+            shard.session.close()
+
+    def _move(self, name: bytes, source: Shard, target: Shard) -> None:
+        """Remove a channel from one shard, and add it to another."""
+        entry = source.registry.shard_channels.get(name)
+        subscribers = () if entry is None else tuple(entry.subscribers)
+        self._leave(name, source)
+        self._enter(name, target)
+        were_active = []
+        for subscriber in subscribers:
+            if source.registry.remove(Kind.SHARD_CHANNEL, name, subscriber):
+                were_active.append(subscriber)
+            target.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
+        self._nudge((source, target))
+        for subscriber in were_active:
+            shard = self._places.get(name)  # the callback of one subscriber may have removed it from another
+            if shard is not None and shard.registry.subscriber_state(Kind.SHARD_CHANNEL, name, subscriber) is not None:
+                subscriber.disconnect(ConnectionLost("its slot has another owner", frozenset({name})))
+
+    def _evict(self, node: ClusterNode, names: tuple[bytes, ...], redirection: Redirection | None) -> None:
+        """Remove channels from a node that no longer owns their slot.
+
+        They follow the redirection of the node at once, if there is one; but only once until the slot map is read
+        again. While the nodes do not agree yet, they may redirect to each other.
+        """
+        if redirection is not None and redirection.slot not in self._redirected:
+            self._redirected.add(redirection.slot)
+            self._slot_map.note(redirection, node.host)
+        else:
+            redirection = None
+        for name in names:
+            shard = self._places.get(name)
+            if shard is not None and shard.node == node.name:
+                self._move(name, shard, self._ownerless if redirection is None else self._owner(redirection.slot))
+        shard = self._shards.get(node.name)
+        if shard is not None and not shard.slots:
+            # The node may have been demoted, and would accept the channels again, as a replica. A slot map that does
+            # not show that yet sends them back here: then the session dials, and the dial checks the role.
+            self._close_shard(shard)
+        self._look_again()
+
+    # --- the slot map
+
+    def start(self) -> None:
+        """Bind to the running loop. `run()` is to follow."""
+        self._loop = asyncio.get_running_loop()
+
+    def _look_again(self) -> None:
+        self._all_placed = False
+        self._misplaced.notify()
+
+    async def run(self) -> None:
+        """Read the slot map whenever a channel may be misplaced, until each is placed and the slot map agrees."""
+        doubts: dict[int, str] = {}
+        pause = FIRST_PAUSE
+        while not (is_cancelling() or self._ownerless.registry.draining):
+            if self._all_placed:
+                pause = FIRST_PAUSE
+                await self._misplaced.wait()
+            self._all_placed = True  # unless something happens from here on
+            try:
+                failing = [shard.node for shard in self._shards.values() if shard.slots and not shard.is_connected]
+                await self._slot_map.refresh(failing[0] if failing else None)
+            except (Exception, asyncio.CancelledError) as error:
+                if is_cancelled(error):
+                    raise
+                logger.debug("no node tells the slot map now (%s)", plain(str(error)))
+                self._error = ConnectionLost(f"no node tells the slot map of the cluster: {error}")
+                self._error.__cause__ = error
+                self._all_placed = False
+            else:
+                self._error = None
+                self._redirected.clear()
+                try:
+                    doubts = await self._place_all(doubts)
+                except Exception:  # noqa: BLE001, a fault of this library; never a silent end
+                    logger.critical("internal error; reading the slot map again", exc_info=True)
+                    self._all_placed = False
+            if not self._all_placed:
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # nosec B311, nothing secret
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _place_all(self, doubts: dict[int, str]) -> dict[int, str]:
+        """Move the misplaced channels; return the slots whose owner is in doubt, with the owner in the slot map.
+
+        A slot is in doubt when the slot map names another owner than the connected node. The node knows better, so a
+        channel moves only when the slot map has named the same owner twice.
+        """
+        still: dict[int, str] = {}
+        slice_end = monotonic() + TIME_SLICE
+        for shard in (self._ownerless, *self._shards.values()):
+            for slot in tuple(shard.slots):
+                owner = self._slot_map.owner(slot)
+                if owner is not None and owner.name != shard.node:
+                    self._all_placed = False
+                    if shard.is_connected and doubts.get(slot) != owner.name:
+                        still[slot] = owner.name
+                    else:
+                        for name in tuple(shard.slots.get(slot, ())):
+                            if self._places.get(name) is shard:
+                                self._move(name, shard, self._owner(slot))
+                            if monotonic() > slice_end:
+                                await asyncio.sleep(0)
+                                slice_end = monotonic() + TIME_SLICE
+                elif not shard.is_connected:
+                    self._all_placed = False
+                if monotonic() > slice_end:
+                    await asyncio.sleep(0)
+                    slice_end = monotonic() + TIME_SLICE
+        return still
+
+    # --- the end
+
+    async def unsubscribe_all(self) -> None:
+        """Unsubscribe from every channel, and wait until the servers have confirmed it."""
+        self._ownerless.registry.drain()
+        for shard in tuple(self._shards.values()):
+            if shard.session is not None:
+                await shard.session.unsubscribe_all()
+
+    def close(self) -> None:
+        """End every session, at once and for good."""
+        for shard in tuple(self._shards.values()):
+            self._close_shard(shard)
+        self._places.clear()
+        self._ownerless.registry.clear()

@@ -1,0 +1,142 @@
+"""Publishing in a cluster: a sharded message goes to the primary that owns its slot, and follows the slot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Iterable
+from contextvars import Context
+from time import monotonic
+
+from ...errors import plain
+from ...stats import Counters
+from ..redispy.client import key_slot
+from ..redispy.endpoint import Endpoint
+from ..redispy.slot_map import AnyNodeEndpoint, NodeEndpoint, SlotMap
+from ..runtime.log import logger
+from ..runtime.tasks import Tasks, is_cancelled
+from .pipeline import Moved, Pipeline, PublishCall
+from .publisher import Publisher
+
+REFRESH_INTERVAL = 10.0  # seconds between two looks at the slot map because a sharded message reached nobody
+
+
+class ClusterPublisher(Publisher):
+    """Publishes over one pipeline for each primary that owns a slot of a sharded message, and over one for the rest.
+
+    All calls for one slot are in the same pipeline, and move to another one together: so they keep their order. Calls
+    for a slot whose owner is not known go to any node, which redirects them.
+    """
+
+    def __init__(self, slot_map: SlotMap, timeout: float, tasks: Tasks, counters: Counters) -> None:
+        super().__init__(AnyNodeEndpoint(slot_map), timeout, tasks, counters)
+        self._slot_map = slot_map
+        self._pipelines: dict[str, Pipeline] = {}  # by the names of their nodes
+        self._places: dict[int, Pipeline] = {}  # the pipeline of the calls for a slot, while there are any
+        self._calls: Counter[int] = Counter()  # how many those are
+        self._closed = False
+
+    def _new_pipeline(self, endpoint: Endpoint) -> Pipeline:
+        return Pipeline(endpoint, self._timeout, self._tasks, self._counters, self)
+
+    def _all_pipelines(self) -> Iterable[Pipeline]:
+        return (self._pipeline, *self._pipelines.values())
+
+    async def _send(self, call: PublishCall) -> int:
+        slot = call.slot
+        if slot is None:
+            return await super()._send(call)
+        pipeline = self._places.get(slot)
+        if pipeline is None:
+            pipeline = self._places[slot] = self._owner(slot)
+        self._calls[slot] += 1
+        try:
+            pipeline.put(call)
+            count = await call.outcome
+        finally:
+            del call  # see publish()
+            self._calls[slot] -= 1
+            if not self._calls[slot]:
+                del self._calls[slot], self._places[slot]
+        if count == 0 and not self._closed and self._map_is_older_than(REFRESH_INTERVAL):
+            self._tasks.start(self._refresh(), "redismpx slot map", Context())
+        return count
+
+    async def counts_all(self, channel: bytes) -> bool:
+        """Tell whether a count of 0 for a shard channel means that nobody is subscribed.
+
+        A demoted primary still accepts messages, as a replica, and counts its own clients only.
+        """
+        slot = key_slot(channel)
+        owner = self._slot_map.owner(slot)
+        if self._map_is_older_than(1.0):
+            await self._refresh()
+        return owner is not None and owner == self._slot_map.owner(slot)
+
+    def close(self) -> None:
+        """Fail the calls that have no outcome yet."""
+        self._closed = True
+        super().close()
+
+    # --- the owners of slots
+
+    def _owner(self, slot: int) -> Pipeline:
+        """Return the pipeline to the primary that owns a slot; to any node if the owner is not known."""
+        node = self._slot_map.owner(slot)
+        if node is None:
+            return self._pipeline
+        pipeline = self._pipelines.get(node.name)
+        if pipeline is None:
+            self._stop_unknown()
+            endpoint = NodeEndpoint(node, is_master=False)
+            pipeline = self._pipelines[node.name] = self._new_pipeline(endpoint)
+        return pipeline
+
+    def _stop_unknown(self) -> None:
+        """Stop the pipelines to nodes that have left the cluster."""
+        names = {node.name for node in self._slot_map.nodes}
+        for name, pipeline in tuple(self._pipelines.items()):
+            if name not in names and not pipeline.outcomes:
+                del self._pipelines[name]
+                pipeline.stop()
+
+    def _map_is_older_than(self, seconds: float) -> bool:
+        return monotonic() > self._slot_map.seen + seconds
+
+    async def _refresh(self, suspect: str | None = None) -> bool:
+        """Read the slot map again; return whether a node answered."""
+        try:
+            await self._slot_map.refresh(suspect)
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled(error):
+                raise
+            logger.debug("no node tells the slot map now (%s)", plain(str(error)))
+            return False
+        return True
+
+    # --- moving calls, for the pipelines
+
+    def redirect(self, pipeline: Pipeline, moved: Collection[Moved]) -> None:
+        """Move redirected calls, and all other calls in the pipeline that have their slots."""
+        for call, redirection in moved:
+            call.redirections += 1
+            self._slot_map.note(redirection, pipeline.endpoint.host)
+        slots = {redirection.slot for _, redirection in moved}
+        self._place([call for call, _ in moved] + pipeline.take(slots))
+
+    async def divert(self, pipeline: Pipeline) -> None:
+        """Move the calls of a pipeline that cannot connect, if their slots have other owners by now."""
+        if not pipeline.slots:
+            return
+        if await self._refresh(str(pipeline.endpoint)):
+            self._place(pipeline.take({slot for slot in pipeline.slots if self._owner(slot) is not pipeline}))
+
+    def _place(self, calls: Collection[PublishCall]) -> None:
+        """Put calls into the pipelines of the owners of their slots."""
+        by_pipeline: dict[Pipeline, list[PublishCall]] = {}
+        for call in calls:
+            if call.slot is not None and not call.outcome.done():
+                pipeline = self._places[call.slot] = self._owner(call.slot)
+                by_pipeline.setdefault(pipeline, []).append(call)
+        for pipeline, moved in by_pipeline.items():
+            pipeline.merge(moved)

@@ -1,0 +1,64 @@
+"""Publishing: each call goes into a pipeline, and waits there for its outcome. Never retries a call that was sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from ...stats import Counters
+from ..redispy.client import key_slot
+from ..redispy.endpoint import Endpoint
+from ..runtime.tasks import Tasks
+from .pipeline import Pipeline, PublishCall
+
+
+class Publisher:
+    """Publishes over one pipeline, in the order of the calls."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float, tasks: Tasks, counters: Counters) -> None:
+        self._timeout = timeout
+        self._tasks = tasks
+        self._counters = counters
+        self._pipeline = self._new_pipeline(endpoint)
+
+    def _new_pipeline(self, endpoint: Endpoint) -> Pipeline:
+        return Pipeline(endpoint, self._timeout, self._tasks, self._counters)
+
+    @property
+    def pending(self) -> int:
+        """Calls without an outcome."""
+        return len(self._outcomes)
+
+    @property
+    def _outcomes(self) -> list[asyncio.Future[int]]:
+        return [outcome for pipeline in self._all_pipelines() for outcome in pipeline.outcomes]
+
+    def _all_pipelines(self) -> Iterable[Pipeline]:
+        return (self._pipeline,)
+
+    async def publish(self, channel: bytes, data: bytes, *, sharded: bool) -> int:
+        """Publish after all earlier calls; return how many connections received the message, as Redis counts."""
+        call = PublishCall(channel, data, key_slot(channel) if sharded else None, self._timeout)
+        try:
+            return await self._send(call)
+        except BaseException:  # the outcome, or a cancellation: for the caller in both cases
+            call.command = b""  # a cancelled call stays in the queue until its turn: free its payload now
+            del call  # otherwise the exception would refer to itself, through its traceback
+            raise
+
+    async def _send(self, call: PublishCall) -> int:
+        self._pipeline.put(call)
+        try:
+            return await call.outcome
+        finally:
+            del call  # see publish()
+
+    async def flushed(self) -> None:
+        """Wait until each call made so far has its outcome."""
+        if outcomes := self._outcomes:
+            await asyncio.wait(outcomes)
+
+    def close(self) -> None:
+        """Fail the calls that have no outcome yet."""
+        for pipeline in self._all_pipelines():
+            pipeline.close()

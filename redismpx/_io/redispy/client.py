@@ -1,0 +1,70 @@
+"""The client objects of redis-py: how a URL becomes one, and where a client leads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.backoff import AbstractBackoff, FullJitterBackoff
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from .endpoint import Endpoint, SentinelEndpoint
+from .slot_map import SlotMap
+
+__all__ = [
+    "AbstractBackoff",
+    "Redis",
+    "RedisCluster",
+    "client_from_url",
+    "key_slot",
+    "publish_backoff",
+    "reconnect_backoff",
+    "servers_of",
+]
+
+
+def reconnect_backoff() -> AbstractBackoff:
+    """Return the default seconds between attempts to connect: full jitter, from 50 ms doubling up to 5 s."""
+    return FullJitterBackoff(cap=5.0, base=0.05)
+
+
+def publish_backoff() -> AbstractBackoff:
+    """Return the seconds between attempts to connect for publishing: many processes may try at once."""
+    return FullJitterBackoff(cap=1.0, base=0.05)
+
+
+def servers_of(client: Redis | RedisCluster) -> Endpoint | SentinelEndpoint | SlotMap:
+    """Return where a client leads: one server, the master of a Sentinel service, or the nodes of a cluster."""
+    if isinstance(client, RedisCluster):
+        return SlotMap(client)
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool) and pool.is_master:
+        return SentinelEndpoint(pool)
+    return Endpoint(pool)
+
+
+def client_from_url(url: str, options: dict[str, Any]) -> Redis:
+    """Build a client from a URL and options. Raises `TypeError` or `ValueError` for what cannot work."""
+    # Off unless the options ask for them: redis-py would let a server redirect all connections of the client.
+    options = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), **options}
+    try:
+        client = Redis.from_url(url, **options)
+    except ValueError as error:
+        # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated.
+        known = "scheme" in str(error) or str(error).startswith("Invalid value for")
+        hint = str(error) if known else "check the port, and percent-encode special characters in user and password"
+        raise ValueError(f"the Redis URL cannot be used: {hint}") from None
+    if client.connection_pool.connection_kwargs.get("decode_responses"):
+        raise ValueError(
+            "names and payloads are bytes here, so decode_responses=True cannot be used; give decode=bytes.decode"
+        )
+    try:
+        client.connection_pool.make_connection()
+    except TypeError as error:
+        raise TypeError(f"an option that redis-py does not know: {error}") from None
+    except RedisError as error:
+        raise ValueError(f"an option that redis-py cannot use: {error}") from None
+    return client

@@ -1,0 +1,113 @@
+"""One connection to one server, owned by the object that dialled it. Never belongs to a pool, and never reconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import monotonic
+from typing import Any, NamedTuple
+
+from redis.asyncio.connection import AbstractConnection
+
+
+class Leftover(NamedTuple):
+    """What redis-py had read beyond the handshake when a protocol took the connection over."""
+
+    data: bytes
+    closed: bool
+    """Whether the server closed the connection since the handshake."""
+    error: BaseException | None
+    """The error that closed it, if there was one."""
+
+
+class Connection:
+    """A redis-py connection after its handshake.
+
+    The link takes it over with a protocol of its own; everything else sends commands and reads replies. The owner ends
+    it with `release()`, which waits for nothing.
+    """
+
+    def __init__(self, raw: AbstractConnection, health_check_interval: float) -> None:
+        # `_writer` and `_reader` are not public, and unchanged from redis-py 5 to 8.
+        self._raw: Any = raw
+        transport: Any = getattr(getattr(raw, "_writer", None), "transport", None)
+        # fakeredis has no transport, or one that only tells whether it is closing. redis-py forgets the transport when
+        # it disconnects, and with it what was not sent yet; so it is kept here.
+        self._transport: asyncio.Transport | None = transport if hasattr(transport, "set_protocol") else None
+        self._health_check_interval = health_check_interval
+        self._checked = monotonic()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and port at the other end, as they were dialled."""
+        return self._raw.host, self._raw.port
+
+    # --- for a protocol that reads
+
+    def take_over(self, protocol: asyncio.BufferedProtocol) -> tuple[asyncio.Transport, Leftover] | None:
+        """Let `protocol` read from now on; return None if there is no transport, and replies have to be polled."""
+        transport = self._transport
+        if transport is None:
+            return None
+        reader = self._raw._reader
+        transport.pause_reading()  # uvloop chooses how to read when reading begins
+        transport.set_protocol(protocol)
+        transport.resume_reading()
+        closed = transport.is_closing() or reader.at_eof()
+        return transport, Leftover(bytes(reader._buffer), closed, reader.exception() if closed else None)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes over a connection without a transport. Raises whatever such a connection raises."""
+        self._raw._writer.writelines([data])
+
+    # --- for commands and their replies
+
+    async def call(self, *words: str | bytes | int) -> Any:
+        """Send one command; return its reply, or raise it if it is an error."""
+        await self._raw.send_command(*words, check_health=False)
+        return await self._raw.read_response()
+
+    async def send(self, data: bytes) -> None:
+        """Send commands that are encoded already."""
+        await self._raw.send_packed_command(data, check_health=False)
+
+    def reader(self, *, pushes: bool = False) -> Callable[[], Awaitable[Any]]:
+        """Return a function that reads the next reply as bytes. An error reply is raised, and does not disconnect.
+
+        There is no timeout but the caller's: redis-py's would cost a timer for each reply. `pushes` has what a server
+        sends unasked returned too.
+        """
+        return partial(
+            self._raw.read_response,
+            disable_decoding=True,
+            timeout=math.inf,
+            disconnect_on_error=False,
+            **({"push_request": True} if pushes else {}),
+        )
+
+    async def is_usable(self) -> bool:
+        """Tell whether commands can be sent. No reply may be outstanding.
+
+        A closed connection, a reset and unasked data are noticed. A PING is sent only when the client's
+        `health_check_interval` says so.
+        """
+        if (self._transport is not None and self._transport.is_closing()) or await self._raw.can_read():
+            return False
+        if self._health_check_interval and monotonic() - self._checked > self._health_check_interval:
+            await self.call("PING")
+            self._checked = monotonic()
+        return True
+
+    # --- the end
+
+    def abort(self) -> None:
+        """Close the socket at once, whatever the other end does."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def release(self) -> None:
+        """End the connection at once, and let redis-py forget it."""
+        self.abort()
+        await self._raw.disconnect(nowait=True)

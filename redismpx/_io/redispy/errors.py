@@ -1,0 +1,77 @@
+"""What redis-py's options and exceptions mean, in words: where a connection goes, and why a dial failed."""
+
+from __future__ import annotations
+
+import ssl
+
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.exceptions import AuthenticationError, InvalidResponse, MovedError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..._core.wire import Refusal, read_refusal
+from .pool import Pool
+
+__all__ = [
+    "MovedError",
+    "RedisTimeoutError",
+    "ResponseError",
+    "describe",
+    "explain",
+    "hide_arguments",
+    "needs_operator",
+    "skips_tls_verification",
+]
+
+
+def describe(pool: Pool) -> str:
+    """Return where connections go: a host and port, a path, or a Sentinel service. Never a user or password."""
+    service = getattr(pool, "service_name", None)
+    options = pool.connection_kwargs
+    return str(service or options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+
+
+def explain(pool: Pool, error: BaseException) -> str:
+    """Return why a dial failed, with a hint where it looks as if only one side speaks TLS."""
+    cut_off = "closed by server" in str(error) or isinstance(error.__context__, ConnectionResetError)
+    hint = ""
+    if _speaks_tls(pool):
+        if cut_off or isinstance(error, RedisTimeoutError):
+            hint = " (rediss:// speaks TLS: does this port?)"
+    elif issubclass(pool.connection_class, Connection) and (cut_off or isinstance(error, InvalidResponse)):
+        hint = " (does this port want TLS? That is rediss://)"
+    text = str(error) or repr(error)
+    for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+        # redis-py shows all options of a Sentinel, its password too, before it says what is wrong.
+        text = text.replace(str(sentinel), describe(sentinel.connection_pool))
+    return f"cannot connect to {describe(pool)}: {text}{hint}"
+
+
+def skips_tls_verification(pool: Pool) -> bool:
+    """Tell whether connections speak TLS without verifying the server, because the options say so."""
+    options = pool.connection_kwargs
+    is_verified = options.get("ssl_cert_reqs", "required") not in (None, "none", ssl.CERT_NONE)
+    return _speaks_tls(pool) and not (is_verified and options.get("ssl_check_hostname", True))
+
+
+def _speaks_tls(pool: Pool) -> bool:
+    return issubclass(pool.connection_class, SSLConnection)
+
+
+def needs_operator(cause: BaseException | None) -> bool:
+    """Tell whether a password or a certificate is wrong: somebody has to fix it, retrying does not."""
+    return (
+        isinstance(cause, AuthenticationError)
+        or (isinstance(cause, Exception) and read_refusal(cause)[0] is Refusal.FATAL)
+        or isinstance(getattr(cause, "__context__", None), ssl.SSLCertVerificationError)
+    )
+
+
+def hide_arguments(error: BaseException) -> str:
+    """Remove from an error what must not be seen, and return the rest of its text.
+
+    A server that does not know a command repeats its arguments: those of HELLO and AUTH are the password.
+    """
+    text, found, _ = str(error).partition(", with args")
+    if found:
+        error.args = (text,)
+    return text
