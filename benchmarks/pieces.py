@@ -99,7 +99,7 @@ def told_apart(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
     while (reply := gets()) is not None:
         if reply[0] == b"message":
             _, channel, data = reply
-            table[channel].sole(channel, data)
+            table[channel].only_active(channel, data)
 
 
 def checked(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
@@ -110,7 +110,7 @@ def checked(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
         if reply[0] == b"message":
             _, channel, data = reply
             entry = table[channel]
-            if type(data) is bytes and entry.sole is not None and entry.sole(channel, data) is not None:
+            if type(data) is bytes and entry.only_active is not None and entry.only_active(channel, data) is not None:
                 raise AssertionError
         if taken >= SLICE:
             taken = 0
@@ -119,7 +119,7 @@ def checked(gets: Callable[[], Any], table: dict[bytes, Entry[Any]]) -> None:
 def draining(loop: Callable[[Callable[[], Any], dict[bytes, Entry[Any]]], None]) -> Piece:
     """The loop of a drain, without its socket."""
     entry: Entry[Any] = Entry(Kind.CHANNEL, CHANNEL, function)
-    entry.put(function, SubscriberState.ACTIVE)
+    entry.set_state(function, SubscriberState.ACTIVE)
 
     async def piece(times: int) -> None:
         reader = hiredis.Reader(notEnoughData=None)

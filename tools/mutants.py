@@ -47,15 +47,15 @@ MUTANTS = [
     Mutant(
         "only the newest of two subscribers is called",
         "_core/entry.py",
-        "self.fanout = fanout = tuple(self.active)\n",
-        "self.fanout = fanout = tuple(self.active)[-1:]\n",
+        "self.active_snapshot = snapshot = tuple(self.active_subscribers)\n",
+        "self.active_snapshot = snapshot = tuple(self.active_subscribers)[-1:]\n",
         f"{CHANNEL} -k ten_subscribers",
     ),
     Mutant(
         "removing one of two subscribers unsubscribes the other",
         "_core/registry.py",
-        "            self.wanted[kind] -= 1\n            self._look(entry)\n        return standing",
-        "            pass\n        entry.clear()\n        self._look(entry)\n        return standing",
+        "            self.name_counts[kind] -= 1\n            self._reconcile(entry)\n        return state",
+        "            pass\n        entry.clear()\n        self._reconcile(entry)\n        return state",
         f"{CHANNEL} -k ten_subscribers",
     ),
     Mutant(
@@ -89,7 +89,7 @@ MUTANTS = [
     Mutant(
         "removing a channel before its confirmation raises KeyError",
         "_core/registry.py",
-        "        elif entry.state in NOTHING and (self._draining or not entry.has_subscribers):",
+        "        elif entry.state in NOT_ON_SERVER and (self.draining or not entry.has_subscribers):",
         "        elif not entry.has_subscribers:",
         f"{TORTURE} -k add_remove_add",
     ),
@@ -160,15 +160,15 @@ MUTANTS = [
     Mutant(
         "NOPERM is an endless reconnect",
         "_core/wire.py",
-        '_FATAL = frozenset({"NOAUTH"',
-        '_FATAL = frozenset({"NOPERM", "NOAUTH"',
+        'FATAL_ERRORS = frozenset({"NOAUTH"',
+        'FATAL_ERRORS = frozenset({"NOPERM", "NOAUTH"',
         f"{TORTURE} -k one_forbidden",
     ),
     Mutant(
         "a confirmation that comes late marks the wrong state",
         "_core/registry.py",
-        "if head is not None and head.verb is verb and self._unanswered[0].name == name:",
-        "if head is not None and head.verb.kind is verb.kind and name in self._tables[verb.kind]:",
+        "if command is None or command.verb is not verb or self._unconfirmed[0].name != name:",
+        "if command is None or command.verb.kind is not verb.kind or name not in self._tables[verb.kind]:",
         REGISTRY,
     ),
     Mutant(
@@ -187,7 +187,7 @@ MUTANTS = [
     ),
     Mutant(
         "one giant SUBSCRIBE",
-        "_core/registry.py",
+        "_core/sync_queue.py",
         "BATCH = 512",
         "BATCH = 1_000_000",
         f"{CHANNEL} -k hundred_thousand",
@@ -233,7 +233,7 @@ MUTANTS = [
         "P1: a late joiner is not activated before its first message",
         "_core/registry.py",
         "            self._late.append((entry, subscriber))\n",
-        "            entry.put(subscriber, SubscriberState.ACTIVE)\n",
+        "            entry.set_state(subscriber, SubscriberState.ACTIVE)\n",
         f"{CHANNEL} -k events_come_in_order",
     ),
     Mutant(
@@ -253,22 +253,22 @@ MUTANTS = [
     Mutant(
         "P3: after a loss only the old names are asked for",
         "_core/registry.py",
-        "            self._move(entry, NameEvent.LOST)\n            self._look(entry)\n",
-        "            self._move(entry, NameEvent.LOST)\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n            self._reconcile(entry)\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n",
         f"{RECONNECT} -k started_again",
     ),
     Mutant(
         "P3: a remove in flight comes back",
         "_core/registry.py",
-        "            self._move(entry, NameEvent.LOST)\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n",
         "            if entry.state is NameState.LEAVING:\n                entry.add(self)\n"
-        "            self._move(entry, NameEvent.LOST)\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n",
         f"{TORTURE} -k remove_in_flight",
     ),
     Mutant(
         "P4: a subscriber taken away during a fan-out is called all the same",
         "_io/session/dispatcher.py",
-        "        if entry.fanout is fanout or",
+        "        if entry.active_snapshot is fanout or",
         "        if True or",
         f"{CALLBACKS} -k middle_of_a_fan_out",
     ),
@@ -557,8 +557,8 @@ MUTANTS = [
     Mutant(
         "a busy server is asked in a hot loop",
         "_core/registry.py",
-        "            if entry.state is NameState.ABSENT and not entry.has_subscribers:\n                self._look(entry)\n",
-        "            self._look(entry)\n",
+        "            if entry.state is NameState.ABSENT and not entry.has_subscribers:\n                self._reconcile(entry)\n",
+        "            self._reconcile(entry)\n",
         "tests/live/test_refusals.py -k only_busy",
     ),
     Mutant(
@@ -835,7 +835,7 @@ MUTANTS = [
     Mutant(
         "a name that was unsubscribed unasked, while it was removed and added again, stays where it is",
         "_io/session/dispatcher.py",
-        "(oldest is None or oldest.answered == answered)",
+        "(oldest is None or oldest.confirmed == answered)",
         "oldest is None",
         "tests/io/test_evictions.py",
     ),
@@ -940,8 +940,8 @@ MUTANTS = [
     Mutant(
         "shard channels are not in another table than channels",
         "_core/registry.py",
-        "            Kind.SHARD_CHANNEL: self.shard_channels,\n",
-        "            Kind.SHARD_CHANNEL: self.channels,\n",
+        "self._tables[Kind.SHARD_CHANNEL] = self.shard_channels\n",
+        "self._tables[Kind.SHARD_CHANNEL] = self.channels\n",
         f"{SHARDED} -k is_two",
     ),
 ]

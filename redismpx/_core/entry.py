@@ -1,58 +1,58 @@
-"""One name: who wants it, what each of them was told, and the table of what may become of it on the server."""
+"""One name: its subscribers, what each of them was notified of, and the states that the name can have on the server."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from .wire import IdentityEnum, Kind
+from .wire import SUBSCRIBE_VERBS, UNSUBSCRIBE_VERBS, IdentityEnum, Kind, Verb
 
-S = TypeVar("S")  # a subscriber: hashable, and otherwise the caller's affair
+S = TypeVar("S")  # a subscriber: any hashable object
 
 
 class NameState(IdentityEnum):
-    """What is known of a name on the server."""
+    """The state of a name on the server, as far as it is known."""
 
     ABSENT = "absent"
-    JOINING = "joining"  # (P)SUBSCRIBE in flight
+    JOINING = "joining"  # a command to subscribe is in flight
     JOINED = "joined"
-    LEAVING = "leaving"  # (P)UNSUBSCRIBE in flight
+    LEAVING = "leaving"  # a command to unsubscribe is in flight
     REFUSED = "refused"
 
 
 class NameEvent(IdentityEnum):
-    """What moves a name from one state to another."""
+    """What changes the state of a name."""
 
-    ASKED = "asked"  # a (P)SUBSCRIBE with it was sent
-    GIVEN_UP = "given up"  # a (P)UNSUBSCRIBE with it was sent
-    CONFIRMED = "confirmed"  # the command in flight was confirmed
-    REFUSED = "refused"  # a (P)SUBSCRIBE in flight was refused, and it carried this name alone
-    HELD = "held"  # the command in flight was refused, and this name is as it was before
-    DROPPED = "dropped"  # the server unsubscribed it without being asked
-    RETRIED = "retried"  # a refused name is to be asked for again
-    LOST = "lost"  # the connection is gone, and every subscription with it
+    SUBSCRIBE_SENT = "subscribe sent"
+    UNSUBSCRIBE_SENT = "unsubscribe sent"
+    CONFIRMED = "confirmed"  # the server confirmed the command in flight
+    REFUSED = "refused"  # the server rejected a command to subscribe that had only this name
+    REVERTED = "reverted"  # the server rejected the command in flight, and the name is as it was before
+    UNSUBSCRIBED_BY_SERVER = "unsubscribed by server"  # without a command from here
+    RETRIED = "retried"  # a refused name is to be subscribed again
+    CONNECTION_LOST = "connection lost"  # with every subscription on it
 
 
 NAME_TRANSITIONS: dict[tuple[NameState, NameEvent], NameState] = {
-    (NameState.ABSENT, NameEvent.ASKED): NameState.JOINING,
+    (NameState.ABSENT, NameEvent.SUBSCRIBE_SENT): NameState.JOINING,
     (NameState.JOINING, NameEvent.CONFIRMED): NameState.JOINED,
     (NameState.JOINING, NameEvent.REFUSED): NameState.REFUSED,
-    (NameState.JOINING, NameEvent.HELD): NameState.ABSENT,
-    (NameState.JOINED, NameEvent.GIVEN_UP): NameState.LEAVING,
-    (NameState.JOINED, NameEvent.DROPPED): NameState.ABSENT,
+    (NameState.JOINING, NameEvent.REVERTED): NameState.ABSENT,
+    (NameState.JOINED, NameEvent.UNSUBSCRIBE_SENT): NameState.LEAVING,
+    (NameState.JOINED, NameEvent.UNSUBSCRIBED_BY_SERVER): NameState.ABSENT,
     (NameState.LEAVING, NameEvent.CONFIRMED): NameState.ABSENT,
-    (NameState.LEAVING, NameEvent.HELD): NameState.JOINED,
+    (NameState.LEAVING, NameEvent.REVERTED): NameState.JOINED,
     (NameState.REFUSED, NameEvent.RETRIED): NameState.ABSENT,
-    **{(state, NameEvent.LOST): NameState.ABSENT for state in NameState},
+    **{(state, NameEvent.CONNECTION_LOST): NameState.ABSENT for state in NameState},
 }
-NEXT = {event: {a: b for (a, moved_by), b in NAME_TRANSITIONS.items() if moved_by is event} for event in NameEvent}
-"""The same, with all moves of an event together."""
-NOTHING = frozenset({NameState.ABSENT, NameState.REFUSED})
-"""In these there is nothing on the server, nor anything in flight."""
+NEXT_STATE = {event: {a: b for (a, e), b in NAME_TRANSITIONS.items() if e is event} for event in NameEvent}
+"""The same table, by event and then by state."""
+NOT_ON_SERVER = frozenset({NameState.ABSENT, NameState.REFUSED})
+"""The states in which the server does not have the name, and no command is in flight for it."""
 
 
 class SubscriberState(IdentityEnum):
-    """What a subscriber was last told of one name."""
+    """What a subscriber was last notified of, for one name."""
 
     WAITING = "waiting"
     ACTIVE = "active"
@@ -60,93 +60,118 @@ class SubscriberState(IdentityEnum):
 
 
 class Entry(Generic[S]):
-    """One name: who wants it, and what is known of it on the server."""
+    """One name: its subscribers, and its state on the server."""
 
-    __slots__ = ("_many", "fanout", "kind", "name", "only", "sole", "standing", "state")
+    __slots__ = ("_states", "active_snapshot", "kind", "name", "only_active", "only_state", "only_subscriber", "state")
 
     def __init__(self, kind: Kind, name: bytes, subscriber: S) -> None:
         self.kind = kind
         self.name = name
         self.state = NameState.ABSENT
-        # Most names have one subscriber, for whom a dictionary would take more memory than all the rest.
-        self.only: S | None = subscriber
-        """The one subscriber, as long as there was never more than one."""
-        self.standing = SubscriberState.WAITING
-        """What that one was last told."""
-        self._many: dict[S, SubscriberState] | None = None
-        self.fanout: tuple[S, ...] | None = ()
-        """The active subscribers, never changed in place; None when it is to be built anew."""
-        self.sole: S | None = None
-        """The one active subscriber, if there is just one; may be missing while `fanout` is."""
+        # Most names have one subscriber. A dictionary for it would take more memory than everything else here.
+        self.only_subscriber: S | None = subscriber
+        """The one subscriber, as long as the name never had two; None otherwise, and when it is removed."""
+        self.only_state = SubscriberState.WAITING
+        """The state of `only_subscriber`."""
+        self._states: dict[S, SubscriberState] | None = None  # of all subscribers, once there were two
+        self.active_snapshot: tuple[S, ...] | None = ()
+        """The active subscribers, for the fan-out of a message. Never changed in place; None when out of date."""
+        self.only_active: S | None = None
+        """The active subscriber, if there is exactly one. May be None while `active_snapshot` is None."""
 
     @property
     def subscribers(self) -> Collection[S]:
-        """All that want it."""
-        if self._many is not None:
-            return self._many.keys()
-        return () if self.only is None else (self.only,)
+        """All subscribers of the name."""
+        if self._states is not None:
+            return self._states.keys()
+        return () if self.only_subscriber is None else (self.only_subscriber,)
 
     @property
-    def active(self) -> Collection[S]:
-        """Those of them that are active."""
+    def active_subscribers(self) -> Collection[S]:
+        """The subscribers that are active."""
         active = SubscriberState.ACTIVE
-        if self._many is not None:
-            return [subscriber for subscriber, standing in self._many.items() if standing is active]
-        return () if self.only is None or self.standing is not active else (self.only,)
-
-    def get(self, subscriber: S) -> SubscriberState | None:
-        """Return what a subscriber was last told; None if it is not one."""
-        if self._many is not None:
-            return self._many.get(subscriber)
-        return self.standing if self.only == subscriber else None
+        if self._states is not None:
+            return [subscriber for subscriber, state in self._states.items() if state is active]
+        return () if self.only_subscriber is None or self.only_state is not active else (self.only_subscriber,)
 
     @property
     def has_subscribers(self) -> bool:
-        """Whether there are subscribers."""
-        return self.only is not None or bool(self._many)
+        """Whether the name has a subscriber."""
+        return self.only_subscriber is not None or bool(self._states)
+
+    def needed_verb(self, draining: bool) -> Verb | None:
+        """Return the command that the name needs; None if it needs none, or one is in flight."""
+        if self.has_subscribers and not draining:
+            return SUBSCRIBE_VERBS[self.kind] if self.state is NameState.ABSENT else None
+        return UNSUBSCRIBE_VERBS[self.kind] if self.state is NameState.JOINED else None
+
+    def state_of(self, subscriber: S) -> SubscriberState | None:
+        """Return the state of a subscriber; None if it does not subscribe to the name."""
+        if self._states is not None:
+            return self._states.get(subscriber)
+        return self.only_state if self.only_subscriber == subscriber else None
 
     def add(self, subscriber: S) -> None:
-        """Take in one more, who waits."""
-        if self._many is not None:
-            self._many[subscriber] = SubscriberState.WAITING
-        elif self.only is None:
-            self.only, self.standing = subscriber, SubscriberState.WAITING
+        """Add a subscriber. It is waiting."""
+        if self._states is not None:
+            self._states[subscriber] = SubscriberState.WAITING
+        elif self.only_subscriber is None:
+            self.only_subscriber, self.only_state = subscriber, SubscriberState.WAITING
         else:
-            self._many = {self.only: self.standing, subscriber: SubscriberState.WAITING}
-            self.only = None
+            self._states = {self.only_subscriber: self.only_state, subscriber: SubscriberState.WAITING}
+            self.only_subscriber = None
 
-    def put(self, subscriber: S, standing: SubscriberState) -> None:
-        """Note what a subscriber was told."""
-        self.fanout = self.sole = None
-        if self._many is not None:
-            self._many[subscriber] = standing
+    def set_state(self, subscriber: S, state: SubscriberState) -> None:
+        """Change the state of a subscriber of the name."""
+        self.active_snapshot = self.only_active = None
+        if self._states is not None:
+            self._states[subscriber] = state
         else:
-            self.standing = standing
-            if standing is SubscriberState.ACTIVE:
-                self.sole = subscriber
+            self.only_state = state
+            if state is SubscriberState.ACTIVE:
+                self.only_active = subscriber
 
-    def pop(self, subscriber: S) -> SubscriberState:
-        """Take a subscriber away; return what it was last told."""
-        if self._many is not None:
-            standing = self._many.pop(subscriber)
-        elif self.only == subscriber:
-            standing, self.only = self.standing, None
+    def remove(self, subscriber: S) -> SubscriberState:
+        """Remove a subscriber of the name; return the state that it had."""
+        if self._states is not None:
+            state = self._states.pop(subscriber)
+        elif self.only_subscriber == subscriber:
+            state, self.only_subscriber = self.only_state, None
         else:
             raise KeyError(subscriber)
-        if standing is SubscriberState.ACTIVE:
-            self.fanout = self.sole = None
-        return standing
+        if state is SubscriberState.ACTIVE:
+            self.active_snapshot = self.only_active = None
+        return state
+
+    def change_all(self, state: SubscriberState) -> Iterable[S]:
+        """Change the state of each subscriber that has another one, and yield it then.
+
+        Subscribers that are removed meanwhile are left out, and those that are added.
+        """
+        if self.only_subscriber is None:
+            return self._change_each(state)
+        if self.only_state is state:
+            return ()
+        self.set_state(self.only_subscriber, state)
+        return (self.only_subscriber,)
+
+    def _change_each(self, state: SubscriberState) -> Iterator[S]:
+        for subscriber in tuple(self.subscribers):
+            known = self.state_of(subscriber)
+            if known is not None and known is not state:
+                self.set_state(subscriber, state)
+                yield subscriber
 
     def clear(self) -> None:
-        """Take all subscribers away."""
-        self.only = self._many = self.sole = None
-        self.fanout = ()
+        """Remove all subscribers."""
+        self.only_subscriber = self._states = self.only_active = None
+        self.active_snapshot = ()
 
-    def build_fanout(self) -> tuple[S, ...]:
-        """Take a fresh snapshot of the active subscribers."""
-        self.fanout = fanout = tuple(self.active)
-        self.sole = fanout[0] if len(fanout) == 1 else None
-        return fanout
+    def take_snapshot(self) -> tuple[S, ...]:
+        """Bring `active_snapshot` and `only_active` up to date; return the snapshot."""
+        self.active_snapshot = snapshot = tuple(self.active_subscribers)
+        self.only_active = snapshot[0] if len(snapshot) == 1 else None
+        return snapshot
 
     def __repr__(self) -> str:
         return f"<{self.kind.value} {self.name[:64]!r} {self.state.value} subscribers={len(self.subscribers)}>"

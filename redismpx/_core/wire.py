@@ -1,4 +1,4 @@
-"""RESP as this library speaks it: commands to bytes, replies to what they answer. No I/O, no state."""
+"""RESP, as far as it is used here: commands to bytes, and the meaning of replies. No I/O, no state."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .bisection import Probe
 MESSAGE = b"message"
 PMESSAGE = b"pmessage"
 SMESSAGE = b"smessage"
-PONG = b"pong"  # the answer to PING on a RESP2 connection that has subscriptions
+PONG = b"pong"  # the reply to PING on a RESP2 connection that has subscriptions
 
 NOT_ENOUGH = object()
-"""What a parser returns when no complete reply is left in it."""
+"""A parser returns this when it has no complete reply left."""
 
 
 class IdentityEnum(enum.Enum):
-    """An enum that is hashed by identity, in C; enum.Enum hashes its name in Python, which shows with 100,000 names."""
+    """An enum that is hashed by identity, in C. `enum.Enum` hashes in Python, which is slow with 100,000 names."""
 
 
 IdentityEnum.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class Kind(IdentityEnum):
-    """What a name stands for. The same bytes may be wanted as each of them, independently."""
+    """What a name stands for. The same bytes of two kinds are two names."""
 
     CHANNEL = "channel"
     PATTERN = "pattern"
@@ -35,7 +35,7 @@ class Kind(IdentityEnum):
 
 
 class Verb(IdentityEnum):
-    """The commands that are ever sent. A confirmation begins with the command's name in lower case."""
+    """The commands that are sent. A confirmation begins with the command's name in lower case."""
 
     SUBSCRIBE = b"subscribe", Kind.CHANNEL, True
     UNSUBSCRIBE = b"unsubscribe", Kind.CHANNEL, False
@@ -45,16 +45,16 @@ class Verb(IdentityEnum):
     SUNSUBSCRIBE = b"sunsubscribe", Kind.SHARD_CHANNEL, False
     PING = b"ping", Kind.CHANNEL, False
 
-    def __init__(self, command: bytes, kind: Kind, joins: bool) -> None:
+    def __init__(self, command: bytes, kind: Kind, subscribes: bool) -> None:
         self.command = command
         self.kind = kind
-        """The kind of the names that this command carries."""
-        self.joins = joins
-        """Whether the command asks for names rather than giving them up."""
+        """The kind of the names in the command."""
+        self.subscribes = subscribes
+        """Whether the command subscribes; the others unsubscribe, but for PING."""
 
 
-JOIN = {verb.kind: verb for verb in Verb if verb.joins}
-LEAVE = {verb.kind: verb for verb in Verb if not (verb.joins or verb is Verb.PING)}
+SUBSCRIBE_VERBS = {verb.kind: verb for verb in Verb if verb.subscribes}
+UNSUBSCRIBE_VERBS = {verb.kind: verb for verb in Verb if not (verb.subscribes or verb is Verb.PING)}
 
 CONFIRMATIONS = {verb.command: verb for verb in Verb if verb is not Verb.PING}
 """The first element of a confirmation, to the command that it confirms."""
@@ -62,66 +62,64 @@ CONFIRMATIONS = {verb.command: verb for verb in Verb if verb is not Verb.PING}
 
 @dataclass(slots=True)
 class Command:
-    """One command, and how far it is answered: the server confirms its names one by one, in order."""
+    """One command, and how many of its names are confirmed: the server confirms them one by one, in order."""
 
     verb: Verb
     names: tuple[bytes, ...] = ()
-    answered: int = 0
-    probe: Probe | None = None  # of a search for forbidden names; None for an ordinary command
+    confirmed: int = 0
+    probe: Probe | None = None  # of a search for forbidden names; an ordinary command has none
 
     def as_probe(self) -> Probe:
         """Return the names without a reply as a probe."""
-        names = self.names[self.answered :]
+        names = self.names[self.confirmed :]
         return Probe(names) if self.probe is None else self.probe._replace(names=names)
 
     def __bytes__(self) -> bytes:
-        # Length-prefixed arguments only, so a name is data whatever bytes it has.
+        # All arguments have a length prefix, so a name may have any bytes.
         return bytes(hiredis.pack_command((self.verb.command.upper(), *self.names)))  # type: ignore[arg-type]
 
 
 class ProtocolViolation(Exception):
-    """The server said something that answers nothing which was sent; what it holds is unknowable."""
+    """The server sent a reply that no command asked for. So what it has subscribed is not known any more."""
 
 
-# Errors about the server's moment rather than about the names in the command.
-_PASSING = frozenset({"BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN"})
-# Errors about the connection as a whole.
-_FATAL = frozenset({"NOAUTH", "WRONGPASS"})
+class ErrorKind(enum.Enum):
+    """What an error reply is about."""
+
+    REJECTED = "rejected"  # the names in the command
+    TRANSIENT = "transient"  # the server, which is busy or starting
+    FATAL = "fatal"  # the connection
+    MOVED = "moved"  # the slot of the names, which another node of the cluster has
 
 
-class Refusal(enum.Enum):
-    """What an error reply to a command means for it."""
-
-    NAMES = "names"
-    PASSING = "passing"
-    FATAL = "fatal"
-    MOVED = "moved"  # another node of the cluster owns the slot of the names
+TRANSIENT_ERRORS = frozenset({"BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN"})
+FATAL_ERRORS = frozenset({"NOAUTH", "WRONGPASS"})
 
 
-def read_refusal(error: Exception) -> tuple[Refusal, str]:
-    """Tell what an error reply means, and its text. `redis-py` strips the code from some texts; hiredis does not."""
+def classify_error(error: Exception) -> tuple[ErrorKind, str]:
+    """Return what an error reply is about, and its text with the code. redis-py strips the code from some texts."""
     code = getattr(error, "status_code", None)
     text = str(error) if code is None else f"{code} {error}"
     word = text.partition(" ")[0]
-    if word in _PASSING:
-        return Refusal.PASSING, text
-    if word in _FATAL:
-        return Refusal.FATAL, text
+    if word in TRANSIENT_ERRORS:
+        return ErrorKind.TRANSIENT, text
+    if word in FATAL_ERRORS:
+        return ErrorKind.FATAL, text
     if word == "MOVED":
-        return Refusal.MOVED, text
-    return Refusal.NAMES, text
+        return ErrorKind.MOVED, text
+    return ErrorKind.REJECTED, text
 
 
 class Redirection(NamedTuple):
-    """Where a slot of a cluster is now."""
+    """The address of the node that has a slot now."""
 
     slot: int
-    host: str  # empty: that of the node that says so
+    host: str  # empty: the host of the node that sent the error
     port: int
 
 
-def read_redirection(text: str) -> Redirection | None:
-    """Take `MOVED slot host:port` apart; None if it is anything else."""
+def parse_redirection(text: str) -> Redirection | None:
+    """Parse `MOVED slot host:port`; return None for any other text."""
     try:
         word, slot, address = text.split(" ")
         host, _, port = address.rpartition(":")
@@ -131,13 +129,13 @@ def read_redirection(text: str) -> Redirection | None:
 
 
 def new_parser() -> hiredis.Reader:
-    """Build a parser of replies: bytes stay bytes, an error reply comes out as an exception object."""
+    """Return a parser of replies. Bytes stay bytes, and an error reply becomes an exception object."""
     return hiredis.Reader(notEnoughData=NOT_ENOUGH)
 
 
-_GLOB = frozenset(b"\\*?[")  # the characters that mean something in a Redis glob; no others do
+GLOB_CHARACTERS = frozenset(b"\\*?[")  # no other character has a meaning in a Redis glob
 
 
 def escape_glob(name: bytes) -> bytes:
     """Return the pattern that matches `name` and nothing else."""
-    return b"".join(b"\\%c" % byte if byte in _GLOB else b"%c" % byte for byte in name)
+    return b"".join(b"\\%c" % byte if byte in GLOB_CHARACTERS else b"%c" % byte for byte in name)

@@ -13,8 +13,9 @@ from redis.crc import key_slot
 
 from redismpx._core import registry as registry_module
 from redismpx._core.entry import Entry, NameState, SubscriberState
-from redismpx._core.registry import BATCH, Registry
-from redismpx._core.wire import JOIN, LEAVE, Command, Kind, Verb
+from redismpx._core.registry import Registry
+from redismpx._core.sync_queue import SUBSCRIBE_BATCH
+from redismpx._core.wire import SUBSCRIBE_VERBS, UNSUBSCRIBE_VERBS, Command, Kind, Verb
 
 NAMES = [b"a", b"{a}b", b"\r\n"]
 
@@ -22,7 +23,7 @@ NAMES = [b"a", b"{a}b", b"\r\n"]
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost connection is dealt with name by name."""
-    monkeypatch.setattr(registry_module, "PORTION", 1)
+    monkeypatch.setattr(registry_module, "LOSS_CHUNK", 1)
 
 
 class Recorder:
@@ -75,11 +76,11 @@ class Server:
             raise AssertionError("names of two slots in one command")
         elif command.verb.kind is Kind.SHARD_CHANNEL and key_slot(command.names[0]) in self.moved:
             self.replies.append(("moved", command.verb, command.names[0]))
-        elif self.forbidden.intersection(command.names) if command.verb.joins else self.refuses_to_leave:
+        elif self.forbidden.intersection(command.names) if command.verb.subscribes else self.refuses_to_leave:
             self.replies.append(("error", command.verb, b""))
         else:
             for name in command.names:
-                change = self.subscribed.add if command.verb.joins else self.subscribed.discard
+                change = self.subscribed.add if command.verb.subscribes else self.subscribed.discard
                 change((command.verb.kind, name))
                 self.replies.append(("confirmation", command.verb, name))
 
@@ -138,7 +139,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def flush(self) -> None:
         for command in self.registry.next_commands():
             assert command.names, "a command without names"
-            assert len(command.names) <= BATCH
+            assert len(command.names) <= SUBSCRIBE_BATCH
             for name in command.names:
                 self.in_flight[command.verb, name] += 1
             self.server.commands.append(command)
@@ -185,7 +186,7 @@ class RegistryMachine(RuleBasedStateMachine):
             for each in command.names:
                 self.in_flight[command.verb, each] -= 1
             for user in told:
-                assert command.verb.joins
+                assert command.verb.subscribes
                 assert len(command.names) == 1
                 assert command.names[0] in self.ever_forbidden
                 user.refused[command.names[0]] += 1
@@ -202,7 +203,7 @@ class RegistryMachine(RuleBasedStateMachine):
             if self.in_flight[verb, name]:
                 self.in_flight[verb, name] -= 1
             for user in self.registry.confirm(verb, name):
-                if verb.joins:
+                if verb.subscribes:
                     user.activate(name, verb.kind)
                 else:
                     user.active.remove((verb.kind, name))
@@ -225,17 +226,17 @@ class RegistryMachine(RuleBasedStateMachine):
         expected = [u for u in self.users if (kind, name) in u.active]
         if entry is None:
             fanout: tuple[Recorder, ...] = ()
-        elif entry.sole is not None:  # as it is delivered
-            fanout = (entry.sole,)
+        elif entry.only_active is not None:  # as it is delivered
+            fanout = (entry.only_active,)
         else:
-            fanout = entry.fanout if entry.fanout is not None else entry.build_fanout()
+            fanout = entry.active_snapshot if entry.active_snapshot is not None else entry.take_snapshot()
         assert sorted(map(id, fanout)) == sorted(map(id, expected)), "a message missed or reached the wrong users"
 
     @precondition(lambda self: self.server.subscribed)
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
         kind, name = data.draw(self.subscribed)
-        self.server.replies.append(("message", JOIN[kind], name))
+        self.server.replies.append(("message", SUBSCRIBE_VERBS[kind], name))
 
     @precondition(lambda self: self.server.subscribed)
     @rule(data=st.data())
@@ -244,7 +245,7 @@ class RegistryMachine(RuleBasedStateMachine):
         kind, name = data.draw(self.subscribed)
         self.server.subscribed.discard((kind, name))
         self.server.has_dropped = True
-        self.server.replies.append(("dropped", LEAVE[kind], name))
+        self.server.replies.append(("dropped", UNSUBSCRIBE_VERBS[kind], name))
 
     @rule(name=st.sampled_from(NAMES))
     def move_slot(self, name: bytes) -> None:
@@ -312,9 +313,9 @@ class RegistryMachine(RuleBasedStateMachine):
     @invariant()
     def the_wanted_are_counted(self) -> None:
         wanted = {name for user in self.users for name in user.wanted}
-        assert self.registry.wanted == {k: sum(kind is k for kind, _ in wanted) for k in Kind}
+        assert self.registry.name_counts == {k: sum(kind is k for kind, _ in wanted) for k in Kind}
         for kind in Kind:
-            assert self.registry.count_new(kind, NAMES) == len(NAMES) - self.registry.wanted[kind]
+            assert self.registry.count_new(kind, NAMES) == len(NAMES) - self.registry.name_counts[kind]
 
     @invariant()
     def nothing_is_kept_for_nobody(self) -> None:
@@ -403,10 +404,10 @@ def test_who_leaves_is_out_of_the_fan_out_at_once() -> None:
     registry = joined(b"name")
     entry = registry.channels[b"name"]
     registry.add(Kind.CHANNEL, (b"name",), "another")
-    assert (entry.sole, entry.build_fanout()) == ("user", ("user",)), "who waits gets nothing yet"
+    assert (entry.only_active, entry.take_snapshot()) == ("user", ("user",)), "who waits gets nothing yet"
     assert list(registry.activate_late()) == [("another", b"name")]
-    assert (entry.sole, entry.fanout or entry.build_fanout()) == (None, ("user", "another"))
+    assert (entry.only_active, entry.active_snapshot or entry.take_snapshot()) == (None, ("user", "another"))
     for leaving in ("user", "another"):
         registry.remove(Kind.CHANNEL, b"name", leaving)
-        assert (entry.sole, entry.fanout) == (None, None)
-    assert entry.build_fanout() == ()
+        assert (entry.only_active, entry.active_snapshot) == (None, None)
+    assert entry.take_snapshot() == ()

@@ -11,7 +11,8 @@ from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
 from redismpx._core.entry import SubscriberState
-from redismpx._core.registry import BATCH, Registry
+from redismpx._core.registry import Registry
+from redismpx._core.sync_queue import SUBSCRIBE_BATCH
 from redismpx._core.wire import Kind
 from redismpx._io.session import dispatcher as dispatch_module
 
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
-    for position in (0, 1, 255, 256, BATCH - 2, BATCH - 1):
+    for position in (0, 1, 255, 256, SUBSCRIBE_BATCH - 2, SUBSCRIBE_BATCH - 1):
         registry: Registry[str] = Registry()
-        for number in range(BATCH):
+        for number in range(SUBSCRIBE_BATCH):
             registry.add(Kind.CHANNEL, (b"%d" % number,), "user")
         guilty, sent, told = b"%d" % position, 0, []
         queue = registry.next_commands()
@@ -42,9 +43,9 @@ async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
                     assert list(registry.confirm(command.verb, name)) == ["user"]
             queue += registry.next_commands()
         assert told == [(guilty, "user")]
-        assert sent - 1 <= math.log2(BATCH) + 2, position
-        standings = [registry.subscriber_state(Kind.CHANNEL, b"%d" % n, "user") for n in range(BATCH)]
-        assert standings.count(SubscriberState.ACTIVE) == BATCH - 1
+        assert sent - 1 <= math.log2(SUBSCRIBE_BATCH) + 2, position
+        standings = [registry.subscriber_state(Kind.CHANNEL, b"%d" % n, "user") for n in range(SUBSCRIBE_BATCH)]
+        assert standings.count(SubscriberState.ACTIVE) == SUBSCRIBE_BATCH - 1
 
 
 async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from redismpx import (
     SlowConsumer,
     SubscriptionRefused,
 )
-from redismpx._core.registry import BATCH
+from redismpx._core.sync_queue import SUBSCRIBE_BATCH
 
 from ..helpers.acl import limited, set_limited_user
 from ..helpers.backoffs import QUICK
@@ -147,7 +147,7 @@ async def test_one_forbidden_name_of_many(server: Server, admin: Redis) -> None:
         with pytest.raises(SubscriptionRefused):
             await denied.wait_for_activation(5)
         commands = await calls_of(admin, "subscribe")
-        assert commands <= math.ceil(10_000 / BATCH) + 10 * (math.log2(BATCH) + 2)
+        assert commands <= math.ceil(10_000 / SUBSCRIBE_BATCH) + 10 * (math.log2(SUBSCRIBE_BATCH) + 2)
         await admin.publish("ok:77", "1")
         await until(lambda: good.messages == 1)
 

@@ -68,7 +68,7 @@ class Deployment(ABC):
 
     def name_count(self, kind: Kind) -> int:
         """Return how many names of a kind have subscribers."""
-        return self.main.registry.wanted[kind]
+        return self.main.registry.name_counts[kind]
 
     def count_new(self, kind: Kind, names: Collection[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""

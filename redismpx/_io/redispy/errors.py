@@ -8,7 +8,7 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import AuthenticationError, InvalidResponse, MovedError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..._core.wire import Refusal, read_refusal
+from ..._core.wire import ErrorKind, classify_error
 from .pool import Pool
 
 __all__ = [
@@ -61,7 +61,7 @@ def needs_operator(cause: BaseException | None) -> bool:
     """Tell whether a password or a certificate is wrong: somebody has to fix it, retrying does not."""
     return (
         isinstance(cause, AuthenticationError)
-        or (isinstance(cause, Exception) and read_refusal(cause)[0] is Refusal.FATAL)
+        or (isinstance(cause, Exception) and classify_error(cause)[0] is ErrorKind.FATAL)
         or isinstance(getattr(cause, "__context__", None), ssl.SSLCertVerificationError)
     )
 

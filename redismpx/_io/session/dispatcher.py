@@ -21,13 +21,13 @@ from ..._core.wire import (
     PMESSAGE,
     PONG,
     SMESSAGE,
+    ErrorKind,
     Kind,
     ProtocolViolation,
     Redirection,
-    Refusal,
     Verb,
-    read_redirection,
-    read_refusal,
+    classify_error,
+    parse_redirection,
 )
 from ...errors import ConnectionLost, SubscriptionRefused, plain
 from ...stats import Counters
@@ -146,7 +146,9 @@ class Dispatcher:
                     entry, channel, data = NOBODY
                 if entry is None or type(data) is not bytes:
                     others += self._take_other(reply)
-                elif (sole := entry.sole) is not None:  # most names have one subscriber, which is spared the loop
+                elif (
+                    sole := entry.only_active
+                ) is not None:  # most names have one subscriber, which is spared the loop
                     try:
                         result = sole.deliver(channel, data)
                     except BaseException as error:  # noqa: BLE001, users' code
@@ -155,7 +157,7 @@ class Dispatcher:
                         if result is not None:
                             self._take(sole, result)
                 else:
-                    fanout = entry.build_fanout() if entry.fanout is None else entry.fanout
+                    fanout = entry.take_snapshot() if entry.active_snapshot is None else entry.active_snapshot
                     look_at -= len(fanout)
                     if len(fanout) <= PORTION:
                         self._hand_out(entry, fanout, fanout, channel, data)
@@ -207,7 +209,7 @@ class Dispatcher:
         """Hand a message to a portion of the fan-out of its name."""
         for subscriber in portion:
             # A callback may take anybody away: the tuple stays, the entry tells.
-            if entry.fanout is fanout or entry.get(subscriber) is SubscriberState.ACTIVE:
+            if entry.active_snapshot is fanout or entry.state_of(subscriber) is SubscriberState.ACTIVE:
                 try:
                     result = subscriber.deliver(channel, data)
                 except BaseException as error:  # noqa: BLE001, users' code
@@ -253,17 +255,17 @@ class Dispatcher:
     def _confirm(self, verb: Verb, name: bytes) -> None:
         """Take a confirmation."""
         registry = self._registry
-        if verb.joins:
+        if verb.subscribes:
             for subscriber in registry.confirm(verb, name):
                 subscriber.activate(name)
             return
         oldest = registry.oldest_command
-        answered = 0 if oldest is None else oldest.answered
+        answered = 0 if oldest is None else oldest.confirmed
         names = None if verb.kind is Kind.PATTERN else frozenset({name})
         reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
         for subscriber in registry.confirm(verb, name):
             subscriber.disconnect(ConnectionLost(reason, names))
-        if self._evict is not None and (oldest is None or oldest.answered == answered):  # nobody asked for it
+        if self._evict is not None and (oldest is None or oldest.confirmed == answered):  # nobody asked for it
             self._evict((name,), None)
 
     def _answer(self, reply: object) -> None:
@@ -271,18 +273,18 @@ class Dispatcher:
         if not isinstance(reply, Exception):
             self._registry.pong()
             return
-        meaning, text = read_refusal(reply)
-        if meaning is Refusal.MOVED and self._evict is not None and (redirection := read_redirection(text)):
+        meaning, text = classify_error(reply)
+        if meaning is ErrorKind.MOVED and self._evict is not None and (redirection := parse_redirection(text)):
             # Nothing need be in flight: an unasked unsubscribe may have been taken for the answer to the command.
             self._evict(self._registry.redirect(redirection.slot), redirection)
             return
-        if meaning is Refusal.FATAL or not self._registry.oldest_command:
+        if meaning is ErrorKind.FATAL or not self._registry.oldest_command:
             raise ProtocolViolation(text or "an error without a text") from reply
-        passing = meaning is Refusal.PASSING
+        passing = meaning is ErrorKind.TRANSIENT
         command, told = self._registry.refuse(transient=passing)
         if command.names:
             self._retry_in(RETRY_PASSING if passing else RETRY_REFUSED)
-            if not (command.verb.joins or passing or self._kept_names):
+            if not (command.verb.subscribes or passing or self._kept_names):
                 self._kept_names = True
                 logger.warning("Redis refuses to unsubscribe (%s); what comes for such names is ignored", plain(text))
         for subscriber in told:

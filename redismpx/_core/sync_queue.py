@@ -1,0 +1,53 @@
+"""The names that may need a command, in the order in which they are to be sent. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from typing import Generic
+
+from .entry import Entry, S
+from .wire import Kind, Verb
+
+SUBSCRIBE_BATCH = 512  # names in one command: the server closes the connection at one giant SUBSCRIBE
+
+
+class SyncQueue(Generic[S]):
+    """A queue of names without duplicates.
+
+    A name may need no command any more when its turn comes, and is skipped then. So a name can be marked at any time.
+    """
+
+    __slots__ = ("_queue", "_slot_of", "marked")
+
+    def __init__(self, slot_of: Callable[[bytes], int]) -> None:
+        self._slot_of = slot_of
+        self.marked: dict[Entry[S], None] = {}
+        """The newest names in the queue."""
+        self._queue: deque[Entry[S]] = deque()  # earlier names; a deque gives them in order, as no dictionary can fast
+
+    def __bool__(self) -> bool:
+        return bool(self.marked or self._queue)
+
+    def clear(self) -> None:
+        """Remove all names."""
+        self.marked.clear()
+        self._queue.clear()
+
+    def take_batches(self, room: int, draining: bool) -> Iterator[tuple[Verb, list[Entry[S]]]]:
+        """Remove the names that need a command, `room` at most; yield the verb and the names of each command."""
+        batches: dict[tuple[Verb, int], list[Entry[S]]] = defaultdict(list)
+        while room > 0 and (self._queue or self.marked):
+            if not self._queue:
+                self._queue.extend(self.marked)
+                self.marked.clear()
+            entry = self._queue.popleft()
+            verb = entry.needed_verb(draining)
+            if verb is not None:
+                # A node of a cluster accepts names of one slot only in a command.
+                slot = self._slot_of(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
+                batches[verb, slot].append(entry)
+                room -= 1
+        for (verb, _), batch in batches.items():
+            for start in range(0, len(batch), SUBSCRIBE_BATCH):
+                yield verb, batch[start : start + SUBSCRIBE_BATCH]
