@@ -50,6 +50,7 @@ nitpick_ignore = [
     ("py:class", "Buffer"),
     ("py:class", "asyncio.exceptions.CancelledError"),
     ("py:exc", "asyncio.InvalidStateError"),
+    ("py:exc", "asyncio.QueueEmpty"),
     ("py:class", "T"),  # the result type of `decode`
     ("py:class", "redismpx.typing.T"),
     ("py:obj", "redismpx.typing.T"),

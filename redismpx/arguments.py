@@ -1,4 +1,4 @@
-"""What callers hand in: checked at the door, and turned into what is used inside."""
+"""Checks of arguments, and their conversion to the types that the package uses."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import NamedTuple, TypeVar
 from ._core.buffer import Overflow
 from .typing import Payload
 
-_T = TypeVar("_T")
+_Callback = TypeVar("_Callback")
 
 
 class Limits(NamedTuple):
-    """How much may be asked of one multiplexer. None: as much as you like."""
+    """The limits of one multiplexer. None: no limit."""
 
     max_channels: int | None
     max_patterns: int | None
@@ -34,23 +34,29 @@ class Limits(NamedTuple):
 
 
 def to_bytes(name: str | bytes, what: str, max_bytes: int | None = None) -> bytes:
-    """Return the bytes of a name; `str` stands for its UTF-8. `what` names it in the error.
+    """Return the bytes of a name; `str` is encoded as UTF-8. `what` is what errors call the name.
 
-    Raises `TypeError` for anything that is neither, and `ValueError` for text that UTF-8 cannot carry, or that is too
-    long.
+    Raises:
+        TypeError: the name is not `str` or `bytes`.
+        ValueError: the name has a character that UTF-8 cannot encode, or is longer than `max_bytes`.
     """
     if isinstance(name, str):
         name = _encode(name, what)
     if isinstance(name, bytes):
         if max_bytes is not None and len(name) > max_bytes:
-            raise ValueError(f"{what} of {len(name)} bytes is longer than the {max_bytes} that are allowed")
+            raise ValueError(f"{what} of {len(name)} bytes is too long: at most {max_bytes} are allowed")
         return name
     hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
     raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
 
 
 def to_payload(data: Payload, max_bytes: int | None) -> bytes:
-    """Return the bytes of a payload; `str` stands for its UTF-8. Raises `TypeError` and `ValueError`, as to_bytes()."""
+    """Return the bytes of a payload; `str` is encoded as UTF-8.
+
+    Raises:
+        TypeError: the payload is not `str` or `bytes`, and has neither the buffer protocol nor `__bytes__`.
+        ValueError: the payload has a character that UTF-8 cannot encode, or is longer than `max_bytes`.
+    """
     if type(data) is not bytes:
         if isinstance(data, str):
             data = _encode(data, "the data")
@@ -66,24 +72,30 @@ def to_payload(data: Payload, max_bytes: int | None) -> bytes:
                 ) from None
     if max_bytes is not None and len(data) > max_bytes:
         raise ValueError(
-            f"a payload of {len(data)} bytes is longer than the {max_bytes} that max_payload allows; "
-            "publish where it can be found instead, or raise the bound"
+            f"a payload of {len(data)} bytes is longer than max_payload={max_bytes}; "
+            "publish a reference to the data instead, or raise max_payload"
         )
     return data
 
 
 def to_pattern(pattern: str | bytes, limits: Limits) -> bytes:
-    """Return the bytes of a glob pattern, as to_bytes() does; raise `ValueError` for one that matches nothing or harms.
+    """Return the bytes of a glob pattern, as to_bytes() does.
 
-    A server's matching is recursive: many stars cost it time, and more than a thousand crashed some (CVE-2022-36021,
-    CVE-2024-31228).
+    Servers match patterns recursively: many stars cost them time, and more than a thousand stars crashed some servers
+    (CVE-2022-36021, CVE-2024-31228).
+
+    Raises:
+        TypeError: the pattern is not `str` or `bytes`.
+        ValueError: the pattern is empty or too long, has too many stars, or has a character that UTF-8 cannot encode.
     """
     name = to_bytes(pattern, "a pattern", limits.max_pattern_bytes)
     if not name:
-        raise ValueError("a pattern must not be empty: it would match no channel but the empty one")
+        raise ValueError("a pattern must not be empty: the empty pattern matches only the empty channel")
     stars = name.count(b"*")
     if limits.max_pattern_stars is not None and stars > limits.max_pattern_stars:
-        raise ValueError(f"a pattern with {stars} stars is not for a server to match; max_pattern_stars bounds them")
+        raise ValueError(
+            f"a pattern with {stars} stars costs the server too much time; max_pattern_stars={limits.max_pattern_stars}"
+        )
     return name
 
 
@@ -92,12 +104,12 @@ def _encode(name: str, what: str) -> bytes:
         return name.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} has a character that UTF-8 cannot carry, at index {error.start}; pass bytes"
+            f"{what} has a character that UTF-8 cannot encode, at index {error.start}; pass bytes"
         ) from None
 
 
 def check_bound(bound: int | None, what: str) -> int | None:
-    """Return a bound on something, or None; raise `TypeError` or `ValueError` for anything else."""
+    """Return an upper limit, or None; raise `TypeError` or `ValueError` for anything else."""
     return None if bound is None else check_positive(bound, what)
 
 
@@ -108,28 +120,28 @@ def check_seconds(seconds: float | None, what: str) -> float | None:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{what} must be a number of seconds or None, not {type(seconds).__name__}")
     if not 0 <= seconds < 1e9:
-        raise ValueError(f"{what} must not be negative or longer than a lifetime, and is {seconds!s:.20}")
+        raise ValueError(f"{what} must be from 0 to less than 1e9 seconds, not {seconds!s:.20}")
     return seconds
 
 
-def check_callback(callback: _T, what: str) -> _T:
-    """Return a callback, or None where that is allowed; raise `TypeError` for what cannot be called."""
+def check_callback(callback: _Callback, what: str) -> _Callback:
+    """Return a callback, or None; raise `TypeError` for an object that cannot be called."""
     if callback is not None and not callable(callback):
         raise TypeError(f"{what} must be callable, not {type(callback).__name__}")
     return callback
 
 
 def check_positive(number: int, what: str) -> int:
-    """Return an int from 1 on; raise `TypeError` or `ValueError` for anything else."""
+    """Return an int that is at least 1; raise `TypeError` or `ValueError` for anything else."""
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{what} must be an int, not {type(number).__name__}")
     if number < 1:
-        raise ValueError(f"{what} must be at least 1, and is {number}")
+        raise ValueError(f"{what} must be at least 1, not {number}")
     return number
 
 
 def check_overflow(overflow: Overflow | str) -> Overflow:
-    """Return an overflow policy, also by its name; raise `TypeError` or `ValueError` for anything else."""
+    """Return an overflow policy, given itself or its name; raise `TypeError` or `ValueError` for anything else."""
     if isinstance(overflow, Overflow):
         return overflow
     if not isinstance(overflow, str):
@@ -138,4 +150,4 @@ def check_overflow(overflow: Overflow | str) -> Overflow:
         return Overflow(overflow)
     except ValueError:
         names = ", ".join(policy.value for policy in Overflow)
-        raise ValueError(f"overflow must be one of {names}, and is {overflow!r}") from None
+        raise ValueError(f"overflow must be one of {names}, not {overflow!r}") from None

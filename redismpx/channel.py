@@ -1,4 +1,4 @@
-"""One client's changing set of channels."""
+"""A changing set of channels: those of one client, for example."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .typing import T
 
 
 class ChannelSubscription(MessageSubscription[T]):
-    """Any number of channels, one consumer. Made by `Multiplexer.new_channel_subscription()`.
+    """Any number of channels with one consumer. Made by `Multiplexer.new_channel_subscription()`.
 
-    Each channel goes through Activation, Message, ..., Disconnect, Activation, ... in that order, until it is removed.
+    The events of each channel are an activation, its messages, and a disconnect when the connection is lost; after the
+    reconnect they begin again with an activation. They end when the channel is removed.
     """
 
     __slots__ = ("_channels",)
@@ -30,16 +31,28 @@ class ChannelSubscription(MessageSubscription[T]):
 
     @property
     def channels(self) -> frozenset[bytes]:
-        """The channels that are wanted, active or not."""
+        """The channels of this subscription, active or not."""
         return frozenset(self._channels)
 
     def add(self, *channels: str | bytes) -> None:
-        """Want more channels; those that are wanted already are left as they are.
+        """Subscribe to more channels. Channels that are already in the subscription are ignored.
 
         Returns at once, and works offline: `on_activation` is called later with each channel, when Redis has
-        confirmed it. `str` stands for its UTF-8. Raises `TypeError` or `ValueError` for what cannot be a name, and
-        `TooManyChannels`, before anything is changed; `SubscriptionIsClosed`; `MultiplexerIsClosed` while the
-        multiplexer drains.
+        confirmed it.
+
+        Args:
+            channels: names; `str` is encoded as UTF-8.
+
+        Raises:
+            TooManyChannels: `max_channels` would be exceeded. No channel was added.
+            SubscriptionIsClosed: the subscription or its multiplexer is closed.
+            MultiplexerIsClosed: the multiplexer drains.
+            TypeError, ValueError: a name is not `str` or `bytes`, or is too long. No channel was added.
+
+        Example:
+            ::
+
+                subscription.add("news", "weather")
         """
         self._check_open()
         longest = self._hub.limits.max_name_bytes
@@ -53,10 +66,17 @@ class ChannelSubscription(MessageSubscription[T]):
         self._hub.add(self._kind, new, self._inbox)
 
     def remove(self, *channels: str | bytes) -> None:
-        """Stop wanting channels; those that are not wanted are passed over.
+        """Unsubscribe from channels. Channels that are not in the subscription are ignored.
 
-        Returns at once, and works offline. From then on no callback is called for them, also not for messages that
-        wait: those count as dropped. Raises `TypeError` or `ValueError` as `add()` does, and `SubscriptionIsClosed`.
+        Returns at once, and works offline. No callback is called for these channels any more; their buffered messages
+        are dropped, and counted as dropped.
+
+        Args:
+            channels: names; `str` is encoded as UTF-8.
+
+        Raises:
+            SubscriptionIsClosed: the subscription or its multiplexer is closed.
+            TypeError, ValueError: a name is invalid. No channel was removed.
         """
         self._check_open()
         names = self._channels.intersection([to_bytes(channel, "a channel") for channel in channels])
@@ -66,7 +86,11 @@ class ChannelSubscription(MessageSubscription[T]):
         self._inbox.forget(frozenset(names), were_active, rest=bool(self._channels))
 
     def clear(self) -> None:
-        """Stop wanting all channels, as `remove()` does. The subscription stays open."""
+        """Unsubscribe from all channels, as `remove()` does. The subscription stays open.
+
+        Raises:
+            SubscriptionIsClosed: the subscription or its multiplexer is closed.
+        """
         self.remove(*self._channels)
 
     @property
@@ -78,11 +102,11 @@ class ChannelSubscription(MessageSubscription[T]):
 
 
 class ShardedChannelSubscription(ChannelSubscription[T]):
-    """The same for sharded Pub/Sub: a message goes to the shard only that has the slot of its channel.
+    """A channel subscription for sharded Pub/Sub: each message stays within the shard that owns the channel's slot.
 
-    Its channels are not the same as those of others: what is published with `sharded=True` arrives here, and nothing
-    else does. A channel whose slot moves to another node, or whose node is lost, gets its Disconnect and Activation for
-    itself.
+    Its channels are separate from other channels: it receives the messages that are published with `sharded=True`, and
+    no others. When the slot of a channel moves to another node, or its node is lost, only the channels concerned get a
+    disconnect and an activation.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""Every exception of this library. The message says what, where and what to do; the facts are attributes."""
+"""All exceptions of this library. A text says what happened, where, and what to do; the facts are attributes."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ __all__ = [
 import asyncio
 
 _SHOWN = 64  # bytes of a name in a message or a log record
-_SHOWN_TEXT = 500  # characters of what somebody else says, a server for example
+_SHOWN_TEXT = 500  # characters of a text from outside, such as the error of a server
 
 
 def quote(name: bytes) -> str:
-    """Show a name in one line, escaped and cut: names are hostile data."""
+    """Return a name for a message or a log record: in one line, escaped and cut, because names are hostile data."""
     return repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}... ({len(name)} bytes)"
 
 
 def plain(text: str) -> str:
-    """Show what somebody else says in one line, escaped and cut: a server may repeat names in its errors."""
+    """Return a text from outside in one line, escaped and cut: the errors of a server may repeat names."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_SHOWN_TEXT])
 
 
 class RedisMPXError(Exception):
-    """The base of all errors of this library."""
+    """The base class of all exceptions of this library."""
 
 
 class MultiplexerIsClosed(RedisMPXError):
-    """The multiplexer was closed, or drains, and takes nothing new. Make a new one."""
+    """The multiplexer is closed or drains, and accepts no new calls. Make a new multiplexer."""
 
     def __init__(self) -> None:
-        super().__init__("this multiplexer is closed or closing; make a new one")
+        super().__init__("this multiplexer is closed or drains; make a new one")
 
 
 class SubscriptionIsClosed(RedisMPXError):
-    """The subscription, or its multiplexer, was closed. Make a new one."""
+    """The subscription, or its multiplexer, is closed. Make a new subscription."""
 
     def __init__(self) -> None:
         super().__init__("this subscription is closed; make a new one from the multiplexer")
 
 
 class InactiveSubscription(RedisMPXError):
-    """A promise was wanted of a subscription that is not active now, so its message could be missed."""
+    """A promise subscription is not active now, so the message of a new promise could be missed."""
 
     def __init__(self, pattern: bytes) -> None:
         super().__init__(f"pattern {quote(pattern)} is not active; await wait_for_activation() first")
@@ -67,33 +67,33 @@ class InactiveSubscription(RedisMPXError):
 
 
 class LimitReached(RedisMPXError):
-    """More was asked of a multiplexer than one of its limits allows. Nothing was changed."""
+    """A call would exceed a limit of the multiplexer. The call had no effect."""
 
     def __init__(self, limit: str, value: int) -> None:
-        super().__init__(f"{limit}={value} is reached; find out who asks for so many, or raise it")
+        super().__init__(f"{limit}={value} is reached; find out which code needs so many, or raise {limit}")
         self.limit = limit
-        """The option of the multiplexer that is in the way."""
+        """The name of the option of the multiplexer that sets the limit."""
         self.value = value
-        """What it is."""
+        """The value of this option."""
 
 
 class TooManyChannels(LimitReached):
-    """More channels were wanted than `max_channels`."""
+    """More than `max_channels` different channels would be subscribed to."""
 
 
 class TooManyPatterns(LimitReached):
-    """More patterns were wanted than `max_patterns`; the prefix of a promise subscription is one, too."""
+    """More than `max_patterns` different patterns would be subscribed to. A promise subscription is one pattern."""
 
 
 class TooManyPromises(LimitReached):
-    """More promises were outstanding than `max_promises`."""
+    """More than `max_promises` promises would be outstanding."""
 
 
 class ConnectionLost(RedisMPXError, ConnectionError):
-    """The connection to Redis is gone, or one name on it is; what was published meanwhile is missed.
+    """The connection to Redis was lost, or some names on it. Messages published before the reconnect are missed.
 
-    From `publish()`: there was no connection, or it was lost before Redis answered. The exception that caused it, if
-    there was one, is its `__cause__`. It reconnects by itself.
+    The multiplexer reconnects by itself. From `publish()`: there was no connection, or it was lost before Redis
+    replied. The `__cause__` is the exception that caused the loss, if there is one.
     """
 
     def __init__(self, reason: str, names: frozenset[bytes] | None = None, *, sent: bool = False) -> None:
@@ -101,18 +101,18 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         where = "" if names is None else f" for {', '.join(map(quote, sorted(names)[:10]))}"
         super().__init__(f"connection lost{where}: {reason}")
         self.reason = reason
-        """Why, in words."""
+        """The reason, as a text."""
         self.names = names
-        """The names concerned; None stands for all of the subscription's."""
+        """The channels or patterns concerned; None: all of the subscription."""
         self.sent = sent
-        """From `publish()`: True if the message may have been published, False if it was not and never will be."""
+        """From `publish()`: True if the message may have been published; False if it was not, and will not be."""
 
 
 class SubscriptionRefused(RedisMPXError):
-    """Redis refused this one name, most often for lack of an ACL permission. It is asked for again once a minute.
+    """Redis rejected one name, most often because an ACL permission is missing. It is tried again once a minute.
 
-    Redis compares the name of a pattern with the permitted patterns literally: `&ok:*` permits the pattern `ok:*`, and
-    neither `ok:a*` nor `*` (https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/).
+    Redis compares a pattern with the permitted patterns literally: `&ok:*` permits the pattern `ok:*`, but neither
+    `ok:a*` nor `*` (https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/).
     """
 
     def __init__(self, kind: str, name: bytes, reason: str) -> None:
@@ -121,97 +121,98 @@ class SubscriptionRefused(RedisMPXError):
         self.kind = kind
         """`"channel"`, `"pattern"` or `"shard channel"`."""
         self.name = name
-        """The name that was refused."""
+        """The rejected name."""
         self.reason = reason
-        """What Redis answered."""
+        """The error that Redis replied with."""
 
 
 def _advise(kind: str, reason: str) -> str:
-    """Say what to do about a refusal."""
+    """Say what to do about a rejected name."""
     is_sharded = kind == "shard channel"
     if reason.startswith("MOVED "):
         return "this is one node of a cluster: give the multiplexer a redis.asyncio.RedisCluster client"
     if "unknown command" in reason:
         if is_sharded:
             return "sharded Pub/Sub needs Redis 7 or Valkey: use such a server, or leave out sharded=True"
-        return "the server, or a proxy before it, lacks this command"
+        return "the server, or a proxy in front of it, lacks this command"
     if kind == "pattern":
         return "see ACL SETUSER ... &pattern; a permitted pattern must be the same, letter for letter"
     return f"see ACL SETUSER ... &channel{' +ssubscribe +sunsubscribe' if is_sharded else ''}"
 
 
 class SlowConsumer(RedisMPXError):
-    """The consumer of a subscription does not keep up with its messages, and `overflow` says what gives way.
+    """The consumer of a subscription does not keep up, and its messages are dropped as `overflow` says.
 
-    Reported once an episode, which ends when no more than half of `max_pending` waits; with `latest`, when nothing
-    does.
+    It is reported once per episode. An episode ends when at most half of `max_pending` messages are buffered; with the
+    overflow `latest`, when none are.
     """
 
     def __init__(self, dropped: int, pending: int) -> None:
         super().__init__(
-            f"the consumer does not keep up: {pending} messages wait, {dropped} were dropped so far; "
-            "make it faster, raise max_pending, or choose another overflow"
+            f"the consumer is too slow: {pending} messages pending, {dropped} dropped so far; "
+            "make the consumer faster, raise max_pending, or choose another overflow"
         )
         self.dropped = dropped
-        """Messages dropped by this subscription so far."""
+        """The number of messages that this subscription has dropped so far."""
         self.pending = pending
-        """Messages waiting for its consumer."""
+        """The number of messages that are buffered for the consumer."""
 
 
 class PromiseTimeout(RedisMPXError, TimeoutError):
-    """The message of a promise, or the answer to a request, did not come before its deadline."""
+    """The message of a promise, or the reply to a request, did not arrive before the deadline."""
 
     def __init__(self, channel: bytes, timeout: float, missing: str = "message") -> None:
         super().__init__(f"no {missing} on {quote(channel)} within {timeout:g} s")
         self.channel = channel
-        """The channel that was waited for, or asked."""
+        """The channel of the promise, or of the request."""
         self.timeout = timeout
-        """Seconds that there were."""
+        """The timeout, in seconds."""
 
 
 class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
-    """A promise can no longer be kept, or a request answered: what it waits for could be missed.
+    """The message of a promise, or the reply to a request, can no longer be received: the wait for it was interrupted.
 
-    It is an `asyncio.CancelledError` too, so code that catches that for a broken promise goes on working; left
-    uncaught in a task, it therefore ends the task as cancelled. For a lost connection, `ConnectionLost` is its
-    `__cause__`.
+    It is an `asyncio.CancelledError` too, so that code which catches that for an interrupted promise works. Uncaught in
+    a task, it therefore ends the task as cancelled. After a lost connection, the `ConnectionLost` is its `__cause__`.
     """
 
     def __init__(self, channel: bytes, reason: str) -> None:
-        super().__init__(f"the promise of {quote(channel)} is broken: {reason}")
+        super().__init__(f"the wait for a message or reply on {quote(channel)} was interrupted: {reason}")
         self.channel = channel
-        """The channel that was waited for, or asked."""
+        """The channel of the promise, or of the request."""
         self.reason = reason
         """`"connection lost"`, `"cleared"` or `"closed"`."""
 
 
 class NoResponders(RedisMPXError):
-    """Nobody was subscribed to hear a request: no service runs, or none is connected now."""
+    """No subscriber received a request: no service for its channel runs, or none is connected now."""
 
     def __init__(self, channel: bytes) -> None:
-        super().__init__(f"nobody is subscribed to {quote(channel)}, so nobody answers")
+        super().__init__(
+            f"no subscriber on {quote(channel)}; check that a service for this channel runs and is connected"
+        )
         self.channel = channel
-        """The channel that was asked."""
+        """The channel of the request."""
 
 
 class RequestFailed(RedisMPXError):
-    """Who was asked could not answer. What went wrong is known there, and here only in words."""
+    """The service could not handle a request. The exception itself stays there; its text is here."""
 
     def __init__(self, channel: bytes, reason: str) -> None:
         reason = plain(reason)
         super().__init__(f"the request on {quote(channel)} failed: {reason}")
         self.channel = channel
-        """The channel that was asked."""
+        """The channel of the request."""
         self.reason = reason
-        """The exception of the handler, as `type: text`, escaped and cut. Data from outside."""
+        """The exception of the handler as `type: text`, escaped and cut. This is data from outside."""
 
 
 class DecodeError(RedisMPXError):
-    """A payload could not be decoded, and is dropped. What `decode` raised is its `__cause__`."""
+    """A payload could not be decoded, and its message is dropped. The `__cause__` is what `decode` raised."""
 
     def __init__(self, channel: bytes, data: bytes) -> None:
         super().__init__(f"a payload of {len(data)} bytes on {quote(channel)} cannot be decoded")
         self.channel = channel
-        """The channel that it came on."""
+        """The channel of the message."""
         self.data = data
-        """The payload as it came. Hostile data: mind where you show it."""
+        """The payload as received. This is hostile data: escape it before you show it."""

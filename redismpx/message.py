@@ -1,4 +1,4 @@
-"""What a subscription that is read hands out."""
+"""The message that reading a subscription returns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .typing import T
 
 
 class Message(NamedTuple, Generic[T]):
-    """One message."""
+    """A message, as reading a subscription returns it."""
 
     channel: bytes
-    """The channel that it was published to."""
+    """The channel on which the message was published."""
     data: T
-    """The payload: bytes, or what `decode` made of them. Not shown in the `repr`."""
+    """The payload: `bytes`, or the result of `decode`. The `repr` does not show it."""
     pattern: bytes | None = None
-    """The pattern by which it was subscribed; None for a channel subscription."""
+    """The pattern of the subscription; None for a channel subscription."""
 
     def __repr__(self) -> str:
         pattern = "" if self.pattern is None else f", pattern={quote(self.pattern)}"
@@ -28,4 +28,4 @@ class Message(NamedTuple, Generic[T]):
 
 
 new_message: Callable[[tuple[bytes, Any, bytes | None]], Message[Any]] = partial(tuple.__new__, Message)
-"""Makes a message of its three fields, without the detour of the generated `__new__`, which takes twice as long."""
+"""Makes a message from a tuple of its three fields, in half the time of the generated `__new__`."""

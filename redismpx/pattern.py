@@ -15,15 +15,30 @@ from .typing import T
 
 
 def escape_glob(text: str | bytes) -> bytes:
-    """Return the pattern that matches `text` and nothing else: to make text from outside a part of your pattern."""
-    return escape(to_bytes(text, "what is to be escaped"))
+    """Escape the glob characters in a text, to use a text from outside as a part of a pattern.
+
+    Args:
+        text: any text; `str` is encoded as UTF-8.
+
+    Returns:
+        A pattern that matches this text and nothing else.
+
+    Raises:
+        TypeError, ValueError: `text` is not `str` or `bytes`, or has a character that UTF-8 cannot encode.
+
+    Example:
+        ::
+
+            mpx.new_pattern_subscription(b"user:" + escape_glob(name) + b":*")
+    """
+    return escape(to_bytes(text, "a text to escape"))
 
 
 class PatternSubscription(MessageSubscription[T]):
     """All channels that match one pattern. Made by `Multiplexer.new_pattern_subscription()`.
 
-    A message on a channel that is also subscribed by its name arrives twice, once for each. A pattern is trusted
-    input: one that a stranger may choose reads what it likes.
+    A consumer that subscribes to a channel both by its name and by a pattern gets each message twice. A pattern must be
+    trusted input: a stranger who may choose it can read every channel.
     """
 
     __slots__ = ("_pattern", "_source")
@@ -38,7 +53,7 @@ class PatternSubscription(MessageSubscription[T]):
 
     @property
     def pattern(self) -> bytes:
-        """The pattern, in Redis' glob syntax (https://redis.io/docs/latest/commands/psubscribe/)."""
+        """The pattern, in the glob syntax of Redis (https://redis.io/docs/latest/commands/psubscribe/)."""
         return self._pattern
 
     @property

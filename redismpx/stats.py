@@ -1,4 +1,4 @@
-"""What a multiplexer tells of itself."""
+"""The state and the counters of a multiplexer."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from .errors import ConnectionLost
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A snapshot of a multiplexer."""
+    """A snapshot of the state and the counters of a multiplexer, from `Multiplexer.stats()`."""
 
     state: str
     """`"idle"`, `"dialling"`, `"connected"`, `"backing off"` or `"closed"`."""
     connections: int
-    """Connections made so far; each after the first is a reconnect."""
+    """The number of connections made so far. Each connection after the first is a reconnect."""
     channels: int
-    """Channels that somebody wants; each is subscribed once on the server, whatever the number of its subscribers.
-    Sharded ones are counted, too.
+    """The number of different channels that are subscribed to, sharded channels included. On the server, each is
+    subscribed once, for any number of subscribers.
 
-    That of a delivery probe is one of them, and that over which Sentinels tell of another master."""
+    The channel of a delivery probe counts, and so does the channel on which Sentinels announce a new master."""
     patterns: int
-    """Patterns that somebody wants, those of promises among them."""
+    """The number of different patterns that are subscribed to, those of promise subscriptions included."""
     shards: int
-    """Primaries of a cluster to which there are links of their own, for sharded channels."""
+    """The number of primaries of a cluster that have a connection of their own, for sharded channels."""
     subscriptions: int
-    """Subscription objects that are open."""
+    """The number of open subscription objects."""
     messages: int
-    """Messages that Redis put on the connection."""
+    """The number of messages that Redis has sent on the connection."""
     ignored: int
-    """Replies that were no use to anybody: pushes of other kinds, payloads that are no bytes."""
+    """The number of ignored replies: pushes of other kinds, and payloads that are not bytes."""
     pending: int
-    """Messages that wait for their consumers."""
+    """The number of buffered messages of all subscriptions."""
     pending_bytes: int
-    """The bytes of their channels and payloads. Those of up to 32 messages that a consumer has just had may still
-    count: they are taken off together."""
+    """The bytes of their channels and payloads. Up to 32 messages that a consumer has just taken may still count,
+    because they are subtracted together."""
     dropped: int
-    """Messages dropped so far; see the `dropped` of a subscription."""
+    """The number of messages dropped so far; see `ChannelSubscription.dropped`."""
     promises: int
-    """Promises without an outcome."""
+    """The number of promises that have no outcome yet."""
     published: int
-    """Messages that Redis took from `publish()`."""
+    """The number of messages that Redis has accepted from `publish()`."""
     last_error: ConnectionLost | None
-    """Why the last connection, or attempt at one, failed."""
+    """The reason why the last connection, or the last attempt to connect, failed. None: there was no failure."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What happened so far; the running part of `Stats`."""
+    """The counters behind `Stats`."""
 
     connections: int = 0
     messages: int = 0
     ignored: int = 0
     dropped: int = 0
-    promises: int = 0  # outstanding now
+    promises: int = 0  # outstanding
     published: int = 0

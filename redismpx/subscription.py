@@ -1,4 +1,4 @@
-"""What the three subscriptions share: a place in the multiplexer, an inbox, an end."""
+"""The base of all subscriptions: an inbox for the events of one consumer, and the end."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ class Subscription(ABC):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, by itself or with its multiplexer."""
+        """Whether the subscription, or its multiplexer, was closed."""
         return self._inbox.closed
 
     def close(self) -> None:
-        """Leave everything, at once and for good.
+        """Unsubscribe from everything, at once and for good.
 
-        No callback is called after this; messages that wait are forgotten; an async callback that is being awaited is
-        cancelled, unless it is the one that calls this. Closing twice, or offline, is fine.
+        No callback is called after this. Buffered messages are dropped. An async callback that is being awaited is
+        cancelled, unless it is the one that calls `close()`. Works offline. Without effect when the subscription is
+        closed already.
         """
         if self._inbox.closed:
             return
@@ -52,9 +53,17 @@ class Subscription(ABC):
     async def wait_for_activation(self, timeout: float | None = None) -> None:
         """Wait until every name of this subscription is active on the server.
 
-        Offline it goes on waiting, for `timeout` seconds at most; None waits as long as it takes. Cancelling it changes
-        nothing else. Raises `TimeoutError` after the timeout, `SubscriptionRefused` when the server refuses one of the
-        names, `SubscriptionIsClosed` when it is closed before or meanwhile.
+        Offline, it waits for the connection. Cancelling it changes nothing else.
+
+        Args:
+            timeout: seconds to wait. None: no limit.
+
+        Raises:
+            TimeoutError: not all names are active within `timeout`. If there is no connection, the `ConnectionLost` is
+                its `__cause__`.
+            SubscriptionRefused: the server rejects one of the names.
+            SubscriptionIsClosed: the subscription or its multiplexer is closed, or was closed during the wait.
+            TypeError, ValueError: the timeout is invalid.
         """
         check_seconds(timeout, "timeout")
         self._hub.enter()
@@ -69,21 +78,21 @@ class Subscription(ABC):
             outage = self._hub.outage(self._kind)
             reason = "the server has not confirmed them yet" if outage is None else outage.reason
             raise TimeoutError(
-                f"{missing} of {len(self._names)} names not active after {timeout} s ({reason}): {self!r}"
+                f"{missing} of {len(self._names)} names not active within {timeout} s ({reason}): {self!r}"
             ) from outage
 
     async def _consumed(self) -> None:
-        """Wait until the consumer is through with all that was received."""
+        """Wait until the consumer has handled all events received so far."""
         while not (self._inbox.idle or self._inbox.closed):
             await self._inbox.wait()
 
     @property
     @abstractmethod
     def _names(self) -> Collection[bytes]:
-        """The names that it wants."""
+        """The subscribed names, active or not."""
 
     def _is_active(self) -> bool:
-        """Whether all is active; raise what makes waiting for it futile."""
+        """Tell whether all names are active. Raise an error if they cannot become active."""
         self._check_open()
         for refusal in self._inbox.refusals.values():
             raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
@@ -109,34 +118,44 @@ class Subscription(ABC):
 
 
 class MessageSubscription(Subscription, Generic[T]):
-    """A subscription whose messages go to `on_message`, or, without one, are read."""
+    """A subscription whose messages go to `on_message`; without `on_message`, it is read."""
 
     __slots__ = ()
 
     _source: bytes | None = None
-    """The pattern by which its messages come, if it is one."""
+    """The pattern of a pattern subscription; None for channels."""
 
     @property
     def pending(self) -> int:
-        """Messages received and waiting for the consumer."""
+        """The number of buffered messages: received, and not yet delivered."""
         return self._inbox.pending
 
     @property
     def dropped(self) -> int:
-        """Messages dropped so far.
+        """The number of messages dropped so far.
 
-        Because more than `max_pending` waited, because they could not be decoded, or because they still waited when
-        their channel was removed or the subscription closed. Received are: those handed over, those dropped, and those
-        pending.
+        A message is dropped when the buffer is full, when `decode` raises, or when its channel is removed or the
+        subscription closed while it is buffered. The messages received are those delivered, dropped and pending.
         """
         return self._inbox.dropped
 
     async def get(self, timeout: float | None = None) -> Message[T]:
-        """Wait for the next message, for `timeout` seconds at most; None waits as long as it takes.
+        """Wait for the next message, and return it.
 
-        Offline it goes on waiting. A cancelled `get()` loses nothing. Raises `TimeoutError`; `SubscriptionIsClosed`,
-        also when closed meanwhile; `RuntimeError` for a subscription that has `on_message`, or that another task is
-        reading.
+        Offline, it returns buffered messages, then waits. A cancelled `get()` loses no message.
+
+        Args:
+            timeout: seconds to wait. None: no limit. 0: return a buffered message, or raise `TimeoutError`.
+
+        Returns:
+            The message, with its payload decoded.
+
+        Raises:
+            TimeoutError: no message arrived within `timeout`. If there is no connection, the `ConnectionLost` is its
+                `__cause__`.
+            SubscriptionIsClosed: the subscription or its multiplexer is closed, or was closed during the wait.
+            RuntimeError: the subscription has `on_message`, or another task is reading it.
+            TypeError, ValueError: the timeout is invalid.
         """
         self._check_read()
         check_seconds(timeout, "timeout")
@@ -145,7 +164,7 @@ class MessageSubscription(Subscription, Generic[T]):
         try:
             if timeout is None:
                 channel, data = await self._inbox.read()
-            elif (message := self._inbox.read_nowait()) is not None:  # even with no time at all
+            elif (message := self._inbox.read_nowait()) is not None:  # also with a timeout of 0
                 channel, data = message
             else:
                 async with asyncio.timeout(timeout):
@@ -157,9 +176,15 @@ class MessageSubscription(Subscription, Generic[T]):
         return new_message((channel, data, self._source))
 
     def get_nowait(self) -> Message[T]:
-        """Return the next message, if one waits.
+        """Return the next buffered message, without waiting. Works offline.
 
-        Raises `asyncio.QueueEmpty` if none does, and otherwise what `get()` raises.
+        Returns:
+            The message, with its payload decoded.
+
+        Raises:
+            asyncio.QueueEmpty: no message is buffered.
+            SubscriptionIsClosed: the subscription or its multiplexer is closed.
+            RuntimeError: the subscription has `on_message`, or another task is reading it.
         """
         self._check_read()
         self._check_open()
@@ -170,7 +195,7 @@ class MessageSubscription(Subscription, Generic[T]):
         return new_message((*message, self._source))
 
     def __aiter__(self) -> Self:
-        """Read message by message; the iteration ends when the subscription closes."""
+        """Read the messages one by one. The iteration ends when the subscription closes."""
         self._check_read()
         return self
 
@@ -185,4 +210,6 @@ class MessageSubscription(Subscription, Generic[T]):
 
     def _check_read(self) -> None:
         if not self._inbox.is_read:
-            raise RuntimeError("this subscription has on_message, which gets its messages; make one without it to read")
+            raise RuntimeError(
+                "this subscription has on_message, so it cannot be read; make one without on_message"
+            )

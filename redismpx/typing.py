@@ -1,4 +1,7 @@
-"""The types of what callers hand in. A callback may be plain, a coroutine function, or return any awaitable."""
+"""The types of callbacks and payloads.
+
+A callback is a plain function, a coroutine function, or any callable that returns an awaitable.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ OnMessage: TypeAlias = Callable[[bytes, T], object]
 """Called with the channel and the payload of each message."""
 
 Decode: TypeAlias = Callable[[bytes], T]
-"""Makes a `T` of a payload; what it raises means that the payload cannot be decoded."""
+"""Converts a payload to a `T`. If it raises, the message is dropped, and `on_error` gets a `DecodeError`."""
 
 OnDisconnect: TypeAlias = Callable[[ConnectionLost], object]
-"""Called once when a connection is lost on which the subscription was active."""
+"""Called once for each lost connection on which the subscription was active."""
 
 OnActivation: TypeAlias = Callable[[bytes], object]
-"""Called with each name (channel or pattern) as it becomes active, again after each reconnect."""
+"""Called with each name (channel or pattern) when it becomes active, and again after each reconnect."""
 
 OnError: TypeAlias = Callable[[Exception], object]
-"""Called with what a callback raised, `SlowConsumer`, `DecodeError` and `SubscriptionRefused`."""
+"""Called with each exception of a callback, and with `SlowConsumer`, `DecodeError` and `SubscriptionRefused`."""
 
 Payload: TypeAlias = Union[str, "Buffer", SupportsBytes]
-"""What can be published: `str` as its UTF-8, `bytes` and whatever else has the buffer protocol, or `__bytes__`."""
+"""A payload to publish: `str` (encoded as UTF-8), `bytes`, or an object with the buffer protocol or `__bytes__`."""

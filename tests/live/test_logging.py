@@ -108,7 +108,7 @@ async def test_what_nobody_else_is_told_is_logged(
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 2
     assert "NOPERM" in warnings[0]
-    assert "does not keep up" in warnings[1]
+    assert "the consumer is too slow" in warnings[1]
 
 
 async def test_hostile_names_are_escaped_and_cut(url: str) -> None:

@@ -162,7 +162,7 @@ async def test_each_forked_child_has_its_own_reply_prefix(url: str) -> None:
 
 async def test_no_responders_raises_at_once(mpx: Multiplexer) -> None:
     """A request on a channel without subscribers raises NoResponders and does not wait for the timeout."""
-    with pytest.raises(NoResponders, match="nobody is subscribed to b'nobody'") as caught:
+    with pytest.raises(NoResponders, match="no subscriber on b'nobody'") as caught:
         await mpx.request("nobody", b"", timeout=600)
     assert caught.value.channel == b"nobody"
     with pytest.raises(NoResponders):
@@ -248,7 +248,10 @@ async def test_a_handlers_exception_reaches_the_requester(
         assert reasons["text"] == r"ValueError: no\r\nX: y\x00\ud800 \x1b[31m way"
         assert reasons["long"] == f"LookupError: {'x' * 487}"
         assert (reasons["mute"], reasons["empty"], reasons["cancelled"]) == ("MuteError", "KeyError", "CancelledError")
-        assert reasons["interrupted"] == "PromiseInterrupted: the promise of b'a' is broken: closed"
+        assert (
+            reasons["interrupted"]
+            == "PromiseInterrupted: the wait for a message or reply on b'a' was interrupted: closed"
+        )
         assert reasons["type"] == "TypeError: a handler must return bytes or None, not int"
         await until(lambda: len(errors) == 7)
         assert type(errors[0]) is ValueError
@@ -284,11 +287,11 @@ async def test_a_reply_that_cannot_be_sent_is_a_failure(url: str, other: Multipl
     async with Multiplexer(url, max_payload=1000, on_error=errors.append) as mpx:
         await active(mpx.serve("long", lambda request: b"x" * 1000))
         with pytest.raises(
-            RequestFailed, match=r"ValueError: a payload of \d+ bytes is longer than the 1000"
+            RequestFailed, match=r"ValueError: a payload of \d+ bytes is longer than max_payload=1000"
         ) as caught:
             await other.request("long", b"", timeout=10)
         assert caught.value.channel == b"long"
-        with pytest.raises(ValueError, match="longer than the 1000"):
+        with pytest.raises(ValueError, match="longer than max_payload=1000"):
             await mpx.request("long", b"x" * 1000, timeout=10)
         await until(lambda: len(errors) == 1)
     assert nothing_left(other)
@@ -815,7 +818,9 @@ async def test_drain_does_not_wait_for_impossible_replies(url: str, other: Multi
     asking = asyncio.ensure_future(other.request("a", b"", timeout=60))
     await until(lambda: silent.in_flight == 1)
     await mpx.drain(30)
-    with pytest.raises(RequestFailed, match="PromiseInterrupted: the promise of b'silent' is broken: closed"):
+    with pytest.raises(
+        RequestFailed, match=r"PromiseInterrupted: the wait for .* on b'silent' was interrupted: closed"
+    ):
         await asking
 
 
@@ -908,7 +913,7 @@ async def test_invalid_arguments_raise_at_once(mpx: Multiplexer) -> None:
             (("a", 7), {"timeout": 1}, TypeError, "data must be"),
             ((7, b""), {"timeout": 1}, TypeError, "a channel must be"),
             (("a", b""), {"timeout": None}, TypeError, "timeout must be a number"),
-            (("a", b""), {"timeout": -1}, ValueError, "timeout must not be negative"),
+            (("a", b""), {"timeout": -1}, ValueError, "timeout must be from 0"),
             (("a", b""), {"timeout": 1, "headers": {"a:b": ""}}, ValueError, "the name of a header"),
         ):
             with pytest.raises(error, match=text):
