@@ -117,7 +117,7 @@ class SubscriptionRefused(RedisMPXError):
 
     def __init__(self, kind: str, name: bytes, reason: str) -> None:
         reason = plain(reason)
-        super().__init__(f"Redis refused {kind} {quote(name)}: {reason} ({_advise(kind, reason)})")
+        super().__init__(f"Redis rejected {kind} {quote(name)}: {reason} ({_advise(kind, reason)})")
         self.kind = kind
         """`"channel"`, `"pattern"` or `"shard channel"`."""
         self.name = name

@@ -323,7 +323,7 @@ async def test_who_may_not_listen_to_the_sentinels_is_told_so_once(
         await until(lambda: checker.activations == 3)
     await master.admin.execute_command("ACL", "DELUSER", "narrow")
     (line,) = [r.getMessage() for r in caplog.records if "__sentinel__" in r.getMessage()]
-    assert line.startswith("a former master that goes on answering is left late: Redis refused channel")
+    assert line.startswith("a former master that goes on answering is left late: Redis rejected channel")
     assert not checker.faults
 
 
