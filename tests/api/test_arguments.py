@@ -46,9 +46,10 @@ PASSWORD = "canary-password"
         (("redis://localhost", "surplus"), {}, TypeError, "positional"),
     ],
 )
-def test_a_multiplexer_that_cannot_work_is_not_made(
+def test_an_invalid_multiplexer_option_raises(
     arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
+    """An unusable URL, client or option raises with a text that says what to do, and repeats no password."""
     with pytest.raises(error, match=text) as caught:
         Multiplexer(*arguments, **options)
     assert PASSWORD not in f"{caught.value!r} {caught.value.__cause__!r}"
@@ -74,9 +75,10 @@ def test_a_multiplexer_that_cannot_work_is_not_made(
         ("new_promise_subscription", ("\ud800",), {}, ValueError, "UTF-8"),
     ],
 )
-def test_a_subscription_that_cannot_work_is_not_made(
+def test_an_invalid_subscription_option_raises(
     method: str, arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
+    """An unusable callback, name or option raises, and no subscription is made."""
     mpx = Multiplexer()
     with pytest.raises(error, match=text):
         getattr(mpx, method)(*arguments, **options)
@@ -95,6 +97,7 @@ def test_a_subscription_that_cannot_work_is_not_made(
     ],
 )
 def test_a_bad_channel_changes_nothing(channel: Any, error: type[Exception], text: str) -> None:
+    """add() and remove() with one invalid channel raise and change nothing."""
     mpx = Multiplexer()
     sub = mpx.new_channel_subscription(print)
     sub.add("kept")
@@ -105,6 +108,7 @@ def test_a_bad_channel_changes_nothing(channel: Any, error: type[Exception], tex
 
 
 def test_text_and_its_utf8_are_the_same_name() -> None:
+    """A name given as text and as its UTF-8 bytes is one name."""
     sub = Multiplexer().new_channel_subscription(print)
     sub.add("ž", "ž".encode(), "ž")
     assert sub.channels == {"ž".encode()}
@@ -114,7 +118,8 @@ def test_text_and_its_utf8_are_the_same_name() -> None:
     sub.clear()
 
 
-def test_callers_cannot_change_the_channels_but_by_add_and_remove() -> None:
+def test_channels_is_read_only() -> None:
+    """`channels` is a frozenset that cannot be assigned, and an unknown attribute raises."""
     sub = Multiplexer().new_channel_subscription(print)
     assert isinstance(sub.channels, frozenset)
     with pytest.raises(AttributeError):
@@ -124,7 +129,8 @@ def test_callers_cannot_change_the_channels_but_by_add_and_remove() -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
-async def test_a_bad_timeout(timeout: Any) -> None:
+async def test_an_invalid_timeout_raises(timeout: Any) -> None:
+    """Every call with a timeout rejects negative numbers, NaN and other types."""
     mpx = Multiplexer("redis://127.0.0.1:1", backoff=ConstantBackoff(1))
     sub = mpx.new_channel_subscription(print)
     promises = mpx.new_promise_subscription("p-")
@@ -136,7 +142,8 @@ async def test_a_bad_timeout(timeout: Any) -> None:
     await mpx.aclose()
 
 
-async def test_a_bad_suffix_or_deadline_of_a_promise(url: str) -> None:
+async def test_an_invalid_suffix_or_timeout_makes_no_promise(url: str) -> None:
+    """new_promise() with an invalid suffix or timeout raises, and leaves no promise."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -150,7 +157,8 @@ async def test_a_bad_suffix_or_deadline_of_a_promise(url: str) -> None:
             empty.new_promise("", 1)
 
 
-async def test_waiting_for_nothing_is_over_at_once() -> None:
+async def test_wait_for_activation_without_names_returns_at_once() -> None:
+    """wait_for_activation() of an empty subscription returns at once, also while offline."""
     mpx = Multiplexer("redis://127.0.0.1:1", backoff=ConstantBackoff(1))
     await asyncio.wait_for(mpx.new_channel_subscription(print).wait_for_activation(), 1)
     await mpx.aclose()

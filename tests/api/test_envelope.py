@@ -42,7 +42,8 @@ envelopes_of_all_kinds = st.builds(
 )
 
 
-def test_the_wire_form_is_the_one_that_is_written_down() -> None:
+def test_the_wire_form_is_the_documented_one() -> None:
+    """An envelope is written and read exactly as the documentation shows."""
     headers = {"Content-Type": "text/plain", "käse": " zwei: Leerzeichen ", "empty": ""}
     envelope = Envelope(b"body\r\n\r\n\0\xff", headers, reply_to=b"answer:a b%", id=ID, timestamp=TIME)
     assert bytes(envelope) == WIRE
@@ -51,7 +52,8 @@ def test_the_wire_form_is_the_one_that_is_written_down() -> None:
 
 
 @given(envelopes_of_all_kinds)
-def test_what_goes_in_comes_out_again(envelope: Envelope) -> None:
+def test_a_written_envelope_is_read_back_equal(envelope: Envelope) -> None:
+    """Any envelope is equal to itself after writing and reading."""
     again = Envelope.from_bytes(bytes(envelope))
     assert again == envelope
     assert hash(again) == hash(envelope)
@@ -63,14 +65,16 @@ def test_what_goes_in_comes_out_again(envelope: Envelope) -> None:
 
 
 @given(st.binary() | st.binary().map(b"MPX/1 ".__add__))
-def test_bytes_that_are_no_envelope_are_refused_and_not_repeated(data: bytes) -> None:
+def test_other_bytes_are_rejected_and_not_repeated(data: bytes) -> None:
+    """Arbitrary bytes raise ValueError, and no exception context shows them."""
     with pytest.raises(ValueError, match=r"^not an envelope: ") as caught:
         Envelope.from_bytes(data)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 @given(envelopes_of_all_kinds, st.data())
-def test_an_envelope_that_was_damaged_is_refused_or_another_envelope(envelope: Envelope, data: st.DataObject) -> None:
+def test_a_damaged_envelope_is_rejected_or_still_valid(envelope: Envelope, data: st.DataObject) -> None:
+    """Damaged bytes are rejected, or read as a valid envelope."""
     wire = bytearray(bytes(envelope))
     position = data.draw(st.integers(0, len(wire) - 1))
     wire[position : position + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
@@ -113,14 +117,16 @@ FIRST = f"MPX/1 {ID} 2025-01-02T03:04:05.000006Z".encode()
         (FIRST + b"".join(b"\r\n%d: secret" % n for n in range(MAX_HEADERS + 1)) + b"\r\n\r\n", "are allowed"),
     ],
 )
-def test_what_is_no_envelope_is_refused_with_the_reason_and_without_its_text(data: bytes, hint: str) -> None:
+def test_a_malformed_envelope_is_rejected_with_the_reason(data: bytes, hint: str) -> None:
+    """Each malformed part is named in the error, without repeating the bytes."""
     with pytest.raises(ValueError, match=f"^not an envelope: .*{hint}") as caught:
         Envelope.from_bytes(data)
     assert "secr" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", ["a\rb", "a\nb", "\0", "\ud800"])
-def test_headers_that_would_break_the_form_are_refused(bad: str) -> None:
+def test_headers_that_break_the_wire_form_are_rejected(bad: str) -> None:
+    """Line ends, NUL and lone surrogates in headers raise; so do empty names and names with a colon."""
     for headers in ({bad: ""}, {"name": bad}):
         with pytest.raises(ValueError, match=r"header must not .*CR, LF or NUL") as caught:
             Envelope(b"", headers)
@@ -130,7 +136,8 @@ def test_headers_that_would_break_the_form_are_refused(bad: str) -> None:
             Envelope(b"", {name: ""})
 
 
-def test_other_fields_that_cannot_be_sent_are_refused() -> None:
+def test_invalid_fields_are_rejected() -> None:
+    """Body, reply_to, id, timestamp and headers of a wrong type or value raise."""
     for bad in ("text", None, bytearray(b"x")):
         with pytest.raises(TypeError, match="a body must be bytes"):
             Envelope(bad)  # type: ignore[arg-type]
@@ -149,7 +156,8 @@ def test_other_fields_that_cannot_be_sent_are_refused() -> None:
         Envelope(b"", {"name": 1})  # type: ignore[dict-item]
 
 
-def test_there_are_limits_to_what_comes_before_the_body() -> None:
+def test_the_head_is_limited_and_the_body_is_not() -> None:
+    """At most 100 headers and 65,536 bytes precede the body, whose length has no limit."""
     at_most = {str(number): "" for number in range(MAX_HEADERS)}
     assert len(Envelope.from_bytes(bytes(Envelope(b"", at_most))).headers) == MAX_HEADERS
     with pytest.raises(ValueError, match="101 headers are more than the 100"):
@@ -163,7 +171,8 @@ def test_there_are_limits_to_what_comes_before_the_body() -> None:
     assert len(Envelope.from_bytes(bytes(Envelope(b"y" * 10_000_000))).body) == 10_000_000
 
 
-def test_it_cannot_be_changed_and_shows_no_content() -> None:
+def test_an_envelope_is_immutable_and_shows_no_content() -> None:
+    """Fields cannot be assigned, and repr() shows neither body nor headers."""
     headers = {"secret-name": "secret"}
     envelope = Envelope(b"secret", headers, reply_to=b"secret", id=ID)
     headers["other"] = "later"
@@ -176,7 +185,8 @@ def test_it_cannot_be_changed_and_shows_no_content() -> None:
     assert repr(PLAIN) == f"<Envelope {ID} 0 headers, 0 bytes>"
 
 
-def test_ids_sort_by_time_and_in_one_thread_by_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_sort_by_creation_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids of one thread sort in the order of creation, also when the clock stands still or goes back."""
     several = [new_id() for _ in range(10_000)]
     assert several == sorted(set(several))
     before = datetime.now(UTC)
@@ -203,7 +213,8 @@ def page() -> str:
     return (Path(__file__).parents[2] / "docs/reference/envelope.md").read_text()
 
 
-def test_the_page_shows_the_wire_form() -> None:
+def test_the_documentation_shows_the_wire_form() -> None:
+    """The example in the documentation is a valid envelope with the fields that the page names."""
     shown = (
         re.findall(r"^```text\n(MPX/1.*?)\n```$", page(), re.MULTILINE | re.DOTALL)[0].replace("\n", "\r\n").encode()
     )
@@ -213,7 +224,8 @@ def test_the_page_shows_the_wire_form() -> None:
 
 
 @given(envelopes_of_all_kinds)
-def test_the_twenty_lines_of_the_page_read_and_write_envelopes(envelope: Envelope) -> None:
+def test_the_documented_code_reads_and_writes_envelopes(envelope: Envelope) -> None:
+    """The twenty lines of Python in the documentation read and write our envelopes."""
     (lines,) = re.findall(r"^```python\n(import re\n.*?)```$", page(), re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
     exec(lines, names)
@@ -226,7 +238,8 @@ def test_the_twenty_lines_of_the_page_read_and_write_envelopes(envelope: Envelop
             names["read"](damaged)
 
 
-async def test_it_goes_through_publish_and_decode_without_either_knowing_it(url: str, admin: Redis) -> None:
+async def test_an_envelope_can_be_published_and_decoded(url: str, admin: Redis) -> None:
+    """publish() accepts an envelope, and decode=Envelope.from_bytes returns it."""
     errors: list[Exception] = []
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(decode=Envelope.from_bytes, on_error=errors.append)

@@ -127,7 +127,8 @@ def quiet(checker: Checker, names: Collection[bytes]) -> bool:
 # --- classic channels
 
 
-async def test_all_that_is_not_sharded_works_whichever_node_it_is_at(shared_cluster: Cluster) -> None:
+async def test_classic_names_work_at_any_node(shared_cluster: Cluster) -> None:
+    """Channels, patterns, promises and requests work whichever node each client is connected to."""
     checkers = [Checker(lambda _: b"p*") for _ in range(8)]
     async with asyncio.timeout(60), AsyncExitStack() as stack:
         mpxs = [await stack.enter_async_context(multiplexing(shared_cluster)) for _ in checkers]
@@ -166,7 +167,8 @@ async def test_all_that_is_not_sharded_works_whichever_node_it_is_at(shared_clus
     await gone(shared_cluster)
 
 
-async def test_a_lost_link_to_any_node_is_replaced_by_one_to_another(shared_cluster: Cluster) -> None:
+async def test_a_lost_link_is_replaced_by_one_to_another_node(shared_cluster: Cluster) -> None:
+    """After each lost connection the next one goes to another node, and the gap is reported."""
     async with multiplexing(shared_cluster) as mpx:
         checker = Checker(lambda _: b"p*")
         sub = mpx.new_pattern_subscription("p*", *checker.callbacks, on_error=checker.on_error)
@@ -186,9 +188,8 @@ async def test_a_lost_link_to_any_node_is_replaced_by_one_to_another(shared_clus
 # --- where shard channels are
 
 
-async def test_there_is_a_link_to_each_primary_that_is_needed_as_long_as_it_is(
-    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_links_exist_only_while_they_are_needed(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one link to each primary that owns a subscribed shard channel, and it closes after the last name."""
     monkeypatch.setattr(shards_module, "SHARD_LINGER", 0.2)
     first, second, third = await shared_cluster.primaries()
     async with multiplexing(shared_cluster) as mpx:
@@ -229,9 +230,8 @@ async def test_there_is_a_link_to_each_primary_that_is_needed_as_long_as_it_is(
         await gone(shared_cluster)
 
 
-async def test_a_link_that_is_needed_again_before_it_is_closed_stays(
-    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_link_needed_again_in_time_stays(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link without names stays open if a name of its node is added before it closes."""
     monkeypatch.setattr(shards_module, "SHARD_LINGER", 0.05)
     one, other = await at(await shared_cluster.owner(0), 2)
     async with multiplexing(shared_cluster) as mpx:
@@ -260,7 +260,8 @@ async def test_a_link_that_is_needed_again_before_it_is_closed_stays(
         assert checker.disconnects == 0
 
 
-async def test_the_slot_of_any_name_is_what_redis_says(shared_cluster: Cluster) -> None:
+async def test_slots_of_names_agree_with_redis(shared_cluster: Cluster) -> None:
+    """Names with hash tags and binary names get the slot that Redis computes."""
     tags = [
         b"{}",
         b"{}a",
@@ -302,7 +303,8 @@ async def test_the_slot_of_any_name_is_what_redis_says(shared_cluster: Cluster) 
 # --- slots that move
 
 
-async def test_a_slot_that_moves_is_a_gap_of_its_names_alone(shared_cluster: Cluster) -> None:
+async def test_a_moved_slot_is_a_gap_of_its_names_alone(shared_cluster: Cluster) -> None:
+    """A slot migration is a disconnect and an activation for the slot's names, and nothing for others."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     moving, *others = await at(source, 3)
@@ -341,10 +343,8 @@ async def test_a_slot_that_moves_is_a_gap_of_its_names_alone(shared_cluster: Clu
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["removed", "removed and added"])
-async def test_a_name_that_is_removed_while_its_slot_moves_disturbs_nobody(
-    shared_cluster: Cluster, again: bool
-) -> None:
-    """Its node unsubscribes it unasked, and has the command to do so still before it, which it then refuses."""
+async def test_removing_a_name_of_a_moving_slot_harms_nobody(shared_cluster: Cluster, again: bool) -> None:
+    """A node that lost the slot unsubscribes the name by itself, and then rejects the pending UNSUBSCRIBE."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     moving, *others = await at(source, 6)
@@ -379,7 +379,8 @@ async def test_a_name_that_is_removed_while_its_slot_moves_disturbs_nobody(
             assert not checker.faults + spared.faults
 
 
-async def test_a_name_that_is_added_when_its_slot_has_just_moved_finds_its_place(shared_cluster: Cluster) -> None:
+async def test_a_name_added_after_a_move_finds_its_node(shared_cluster: Cluster) -> None:
+    """A name whose slot has just moved is subscribed at the new owner, without a gap."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     settled, moved = await at(source, 2)
@@ -398,7 +399,8 @@ async def test_a_name_that_is_added_when_its_slot_has_just_moved_finds_its_place
         assert quiet(first, [settled])
 
 
-async def test_the_slot_map_is_asked_for_once_for_all_names(shared_cluster: Cluster) -> None:
+async def test_one_slot_map_refresh_serves_all_names(shared_cluster: Cluster) -> None:
+    """A hundred names that move together cost a few requests for the slot map, not one each."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     (tag,) = await at(source)
@@ -419,7 +421,8 @@ async def test_the_slot_map_is_asked_for_once_for_all_names(shared_cluster: Clus
         await shared_cluster.move_slot(tag, source)
 
 
-async def test_slots_that_nobody_owns_are_waited_for(shared_cluster: Cluster) -> None:
+async def test_slots_without_owner_are_waited_for(shared_cluster: Cluster) -> None:
+    """Names of a slot without an owner stay pending, and become active when a node takes the slot."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     held, lost, late = await at(source, 3)
@@ -450,6 +453,7 @@ async def test_slots_that_nobody_owns_are_waited_for(shared_cluster: Cluster) ->
 
 
 async def test_a_lost_link_is_a_gap_of_its_own_names_alone(shared_cluster: Cluster) -> None:
+    """A lost link to one node is a gap for the names at that node only."""
     first, second, third = await shared_cluster.primaries()
     here, there = [*await at(first, 3), *await at(second, 3)], await at(third, 3)
     async with multiplexing(shared_cluster) as mpx:
@@ -475,8 +479,8 @@ async def test_a_lost_link_is_a_gap_of_its_own_names_alone(shared_cluster: Clust
 
 
 @pytest.mark.parametrize("how", ["command", "takeover"])
-async def test_names_follow_to_the_replica_that_is_promoted(shared_cluster: Cluster, how: Any) -> None:
-    """The demoted node would take them again, for it is a replica of the new owner; but there they do not belong."""
+async def test_names_move_to_the_promoted_replica(shared_cluster: Cluster, how: Any) -> None:
+    """The demoted node would accept the names again, as a replica of the new owner; but they do not belong there."""
     primary = await shared_cluster.owner(16383 if how == "command" else 8000)
     other = await other_than(shared_cluster, primary)
     moving, staying = await at(primary, 20), await at(other, 5)
@@ -494,8 +498,11 @@ async def test_names_follow_to_the_replica_that_is_promoted(shared_cluster: Clus
         assert not checker.faults + checker.errors
 
 
-async def test_a_slot_map_that_lags_behind_leads_nobody_back_to_the_demoted(shared_cluster: Cluster) -> None:
-    """Which would take them, as the replica that it is; and the map would say that all is well as long as it lags."""
+async def test_an_outdated_slot_map_does_not_lead_back(shared_cluster: Cluster) -> None:
+    """Nodes that have not heard of a failover must not lead names back to the demoted primary.
+
+    As a replica it would accept them, and the outdated slot map would agree.
+    """
     primary = await shared_cluster.owner(0)
     (replica,) = await shared_cluster.replicas(primary)
     uninformed = [node for node in shared_cluster.live if node not in (primary, replica)]
@@ -527,7 +534,8 @@ async def test_a_slot_map_that_lags_behind_leads_nobody_back_to_the_demoted(shar
         assert not checker.faults + checker.errors
 
 
-async def test_names_follow_to_a_node_that_is_added_and_away_from_one_that_is_removed(shared_cluster: Cluster) -> None:
+async def test_names_follow_added_and_removed_nodes(shared_cluster: Cluster) -> None:
+    """Names move to a node that is added, and away from a node that is removed."""
     source = await shared_cluster.owner(0)
     names = await at(source, 4)
     async with multiplexing(shared_cluster) as mpx:
@@ -550,8 +558,8 @@ async def test_names_follow_to_a_node_that_is_added_and_away_from_one_that_is_re
         assert not checker.faults + checker.errors
 
 
-async def test_a_primary_that_dies_takes_nothing_with_it_that_does_not_come_back(cluster: Cluster) -> None:
-    """Neither the names at it, nor the classic ones, whose link led there, nor what is to be published."""
+async def test_everything_recovers_from_a_dead_primary(cluster: Cluster) -> None:
+    """When a primary dies, its shard channels, classic names and publishes move to the others."""
     primary = await cluster.owner(0)
     other = await other_than(cluster, primary)
     here, there = await at(primary, 5), await at(other, 5)
@@ -597,10 +605,8 @@ async def test_a_primary_that_dies_takes_nothing_with_it_that_does_not_come_back
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-async def test_a_primary_that_stands_still_is_left_for_the_replica_that_takes_over(
-    cluster: Cluster, goes_on: bool
-) -> None:
-    """When no ping is answered; or, without pings, when it goes on and hears that it was demoted."""
+async def test_a_frozen_primary_is_left_for_its_replica(cluster: Cluster, goes_on: bool) -> None:
+    """A frozen primary is left when it answers no ping, or, without pings, when it hears of its demotion."""
     primary = await cluster.owner(0)
     (replica,) = await cluster.replicas(primary)
     here, there = await at(primary, 5), await at(await other_than(cluster, primary), 5)
@@ -636,7 +642,8 @@ async def test_a_primary_that_stands_still_is_left_for_the_replica_that_takes_ov
 
 
 @pytest.mark.parametrize("awaiting", [False, True])
-async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster, awaiting: bool) -> None:
+async def test_callbacks_may_do_anything_when_slots_move(shared_cluster: Cluster, awaiting: bool) -> None:
+    """A callback may add, remove, close or raise while slots move."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     (tag, staying), others = await at(source, 2), await at(target, 3)
@@ -708,8 +715,11 @@ async def test_handlers_may_do_anything_when_slots_move(shared_cluster: Cluster,
         assert mpx.stats().connections == 3
 
 
-async def test_what_becomes_of_many_while_slots_move_and_primaries_fail_over(cluster: Cluster) -> None:
-    """The small of `python -m tools.measure_migrations`."""
+async def test_many_channels_survive_moves_and_failovers(cluster: Cluster) -> None:
+    """Under load, slot moves and failovers lose and reorder nothing outside the reported gaps.
+
+    The small version of `python -m tools.measure_migrations`.
+    """
     result = await migrate(cluster, channels=30, moves=8, failovers=2, rate=500, seed=SEED)
     assert not result.violations
     assert result.disconnects > 8
@@ -719,7 +729,8 @@ async def test_what_becomes_of_many_while_slots_move_and_primaries_fail_over(clu
 # --- publishing
 
 
-async def test_publishes_follow_their_slot_once_each_and_in_order(shared_cluster: Cluster) -> None:
+async def test_publishes_follow_a_moving_slot_in_order(shared_cluster: Cluster) -> None:
+    """While a slot moves to and fro, each message is published once, in the order of the calls."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     (tag,) = await at(source)
@@ -762,7 +773,8 @@ async def test_publishes_follow_their_slot_once_each_and_in_order(shared_cluster
     assert not checker.faults
 
 
-async def test_the_first_publishes_find_the_owner_of_their_slot_in_order(shared_cluster: Cluster) -> None:
+async def test_first_publishes_find_the_owner_in_order(shared_cluster: Cluster) -> None:
+    """Calls made before the slot map is known reach the owner of their slot in order."""
     names = [name for node in await shared_cluster.primaries() for name in await at(node, 3)]
     checker = Checker()
     async with multiplexing(shared_cluster) as listening, multiplexing(shared_cluster) as mpx:
@@ -784,6 +796,7 @@ async def _quit(mpx: Multiplexer, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["aclose", "drain"])
 async def test_the_end_is_clean_at_every_stage(shared_cluster: Cluster, how: str) -> None:
+    """Closing or draining after any number of loop ticks leaves no task, socket or subscription."""
     names = [name for node in await shared_cluster.primaries() for name in await at(node, 20)]
     sockets = open_sockets()
     for ticks in (0, 1, 2, 3, 5, 8, 12, 20, 40, 80, 160):
@@ -806,6 +819,7 @@ async def test_the_end_is_clean_at_every_stage(shared_cluster: Cluster, how: str
 
 @pytest.mark.parametrize("how", ["aclose", "drain"])
 async def test_the_end_is_clean_while_slots_move_and_links_linger(shared_cluster: Cluster, how: str) -> None:
+    """Closing during a slot move, with an unneeded link still open, leaves nothing."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     moving, leaving = (await at(source))[0], (await at(target))[0]
@@ -834,8 +848,8 @@ async def test_the_end_is_clean_while_slots_move_and_links_linger(shared_cluster
     await gone(shared_cluster)
 
 
-async def test_a_question_for_the_slot_map_leaves_no_connection_when_it_is_cancelled(shared_cluster: Cluster) -> None:
-    """At each of its suspensions."""
+async def test_a_cancelled_slot_map_refresh_leaves_nothing(shared_cluster: Cluster) -> None:
+    """Cancelling a refresh of the slot map at any suspension leaves no connection."""
     sockets = open_sockets()
     for moment in itertools.count(1):
         slot_map = SlotMap(RedisCluster.from_url(shared_cluster.url))
@@ -848,7 +862,8 @@ async def test_a_question_for_the_slot_map_leaves_no_connection_when_it_is_cance
     assert slot_map.owner(0) is not None
 
 
-async def test_draining_delivers_all_that_was_published_until_it_is_unsubscribed(shared_cluster: Cluster) -> None:
+async def test_drain_delivers_all_received_shard_messages(shared_cluster: Cluster) -> None:
+    """drain() delivers every message that some node counted as received."""
     names = [name for node in await shared_cluster.primaries() for name in await at(node, 2)]
     found: list[tuple[bytes, bytes]] = []
     received: list[tuple[bytes, bytes]] = []
@@ -880,7 +895,8 @@ async def test_draining_delivers_all_that_was_published_until_it_is_unsubscribed
 # --- the client, its rights and its errors
 
 
-async def test_the_client_is_left_alone(shared_cluster: Cluster) -> None:
+async def test_the_given_client_stays_untouched(shared_cluster: Cluster) -> None:
+    """The multiplexer changes nothing in the client that it was given, and never closes it."""
     name = (await at(await shared_cluster.owner(0)))[0]
     async with RedisCluster.from_url(shared_cluster.url) as client:
         await client.set("key", "before")
@@ -909,7 +925,8 @@ async def both_failed(mpx: Multiplexer) -> None:
     await until(lambda: mpx.stats().last_error is not None and mpx._hub.outage(Kind.SHARD_CHANNEL) is not None)
 
 
-async def test_a_wrong_password_and_nodes_that_are_not_there_say_so(shared_cluster: Cluster) -> None:
+async def test_connection_errors_name_their_cause(shared_cluster: Cluster) -> None:
+    """A wrong password or unreachable nodes appear in the errors of connect(), activation and publish()."""
     async with multiplexing(shared_cluster, {"username": "nobody", "password": "wrong"}) as mpx:
         sub = new_sub(mpx, Checker(), "name")
         await both_failed(mpx)
@@ -933,7 +950,8 @@ async def test_a_wrong_password_and_nodes_that_are_not_there_say_so(shared_clust
         assert not lost.value.sent
 
 
-async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) -> None:
+async def test_least_privilege_users_are_enough(shared_cluster: Cluster) -> None:
+    """The users of docs/how-to/secure.md have enough rights to subscribe and publish in a cluster."""
     users = {"listener": SUBSCRIBER, "speaker": PUBLISHER}
     try:
         for node in shared_cluster.live:
@@ -976,10 +994,10 @@ async def test_the_least_users_of_a_cluster_are_enough(shared_cluster: Cluster) 
             await node.ask("ACL", "DELUSER", *users)
 
 
-async def test_a_former_primary_that_counts_nobody_is_not_believed(
+async def test_a_former_primarys_zero_count_is_not_trusted(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a replica it takes messages on for its whole shard, and counts none but its own clients."""
+    """A demoted primary accepts publishes for its shard but counts only its own clients, so 0 proves nothing."""
 
     async def answer(request: Request) -> bytes:
         await asyncio.sleep(0.2)  # so that the count is known long before the answer
@@ -999,9 +1017,8 @@ async def test_a_former_primary_that_counts_nobody_is_not_believed(
             await mpx.request(nobody, "?", timeout=10, sharded=True)
 
 
-async def test_who_publishes_finds_the_new_primary_when_nobody_hears(
-    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_zero_count_leads_to_the_new_primary(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publish without receivers refreshes the slot map, so that the next one reaches the new primary."""
     monkeypatch.setattr(publishing_module, "REFRESH_INTERVAL", 0.0)
     owner, *_ = await shared_cluster.primaries()
     (name,) = await at(owner)
@@ -1020,8 +1037,8 @@ async def test_who_publishes_finds_the_new_primary_when_nobody_hears(
         await eventually(complaint)
 
 
-async def test_each_delivery_probe_is_published_at_another_node(shared_cluster: Cluster) -> None:
-    """Whichever node the others have forgotten, a probe goes another way than the messages."""
+async def test_delivery_probes_go_to_all_nodes(shared_cluster: Cluster) -> None:
+    """Delivery probes are published at different nodes, because any of them may be cut off from the others."""
     before = {node: await calls_of(node.admin, "publish") for node in shared_cluster.live}
     client = RedisCluster.from_url(shared_cluster.url)
     async with Multiplexer(client, backoff=QUICK, delivery_probe=0.05):
@@ -1033,9 +1050,10 @@ async def test_each_delivery_probe_is_published_at_another_node(shared_cluster: 
         await eventually(complaint)
 
 
-async def test_nobody_looks_at_the_slot_map_after_the_end(
+async def test_no_slot_map_refresh_starts_after_closing(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A multiplexer that closes while publish() returns starts no refresh of the slot map."""
     monkeypatch.setattr(publishing_module, "REFRESH_INTERVAL", 0.0)
     mpx = Multiplexer(RedisCluster.from_url(shared_cluster.url), backoff=QUICK)
 

@@ -12,7 +12,8 @@ from ..helpers.sentinel import MASTER, Sentinels
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_a_cluster_has_three_primaries_a_replica_each_and_all_slots(shared_cluster: Cluster) -> None:
+async def test_a_cluster_has_three_primaries_with_replicas(shared_cluster: Cluster) -> None:
+    """A new cluster has three primaries, a replica for each, and all slots."""
     primaries = await shared_cluster.primaries()
     assert len(primaries) == 3
     assert [len(await shared_cluster.replicas(primary)) for primary in primaries] == [1, 1, 1]
@@ -22,6 +23,7 @@ async def test_a_cluster_has_three_primaries_a_replica_each_and_all_slots(shared
 
 
 async def test_a_slot_moves_with_its_keys(shared_cluster: Cluster) -> None:
+    """Moving a slot moves its keys, and all nodes agree about the new owner."""
     source = await shared_cluster.owner("key")
     target = next(node for node in await shared_cluster.primaries() if node is not source)
     await source.admin.set("key", "value")
@@ -32,7 +34,8 @@ async def test_a_slot_moves_with_its_keys(shared_cluster: Cluster) -> None:
         await source.admin.get("key")
 
 
-async def test_who_is_subscribed_where(shared_cluster: Cluster) -> None:
+async def test_subscribers_are_counted_per_node(shared_cluster: Cluster) -> None:
+    """The cluster reports which node has subscribers of which names."""
     owner = await shared_cluster.owner(b"news")
     other = next(node for node in shared_cluster.nodes if node is not owner)
     async with owner.admin.pubsub() as shard, other.admin.pubsub() as classic:
@@ -50,13 +53,15 @@ async def test_who_is_subscribed_where(shared_cluster: Cluster) -> None:
 
 
 async def test_a_replica_takes_over_when_asked(cluster: Cluster) -> None:
+    """A failover on command promotes the replica, and the old primary becomes its replica."""
     primary = await cluster.owner(0)
     promoted = await cluster.failover(primary)
     assert await cluster.owner(0) is promoted
     assert await cluster.replicas(promoted) == [primary]
 
 
-async def test_a_replica_takes_over_from_the_dead_which_comes_back_as_its_replica(cluster: Cluster) -> None:
+async def test_a_replica_takes_over_from_a_dead_primary(cluster: Cluster) -> None:
+    """A replica replaces a killed primary, which comes back as its replica when restarted."""
     primary = await cluster.owner(0)
     promoted = await cluster.failover(primary, "kill")
     assert promoted is not primary
@@ -67,6 +72,7 @@ async def test_a_replica_takes_over_from_the_dead_which_comes_back_as_its_replic
 
 
 async def test_a_node_comes_and_goes(shared_cluster: Cluster) -> None:
+    """A node can be added, get slots, and be removed again."""
     node = await shared_cluster.add_node()
     assert (await node.word()).slots == set()
     await shared_cluster.move_slot("news", node)
@@ -80,9 +86,10 @@ async def test_a_node_comes_and_goes(shared_cluster: Cluster) -> None:
     assert not node.folder.exists()
 
 
-async def test_the_sentinels_replace_a_dead_master_and_have_it_back_and_change_masters_when_asked(
+async def test_sentinels_fail_over_and_take_a_master_back(
     sentinels: Sentinels,
 ) -> None:
+    """The Sentinels replace a killed master, take it back as a replica, and fail over on command."""
     old = await sentinels.master()
     new = await sentinels.kill_master()
     assert new is not old

@@ -133,10 +133,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- failover
 
 
-async def test_after_each_failover_all_is_active_at_the_new_master_and_the_gap_was_announced(
-    sentinels: Sentinels, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Commanded, by a crash, and commanded again: channels, patterns and promises, by the new master's own word."""
+async def test_all_names_follow_each_failover(sentinels: Sentinels, caplog: pytest.LogCaptureFixture) -> None:
+    """After commanded failovers and a crash, every name is active at the new master and each gap was reported."""
     async with multiplexer(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as mpx:
         channels, pattern = Checker(), Checker(lambda _: b"x*")
         sub = mpx.new_channel_subscription(*channels.callbacks)
@@ -174,10 +172,8 @@ async def test_after_each_failover_all_is_active_at_the_new_master_and_the_gap_w
         assert len(outages) <= len(failovers)
 
 
-async def test_a_sentinel_that_is_dead_or_frozen_is_passed_over(
-    sentinels: Sentinels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With short timeouts, at once. With those of redis-py a frozen one uses a dial up: then the next is asked."""
+async def test_a_dead_or_frozen_sentinel_is_skipped(sentinels: Sentinels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead or frozen Sentinel is skipped, at the latest with the attempt to connect after the one that timed out."""
     frozen, dead, _ = sentinels.sentinels
     await sentinels.kill(dead)
     frozen.freeze()
@@ -193,9 +189,8 @@ async def test_a_sentinel_that_is_dead_or_frozen_is_passed_over(
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_servers_and_sentinels_have_passwords_of_their_own_which_nobody_gets_to_see(
-    flavour: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_passwords_of_servers_and_sentinels_stay_secret(flavour: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Servers and Sentinels may have different passwords, and none appears in a log, error or repr."""
     binary_of(flavour)
     sentinels = await Sentinels.start(flavour, passwords=("servers-secret", "sentinels-secret"))
 
@@ -233,7 +228,10 @@ def hello(master: Server, service: str = MASTER) -> str:
 
 
 async def test_a_former_master_is_left_before_it_is_demoted(sentinels: Sentinels) -> None:
-    """It would never be: here the Sentinels lack the right to what they do to it. It answers, and no message comes."""
+    """A master that the Sentinels replaced is left although it still answers.
+
+    It is never demoted here, because the Sentinels lack the right to do so, and no message arrives at it.
+    """
     old = await sentinels.master()
     await old.admin.execute_command("ACL", "SETUSER", "default", "-client|kill")
     async with listening(Sentinel(sentinels.addresses, sentinel_kwargs=AT_ONCE)) as (mpx, checker):
@@ -253,10 +251,13 @@ async def test_a_former_master_is_left_before_it_is_demoted(sentinels: Sentinels
     assert not checker.faults
 
 
-async def test_what_is_published_where_sentinels_talk_has_them_asked_and_no_more(
+async def test_announcements_of_a_failover_are_verified(
     pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anybody with the right to it can publish there. Asked are the Sentinels only about another master of ours."""
+    """Anybody with the right can publish on the Sentinels' channels, so an announcement makes the client ask them.
+
+    An announcement about another master is ignored.
+    """
     monkeypatch.setattr(master_module, "QUESTION_PAUSE", 0)
     monkeypatch.setattr(master_module, "QUESTIONS", 1)
     old, new = pair
@@ -303,9 +304,10 @@ async def test_what_is_published_where_sentinels_talk_has_them_asked_and_no_more
     assert not checker.faults
 
 
-async def test_who_may_not_listen_to_the_sentinels_is_told_so_once(
+async def test_a_missing_right_to_listen_is_warned_of_once(
     pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Without the right to subscribe at the Sentinels, one warning says so and the connection works."""
     caplog.set_level(logging.INFO, "redismpx")
     master, _ = pair
     await master.admin.execute_command(
@@ -327,10 +329,12 @@ async def test_who_may_not_listen_to_the_sentinels_is_told_so_once(
     assert not checker.faults
 
 
-async def test_a_replica_that_is_named_as_the_master_is_dialled_again_until_the_master_is_named(
+async def test_a_replica_named_as_master_is_not_used(
     pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not every Sentinel hears of a failover at once, and who is asked may name the old master."""
+    """A Sentinel that missed a failover may name the old master, now a replica: the client connects again until it is
+    named a master.
+    """
     old, new = pair
     word = OneWord(old)
     await swap(old, new)
@@ -351,9 +355,10 @@ async def test_a_replica_that_is_named_as_the_master_is_dialled_again_until_the_
     assert f"127.0.0.1:{old.port} is not a master" in warning
 
 
-async def test_a_master_that_was_demoted_and_is_named_still_is_not_come_back_to(
+async def test_a_demoted_master_is_not_reconnected_to(
     pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A demoted master that a Sentinel still names is not used again."""
     old, new = pair
     word = OneWord(old)
     async with listening(word) as (mpx, checker):
@@ -371,9 +376,10 @@ async def test_a_master_that_was_demoted_and_is_named_still_is_not_come_back_to(
 
 
 @pytest.mark.parametrize("role", ["forbidden", "unknown"])
-async def test_who_may_not_ask_for_the_role_connects_all_the_same(
+async def test_without_the_right_to_role_it_connects(
     server: Server, role: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A user without the right to ROLE connects without the check."""
     options: dict[str, Any] = {}
     if role == "unknown":
         server.kill()
@@ -394,10 +400,13 @@ async def test_who_may_not_ask_for_the_role_connects_all_the_same(
 # --- at a replica
 
 
-async def test_a_replica_that_was_asked_for_gets_what_is_published_at_its_master_and_not_the_other_way(
+async def test_slave_for_subscribes_at_a_replica(
     pair: tuple[Server, Server],
 ) -> None:
-    """`slave_for` is not asked whether it is a master. Its publisher reaches those who are subscribed there, alone."""
+    """With `slave_for` the multiplexer subscribes and publishes at a replica.
+
+    Messages published at the master arrive there; those published at the replica reach only its own subscribers.
+    """
     master, replica = pair
     word = OneWord(master, replica)
     async with (
@@ -417,10 +426,13 @@ async def test_a_replica_that_was_asked_for_gets_what_is_published_at_its_master
     assert not above.faults + below.faults
 
 
-async def test_after_a_planned_failover_the_old_connection_goes_on_and_the_next_one_is_to_the_new_master(
+async def test_a_planned_failover_keeps_the_connection(
     pair: tuple[Server, Server],
 ) -> None:
-    """`FAILOVER` disconnects nobody, and what is published at the new master gets to the old one, its replica now."""
+    """`FAILOVER` closes no connection, and messages from the new master reach its replica, the old master.
+
+    The next connection goes to the new master.
+    """
     old, new = pair
     word = OneWord(old)
     async with listening(word) as (mpx, checker):
@@ -439,10 +451,8 @@ async def test_after_a_planned_failover_the_old_connection_goes_on_and_the_next_
 
 
 @pytest.mark.parametrize("probe", [0.1, None], ids=["probe", "no probe"])
-async def test_a_master_that_was_cut_off_and_still_answers_is_left_by_those_who_probe(
-    pair: tuple[Server, Server], probe: float | None
-) -> None:
-    """A partition: the Sentinels name another master, and the old one can be reached from here still."""
+async def test_a_partitioned_master_is_left_with_a_probe(pair: tuple[Server, Server], probe: float | None) -> None:
+    """In a partition the Sentinels name another master while the old one still answers: a delivery probe finds out."""
     old, new = pair
     word = OneWord(old)
     async with listening(word, ping_interval=0.05, delivery_probe=probe) as (mpx, checker):

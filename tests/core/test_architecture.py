@@ -12,6 +12,8 @@ import pytest
 import redismpx
 from tools.mutants import MUTANTS, Mutant
 
+from ..helpers.flavours import FLAVOURS
+
 PACKAGE = Path(redismpx.__file__).parent
 
 FLOORS = [
@@ -86,12 +88,14 @@ def floor_of(name: str) -> int:
 
 @pytest.mark.parametrize("name", modules())
 def test_imports_go_down_only(name: str) -> None:
+    """A module imports from its own floor or from a lower one."""
     for other in imported(name, modules()[name]):
         if not other.endswith(":"):
             assert floor_of(other) <= floor_of(name), f"{name} imports {other}, which stands above it"
 
 
-def test_there_is_no_circle() -> None:
+def test_imports_have_no_cycle() -> None:
+    """No module imports itself through others."""
     graph = {name: {o for o in imported(name, tree) if not o.endswith(":")} for name, tree in modules().items()}
     done: set[str] = set()
 
@@ -107,6 +111,7 @@ def test_there_is_no_circle() -> None:
 
 
 def test_the_core_is_pure() -> None:
+    """The core imports no I/O, clock, random or logging module, and nothing outside the core."""
     impure = {"asyncio:", "socket:", "time:", "random:", "logging:", "threading:", "os:", "redis:", "secrets:"}
     for name, tree in modules().items():
         if name.startswith("_core."):
@@ -115,7 +120,8 @@ def test_the_core_is_pure() -> None:
             assert not [o for o in names if not o.endswith(":") and not o.startswith("_core.")], name
 
 
-def test_the_public_names() -> None:
+def test_the_public_names_are_the_documented_ones() -> None:
+    """`redismpx.__all__` is sorted and has exactly these names, each with a docstring."""
     assert sorted(redismpx.__all__) == redismpx.__all__
     assert set(redismpx.__all__) == {
         "ChannelSubscription", "ConnectionLost", "DecodeError", "Envelope", "InactiveSubscription", "LimitReached",
@@ -157,6 +163,7 @@ def test_each_public_module_lists_its_names(name: str) -> None:
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:
+    """No module imports a module that unpickles, or calls eval, exec, compile or __import__."""
     for name, tree in modules().items():
         assert not imported(name, tree) & {"pickle:", "marshal:", "shelve:", "dbm:", "yaml:", "code:", "ctypes:"}, name
         calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
@@ -164,7 +171,8 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.fault)
-def test_the_text_of_each_mutant_is_there_once(mutant: Mutant) -> None:
+def test_the_text_of_each_mutant_occurs_once(mutant: Mutant) -> None:
+    """The line that a mutant replaces occurs exactly once in its file."""
     assert (PACKAGE / mutant.file).read_text().count(mutant.old) == 1
 
 
@@ -180,3 +188,28 @@ def test_no_module_imports_a_test_module_or_conftest(path: Path) -> None:
             names = [part for alias in node.names for part in alias.name.split(".")]
             names += (getattr(node, "module", None) or "").split(".")
             assert not [name for name in names if name == "conftest" or name.startswith("test_")], node.lineno
+
+
+@pytest.mark.parametrize("path", [path for path in TREES if path.name.startswith("test_")], ids=str)
+def test_each_test_has_a_short_name_and_a_docstring(path: Path) -> None:
+    """A test's name has at most 60 characters and is unique in its module; a docstring states the promise."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    tests = [node for node in ast.walk(TREES[path]) if isinstance(node, functions) and node.name.startswith("test_")]
+    names = [test.name for test in tests]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if len(name) > 60]
+    assert not [test.name for test in tests if ast.get_docstring(test) is None]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.fault)
+def test_each_mutant_selects_tests(mutant: Mutant) -> None:
+    """The word after `-k` occurs in the name of a test of the file, in a text of the module, or is a flavour."""
+    file, *options = mutant.tests.split()
+    tree = TREES[Path(file).relative_to("tests")]
+    if options:
+        option, word = options
+        names = [node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is str]
+        tests = [name for name in names if name.startswith("test_")]
+        assert option == "-k"
+        assert [name for name in tests if word in name] or word in texts or word in FLAVOURS

@@ -42,9 +42,10 @@ def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     st.sampled_from(Overflow),
     st.sampled_from([(None, None), (25, None), (None, 25), (20, 30)]),
 )
-def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
+def test_any_history_is_ordered_bounded_and_counted(
     script: list[tuple[str, bytes | None]], overflow: Overflow, bounds: tuple[int | None, int | None]
 ) -> None:
+    """After any history, events are in order and follow the grammar, bounds hold and counts are exact."""
     budget = Budget(*bounds)
     buffer, neighbour = new_buffer(BOUND, overflow, budget), new_buffer(BOUND, overflow, budget)
     server: set[bytes] = set()  # active, as the wire has it
@@ -128,7 +129,8 @@ def test_what_comes_out_is_in_order_bounded_counted_and_keeps_the_grammar(
     assert budget.used == buffer._bytes == 0
 
 
-def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnects() -> None:
+def test_reconnects_do_not_fill_a_stuck_consumers_buffer() -> None:
+    """A thousand reconnects leave a bounded number of events in the buffer of a stuck consumer."""
     buffer = new_buffer(BOUND, Overflow.DROP_OLDEST, Budget())
     for _ in range(1000):
         for name in NAMES:
@@ -139,7 +141,8 @@ def test_a_stuck_consumer_holds_a_bounded_backlog_through_any_number_of_reconnec
     assert len(buffer) <= BOUND
 
 
-def test_the_oldest_gives_way_also_when_it_is_at_hand() -> None:
+def test_the_oldest_is_dropped_even_from_the_batch_in_use() -> None:
+    """drop_oldest also drops from the messages that are prepared for delivery."""
     buffer = new_buffer(4, Overflow.DROP_OLDEST, Budget())
     for number in range(4):
         buffer.put(b"a", b"%d" % number)

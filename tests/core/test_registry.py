@@ -369,7 +369,8 @@ def joined(*names: bytes) -> Registry[str]:
     return registry
 
 
-def test_what_is_given_up_while_a_loss_is_dealt_with_was_active_until_that_was_told() -> None:
+def test_a_name_is_active_until_its_loss_is_reported() -> None:
+    """A name counts as active until its subscriber is notified of the loss; a name removed before is left out."""
     names = [b"%d" % number for number in range(9)]
     registry = joined(*names)
     before, after = [names[0], names[8]], names[1:4]
@@ -388,7 +389,8 @@ def test_what_is_given_up_while_a_loss_is_dealt_with_was_active_until_that_was_t
     assert [command.names for command in registry.next_commands()] == [tuple(names[4:8])]
 
 
-def test_what_is_joined_while_all_is_given_up_is_left_again() -> None:
+def test_a_name_subscribed_during_drain_is_left_again() -> None:
+    """While draining, a pending subscription is unsubscribed once confirmed, and new names are ignored."""
     registry: Registry[str] = Registry()
     registry.add(Kind.CHANNEL, (b"asked for",), "user")
     registry.next_commands()
@@ -400,7 +402,8 @@ def test_what_is_joined_while_all_is_given_up_is_left_again() -> None:
     assert (command.verb, command.names) == (Verb.UNSUBSCRIBE, (b"asked for",))
 
 
-def test_who_leaves_is_out_of_the_fan_out_at_once() -> None:
+def test_a_removed_subscriber_leaves_the_fan_out_at_once() -> None:
+    """Removing a subscriber invalidates the fan-out at once, and a pending one is not in it."""
     registry = joined(b"name")
     entry = registry.channels[b"name"]
     registry.add(Kind.CHANNEL, (b"name",), "another")

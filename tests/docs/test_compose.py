@@ -34,7 +34,8 @@ def profile(name: str) -> dict[str, dict[str, Any]]:
     return {key: service for key, service in SERVICES.items() if service.get("profiles", [""]) == [name]}
 
 
-def test_each_service_is_in_one_profile_with_all_that_it_depends_on() -> None:
+def test_each_service_has_its_dependencies_in_its_profile() -> None:
+    """Each service is in one profile, together with all services that it depends on."""
     assert list(profile("")) == ["redis", "demo"]
     assert SERVICES.keys() == {*profile(""), *profile("cluster"), *profile("sentinel")}
     for name in "", "cluster", "sentinel":
@@ -51,7 +52,8 @@ def test_each_service_is_in_one_profile_with_all_that_it_depends_on() -> None:
                 assert not service.keys() & {"ports", "networks"}
 
 
-def test_all_ports_are_those_of_loopback_and_of_servers_that_have_them() -> None:
+def test_ports_are_published_on_loopback_only() -> None:
+    """Only loopback ports are published, and each belongs to a server of its profile."""
     for name in "cluster", "sentinel":
         published: list[int] = []
         for service in profile(name).values():
@@ -145,6 +147,7 @@ def programs() -> None:
 
 
 async def test_the_cluster_is_formed_and_serves_sharded_channels(tmp_path: Path) -> None:
+    """The commands of the profile `cluster` form a cluster that serves sharded channels."""
     names = [f"room:{number}" for number in range(30)]
     async with (
         up("cluster", tmp_path, "cluster") as ports,
@@ -162,7 +165,8 @@ async def test_the_cluster_is_formed_and_serves_sharded_channels(tmp_path: Path)
             assert (await sub.get(timeout=DEADLINE)).channel == name.encode()
 
 
-async def test_the_sentinels_lead_to_the_master_and_know_its_replicas(tmp_path: Path) -> None:
+async def test_the_sentinels_know_the_master_and_its_replicas(tmp_path: Path) -> None:
+    """The commands of the profile `sentinel` start Sentinels that name the master and its replicas."""
     async with up("sentinel", tmp_path, "sentinel") as ports:
         sentinels = Sentinel([("127.0.0.1", ports[port]) for port in (26380, 26381, 26382)])
         assert await sentinels.discover_master("mymaster") == ("127.0.0.1", ports[6380])

@@ -172,21 +172,24 @@ async def cut(redis: Redis) -> None:
 
 @pytest.mark.parametrize("how", COMMANDS)
 @pytest.mark.parametrize("example", EXAMPLES)
-async def test_each_example_starts_and_stops_without_a_complaint(example: str, how: str, redis_url: str) -> None:
+async def test_each_example_starts_and_stops_cleanly(example: str, how: str, redis_url: str) -> None:
+    """Each example starts and stops without a warning or traceback."""
     async with run(example, redis_url, how):
         pass
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-async def test_each_example_starts_and_stops_without_a_redis_server(example: str, no_redis_url: str) -> None:
+async def test_each_example_starts_and_stops_without_redis(example: str, no_redis_url: str) -> None:
+    """Each example starts and stops cleanly while no Redis server is reachable."""
     async with run(example, no_redis_url):
         pass
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-async def test_each_example_is_closed_when_its_lifespan_ends(
+async def test_each_examples_lifespan_closes_the_multiplexer(
     example: str, redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The multiplexer of each example is closed when its lifespan ends."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     names = runpy.run_path(str(ROOT / "examples" / f"{example}.py"))
     async with names["lifespan"](names["app"]):
@@ -199,7 +202,8 @@ async def test_each_example_is_closed_when_its_lifespan_ends(
 # --- channel.py
 
 
-async def test_what_is_said_in_a_channel_is_heard_by_those_who_are_in_it(redis_url: str, redis: Redis) -> None:
+async def test_a_message_reaches_the_members_of_its_channel(redis_url: str, redis: Redis) -> None:
+    """A message reaches each WebSocket in the channel and no other, over one Redis connection."""
     async with run("channel", redis_url) as app, app.connect() as ann, app.connect() as bob:
         for ws in (ann, bob):
             await ws.send("+tea")
@@ -215,6 +219,7 @@ async def test_what_is_said_in_a_channel_is_heard_by_those_who_are_in_it(redis_u
 
 
 async def test_a_channel_that_was_left_is_silent(redis_url: str) -> None:
+    """After leaving a channel a WebSocket gets no more of its messages."""
     async with run("channel", redis_url) as app, app.connect() as ann:
         await ann.send("+tea")
         await ann.send("+milk")
@@ -225,7 +230,8 @@ async def test_a_channel_that_was_left_is_silent(redis_url: str) -> None:
         assert await hear(ann) == "milk: the next thing to hear"
 
 
-async def test_a_lost_connection_is_told_to_each_websocket_and_heals(redis_url: str, redis: Redis) -> None:
+async def test_each_websocket_is_notified_of_a_lost_connection(redis_url: str, redis: Redis) -> None:
+    """Each WebSocket is notified of a lost connection and of the channel's return."""
     async with run("channel", redis_url) as app, app.connect() as ann, app.connect() as bob:
         for ws in (ann, bob):
             await ws.send("+tea")
@@ -238,7 +244,8 @@ async def test_a_lost_connection_is_told_to_each_websocket_and_heals(redis_url: 
         assert await hear(bob) == "tea: again"
 
 
-async def test_a_websocket_that_goes_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+async def test_a_closed_websocket_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+    """A WebSocket that breaks off leaves no subscription."""
     async with run("channel", redis_url) as app:
         async with app.connect() as ann, app.connect() as bob:
             for ws in (ann, bob):
@@ -250,7 +257,8 @@ async def test_a_websocket_that_goes_leaves_nothing_subscribed(redis_url: str, r
         await idle(redis)
 
 
-async def test_stopping_the_server_closes_websockets_and_the_redis_connection(redis_url: str, redis: Redis) -> None:
+async def test_stopping_closes_websockets_and_redis_connection(redis_url: str, redis: Redis) -> None:
+    """Stopping the server closes the WebSockets and the Redis connection."""
     async with run("channel", redis_url) as app, app.connect() as ann:
         await ann.send("+tea")
         assert await hear(ann) == "* tea: active"
@@ -261,7 +269,8 @@ async def test_stopping_the_server_closes_websockets_and_the_redis_connection(re
         await idle(redis)
 
 
-async def test_nonsense_is_refused_and_changes_nothing(redis_url: str) -> None:
+async def test_invalid_commands_are_rejected(redis_url: str) -> None:
+    """Invalid commands get an explanation, and valid ones still work."""
     nonsense = [
         "",
         "+",
@@ -284,7 +293,8 @@ async def test_nonsense_is_refused_and_changes_nothing(redis_url: str) -> None:
         assert await hear(ws) == "* tea: active"
 
 
-async def test_a_websocket_has_a_bounded_number_of_channels(redis_url: str, redis: Redis) -> None:
+async def test_a_websocket_is_limited_to_20_channels(redis_url: str, redis: Redis) -> None:
+    """A WebSocket can join at most 20 channels."""
     async with run("channel", redis_url) as app, app.connect() as ws:
         for number in range(20):
             await ws.send(f"+room-{number}")
@@ -295,7 +305,8 @@ async def test_a_websocket_has_a_bounded_number_of_channels(redis_url: str, redi
         assert await connections(redis) == 1
 
 
-async def test_saying_something_while_redis_is_away_is_answered(no_redis_url: str) -> None:
+async def test_a_message_without_redis_gets_an_error(no_redis_url: str) -> None:
+    """A message that cannot be published gets an error."""
     async with run("channel", no_redis_url) as app, app.connect() as ws:
         await ws.send("!tea hello")
         assert await hear(ws) == "? not published: Redis cannot be reached"
@@ -304,7 +315,8 @@ async def test_saying_something_while_redis_is_away_is_answered(no_redis_url: st
 # --- pattern.py
 
 
-async def test_a_topic_is_heard_on_all_its_channels_and_on_no_others(redis_url: str, redis: Redis) -> None:
+async def test_a_topic_receives_its_own_channels_only(redis_url: str, redis: Redis) -> None:
+    """A topic's WebSocket gets the messages of the topic's channels and of no others."""
     async with run("pattern", redis_url) as app, app.connect("/weather") as rain, app.connect("/news") as news:
         assert await hear(rain) == "* active"
         assert await hear(news) == "* active"
@@ -315,7 +327,8 @@ async def test_a_topic_is_heard_on_all_its_channels_and_on_no_others(redis_url: 
         assert await connections(redis) == 1
 
 
-async def test_a_pattern_is_told_of_a_lost_connection_and_heals(redis_url: str, redis: Redis) -> None:
+async def test_a_pattern_client_is_notified_of_a_lost_connection(redis_url: str, redis: Redis) -> None:
+    """A topic's WebSocket is notified of a lost connection and of the return."""
     async with run("pattern", redis_url) as app:
         async with app.connect("/weather") as ws:
             assert await hear(ws) == "* active"
@@ -327,7 +340,8 @@ async def test_a_pattern_is_told_of_a_lost_connection_and_heals(redis_url: str, 
         await idle(redis)
 
 
-async def test_only_known_topics_can_be_chosen(redis_url: str, redis: Redis) -> None:
+async def test_only_known_topics_are_accepted(redis_url: str, redis: Redis) -> None:
+    """Glob characters, unknown topics and too long names are rejected."""
     async with run("pattern", redis_url) as app:
         for path in "/*", "/weath*", "/[a-z]*", "/secret":
             with pytest.raises(InvalidStatus) as refused:
@@ -339,7 +353,8 @@ async def test_only_known_topics_can_be_chosen(redis_url: str, redis: Redis) -> 
         assert (await app.post("/weather/rome", b"x" * 501))[0] == 413
 
 
-async def test_any_bytes_of_any_length_from_elsewhere_are_shown(redis_url: str, redis: Redis) -> None:
+async def test_arbitrary_bytes_are_shown_shortened(redis_url: str, redis: Redis) -> None:
+    """Messages of other publishers are shown whatever their bytes, and shortened."""
     async with run("pattern", redis_url) as app, app.connect("/news") as ws:
         assert await hear(ws) == "* active"
         await redis.publish(b"example:news:\xff\r\n", b"\xff\0" + b"x" * 100_000)
@@ -374,7 +389,8 @@ async def waiting(app: App, path: str, count: int = 1) -> AsyncIterator[list[asy
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_promise_is_fulfilled_for_all_who_wait(redis_url: str, redis: Redis) -> None:
+async def test_a_promise_is_kept_for_all_waiting_requests(redis_url: str, redis: Redis) -> None:
+    """One message answers all HTTP requests that wait for it."""
     async with run("promise", redis_url) as app, waiting(app, "/wait?suffix=order-7&timeout=10", 3) as tasks:
         assert await app.post("/fulfil/order-8", b"paid too early") == (200, '{"receivers":1}')
         assert await app.post("/fulfil/order-7", b"paid") == (200, '{"receivers":1}')
@@ -382,12 +398,14 @@ async def test_a_promise_is_fulfilled_for_all_who_wait(redis_url: str, redis: Re
         assert await connections(redis) == 1
 
 
-async def test_a_promise_that_nobody_fulfils_times_out(redis_url: str) -> None:
+async def test_an_unkept_promise_times_out(redis_url: str) -> None:
+    """A request whose promise is not kept gets 504."""
     async with run("promise", redis_url) as app, waiting(app, "/wait?suffix=order-7&timeout=0.2") as (task,):
         assert await task == (504, "no message arrived in time")
 
 
-async def test_a_lost_connection_interrupts_those_who_wait(redis_url: str, redis: Redis) -> None:
+async def test_a_lost_connection_interrupts_waiting_requests(redis_url: str, redis: Redis) -> None:
+    """A lost connection ends the waiting requests with an error."""
     path = "/wait?suffix=order-7&timeout=10"
     async with run("promise", redis_url) as app:
         async with waiting(app, path) as (task,):
@@ -398,13 +416,15 @@ async def test_a_lost_connection_interrupts_those_who_wait(redis_url: str, redis
             assert await task == (200, "after all")
 
 
-async def test_without_a_redis_server_nobody_waits_in_vain(no_redis_url: str) -> None:
+async def test_without_redis_requests_fail_soon(no_redis_url: str) -> None:
+    """Without Redis a request gets an error at its timeout."""
     async with run("promise", no_redis_url) as app:
         assert await app.get("/wait?suffix=order-7&timeout=30") == (503, "Redis cannot be reached; try again")
         assert await app.post("/fulfil/order-7", b"x") == (503, "Redis cannot be reached; try again")
 
 
-async def test_what_cannot_be_waited_for_is_refused(redis_url: str) -> None:
+async def test_invalid_waits_are_rejected(redis_url: str) -> None:
+    """Invalid suffixes and timeouts are rejected."""
     async with run("promise", redis_url) as app:
         for query in "", "suffix=", "suffix=*", "suffix=a%0Ab", "suffix=" + "x" * 33:
             assert (await app.get(f"/wait?{query}"))[0] == 400
@@ -442,9 +462,8 @@ async def working(redis_url: str) -> AsyncIterator[int]:
             await process.wait()
 
 
-async def test_a_request_gets_the_result_of_its_own_job_from_whichever_worker_did_it(
-    redis_url: str, redis: Redis
-) -> None:
+async def test_a_request_gets_its_own_jobs_result_from_any_worker(redis_url: str, redis: Redis) -> None:
+    """Each request gets the result of its own job, whichever worker did it."""
     async with run("jobs", redis_url) as app, working(redis_url) as one, working(redis_url) as two:
         await redis.rpush("example:jobs", b"no envelope", b"nor this")
         async with asyncio.timeout(DEADLINE):
@@ -458,9 +477,8 @@ async def test_a_request_gets_the_result_of_its_own_job_from_whichever_worker_di
         assert await redis.llen("example:jobs") == 0
 
 
-async def test_a_job_that_nobody_does_is_given_up_and_one_that_nobody_waits_for_is_not_done(
-    redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_abandoned_jobs_are_not_done(redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job without a worker times out, and a worker skips a job whose request has ended."""
     monkeypatch.setenv("TIMEOUT", "0.3")
     async with run("jobs", redis_url) as app:
         async with asyncio.timeout(DEADLINE):
@@ -476,7 +494,8 @@ async def test_a_job_that_nobody_does_is_given_up_and_one_that_nobody_waits_for_
         assert (await redis.info("commandstats")).get("cmdstat_publish", {"calls": 0})["calls"] == published
 
 
-async def test_no_job_is_taken_while_redis_is_away(no_redis_url: str) -> None:
+async def test_no_job_is_accepted_without_redis(no_redis_url: str) -> None:
+    """Without Redis a job is rejected with 503."""
     async with run("jobs", no_redis_url) as app:
         assert await app.post("/count", b"x") == (503, "Redis cannot be reached; try again")
 
@@ -484,7 +503,8 @@ async def test_no_job_is_taken_while_redis_is_away(no_redis_url: str) -> None:
 # --- rpc.py
 
 
-async def test_a_typed_question_gets_a_typed_answer(redis_url: str, redis: Redis) -> None:
+async def test_a_typed_request_gets_a_typed_reply(redis_url: str, redis: Redis) -> None:
+    """The client function takes and returns typed objects."""
     async with run("rpc", redis_url) as one, run("rpc", redis_url) as two:
         async with asyncio.timeout(DEADLINE):
             while (await redis.pubsub_numsub("example:quote"))[0][1] != 2:
@@ -497,9 +517,8 @@ async def test_a_typed_question_gets_a_typed_answer(redis_url: str, redis: Redis
             assert (await app.post("/quotes", b"x" * 501))[0] == 413
 
 
-async def test_a_question_of_another_type_is_refused_by_the_service(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_request_of_another_type_is_rejected(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service rejects a request that does not fit its type."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     names = runpy.run_path(str(ROOT / "examples/rpc.py"))
     mpx, quote, order = names["mpx"], names["quote"], names["Order"]
@@ -514,7 +533,8 @@ async def test_a_question_of_another_type_is_refused_by_the_service(
             await mpx.request("example:quote", b"{}", timeout=DEADLINE)
 
 
-async def test_no_quote_is_had_while_redis_is_away(no_redis_url: str) -> None:
+async def test_no_quote_is_given_without_redis(no_redis_url: str) -> None:
+    """Without Redis a quote is rejected with 503."""
     async with run("rpc", no_redis_url) as app:
         body = b'{"item": "tea", "count": 3}'
         assert await app.post("/quotes", body) == (503, "Redis cannot be reached; try again")
@@ -529,7 +549,8 @@ async def join(ws: ClientConnection, *rooms: str) -> None:
         assert await hear(ws) == f"* {room}: active"
 
 
-async def test_what_is_said_in_a_room_is_heard_there_and_by_no_classic_subscriber(redis_url: str, redis: Redis) -> None:
+async def test_a_room_message_reaches_no_classic_subscriber(redis_url: str, redis: Redis) -> None:
+    """Messages of sharded rooms reach their members in order, and no classic subscriber."""
     async with (
         run("sharded_chat", redis_url) as one,
         run("sharded_chat", redis_url) as two,
@@ -556,9 +577,10 @@ async def test_what_is_said_in_a_room_is_heard_there_and_by_no_classic_subscribe
         assert await classic.get_message(ignore_subscribe_messages=True, timeout=0.01) is None
 
 
-async def test_a_room_that_moves_in_a_cluster_is_interrupted_and_no_other(
+async def test_a_room_whose_slot_moves_is_interrupted_alone(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """When a slot moves, only the rooms in it are interrupted."""
     monkeypatch.setenv("REDIS_CLUSTER", "1")
     rooms = [f"room-{number}" for number in range(20)]
     async with (
@@ -584,6 +606,7 @@ async def test_a_room_that_moves_in_a_cluster_is_interrupted_and_no_other(
 
 
 async def test_a_lost_link_interrupts_its_rooms_only(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost connection to one node interrupts that node's rooms only."""
     monkeypatch.setenv("REDIS_CLUSTER", "1")
     rooms = [f"room-{number}" for number in range(20)]
     async with run("sharded_chat", shared_cluster.url) as app, app.connect() as ann:
@@ -597,7 +620,8 @@ async def test_a_lost_link_interrupts_its_rooms_only(shared_cluster: Cluster, mo
         assert set(heard[len(lost) :]) == {f"* {room}: active" for room in lost}
 
 
-async def test_nonsense_is_refused_in_the_sharded_chat_too(redis_url: str) -> None:
+async def test_invalid_commands_are_rejected_in_the_sharded_chat(redis_url: str) -> None:
+    """Invalid commands get an explanation, and a WebSocket can join at most 20 rooms."""
     async with run("sharded_chat", redis_url) as app, app.connect() as ws:
         for command in "", "+", "!tea", "=tea", "+te{a", "+tea}", "+" + "x" * 33, "!tea " + "x" * 501, b"+tea":
             await ws.send(command)
@@ -607,9 +631,10 @@ async def test_nonsense_is_refused_in_the_sharded_chat_too(redis_url: str) -> No
         assert await hear(ws) == "? at most 20 rooms are allowed"
 
 
-async def test_nothing_is_said_in_the_sharded_chat_while_redis_is_away(
+async def test_a_sharded_message_without_redis_gets_an_error(
     no_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A message that cannot be published gets an error, with a server and with a cluster."""
     for cluster in "", "1":
         monkeypatch.setenv("REDIS_CLUSTER", cluster)
         async with run("sharded_chat", no_redis_url) as app, app.connect() as ws:
@@ -670,7 +695,8 @@ async def streaming(app: App, topic: str) -> AsyncIterator[Events]:
         writer.transport.abort()
 
 
-async def test_an_event_is_streamed_to_all_who_listen_to_its_topic(redis_url: str, redis: Redis) -> None:
+async def test_an_event_is_streamed_to_all_clients_of_its_topic(redis_url: str, redis: Redis) -> None:
+    """Each stream of the topic gets the event, correctly framed, whatever its bytes."""
     async with (
         run("sse", redis_url) as app,
         streaming(app, "weather") as ann,
@@ -687,7 +713,8 @@ async def test_an_event_is_streamed_to_all_who_listen_to_its_topic(redis_url: st
         assert await eve.hear() == "data: \N{REPLACEMENT CHARACTER}" + "x" * 499
 
 
-async def test_a_stream_is_told_of_a_gap(redis_url: str, redis: Redis) -> None:
+async def test_a_stream_is_notified_of_a_gap(redis_url: str, redis: Redis) -> None:
+    """After a lost connection a stream gets a new `active` event."""
     async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
         await cut(redis)
         async with asyncio.timeout(DEADLINE):
@@ -700,6 +727,7 @@ async def test_a_stream_is_told_of_a_gap(redis_url: str, redis: Redis) -> None:
 async def test_a_stream_with_nothing_new_has_a_heartbeat(
     redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A stream without events gets heartbeats, and is notified of a gap all the same."""
     monkeypatch.setenv("HEARTBEAT", "0.05")
     async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
         assert await ann.hear() == await ann.hear() == ": heartbeat"
@@ -709,7 +737,8 @@ async def test_a_stream_with_nothing_new_has_a_heartbeat(
                 assert line == ": heartbeat"
 
 
-async def test_a_stream_that_goes_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+async def test_a_closed_stream_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+    """A stream that breaks off leaves no subscription."""
     async with run("sse", redis_url) as app:
         async with streaming(app, "weather") as ann, streaming(app, "news") as bob:
             ann.abort()  # without a word
@@ -723,7 +752,8 @@ async def test_a_stream_that_goes_leaves_nothing_subscribed(redis_url: str, redi
                 await asyncio.sleep(0.005)
 
 
-async def test_a_client_that_stops_reading_holds_up_nobody_and_nothing_piles_up(redis_url: str, redis: Redis) -> None:
+async def test_a_client_that_stops_reading_skips_old_events(redis_url: str, redis: Redis) -> None:
+    """A stream that is not read delays no other, and skips to the newest events."""
     async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "weather") as stuck:
         payload = b"x" * 500
         for _ in range(200):  # 20 MB, more than all buffers on the way to a client that does not read
@@ -742,6 +772,7 @@ async def test_a_client_that_stops_reading_holds_up_nobody_and_nothing_piles_up(
 
 
 async def test_stopping_the_server_ends_each_stream(redis_url: str, redis: Redis) -> None:
+    """Stopping the server ends each stream properly."""
     async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "news") as bob:
         await app.post("/events/weather", b"sunny")
         assert await ann.hear() == "data: sunny"
@@ -752,7 +783,8 @@ async def test_stopping_the_server_ends_each_stream(redis_url: str, redis: Redis
         await idle(redis)
 
 
-async def test_what_is_no_topic_is_refused(redis_url: str, redis: Redis) -> None:
+async def test_an_invalid_topic_is_rejected(redis_url: str, redis: Redis) -> None:
+    """Invalid topics get 404 and too long events 413."""
     async with run("sse", redis_url) as app:
         for topic in "*", "TEA", "a%0Ab", "%00", "x" * 33:
             assert (await app.get(f"/events/{topic}"))[0] == 404
@@ -761,9 +793,8 @@ async def test_what_is_no_topic_is_refused(redis_url: str, redis: Redis) -> None
         assert await redis.pubsub_channels() == []
 
 
-async def test_a_stream_outlives_a_redis_server_that_is_away(
-    no_redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stream_stays_open_without_redis(no_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Redis a stream stays open with heartbeats, and publishing gets 503."""
     monkeypatch.setenv("HEARTBEAT", "0.05")
     async with run("sse", no_redis_url) as app:
         reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
@@ -789,6 +820,7 @@ async def totals(app: App) -> object:
 
 
 async def test_orders_are_counted_by_every_process(redis_url: str, redis: Redis) -> None:
+    """Every process receives and counts each order."""
     async with run("typed", redis_url) as one, run("typed", redis_url) as two:
         async with asyncio.timeout(DEADLINE):
             while (await redis.pubsub_numsub("example:orders"))[0][1] != 2:
@@ -800,7 +832,8 @@ async def test_orders_are_counted_by_every_process(redis_url: str, redis: Redis)
             assert await totals(app) == {"totals": {"tea": 7}, "undecodable": 0}
 
 
-async def test_what_is_no_order_is_refused_and_from_elsewhere_passed_over(redis_url: str, redis: Redis) -> None:
+async def test_invalid_orders_are_rejected_or_skipped(redis_url: str, redis: Redis) -> None:
+    """Invalid orders get 400; those of other publishers are counted as undecodable."""
     nonsense = [
         b"",
         b"\xff\0",
@@ -829,7 +862,8 @@ async def test_what_is_no_order_is_refused_and_from_elsewhere_passed_over(redis_
         assert await totals(app) == {"totals": {}, "undecodable": len(nonsense) + 1}
 
 
-async def test_orders_cannot_be_placed_while_redis_is_away(no_redis_url: str) -> None:
+async def test_no_order_is_accepted_without_redis(no_redis_url: str) -> None:
+    """Without Redis an order is rejected with 503."""
     async with run("typed", no_redis_url) as app:
         assert await app.post("/orders", b'{"item": "tea", "count": 3}') == (503, "Redis cannot be reached")
         assert await app.get("/totals") == (200, '{"totals":{},"undecodable":0}')

@@ -66,6 +66,7 @@ def redis_url() -> Iterator[str]:
 
 @pytest.mark.parametrize("program", tuple(programs()), ids=lambda program: program.heading.partition(":")[0])
 def test_each_program_prints_what_the_readme_says(program: Program, redis_url: str) -> None:
+    """Each program of the README runs and prints the text block after it."""
     assert program.printed is not None, "no text block follows: what does it print?"
     assert URL in program.source
     result = subprocess.run(
@@ -84,7 +85,8 @@ def test_each_program_prints_what_the_readme_says(program: Program, redis_url: s
     assert result.stderr.count("no connection to Redis at 127.0.0.1") == outages, result.stderr
 
 
-def test_the_readme_has_a_program_for_each_subscription_reading_publishing_and_the_disconnect() -> None:
+def test_the_readme_covers_the_main_features() -> None:
+    """The README has programs for each subscription, reading, publishing and the disconnect."""
     sources = [program.source for program in programs()]
     assert len(sources) == 7
     assert sum("on_disconnect" in source for source in sources) == 1
@@ -94,18 +96,21 @@ def test_the_readme_has_a_program_for_each_subscription_reading_publishing_and_t
         assert any(f"new_{kind}_subscription" in source for source in sources)
 
 
-def test_no_program_is_written_in_a_block_that_is_not_run() -> None:
+def test_every_block_of_the_readme_is_run_or_compared() -> None:
+    """The README has python, text and sh blocks only, and no indented block."""
     assert {block[1] for block in BLOCK.finditer(README)} == {"python", "text", "sh"}
     assert len(BLOCK.findall(README)) * 2 == len(re.findall(r"^ *```", README, re.MULTILINE))
 
 
 def test_each_link_leads_to_a_file() -> None:
+    """Each relative link of the README leads to a file."""
     links = set(LINK.findall(README))
     assert links
     assert not [link for link in links if not (ROOT / link).is_file()]
 
 
-def test_the_two_commands_name_what_the_package_has() -> None:
+def test_the_readmes_commands_match_the_package() -> None:
+    """The commands for the demo and the tests name extras, groups and scripts that exist."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = settings["project"]
     commands = dict(COMMAND.findall(README))

@@ -45,7 +45,8 @@ class Node:
         return [bytes(command).split(b"\r\n")[2] for command in self.registry.next_commands()]
 
 
-def test_what_was_asked_for_is_no_eviction() -> None:
+def test_a_requested_unsubscribe_is_no_eviction() -> None:
+    """The reply to our own SUNSUBSCRIBE is not taken for a lost slot."""
     node = Node()
     assert node.add() == [b"SSUBSCRIBE"]
     assert node.says(SUBSCRIBED) == []
@@ -55,7 +56,8 @@ def test_what_was_asked_for_is_no_eviction() -> None:
     assert node.evicted == []
 
 
-def test_what_nobody_asked_for_is_one() -> None:
+def test_an_unrequested_unsubscribe_is_an_eviction() -> None:
+    """An unsubscribe that was not requested means that the node lost the slot."""
     node = Node()
     node.add()
     node.says(SUBSCRIBED)
@@ -63,8 +65,11 @@ def test_what_nobody_asked_for_is_one() -> None:
     assert node.evicted == [(b"a",)]
 
 
-def test_one_that_was_taken_for_the_answer_is_one_when_the_answer_comes() -> None:
-    """Else a primary that was demoted meanwhile would take the name again, as the replica that it is."""
+def test_an_eviction_taken_for_a_reply_is_found_later() -> None:
+    """An unrequested unsubscribe that looks like our reply is found out when the real reply arrives.
+
+    Otherwise a primary that was demoted meanwhile would get the name again, as a replica.
+    """
     node = Node()
     node.add()
     node.says(SUBSCRIBED)

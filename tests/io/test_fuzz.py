@@ -18,7 +18,8 @@ from tools.fuzz import GARBAGE, IGNORED_FRAMES, Rig, bulk, conversation, cut, mu
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-def test_four_thousand_streams_end_well() -> None:
+def test_four_thousand_mutated_streams_are_handled() -> None:
+    """tools/fuzz.py finds no fault in 4,000 mutated streams."""
     command = [sys.executable, "-m", "tools.fuzz", "--streams", "4000", "--seed", "1"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -64,7 +65,8 @@ async def some_streams(rig: Rig) -> list[bytes]:
     ]
 
 
-async def test_the_events_are_the_same_however_the_stream_is_cut(rig: Rig) -> None:
+async def test_events_do_not_depend_on_how_a_stream_is_cut(rig: Rig) -> None:
+    """The same bytes give the same events, whatever pieces they arrive in."""
     rng = random.Random(2)
     for stream in await some_streams(rig):
         whole = await outcome(rig, [stream])
@@ -77,7 +79,8 @@ async def test_the_events_are_the_same_however_the_stream_is_cut(rig: Rig) -> No
             assert await outcome(rig, pieces) == whole, pieces
 
 
-async def test_an_end_in_the_middle_of_a_frame_delivers_what_came_before_and_one_disconnect(rig: Rig) -> None:
+async def test_a_stream_cut_anywhere_ends_in_one_disconnect(rig: Rig) -> None:
+    """A stream that ends at any byte delivers the complete frames before it, then one disconnect."""
     commands = (await rig.connect()).commands()
     stream = b"".join(conversation(random.Random(3), commands)[0])
     (events, *_), *_ = await outcome(rig, [stream])
@@ -96,7 +99,9 @@ async def test_an_end_in_the_middle_of_a_frame_delivers_what_came_before_and_one
     assert lengths == set(range(len(events) + 1))
 
 
-async def test_a_confirmation_that_is_not_the_next_one_ends_the_link(rig: Rig) -> None:
+async def test_an_unexpected_confirmation_ends_the_link(rig: Rig) -> None:
+    """A confirmation other than the expected one ends the connection and delivers nothing."""
+
     def confirmation(verb: bytes, name: bytes) -> bytes:
         return push(b"*", bulk(verb.lower()), bulk(name), b":1\r\n")
 

@@ -88,8 +88,8 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Any:
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_on_the_link_each_is_counted_and_changes_nothing() -> None:
-    """Between confirmations, messages and answers to pings, wherever it comes."""
+async def test_notices_on_the_link_are_counted_and_ignored() -> None:
+    """Notices between confirmations, messages and replies to pings are counted and change nothing."""
     server = Maintained(NOTICES + SPOILT)
     kinds = len(PUSHES) + 2
     async with server.run() as url, Multiplexer(url, protocol=3, ping_interval=0.05) as mpx:
@@ -106,7 +106,8 @@ async def test_on_the_link_each_is_counted_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("protocol", [None, 3])
-async def test_the_link_does_not_ask_for_them(protocol: int | None) -> None:
+async def test_the_link_does_not_request_notices(protocol: int | None) -> None:
+    """The subscriber connection never enables maintenance notices."""
     server = Maintained(NOTICES, only_if_asked=True)
     async with server.run() as url, Redis.from_url(url, protocol=protocol) as client, Multiplexer(client) as mpx:
         checker = Checker()
@@ -128,8 +129,8 @@ async def publish_all(mpx: Multiplexer, server: Maintained) -> None:
 
 
 @pytest.mark.parametrize("protocol", [None, 3])
-async def test_while_publishing_each_is_passed_over_and_leads_nowhere(protocol: int | None) -> None:
-    """With a URL, nobody is taken to another address because a server says so."""
+async def test_notices_while_publishing_are_ignored(protocol: int | None) -> None:
+    """With a URL, a notice does not make the publisher connect to another address."""
     server = Maintained(NOTICES + SPOILT)
     async with server.run() as url, Multiplexer(url, protocol=protocol) as mpx:
         await publish_all(mpx, server)
@@ -139,8 +140,8 @@ async def test_while_publishing_each_is_passed_over_and_leads_nowhere(protocol: 
         assert mpx.stats().published == 15
 
 
-async def test_in_a_cluster_no_connection_asks_for_them() -> None:
-    """Those of the publisher neither, which are its own."""
+async def test_no_cluster_connection_requests_notices() -> None:
+    """No connection to a cluster enables notices, the publisher's own included."""
     client = RedisCluster.from_url("redis://localhost:1")
     assert "maint_notifications_config" in client.nodes_manager.connection_kwargs
     (node,) = SlotMap(client).nodes
@@ -149,8 +150,8 @@ async def test_in_a_cluster_no_connection_asks_for_them() -> None:
     await client.aclose()
 
 
-async def test_a_client_that_wants_them_follows_them_also_for_the_link(caplog: pytest.LogCaptureFixture) -> None:
-    """redis-py acts on them by default, for all connections of the client: its host is another one for a while."""
+async def test_a_client_that_enabled_notices_follows_them(caplog: pytest.LogCaptureFixture) -> None:
+    """redis-py follows notices by default, for all connections of the client: its host changes for a while."""
     server = Maintained(NOTICES, only_if_asked=True)
     async with server.run() as url, Redis.from_url(url) as client, Multiplexer(client) as mpx:
         checker = Checker()

@@ -36,7 +36,8 @@ class Clock(asyncio.SelectorEventLoop):
 
 @settings(max_examples=100, deadline=None)
 @given(steps)
-def test_each_expires_once_in_its_time_unless_removed(script: list[tuple[str, float]]) -> None:
+def test_each_deadline_expires_once_unless_removed(script: list[tuple[str, float]]) -> None:
+    """In any history, each item expires once, when it is due, unless it was removed."""
     loop = Clock()
     expired: list[int] = []
     left: dict[int, tuple[float, float]] = {}  # seconds and the end of those that are neither expired nor removed

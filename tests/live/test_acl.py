@@ -31,9 +31,10 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_the_least_users_are_enough(
+async def test_least_privilege_users_are_enough(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, protocol: int
 ) -> None:
+    """The users of docs/how-to/secure.md have enough rights to subscribe, ping, reconnect and publish."""
     await set_user(admin, "chat", "secret", SUBSCRIBER)
     await set_user(admin, "publisher", "secret", PUBLISHER)
     async with (
@@ -58,7 +59,8 @@ async def test_the_least_users_are_enough(
     assert levels(caplog) == ["WARNING"]
 
 
-async def test_promises_need_their_pattern_letter_for_letter(server: Server, admin: Redis) -> None:
+async def test_promises_need_permission_for_their_exact_pattern(server: Server, admin: Redis) -> None:
+    """A promise subscription works once exactly its pattern is permitted."""
     await set_user(admin, "chat", "secret", SUBSCRIBER + " &reply-7f3a:*")
     async with as_user(server) as mpx:
         promise = await mpx.new_promise_subscription("reply-7f3a:").wait_for_new_promise(timeout=5)
@@ -66,7 +68,8 @@ async def test_promises_need_their_pattern_letter_for_letter(server: Server, adm
         assert await promise == b"x"
 
 
-async def test_without_the_right_to_ping_a_refusal_is_life_enough(server: Server, admin: Redis) -> None:
+async def test_a_rejected_ping_counts_as_a_sign_of_life(server: Server, admin: Redis) -> None:
+    """Without the right to PING, the rejection shows that the connection is alive."""
     await set_user(admin, "chat", "secret", SUBSCRIBER.replace(" +ping", ""))
     async with as_user(server, ping_interval=0.02, ping_timeout=5) as mpx:
         checker = Checker()
@@ -83,9 +86,10 @@ async def test_without_the_right_to_ping_a_refusal_is_life_enough(server: Server
 
 
 @pytest.mark.parametrize("options", [{"client_name": "me"}, {"client_name": "me", "protocol": 2}, {}])
-async def test_what_only_helps_those_who_watch_may_be_denied(
+async def test_the_right_to_set_a_client_name_is_optional(
     server: Server, admin: Redis, options: dict[str, object]
 ) -> None:
+    """CLIENT SETNAME and SETINFO may be denied; the name is set once it is permitted."""
     await set_user(admin, "chat", "secret", SUBSCRIBER)
     async with as_user(server, **options) as mpx:
         sub = mpx.new_channel_subscription(print)
@@ -99,16 +103,18 @@ async def test_what_only_helps_those_who_watch_may_be_denied(
         assert [c["name"] for c in await admin.client_list() if c["user"] == "chat"] == [name]
 
 
-async def test_a_database_that_is_denied_is_a_failed_dial(server: Server, admin: Redis) -> None:
+async def test_a_denied_select_fails_the_connection(server: Server, admin: Redis) -> None:
+    """A database number without the right to SELECT fails the attempt to connect."""
     await set_user(admin, "chat", "secret", SUBSCRIBER)
     async with as_user(server, db=3, client_name="me") as mpx:
         with pytest.raises(TimeoutError, match="select"):
             await mpx.connect(0.3)
 
 
-async def test_a_wrong_password_is_one_error_and_heals_when_it_is_mended(
+async def test_a_wrong_password_is_logged_once_and_retried(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A wrong password is one ERROR in five minutes, and connecting works once it is right."""
     caplog.set_level(logging.DEBUG, "redismpx")
     await set_user(admin, "chat", "other", SUBSCRIBER)
 
@@ -137,9 +143,10 @@ async def test_a_wrong_password_is_one_error_and_heals_when_it_is_mended(
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_a_missing_password_is_an_error_too(
+async def test_a_missing_password_is_an_error(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, protocol: int
 ) -> None:
+    """A missing password is logged as an ERROR, and connecting works once it is not required."""
     await admin.config_set("requirepass", "secret")
     async with Multiplexer(server.url, protocol=protocol, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
@@ -150,9 +157,10 @@ async def test_a_missing_password_is_an_error_too(
         await sub.wait_for_activation(5)
 
 
-async def test_a_user_that_is_disabled_goes_on_until_the_next_dial(
+async def test_a_disabled_user_works_until_the_next_connection(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Redis closes no connection of a disabled user; the next attempt to connect fails with the reason."""
     await set_user(admin, "chat", "secret", SUBSCRIBER)
     async with as_user(server) as mpx:
         checker = Checker()
@@ -170,9 +178,10 @@ async def test_a_user_that_is_disabled_goes_on_until_the_next_dial(
         assert checker.kinds == ["activation", "message", "disconnect", "activation"]
 
 
-async def test_a_user_that_is_deleted_is_cut_off_and_heals_when_it_is_back(
+async def test_a_deleted_user_reconnects_when_it_is_back(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Redis closes the connections of a deleted user; all is active again when the user is back."""
     await set_user(admin, "chat", "secret", SUBSCRIBER)
     async with as_user(server) as mpx:
         checker = Checker()
@@ -188,7 +197,8 @@ async def test_a_user_that_is_deleted_is_cut_off_and_heals_when_it_is_back(
         assert checker.kinds == ["activation", "disconnect", "activation"]
 
 
-async def test_a_password_that_is_rotated_is_used_at_the_next_dial(server: Server, admin: Redis) -> None:
+async def test_a_rotated_password_is_used_for_the_next_connection(server: Server, admin: Redis) -> None:
+    """A changed password closes no connection; the credential provider's new one is used next."""
     password = "old"
 
     class Vault(CredentialProvider):

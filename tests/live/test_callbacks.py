@@ -76,16 +76,16 @@ class Awaited:
     ],
     ids=["function", "lambda-async", "lambda", "partial", "method", "object", "awaitable", "task", "odd-result"],
 )
-async def test_whatever_returns_an_awaitable_is_awaited(mpx: Multiplexer, admin: Redis, on_message: Any) -> None:
+async def test_any_returned_awaitable_is_awaited(mpx: Multiplexer, admin: Redis, on_message: Any) -> None:
+    """Functions, lambdas, partials, methods and objects can be callbacks, plain or returning an awaitable."""
     await joined(mpx, "a", on_message)
     await admin.publish("a", "1")
     await admin.publish("a", "2")
     await until(lambda: got == [(b"a", b"1"), (b"a", b"2")])
 
 
-async def test_async_callbacks_of_one_subscription_run_one_at_a_time_and_in_order(
-    mpx: Multiplexer, admin: Redis
-) -> None:
+async def test_async_callbacks_run_one_at_a_time_and_in_order(mpx: Multiplexer, admin: Redis) -> None:
+    """All async callbacks of a subscription run one after the other, in the order of events."""
     running = 0
     seen: list[object] = []
 
@@ -112,6 +112,7 @@ async def test_async_callbacks_of_one_subscription_run_one_at_a_time_and_in_orde
 
 
 async def test_an_idle_subscription_has_no_task(mpx: Multiplexer, admin: Redis) -> None:
+    """A subscription without pending events has no task."""
     before = asyncio.all_tasks()
     sub = await joined(mpx, "a", remember)
     await admin.publish("a", "1")
@@ -120,7 +121,9 @@ async def test_an_idle_subscription_has_no_task(mpx: Multiplexer, admin: Redis) 
     assert asyncio.all_tasks() <= before
 
 
-async def test_a_callback_that_never_returns_delays_nobody_else(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_hanging_callback_delays_no_other_subscription(mpx: Multiplexer, admin: Redis) -> None:
+    """A callback that never returns blocks its own subscription only."""
+
     async def hang(channel: bytes, message: bytes) -> None:
         await asyncio.Event().wait()
 
@@ -138,9 +141,10 @@ async def test_a_callback_that_never_returns_delays_nobody_else(mpx: Multiplexer
     "failure", [ValueError("no"), asyncio.CancelledError(), GeneratorExit(), BaseException("base")]
 )
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-async def test_an_exception_goes_to_on_error_and_the_log_and_delivery_goes_on(
+async def test_an_exception_goes_to_on_error_and_the_log(
     mpx: Multiplexer, admin: Redis, caplog: pytest.LogCaptureFixture, failure: BaseException, is_async: bool
 ) -> None:
+    """A callback's exception goes to on_error and, rate-limited, to the log; delivery goes on."""
     seen: list[bytes] = []
     errors: list[BaseException] = []
 
@@ -169,9 +173,10 @@ async def test_an_exception_goes_to_on_error_and_the_log_and_delivery_goes_on(
     assert records[0].exc_info
 
 
-async def test_an_on_error_that_raises_is_logged_and_not_called_for_itself(
+async def test_a_raising_on_error_is_logged_only(
     mpx: Multiplexer, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """An exception in on_error is logged, and on_error is not called for it."""
     calls = 0
 
     def fail(*_: object) -> None:
@@ -195,7 +200,8 @@ async def test_an_on_error_that_raises_is_logged_and_not_called_for_itself(
     await until(lambda: sum("on_error" in r.getMessage() for r in caplog.records) == 2)
 
 
-async def test_the_multiplexers_on_error_serves_subscriptions_without_their_own(url: str, admin: Redis) -> None:
+async def test_the_multiplexers_on_error_is_the_default(url: str, admin: Redis) -> None:
+    """A subscription without on_error uses the multiplexer's."""
     errors: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
@@ -211,9 +217,8 @@ async def test_the_multiplexers_on_error_serves_subscriptions_without_their_own(
         await until(lambda: [type(e) for e in errors] == [ValueError])
 
 
-async def test_a_subscriber_taken_away_in_the_middle_of_a_fan_out_gets_nothing_of_that_message(
-    mpx: Multiplexer, admin: Redis
-) -> None:
+async def test_a_subscriber_removed_during_a_fan_out_gets_nothing(mpx: Multiplexer, admin: Redis) -> None:
+    """A callback may remove other subscriptions while a message is delivered: they do not get it."""
     subs: list[ChannelSubscription] = []
     calls = [0] * 5
 
@@ -239,7 +244,8 @@ async def test_a_subscriber_taken_away_in_the_middle_of_a_fan_out_gets_nothing_o
     assert calls == [1, 0, 0, 1, 2]
 
 
-async def test_what_waits_for_a_removed_channel_is_forgotten(mpx: Multiplexer, admin: Redis) -> None:
+async def test_pending_messages_of_a_removed_channel_are_dropped(mpx: Multiplexer, admin: Redis) -> None:
+    """remove() drops and counts the channel's pending messages; adding it again starts anew."""
     gate = asyncio.Event()
     seen: list[tuple[bytes, bytes]] = []
 
@@ -268,6 +274,7 @@ async def test_what_waits_for_a_removed_channel_is_forgotten(mpx: Multiplexer, a
 
 
 async def test_reconnects_do_not_fill_the_queue_of_a_stuck_consumer(mpx: Multiplexer, admin: Redis) -> None:
+    """While a callback hangs, any number of reconnects is one disconnect and one activation in its queue."""
     gate = asyncio.Event()
     checker = Checker()
 
@@ -292,7 +299,8 @@ async def test_reconnects_do_not_fill_the_queue_of_a_stuck_consumer(mpx: Multipl
     assert sub.dropped == 4  # received on connections that came and went unseen
 
 
-async def test_a_callback_may_await_a_promise_kept_over_the_same_connection(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_callback_may_await_a_promise(mpx: Multiplexer, admin: Redis) -> None:
+    """A callback may await a promise or an activation that arrives over the same connection."""
     promises = mpx.new_promise_subscription("p-")
     await promises.wait_for_activation(5)
     results: list[bytes] = []
@@ -311,6 +319,7 @@ async def test_a_callback_may_await_a_promise_kept_over_the_same_connection(mpx:
 
 
 async def test_a_slow_on_disconnect_does_not_delay_the_reconnect(mpx: Multiplexer, admin: Redis) -> None:
+    """The reconnect does not wait for on_disconnect; later events wait in the queue."""
     gate = asyncio.Event()
     checker = Checker()
 
@@ -332,7 +341,8 @@ async def test_a_slow_on_disconnect_does_not_delay_the_reconnect(mpx: Multiplexe
 
 
 @pytest.mark.parametrize("is_report", [False, True], ids=["message", "error"])
-async def test_a_callback_that_never_came_to_run_is_no_warning(url: str, admin: Redis, is_report: bool) -> None:
+async def test_an_unstarted_coroutine_is_no_warning(url: str, admin: Redis, is_report: bool) -> None:
+    """A coroutine that closing keeps from running causes no `never awaited` warning."""
     mpx = Multiplexer(url)
 
     async def never(*_: object) -> None:
@@ -351,7 +361,8 @@ async def test_a_callback_that_never_came_to_run_is_no_warning(url: str, admin: 
     await mpx.aclose()
 
 
-def test_system_exit_from_a_callback_leaves_the_loop_and_not_a_fan_out_half_done(url: str) -> None:
+def test_system_exit_ends_the_loop_after_the_fan_out(url: str) -> None:
+    """SystemExit in a callback ends the loop after all other subscribers got the message."""
     seen: list[bytes] = []
 
     def leave(channel: bytes, message: bytes) -> None:
@@ -372,9 +383,10 @@ def test_system_exit_from_a_callback_leaves_the_loop_and_not_a_fan_out_half_done
     assert seen == [b"1"]
 
 
-async def test_a_callback_that_raises_now_and_then_misses_nothing_and_floods_no_log(
+async def test_a_callback_that_often_raises_misses_nothing(
     mpx: Multiplexer, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Of 10,000 messages none is missed although every third callback raises; the log has a few records."""
     total = 10_000
     checker = Checker()
 
@@ -397,9 +409,8 @@ async def test_a_callback_that_raises_now_and_then_misses_nothing_and_floods_no_
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-async def test_an_on_disconnect_that_raises_or_wants_other_channels(
-    mpx: Multiplexer, admin: Redis, is_async: bool
-) -> None:
+async def test_on_disconnect_may_raise_and_change_channels(mpx: Multiplexer, admin: Redis, is_async: bool) -> None:
+    """on_disconnect may remove and add channels and then raise."""
     checker = Checker()
 
     def on_disconnect(error: ConnectionLost) -> None:

@@ -148,7 +148,10 @@ async def break_everything(url: str, admin: Redis, server: Server, **options: An
 
 
 @pytest.mark.parametrize("way", ["url", "options", "provider"])
-async def test_no_canary_comes_out(server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, way: str) -> None:
+async def test_no_secret_and_no_payload_is_shown_anywhere(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """After all kinds of events, no password or payload is in a log record, error, repr or traceback."""
     caplog.set_level(logging.DEBUG)  # the root: redis-py and asyncio too
     for user, channels in (("someone", "allchannels"), ("limited", "resetchannels")):
         await admin.execute_command("ACL", "SETUSER", user, "on", f">{PASSWORD}", channels, "+@all")
@@ -173,7 +176,8 @@ async def test_no_canary_comes_out(server: Server, admin: Redis, caplog: pytest.
     assert not [m for m in ours if "\n" in m or len(m) > 1000]
 
 
-async def test_a_payload_that_cannot_be_decoded_is_held_and_not_shown(url: str, admin: Redis) -> None:
+async def test_an_undecodable_payload_is_kept_and_not_shown(url: str, admin: Redis) -> None:
+    """DecodeError has the payload as an attribute, and does not show it."""
     errors: list[Exception] = []
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(print, decode=bytes.decode, on_error=errors.append)
@@ -187,8 +191,8 @@ async def test_a_payload_that_cannot_be_decoded_is_held_and_not_shown(url: str, 
     assert not CANARY.search(show(error))
 
 
-async def test_what_a_server_says_is_escaped_and_cut(caplog: pytest.LogCaptureFixture) -> None:
-    """A server without PSUBSCRIBE repeats the names in its error, as they are."""
+async def test_server_errors_are_escaped_and_shortened(caplog: pytest.LogCaptureFixture) -> None:
+    """A server's error may repeat hostile names: log records and errors escape and shorten it."""
     caplog.set_level(logging.DEBUG)
     shown: list[object] = []
 
@@ -214,8 +218,8 @@ async def test_what_a_server_says_is_escaped_and_cut(caplog: pytest.LogCaptureFi
     assert not [m for m in messages if "\n" in m or "\x1b" in m or len(m) > 1000]
 
 
-async def test_redis_py_reading_for_us_shows_no_payload(caplog: pytest.LogCaptureFixture) -> None:
-    """Where there is no transport to read (fakeredis), redis-py reads."""
+async def test_no_payload_is_shown_when_redis_py_reads(caplog: pytest.LogCaptureFixture) -> None:
+    """Where redis-py reads the connection, as with fakeredis, no payload is shown either."""
     caplog.set_level(logging.DEBUG)
     async with FakeAsyncRedis() as client, Multiplexer(client) as mpx:
         sub = mpx.new_channel_subscription()
@@ -227,7 +231,8 @@ async def test_redis_py_reading_for_us_shows_no_payload(caplog: pytest.LogCaptur
     assert not CANARY.search(caplog.text + show(message))
 
 
-def test_the_repr_of_a_message_cuts_its_names() -> None:
+def test_the_repr_of_a_message_shortens_its_names() -> None:
+    """repr() of a message shows no payload, and shortens channel and pattern."""
     assert repr(Message(b"a", b"canary-payload")) == "Message(channel=b'a')"
     assert repr(Message(b"ab", b"canary-payload", b"a*")) == "Message(channel=b'ab', pattern=b'a*')"
     assert len(repr(Message(HOSTILE, b"", HOSTILE))) < 700

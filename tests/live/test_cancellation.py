@@ -111,10 +111,10 @@ async def cancelled_aclose(mpx: Multiplexer) -> None:
 
 @pytest.mark.parametrize("end", [aclose, close, drain, cancelled_aclose])
 @pytest.mark.parametrize("is_there", [True, False], ids=["server", "nobody"])
-async def test_the_end_at_each_suspension_of_the_session(
+async def test_closing_at_each_suspension_of_the_session(
     url: str, is_there: bool, end: Callable[[Multiplexer], Coroutine[Any, Any, None]]
 ) -> None:
-    """Dialling, in the handshake, connected, between two connections, and backing off again and again."""
+    """Closing is clean while connecting, connected, between two connections and in backoff."""
     for moment in range(1, 40):
         world = World(url if is_there else f"redis://127.0.0.1:{free_port()}", moment, lambda w: end(w.mpx))
         if await world.live():
@@ -128,9 +128,10 @@ async def test_the_end_at_each_suspension_of_the_session(
     assert is_there == (world.task is None)
 
 
-async def test_the_end_at_each_tick_of_a_dial_that_gets_no_answer(
+async def test_closing_at_each_tick_of_an_unanswered_handshake(
     shared_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Closing ends an attempt to connect to a silent server, at any tick of the loop."""
     with socket.create_server(("127.0.0.1", 0)) as mute:  # its backlog takes connections
         url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
         for ticks in range(20):
@@ -155,9 +156,10 @@ class Deaf(CredentialProvider):
         return "default", "none"
 
 
-async def test_the_end_of_a_dial_that_does_not_notice_it(
+async def test_closing_a_dial_that_swallows_its_cancellation(
     shared_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Closing ends an attempt to connect that swallows one cancellation."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         provider = Deaf()
         url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
@@ -169,9 +171,10 @@ async def test_the_end_of_a_dial_that_does_not_notice_it(
 
 
 @pytest.mark.parametrize("end", [aclose, close, drain, cancelled_aclose])
-async def test_the_end_in_the_middle_of_subscribing(
+async def test_closing_in_the_middle_of_subscribing(
     url: str, end: Callable[[Multiplexer], Coroutine[Any, Any, None]]
 ) -> None:
+    """Closing from on_activation is clean, whichever of 600 names is active by then."""
     for after in (1, 2, 511, 512, 513, len(NAMES)):
         world = World(url, 0, lambda w: end(w.mpx))
         active: list[bytes] = []
@@ -217,9 +220,9 @@ ENDS = ("drain", "aclose")
 
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("how", ["cancel", "close"])
-async def test_whoever_waits_is_cancelled_or_closed_at_each_suspension(
-    url: str, admin: Redis, wait: str, how: str
-) -> None:
+async def test_waiters_are_cancelled_or_closed_at_each_suspension(url: str, admin: Redis, wait: str, how: str) -> None:
+    """Each call that waits can be cancelled or closed at each suspension, and leaves nothing."""
+
     async def publish() -> None:
         while not stop.is_set():
             await admin.publish(NAMES[0], "x")

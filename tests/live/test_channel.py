@@ -16,9 +16,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_ten_subscribers_cost_one_subscribe_and_the_last_one_to_go_one_unsubscribe(
-    url: str, admin: Redis
-) -> None:
+async def test_ten_subscribers_cost_one_subscribe(url: str, admin: Redis) -> None:
+    """Ten subscribers cost one SUBSCRIBE, and the last one to leave costs one UNSUBSCRIBE."""
     async with Monitor(admin) as monitor, Multiplexer(url) as mpx:
         checkers = [Checker() for _ in range(10)]
         subs = [mpx.new_channel_subscription(*c.callbacks) for c in checkers]
@@ -46,6 +45,7 @@ async def test_ten_subscribers_cost_one_subscribe_and_the_last_one_to_go_one_uns
 
 
 async def test_one_connection_serves_channels_patterns_and_promises(url: str, admin: Redis) -> None:
+    """Any number of subscriptions of all kinds shares one connection."""
     async with Multiplexer(url, client_name="the-one") as mpx:
         subs = [mpx.new_channel_subscription(lambda *_: None) for _ in range(50)]
         for number, sub in enumerate(subs):
@@ -59,7 +59,8 @@ async def test_one_connection_serves_channels_patterns_and_promises(url: str, ad
         assert (clients[0]["sub"], clients[0]["psub"]) == ("50", "2")
 
 
-async def test_events_come_in_order_and_activation_never_from_inside_add(url: str, admin: Redis) -> None:
+async def test_activation_precedes_messages_and_is_not_inside_add(url: str, admin: Redis) -> None:
+    """Activation comes before the first message, and add() never calls it directly."""
     async with Multiplexer(url) as mpx:
         first, late = Checker(), Checker()
         sub = mpx.new_channel_subscription(*first.callbacks)
@@ -81,7 +82,8 @@ async def test_events_come_in_order_and_activation_never_from_inside_add(url: st
         assert late.kinds == ["activation", "message", "activation"]
 
 
-async def test_clear_leaves_all_and_stays_open_close_ends_it(url: str, admin: Redis) -> None:
+async def test_clear_keeps_a_subscription_open_and_close_ends_it(url: str, admin: Redis) -> None:
+    """clear() unsubscribes all names and leaves the subscription usable; close() ends it for good."""
     async with Multiplexer(url) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -106,7 +108,8 @@ async def test_clear_leaves_all_and_stays_open_close_ends_it(url: str, admin: Re
         assert checker.kinds == ["activation"] * 4
 
 
-async def test_a_subscription_that_closes_wakes_who_waits_for_it(url: str) -> None:
+async def test_close_wakes_wait_for_activation(url: str) -> None:
+    """close() makes a pending wait_for_activation() raise SubscriptionIsClosed."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         await mpx.connect(5)
@@ -118,7 +121,8 @@ async def test_a_subscription_that_closes_wakes_who_waits_for_it(url: str) -> No
             await waiter
 
 
-async def test_a_subscription_used_as_a_context_closes_at_its_end(url: str, admin: Redis) -> None:
+async def test_async_with_closes_a_subscription(url: str, admin: Redis) -> None:
+    """A subscription used with `async with` is closed at the end of the block."""
     async with Multiplexer(url) as mpx:
         async with mpx.new_channel_subscription(lambda *_: None) as sub:
             sub.add("a")
@@ -127,7 +131,8 @@ async def test_a_subscription_used_as_a_context_closes_at_its_end(url: str, admi
         await settled(admin, set())
 
 
-async def test_the_same_text_as_channel_and_as_pattern_are_two_names(url: str, admin: Redis) -> None:
+async def test_the_same_text_can_be_channel_and_pattern(url: str, admin: Redis) -> None:
+    """A channel and a pattern of the same text are independent."""
     async with Multiplexer(url) as mpx:
         channels, patterns = Checker(), Checker(lambda _: b"a*")
         sub = mpx.new_channel_subscription(*channels.callbacks)
@@ -147,7 +152,8 @@ async def test_the_same_text_as_channel_and_as_pattern_are_two_names(url: str, a
         assert not channels.faults + patterns.faults
 
 
-async def test_a_hundred_thousand_channels_go_out_in_batches(url: str, admin: Redis) -> None:
+async def test_a_hundred_thousand_channels_are_sent_in_batches(url: str, admin: Redis) -> None:
+    """100,000 channels are subscribed with at most 512 names in a command."""
     async with Monitor(admin) as monitor, Multiplexer(url) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)

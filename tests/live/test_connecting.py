@@ -56,8 +56,8 @@ def run(main: Any) -> None:
 
 
 @one_flavour
-def test_a_host_that_moves_is_resolved_at_every_attempt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cached address would be dialled for ever after the host has moved, or has had no address for a while."""
+def test_a_host_is_resolved_at_every_attempt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host may move, or have no address for a while: each attempt to connect resolves its name."""
 
     async def main() -> None:
         with Proxy(server.port) as old, Proxy(server.port) as new, monkeypatch.context() as patch:
@@ -98,13 +98,8 @@ def black_hole() -> Iterator[int]:
 
 
 @one_flavour
-def test_an_address_that_swallows_everything_does_not_keep_us_from_the_next(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """IPv6 that leads nowhere, before IPv4 that works: one after the other, the first uses up the time of each dial.
-
-    The second dial tries them side by side.
-    """
+def test_a_black_hole_address_does_not_block_the_next(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With broken IPv6 before working IPv4, the first attempt uses up its time; the second tries both side by side."""
 
     async def main() -> None:
         with black_hole() as hole:
@@ -122,10 +117,8 @@ def test_an_address_that_swallows_everything_does_not_keep_us_from_the_next(
 
 
 @one_flavour
-async def test_a_server_that_accepts_and_never_answers_is_dialled_again_after_the_handshakes_time(
-    server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A frozen server's kernel goes on accepting; without a time for the handshake, the dial would hang for ever."""
+async def test_a_silent_handshake_times_out_and_is_retried(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """A frozen server's kernel still accepts connections: the handshake has a timeout."""
     with Proxy(server.port) as proxy:
         server.freeze()
         began = asyncio.get_running_loop().time()
@@ -141,10 +134,10 @@ async def test_a_server_that_accepts_and_never_answers_is_dialled_again_after_th
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_peer_that_resets_each_connection_is_dialled_at_growing_intervals(
+async def test_reset_connections_are_retried_with_backoff(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A load balancer without a server accepts, and hangs up: a hot loop, if connecting counted as success."""
+    """A load balancer without servers accepts and closes: that is no success, so delays grow."""
     with Proxy(free_port()) as proxy:
         proxy.refusing = True
         async with Multiplexer(proxy.url, backoff=ExponentialBackoff(cap=10, base=0.02)) as mpx:
@@ -157,10 +150,10 @@ async def test_a_peer_that_resets_each_connection_is_dialled_at_growing_interval
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_server_with_no_room_for_another_client_says_so_and_is_asked_again(
+async def test_a_full_server_is_named_and_retried(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The refusal comes before the handshake, and the write of that fails: the cause must not be lost for it."""
+    """The error about maxclients comes before the handshake, and must not be hidden by the failed write after it."""
     await admin.config_set("maxclients", 1)
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(print)
@@ -171,8 +164,8 @@ async def test_a_server_with_no_room_for_another_client_says_so_and_is_asked_aga
         await sub.wait_for_activation(10)
 
 
-async def test_a_server_that_is_still_loading_takes_subscriptions(server: Server, admin: Redis) -> None:
-    """During loading PING gets an error and SUBSCRIBE works: who asks PING whether the server is ready waits long."""
+async def test_a_loading_server_accepts_subscriptions(server: Server, admin: Redis) -> None:
+    """While a server loads its data it rejects PING and accepts SUBSCRIBE, so subscriptions need not wait."""
     pipe = admin.pipeline(transaction=False)
     for number in range(100):
         pipe.set(str(number), os.urandom(3000))
@@ -197,8 +190,8 @@ async def test_a_server_that_is_still_loading_takes_subscriptions(server: Server
         assert mpx.stats().connections == 1
 
 
-async def test_without_hello_the_password_goes_by_auth_once_a_connection(caplog: pytest.LogCaptureFixture) -> None:
-    """Old servers and some proxies have no HELLO, which carries the password in RESP3; asking again is no way out."""
+async def test_without_hello_the_password_is_sent_with_auth(caplog: pytest.LogCaptureFixture) -> None:
+    """Old servers and some proxies have no HELLO: the next connection sends the password with AUTH."""
     caplog.set_level(logging.INFO, "redismpx")
     dials: list[list[list[bytes]]] = []
 
@@ -223,8 +216,8 @@ async def test_without_hello_the_password_goes_by_auth_once_a_connection(caplog:
     assert "secret" not in caplog.text
 
 
-async def test_a_proxy_that_knows_no_patterns_refuses_those_and_keeps_the_channels() -> None:
-    """Some proxies have no PSUBSCRIBE: an error in reply to it must end neither the reader nor the connection."""
+async def test_a_proxy_without_patterns_keeps_the_channels() -> None:
+    """Some proxies have no PSUBSCRIBE: its error reply refuses the pattern and keeps the connection."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         command = await shake_hands(reader, writer)
@@ -248,10 +241,8 @@ async def test_a_proxy_that_knows_no_patterns_refuses_those_and_keeps_the_channe
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x0a", b""])
-async def test_who_speaks_another_protocol_is_asked_whether_it_is_redis(
-    answer: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A wrong port is a puzzle: what comes from HTTP, or from TLS, is garbage or a closed connection."""
+async def test_another_protocol_is_reported_as_such(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The error about a port that speaks HTTP or TLS, or closes, asks whether TLS is needed."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_command(reader)
@@ -270,17 +261,17 @@ async def test_who_speaks_another_protocol_is_asked_whether_it_is_redis(
 
 
 @one_flavour
-async def test_tls_towards_a_port_without_it_is_asked_about(server: Server) -> None:
-    """Redis waits for the rest of what it takes for a long command, and the TLS handshake for an answer."""
+async def test_tls_on_a_plain_port_is_reported_as_such(server: Server) -> None:
+    """A TLS handshake with a port without TLS gets no reply: the error asks about TLS."""
     async with Multiplexer(f"rediss://127.0.0.1:{server.port}", socket_connect_timeout=0.2, backoff=QUICK) as mpx:
         await until(lambda: "speaks TLS: does this port?" in str(mpx.stats().last_error))
 
 
 @one_flavour
-async def test_connections_that_die_young_come_at_growing_intervals_and_the_log_names_the_buffer_limit(
+async def test_short_lived_connections_are_retried_with_backoff(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A message larger than the server lets wait for us kills each connection that it is published to, for ever."""
+    """A message over the client-output-buffer-limit ends each connection: delays grow and the log names the limit."""
     monkeypatch.setattr("redismpx._io.session.reconnect.WARN_INTERVAL", 0.2)
 
     async def publish() -> None:
@@ -308,8 +299,8 @@ async def test_connections_that_die_young_come_at_growing_intervals_and_the_log_
 
 
 @one_flavour
-async def test_without_a_free_file_descriptor_it_waits_for_one(server: Server, admin: Redis) -> None:
-    """A process at its limit of open files cannot dial: no busy loop, one warning, and on it goes when one is free."""
+async def test_without_a_file_descriptor_connecting_is_retried(server: Server, admin: Redis) -> None:
+    """At the limit of open files there is one warning and no busy loop, and it connects when a file is closed."""
     program = """
 import asyncio, logging, os, resource, sys
 from redis.backoff import ConstantBackoff

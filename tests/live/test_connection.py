@@ -43,20 +43,22 @@ async def works(mpx: Multiplexer, admin: Redis) -> None:
 
 
 @pytest.mark.parametrize(("options", "resp"), [({}, "2"), ({"protocol": 2}, "2"), ({"protocol": 3}, "3")])
-async def test_a_url_with_options(url: str, admin: Redis, options: dict[str, int], resp: str) -> None:
-    """What comes in RESP2 is cheaper to take apart, so that is spoken unless something else was asked for."""
+async def test_a_url_with_options_connects(url: str, admin: Redis, options: dict[str, int], resp: str) -> None:
+    """Database, client name and protocol are used; RESP2 is the default, because it is cheaper to parse."""
     async with Multiplexer(url + "/3", client_name="me", health_check_interval=1, **options) as mpx:
         await works(mpx, admin)
         me = next(c for c in await admin.client_list() if c["name"] == "me")
         assert (me["db"], me["resp"]) == ("3", resp)
 
 
-async def test_a_unix_socket(server: Server, admin: Redis) -> None:
+async def test_a_unix_socket_connects(server: Server, admin: Redis) -> None:
+    """A unix:// URL works."""
     async with Multiplexer(f"unix://{server.socket_path}") as mpx:
         await works(mpx, admin)
 
 
-async def test_a_username_and_password_in_the_url(server: Server, admin: Redis) -> None:
+async def test_a_username_and_password_in_the_url_connect(server: Server, admin: Redis) -> None:
+    """A percent-encoded username and password in the URL work."""
     await admin.acl_setuser("someone", enabled=True, passwords=["+p@ss:w/rd"], channels=["*"], categories=["+@all"])
     async with Multiplexer(f"redis://someone:p%40ss%3Aw%2Frd@127.0.0.1:{server.port}") as mpx:
         await works(mpx, admin)
@@ -74,7 +76,9 @@ class Rotating(CredentialProvider):
         return "someone", self.password
 
 
-async def test_a_credential_provider_is_asked_at_every_dial(server: Server, admin: Redis) -> None:
+async def test_a_credential_provider_is_called_for_each_connection(server: Server, admin: Redis) -> None:
+    """Each attempt to connect gets new credentials from the provider."""
+
     async def set_password(password: str) -> None:
         await admin.execute_command(
             "ACL", "SETUSER", "someone", "on", "resetpass", f">{password}", "allchannels", "+@all"
@@ -93,7 +97,8 @@ async def test_a_credential_provider_is_asked_at_every_dial(server: Server, admi
         await works(mpx, admin)
 
 
-async def test_a_wrong_password_says_so(server: Server) -> None:
+async def test_a_wrong_password_is_named_and_not_shown(server: Server) -> None:
+    """The error names the wrong credentials without showing them."""
     async with Multiplexer(server.url, username="nobody", password="canary") as mpx:
         with pytest.raises(TimeoutError) as caught:
             await mpx.connect(0.3)
@@ -103,6 +108,7 @@ async def test_a_wrong_password_says_so(server: Server) -> None:
 
 
 async def test_a_client_is_used_and_never_closed(url: str, admin: Redis) -> None:
+    """A given client, also one that decodes responses, is used and stays open."""
     client = Redis.from_url(url, client_name="mine", decode_responses=True)
     await client.ping()
     mpx = Multiplexer(client)
@@ -114,7 +120,8 @@ async def test_a_client_is_used_and_never_closed(url: str, admin: Redis) -> None
     await client.aclose()
 
 
-async def test_a_fake_redis() -> None:
+async def test_fakeredis_works() -> None:
+    """A fakeredis client works."""
     client = FakeAsyncRedis()
     async with Multiplexer(client) as mpx:
         await works(mpx, client)
@@ -122,7 +129,8 @@ async def test_a_fake_redis() -> None:
     await client.aclose()
 
 
-async def test_a_fake_redis_that_decodes_and_disconnects() -> None:
+async def test_fakeredis_can_decode_and_disconnect() -> None:
+    """A fakeredis client that decodes responses works, and reconnects."""
     server = fakeredis.FakeServer()
     client = FakeAsyncRedis(server=server, decode_responses=True)
     async with Multiplexer(client, backoff=ConstantBackoff(0.01), ping_interval=0.05, ping_timeout=0.2) as mpx:
@@ -141,7 +149,8 @@ async def test_a_fake_redis_that_decodes_and_disconnects() -> None:
     await client.aclose()
 
 
-async def test_a_client_of_sentinel(server: Server, admin: Redis) -> None:
+async def test_a_client_from_sentinel_works(server: Server, admin: Redis) -> None:
+    """A client from Sentinel works, and reconnects."""
     sentinel = SentinelServer(server.binary, server).start()
     try:
         manager = Sentinel([("127.0.0.1", sentinel.port)], socket_timeout=1)
@@ -195,6 +204,7 @@ async def tls_in_front_of(port: int, context: ssl.SSLContext) -> AsyncIterator[i
 
 
 async def test_tls_is_verified(url: str, admin: Redis, tmp_path: object) -> None:
+    """TLS works with the right authority and fails with another or none."""
     authority, stranger = trustme.CA(), trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -216,7 +226,8 @@ async def test_tls_is_verified(url: str, admin: Redis, tmp_path: object) -> None
                         await mpx.connect(0.3)
 
 
-async def test_a_message_of_any_size_and_bytes_arrives_as_it_is(url: str, admin: Redis) -> None:
+async def test_a_message_arrives_whatever_its_size_and_bytes(url: str, admin: Redis) -> None:
+    """Payloads of any bytes, from 0 to 5 MB, arrive unchanged."""
     async with Multiplexer(url) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)

@@ -46,6 +46,7 @@ async def fail_over(service: Proxy, successor: Server) -> None:
 
 
 async def test_a_former_master_that_still_answers_is_left(successor: Server, service: Proxy) -> None:
+    """A delivery probe finds a former master that answers pings, and the connection moves to the new one."""
     checker = Checker()
     async with Multiplexer(service.url, ping_interval=0.1, delivery_probe=0.2) as mpx:
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -62,7 +63,8 @@ async def test_a_former_master_that_still_answers_is_left(successor: Server, ser
     assert not checker.faults
 
 
-async def test_without_a_probe_a_former_master_is_kept_and_nothing_arrives(successor: Server, service: Proxy) -> None:
+async def test_without_a_probe_a_former_master_is_kept(successor: Server, service: Proxy) -> None:
+    """Without a probe a former master that answers pings is kept, and no message arrives."""
     checker = Checker()
     async with Multiplexer(service.url, ping_interval=0.05) as mpx:
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -81,6 +83,7 @@ async def test_without_a_probe_a_former_master_is_kept_and_nothing_arrives(succe
 
 
 async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
+    """Probes that arrive cause no event and keep the connection."""
     async with Multiplexer(url, delivery_probe=0.02) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -90,8 +93,8 @@ async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
         assert mpx.stats().connections == 1
 
 
-async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
-    """Workers of a server that forks after the import have a channel in common, and probe it at the same time."""
+async def test_a_probe_of_another_process_is_ignored(url: str) -> None:
+    """Processes forked from one share the probe's channel, and each recognises its own probe."""
     async with Multiplexer(url, delivery_probe=0.05) as mpx:
         (probe,) = mpx._hub.deployment._listeners
         take = probe.deliver
@@ -106,9 +109,10 @@ async def test_a_probe_of_another_process_does_not_hide_ours(url: str) -> None:
 
 
 @pytest.mark.parametrize("rights", ["-publish", "resetchannels &a"])
-async def test_a_probe_that_redis_does_not_take_condemns_nothing(
+async def test_a_probe_without_permission_keeps_the_connection(
     url: str, admin: Redis, rights: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A probe that may not be published or received is one warning and keeps the connection."""
     await admin.execute_command("ACL", "SETUSER", "probe", "on", "nopass", "~*", "&*", "+@all", *rights.split())
     try:
         checker = Checker()
@@ -129,7 +133,8 @@ async def test_a_probe_that_redis_does_not_take_condemns_nothing(
         await admin.execute_command("ACL", "DELUSER", "probe")
 
 
-async def test_probes_that_condemn_one_link_after_the_other_become_rare_until_one_comes_back(url: str) -> None:
+async def test_failing_probes_back_off_until_one_arrives(url: str) -> None:
+    """Each lost probe doubles the interval up to a limit, and one that arrives resets it."""
     waits: list[float] = []
 
     def condemn(reason: str) -> None:

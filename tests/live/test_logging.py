@@ -22,9 +22,10 @@ PASSWORD = "canary-password"
 PAYLOAD = b"canary-payload"
 
 
-async def test_no_secret_and_no_payload_is_shown_anywhere(
+async def test_no_secret_and_no_payload_is_logged_in_an_outage(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Log records, reprs and errors of a failing callback and an outage show no password and no payload."""
     caplog.set_level(logging.DEBUG)
     await admin.execute_command("ACL", "SETUSER", "someone", "on", f">{PASSWORD}", "allchannels", "+@all")
     shown: list[object] = []
@@ -57,10 +58,10 @@ async def test_no_secret_and_no_payload_is_shown_anywhere(
     assert PAYLOAD.decode() not in text
 
 
-async def test_a_server_that_repeats_what_it_does_not_know_gives_no_password_away(
+async def test_a_password_repeated_by_the_server_is_hidden(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As Redis 5 answers HELLO, and some proxies AUTH."""
+    """Redis 5 and some proxies repeat the arguments of HELLO or AUTH in their error."""
     caplog.set_level(logging.DEBUG)
     asked: list[bytes] = []
 
@@ -87,9 +88,10 @@ async def test_a_server_that_repeats_what_it_does_not_know_gives_no_password_awa
     assert PASSWORD not in text
 
 
-async def test_what_nobody_else_is_told_is_logged(
+async def test_events_without_on_error_are_logged(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Without on_error, refusals and slow consumers are logged, one record for each episode."""
     await admin.execute_command("ACL", "SETUSER", "default", "resetchannels", "&ok*")
     stuck = asyncio.Event()
     async with Multiplexer(server.url) as mpx:
@@ -111,7 +113,8 @@ async def test_what_nobody_else_is_told_is_logged(
     assert "the consumer is too slow" in warnings[1]
 
 
-async def test_hostile_names_are_escaped_and_cut(url: str) -> None:
+async def test_hostile_names_are_escaped_and_shortened(url: str) -> None:
+    """Names in reprs and errors are escaped and shortened."""
     hostile = b"\n\x1b[31m" + b"x" * 1000
     async with Multiplexer(url) as mpx:
         pattern = mpx.new_pattern_subscription(hostile, print)
@@ -132,7 +135,8 @@ async def test_hostile_names_are_escaped_and_cut(url: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["idle", "closed"])
-async def test_reprs_tell_the_state(state: str) -> None:
+async def test_the_repr_shows_the_state(state: str) -> None:
+    """repr() of a multiplexer shows its state and counters."""
     mpx = Multiplexer("redis://127.0.0.1:1")
     if state == "closed":
         mpx.close()

@@ -51,7 +51,8 @@ class Slow:
 
 
 @pytest.mark.parametrize("policy", list(Overflow), ids=lambda policy: policy.value)
-async def test_each_policy_keeps_what_it_says(url: str, admin: Redis, policy: Overflow) -> None:
+async def test_each_policy_keeps_the_right_messages(url: str, admin: Redis, policy: Overflow) -> None:
+    """Each overflow policy keeps the messages that it names, counts the others and spares other subscriptions."""
     async with Multiplexer(url, max_pending=10, overflow=policy) as mpx:
         slow = Slow()
         sub = slow.subscribe(mpx)
@@ -75,7 +76,8 @@ async def test_each_policy_keeps_what_it_says(url: str, admin: Redis, policy: Ov
 
 
 @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "latest"])
-async def test_a_slow_consumer_is_reported_once_an_episode(url: str, admin: Redis, policy: str) -> None:
+async def test_a_slow_consumer_is_reported_once_per_episode(url: str, admin: Redis, policy: str) -> None:
+    """SlowConsumer goes to on_error once for each episode."""
     async with Multiplexer(url) as mpx:
         slow = Slow()
         sub = slow.subscribe(mpx, max_pending=10, overflow=policy)
@@ -93,7 +95,8 @@ async def test_a_slow_consumer_is_reported_once_an_episode(url: str, admin: Redi
             slow.gate.clear()
 
 
-async def test_latest_keeps_the_newest_of_each_channel_in_the_order_of_the_wire(url: str, admin: Redis) -> None:
+async def test_latest_keeps_the_newest_message_of_each_channel(url: str, admin: Redis) -> None:
+    """`latest` keeps the newest message of each channel, in the order received."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(max_pending=2, overflow="latest")
         sub.add("a", "b", "c")
@@ -111,7 +114,8 @@ async def test_latest_keeps_the_newest_of_each_channel_in_the_order_of_the_wire(
 
 
 @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "latest"])
-async def test_the_counts_are_exact_in_the_middle_of_a_burst(url: str, admin: Redis, policy: str) -> None:
+async def test_counters_are_exact_in_the_middle_of_a_burst(url: str, admin: Redis, policy: str) -> None:
+    """received = delivered + dropped + pending holds inside callbacks, in the middle of a burst."""
     async with Multiplexer(url, on_error=lambda _: None) as mpx:
         reader = mpx.new_channel_subscription(max_pending=10, overflow=policy)
         received, read = 0, [-1]
@@ -142,7 +146,8 @@ async def test_the_counts_are_exact_in_the_middle_of_a_burst(url: str, admin: Re
         assert read == sorted(read)
 
 
-async def test_a_signal_keeps_its_place_in_a_burst(url: str) -> None:
+async def test_an_event_keeps_its_place_in_a_burst(url: str) -> None:
+    """An activation or disconnect between two messages is delivered between them."""
     seen: list[object] = []
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(None, seen.append, seen.append)
@@ -165,9 +170,8 @@ def resident() -> int:
 
 @pytest.mark.parametrize("shared_server", ["valkey"], indirect=True)
 @pytest.mark.parametrize("policy", list(Overflow), ids=lambda policy: policy.value)
-async def test_a_million_messages_into_a_stuck_and_a_fast_subscription(
-    url: str, admin: Redis, policy: Overflow
-) -> None:
+async def test_a_million_messages_past_a_stuck_subscription(url: str, admin: Redis, policy: Overflow) -> None:
+    """A fast subscription gets a million messages beside a stuck one, whose buffer and memory stay bounded."""
     total, room = 1_000_000, 1000
     await admin.config_set("client-output-buffer-limit", "pubsub 0 0 0")
     async with Multiplexer(url) as mpx:

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.mark.parametrize("state", ["idle", "connected", "backing off"])
-def test_an_interpreter_that_exits_with_one_alive_says_nothing(url: str, state: str) -> None:
-    """Also when the loop was not run by asyncio.run(), and the multiplexer lives in a module to the last."""
+def test_an_interpreter_exit_prints_nothing(url: str, state: str) -> None:
+    """A program that exits with an open multiplexer prints nothing, also without asyncio.run()."""
     program = """
 import asyncio, sys
 from redismpx import Multiplexer
@@ -50,8 +50,8 @@ if state != "idle":
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped", "kept"])
-def test_a_loop_left_in_the_middle_is_asyncios_complaint_alone(url: str, how: str) -> None:
-    """asyncio complains of tasks and sockets that its loop was left with; nothing of ours adds to it, or raises."""
+def test_an_abandoned_loop_adds_no_output_of_ours(url: str, how: str) -> None:
+    """asyncio complains about tasks and sockets of an abandoned loop; the library adds and raises nothing."""
     program = """
 import asyncio, sys
 from redismpx import Multiplexer
@@ -73,8 +73,8 @@ elif how == "dropped":
         assert word not in result.stderr, result.stderr
 
 
-def test_a_parent_loses_nothing_to_children_that_come_and_go(url: str) -> None:
-    """Forked under load, with its connection: they exit as programs do, are refused its use, or make their own."""
+def test_a_parent_loses_nothing_to_forked_children(url: str) -> None:
+    """Children forked under load exit, are rejected or make their own multiplexer; the parent misses nothing."""
     program = """
 import asyncio, os, sys, warnings
 from redis.asyncio import Redis
@@ -145,8 +145,8 @@ loop.close()
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-async def test_threads_come_over_by_the_loop(url: str, admin: Redis) -> None:
-    """Calls from elsewhere are refused; what asyncio has for it works, many threads at once."""
+async def test_threads_call_through_the_loop(url: str, admin: Redis) -> None:
+    """Direct calls from threads raise; call_soon_threadsafe and run_coroutine_threadsafe work."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         await mpx.connect(5)
@@ -171,7 +171,8 @@ async def test_threads_come_over_by_the_loop(url: str, admin: Redis) -> None:
         await settled(admin, {b"thread-%d" % number for number in range(8)})
 
 
-async def test_loops_in_threads_each_have_their_own(url: str) -> None:
+async def test_each_thread_may_have_its_own_loop_and_multiplexer(url: str) -> None:
+    """Loops in several threads each have a multiplexer of their own."""
     failures: list[BaseException] = []
 
     async def main() -> None:
@@ -197,8 +198,8 @@ async def test_loops_in_threads_each_have_their_own(url: str) -> None:
     assert failures == []
 
 
-async def test_one_that_nobody_holds_goes_on_until_it_is_closed(url: str, admin: Redis) -> None:
-    """Its callbacks are what it is for: they are called, over reconnects too, until somebody closes."""
+async def test_an_unreferenced_multiplexer_goes_on(url: str, admin: Redis) -> None:
+    """A multiplexer without references calls its callbacks, over reconnects too, until it is closed."""
     checker = Checker()
     mpx = Multiplexer(url, backoff=ConstantBackoff(0.01))
     sub = mpx.new_channel_subscription(*checker.callbacks)

@@ -32,7 +32,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_a_promise_is_kept_by_the_next_message_on_its_channel(url: str, admin: Redis) -> None:
+async def test_a_promise_gets_the_next_message_on_its_channel(url: str, admin: Redis) -> None:
+    """A promise gets the next message on exactly its channel, and can be awaited again."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("hello-")
         await promises.wait_for_activation(5)
@@ -47,7 +48,8 @@ async def test_a_promise_is_kept_by_the_next_message_on_its_channel(url: str, ad
         assert promises.pending == 0
 
 
-async def test_a_message_counts_from_when_the_promise_was_made_awaited_or_not(url: str, admin: Redis) -> None:
+async def test_a_message_counts_before_the_promise_is_awaited(url: str, admin: Redis) -> None:
+    """A message keeps a promise that nobody awaits yet."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         promise = await promises.wait_for_new_promise("x", 10)
@@ -56,7 +58,8 @@ async def test_a_message_counts_from_when_the_promise_was_made_awaited_or_not(ur
         assert await promise == b"early"
 
 
-async def test_the_deadline_begins_when_the_promise_is_made(url: str) -> None:
+async def test_the_timeout_starts_when_the_promise_is_made(url: str) -> None:
+    """The timeout runs from the creation of the promise, awaited or not."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -70,6 +73,7 @@ async def test_the_deadline_begins_when_the_promise_is_made(url: str) -> None:
 
 
 async def test_all_promises_of_one_channel_get_the_message(url: str, admin: Redis) -> None:
+    """All promises of one channel get the message, except those that are done."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -83,7 +87,8 @@ async def test_all_promises_of_one_channel_get_the_message(url: str, admin: Redi
         assert promises.pending == 0
 
 
-async def test_without_a_suffix_it_makes_up_one_that_cannot_be_guessed(url: str, admin: Redis) -> None:
+async def test_a_promise_without_suffix_is_unguessable(url: str, admin: Redis) -> None:
+    """Without a suffix each promise gets a long random channel."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -94,7 +99,8 @@ async def test_without_a_suffix_it_makes_up_one_that_cannot_be_guessed(url: str,
         assert await several[0] == b"mine"
 
 
-async def test_making_one_while_inactive_is_refused_and_waiting_for_one_is_not_a_busy_loop(server: Server) -> None:
+async def test_new_promise_needs_an_active_subscription(server: Server) -> None:
+    """new_promise() raises while inactive; wait_for_new_promise() waits without a busy loop."""
     server.kill()
     mpx = Multiplexer(server.url, backoff=ConstantBackoff(0.01))
     promises = mpx.new_promise_subscription("p[-")
@@ -115,7 +121,8 @@ async def test_making_one_while_inactive_is_refused_and_waiting_for_one_is_not_a
     await mpx.aclose()
 
 
-async def test_the_deadline_of_wait_for_new_promise_is_for_both_waits(server: Server) -> None:
+async def test_one_timeout_covers_activation_and_promise(server: Server) -> None:
+    """The timeout of wait_for_new_promise() covers the wait for activation and the promise."""
     server.kill()
     mpx = Multiplexer(server.url, backoff=ConstantBackoff(0.01))
     promises = mpx.new_promise_subscription("p-")
@@ -131,7 +138,8 @@ async def test_the_deadline_of_wait_for_new_promise_is_for_both_waits(server: Se
     await mpx.aclose()
 
 
-async def test_a_lost_connection_breaks_all_with_the_cause(server: Server, admin: Redis) -> None:
+async def test_a_lost_connection_interrupts_promises(server: Server, admin: Redis) -> None:
+    """A lost connection interrupts promises, with ConnectionLost as the cause."""
     async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
         promises = mpx.new_promise_subscription("p-")
         promise = await promises.wait_for_new_promise("x", 30)
@@ -147,7 +155,8 @@ async def test_a_lost_connection_breaks_all_with_the_cause(server: Server, admin
         assert await again == b"now"
 
 
-async def test_clear_breaks_and_stays_open_close_breaks_and_wakes_the_waiters(server: Server) -> None:
+async def test_clear_and_close_interrupt_promises(server: Server) -> None:
+    """clear() interrupts promises and stays open; close() also wakes the waiting calls."""
     async with Multiplexer(server.url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         first = await promises.wait_for_new_promise("x", 30)
@@ -179,7 +188,8 @@ async def test_clear_breaks_and_stays_open_close_breaks_and_wakes_the_waiters(se
         server.thaw()
 
 
-async def test_cancelling_the_task_that_awaits_gives_the_promise_up(url: str) -> None:
+async def test_cancelling_the_awaiting_task_cancels_the_promise(url: str) -> None:
+    """A promise whose awaiting task is cancelled is no longer pending."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -198,7 +208,8 @@ async def test_cancelling_the_task_that_awaits_gives_the_promise_up(url: str) ->
         assert promises.pending == 0
 
 
-async def test_a_broken_promise_that_nobody_awaits_is_no_fault(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unawaited_broken_promise_logs_nothing(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A promise that times out unawaited causes no `never retrieved` record."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -208,8 +219,8 @@ async def test_a_broken_promise_that_nobody_awaits_is_no_fault(url: str, caplog:
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-async def test_a_hundred_thousand_promises_have_exactly_one_outcome_each(server: Server, admin: Redis) -> None:
-    """Half are fulfilled, a quarter time out, the rest is interrupted by a kill."""
+async def test_a_hundred_thousand_promises_have_one_outcome_each(server: Server, admin: Redis) -> None:
+    """Half are kept, a quarter time out, and a lost connection interrupts the rest."""
     total = 100_000
     async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
         promises = mpx.new_promise_subscription("p-")
@@ -251,9 +262,10 @@ async def test_a_hundred_thousand_promises_have_exactly_one_outcome_each(server:
         assert mpx.stats().promises == 0
 
 
-async def test_a_message_and_a_deadline_at_the_same_moment_are_one_outcome(
+async def test_a_message_at_the_deadline_is_one_outcome(
     url: str, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """When message and deadline coincide, there is one outcome and no error in the log."""
     total = 20_000
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
@@ -289,7 +301,8 @@ async def test_a_message_and_a_deadline_at_the_same_moment_are_one_outcome(
     assert caplog.records == []  # such as an InvalidStateError in a callback of the loop
 
 
-async def test_promises_that_were_given_up_leave_nothing(url: str) -> None:
+async def test_cancelled_promises_leave_nothing(url: str) -> None:
+    """60,000 cancelled promises leave no object and no deadline."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -312,7 +325,8 @@ async def test_promises_that_were_given_up_leave_nothing(url: str) -> None:
             assert not [each for each in gc.get_objects() if isinstance(each, Promise)]
 
 
-async def test_what_a_broken_promise_sets_off_may_make_and_break_others(url: str) -> None:
+async def test_a_done_callback_may_make_and_cancel_promises(url: str) -> None:
+    """Callbacks of interrupted promises may make new promises and cancel others."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
         await promises.wait_for_activation(5)
@@ -335,7 +349,8 @@ async def test_what_a_broken_promise_sets_off_may_make_and_break_others(url: str
         assert all(promise.done() for promise in made)
 
 
-async def test_overlapping_prefixes_each_get_their_own(url: str, admin: Redis) -> None:
+async def test_overlapping_prefixes_get_their_own_messages(url: str, admin: Redis) -> None:
+    """Promises of overlapping and equal prefixes on one channel all get its message."""
     async with Multiplexer(url) as mpx:
         short, long = mpx.new_promise_subscription("a"), mpx.new_promise_subscription("ab")
         twin = mpx.new_promise_subscription("a")
@@ -347,7 +362,8 @@ async def test_overlapping_prefixes_each_get_their_own(url: str, admin: Redis) -
 
 
 @given(st.binary(max_size=20))
-def test_escaping_leaves_no_live_glob_character(prefix: bytes) -> None:
+def test_escaping_leaves_no_active_glob_character(prefix: bytes) -> None:
+    """An escaped prefix has no active glob character, and means the same bytes."""
     escaped = escape_glob(prefix)
     plain, position = bytearray(), 0
     while position < len(escaped):

@@ -33,7 +33,8 @@ async def publish(admin: Redis, channel: str, count: int) -> None:
     await pipe.execute()
 
 
-async def test_a_subscription_without_on_message_is_read(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_subscription_without_on_message_can_be_read(mpx: Multiplexer, admin: Redis) -> None:
+    """get() and get_nowait() return messages in order; get() waits up to its timeout."""
     sub = mpx.new_channel_subscription()
     sub.add("a")
     await sub.wait_for_activation(5)
@@ -54,7 +55,8 @@ async def test_a_subscription_without_on_message_is_read(mpx: Multiplexer, admin
     assert (await reading).data == b"woken"
 
 
-async def test_messages_of_a_pattern_tell_the_pattern(mpx: Multiplexer, admin: Redis) -> None:
+async def test_messages_of_a_pattern_name_the_pattern(mpx: Multiplexer, admin: Redis) -> None:
+    """A message of a pattern subscription has the pattern."""
     sub = mpx.new_pattern_subscription("n*")
     await sub.wait_for_activation(5)
     await admin.publish("news", "x")
@@ -63,7 +65,8 @@ async def test_messages_of_a_pattern_tell_the_pattern(mpx: Multiplexer, admin: R
     assert "x" not in repr(message).replace("pattern", "")
 
 
-async def test_iterating_ends_when_the_subscription_closes(mpx: Multiplexer, admin: Redis) -> None:
+async def test_iteration_ends_when_the_subscription_closes(mpx: Multiplexer, admin: Redis) -> None:
+    """close() ends the iteration, and drops and counts what is unread."""
     sub = mpx.new_channel_subscription()
     sub.add("a")
     await sub.wait_for_activation(5)
@@ -88,7 +91,8 @@ async def test_iterating_ends_when_the_subscription_closes(mpx: Multiplexer, adm
         raise AssertionError
 
 
-async def test_closing_wakes_the_reader(mpx: Multiplexer) -> None:
+async def test_close_wakes_the_reader(mpx: Multiplexer) -> None:
+    """close() and aclose() wake a waiting reader."""
     one, two, three = (mpx.new_channel_subscription() for _ in range(3))
     waiting = [asyncio.ensure_future(each.get()) for each in (one, two)]
     iterating = asyncio.ensure_future(anext(aiter(three)))
@@ -102,7 +106,8 @@ async def test_closing_wakes_the_reader(mpx: Multiplexer) -> None:
         await iterating
 
 
-async def test_a_cancelled_get_loses_nothing(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_cancelled_get_loses_no_message(mpx: Multiplexer, admin: Redis) -> None:
+    """A get() that is cancelled or times out at any moment loses no message."""
     sub = mpx.new_channel_subscription()
     sub.add("a")
     await sub.wait_for_activation(5)
@@ -125,7 +130,8 @@ async def test_a_cancelled_get_loses_nothing(mpx: Multiplexer, admin: Redis) -> 
     assert seen == list(range(total))
 
 
-async def test_a_get_that_is_cancelled_just_as_a_message_comes_leaves_it(mpx: Multiplexer) -> None:
+async def test_a_get_cancelled_as_a_message_arrives_keeps_it(mpx: Multiplexer) -> None:
+    """A get() that is cancelled in the tick of a message leaves the message in the buffer."""
     sub = mpx.new_channel_subscription()
     reading = asyncio.ensure_future(sub.get())
     await asyncio.sleep(0)
@@ -136,7 +142,8 @@ async def test_a_get_that_is_cancelled_just_as_a_message_comes_leaves_it(mpx: Mu
     assert sub.get_nowait().data == b"x"
 
 
-async def test_a_second_reader_and_a_reader_beside_on_message_are_refused(mpx: Multiplexer) -> None:
+async def test_a_second_reader_raises(mpx: Multiplexer) -> None:
+    """A second reader, or reading a subscription that has on_message, raises RuntimeError."""
     sub = mpx.new_channel_subscription()
     first = asyncio.ensure_future(sub.get())
     await asyncio.sleep(0)
@@ -158,9 +165,10 @@ async def test_a_second_reader_and_a_reader_beside_on_message_are_refused(mpx: M
         aiter(called)
 
 
-async def test_a_second_reader_is_refused_while_the_first_lets_the_loop_do_other_things(
+async def test_a_second_reader_raises_while_the_first_yields(
     mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A second reader raises also while the first one only yields to the loop."""
     monkeypatch.setattr(inbox_module, "TIME_SLICE", 0.0)  # after each message
     sub = mpx.new_channel_subscription()
     sub.add("a")
@@ -176,7 +184,8 @@ async def test_a_second_reader_is_refused_while_the_first_lets_the_loop_do_other
 
 
 @pytest.mark.parametrize("decode", [None, int])
-async def test_get_and_iteration_take_turns(mpx: Multiplexer, admin: Redis, decode: Any) -> None:
+async def test_get_and_iteration_can_be_mixed(mpx: Multiplexer, admin: Redis, decode: Any) -> None:
+    """get(), get_nowait() and iteration share one order of messages."""
     sub = mpx.new_channel_subscription(decode=decode)
     sub.add("a", "b")
     await sub.wait_for_activation(5)
@@ -198,9 +207,8 @@ async def test_get_and_iteration_take_turns(mpx: Multiplexer, admin: Redis, deco
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-async def test_the_other_callbacks_come_when_what_was_before_them_is_read(
-    mpx: Multiplexer, admin: Redis, is_async: bool
-) -> None:
+async def test_callbacks_wait_until_earlier_messages_are_read(mpx: Multiplexer, admin: Redis, is_async: bool) -> None:
+    """on_disconnect and on_activation are called once the messages before them are read."""
     events: list[Any] = []
 
     def note(what: object) -> None:
@@ -230,7 +238,8 @@ async def test_the_other_callbacks_come_when_what_was_before_them_is_read(
     assert sub._inbox.idle
 
 
-async def test_decode_makes_what_the_reader_and_the_callback_get(mpx: Multiplexer, admin: Redis) -> None:
+async def test_decode_converts_for_reader_and_callback(mpx: Multiplexer, admin: Redis) -> None:
+    """decode converts payloads for readers and callbacks; a bad payload goes to on_error."""
     errors: list[Exception] = []
     read = mpx.new_channel_subscription(decode=json.loads, on_error=errors.append)
     seen: list[object] = []
@@ -256,7 +265,8 @@ async def test_decode_makes_what_the_reader_and_the_callback_get(mpx: Multiplexe
     assert not read.closed
 
 
-async def test_a_bad_payload_with_a_slow_on_error_starts_no_heap_of_tasks(mpx: Multiplexer, admin: Redis) -> None:
+async def test_bad_payloads_with_a_slow_on_error_need_few_tasks(mpx: Multiplexer, admin: Redis) -> None:
+    """Fifty bad payloads with a slow async on_error need one task for each subscription."""
     gate = asyncio.Event()
     errors: list[Exception] = []
 
@@ -283,7 +293,8 @@ async def test_a_bad_payload_with_a_slow_on_error_starts_no_heap_of_tasks(mpx: M
     await until(lambda: len(errors) == 100)
 
 
-async def test_a_removed_channel_is_read_no_more(mpx: Multiplexer, admin: Redis) -> None:
+async def test_a_removed_channel_is_no_longer_read(mpx: Multiplexer, admin: Redis) -> None:
+    """remove() drops and counts the channel's unread messages."""
     sub = mpx.new_channel_subscription()
     sub.add("a", "b")
     await sub.wait_for_activation(5)
@@ -297,10 +308,8 @@ async def test_a_removed_channel_is_read_no_more(mpx: Multiplexer, admin: Redis)
 
 
 @pytest.mark.parametrize("how", ["remove", "drop_oldest", "latest"])
-async def test_a_signal_whose_last_message_before_it_is_dropped_has_its_turn(
-    mpx: Multiplexer, admin: Redis, how: str
-) -> None:
-    """Or it would wait for that message, and whoever reads for the signal, for ever."""
+async def test_an_event_follows_when_its_last_message_is_dropped(mpx: Multiplexer, admin: Redis, how: str) -> None:
+    """An event that waits for a message is delivered when that message is dropped; otherwise it would wait for ever."""
     active: list[bytes] = []
     options: dict[str, Any] = {} if how == "remove" else {"max_pending": 1, "overflow": how}
     sub = mpx.new_channel_subscription(on_activation=active.append, on_error=lambda _: None, **options)

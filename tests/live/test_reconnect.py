@@ -24,7 +24,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_a_thousand_subscriptions_a_hundred_kills_under_load(server: Server, admin: Redis) -> None:
+async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, admin: Redis) -> None:
+    """Under load, a hundred lost connections lose and reorder nothing outside the reported gaps."""
     async with Multiplexer(server.url, backoff=QUICK, client_name="the-one") as mpx:
         checkers = [Checker() for _ in range(1000)]
         subs = [mpx.new_channel_subscription(*c.callbacks, on_error=c.on_error) for c in checkers]
@@ -77,7 +78,8 @@ async def test_a_thousand_subscriptions_a_hundred_kills_under_load(server: Serve
     assert [len(c.events) for c in checkers] == events  # I6, with no_leaks
 
 
-async def test_a_server_killed_and_started_again_on_its_port(server: Server, admin: Redis) -> None:
+async def test_a_restarted_server_gets_all_names_again(server: Server, admin: Redis) -> None:
+    """After a restart of the server, the names of that moment are subscribed and get messages."""
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         checker, pattern_checker = Checker(), Checker(lambda _: b"p*")
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -102,7 +104,10 @@ async def test_a_server_killed_and_started_again_on_its_port(server: Server, adm
         assert pattern_checker.kinds == ["activation", "disconnect", "activation", "message"]
 
 
-async def test_a_server_absent_at_the_start(server: Server, admin: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_may_be_absent_at_the_start(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a server calls time out with the reason; all starts when the server does, after one warning."""
     caplog.set_level(logging.INFO, "redismpx")
     server.kill()
     mpx = Multiplexer(server.url, backoff=QUICK)
@@ -144,9 +149,10 @@ class Recorded(AbstractBackoff):
         return 0.001
 
 
-async def test_the_first_retry_is_at_once_then_the_backoff_counts_until_a_connection_is_stable(
+async def test_the_backoff_counts_until_a_connection_is_stable(
     monkeypatch: pytest.MonkeyPatch, server: Server, admin: Redis
 ) -> None:
+    """The first retry is immediate; then the backoff grows until a connection has lasted for a while."""
     backoff = Recorded()
     async with Multiplexer(server.url, backoff=backoff) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
@@ -165,7 +171,9 @@ async def test_the_first_retry_is_at_once_then_the_backoff_counts_until_a_connec
         assert backoff.asked == [0, 1, 2]  # at once again
 
 
-async def test_a_server_that_hangs_up_at_once_is_not_dialled_in_a_hot_loop() -> None:
+async def test_a_server_that_hangs_up_causes_no_hot_loop() -> None:
+    """A server that closes after the handshake is retried with backoff."""
+
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
 
@@ -192,7 +200,8 @@ async def test_the_backoff_survives_any_number_of_failures() -> None:
     await mpx.aclose()
 
 
-async def test_one_warning_per_outage(server: Server, admin: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_outage_is_warned_of_once(server: Server, admin: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """An outage of twenty attempts logs one warning."""
     caplog.set_level(logging.DEBUG, "redismpx")
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
@@ -205,9 +214,11 @@ async def test_one_warning_per_outage(server: Server, admin: Redis, caplog: pyte
     assert sum(r.levelno >= logging.WARNING for r in caplog.records) == 1
 
 
-async def test_a_connection_that_comes_and_goes_is_warned_of_once_a_minute(
+async def test_a_flapping_connection_is_warned_of_once_a_minute(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A connection that is lost again and again logs one warning a minute."""
+
     async def lose(times: int) -> int:
         for _ in range(times):
             connections = mpx.stats().connections
@@ -225,7 +236,9 @@ async def test_a_connection_that_comes_and_goes_is_warned_of_once_a_minute(
         assert await lose(2) == 3
 
 
-async def test_an_unasked_unsubscribe_is_a_gap_of_that_name_only() -> None:
+async def test_an_unrequested_unsubscribe_is_a_gap_of_its_name() -> None:
+    """An unsubscribe that nobody requested is a disconnect of that name, which is subscribed again."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         command = await shake_hands(reader, writer)
         assert command == [b"SUBSCRIBE", b"a", b"b"]
@@ -253,7 +266,9 @@ async def test_an_unasked_unsubscribe_is_a_gap_of_that_name_only() -> None:
 @pytest.mark.parametrize(
     "garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*3\r\n:x\r\n", b"$-5\r\n", b"\x15\x03\x01\x00\x02"]
 )
-async def test_garbage_means_a_new_connection(garbage: bytes) -> None:
+async def test_garbage_ends_the_connection(garbage: bytes) -> None:
+    """Bytes that are no protocol end the connection, and a new one is opened."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
         writer.write(garbage)
@@ -267,7 +282,9 @@ async def test_garbage_means_a_new_connection(garbage: bytes) -> None:
         await mpx.aclose()
 
 
-async def test_a_server_without_hello_is_spoken_to_in_resp2() -> None:
+async def test_a_server_without_hello_gets_resp2() -> None:
+    """Messages arrive from a server that has no HELLO."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (command := await read_command(reader))[0] != b"SUBSCRIBE":
             writer.write(b"-ERR unknown command 'HELLO'\r\n" if command[0] == b"HELLO" else b"+OK\r\n")
@@ -291,10 +308,10 @@ async def publish_many(admin: Redis, payload: bytes) -> list[int]:
     return heard
 
 
-async def test_a_subscriber_that_the_server_sheds_is_told_of_the_gap(
+async def test_a_client_over_the_output_limit_gets_a_disconnect(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The network does not keep up, and what waits at the server is more than its client-output-buffer-limit."""
+    """When the network is too slow, the server closes the connection at its client-output-buffer-limit: one gap."""
     await admin.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 1")
     with Proxy(server.port) as proxy:
         async with Multiplexer(proxy.url, backoff=QUICK) as mpx:
@@ -320,10 +337,10 @@ async def test_a_subscriber_that_the_server_sheds_is_told_of_the_gap(
 
 
 @pytest.mark.parametrize("server", ["redis"], indirect=True)  # Valkey 9.1 does not count what is so big
-async def test_a_message_that_the_server_sheds_its_subscribers_for_is_no_hot_loop(
+async def test_repeated_disconnects_by_the_server_back_off(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Published again and again, as by a client that tries anew: the backoff grows, and one warning says so."""
+    """A large message, published again and again, ends each connection: the backoff grows, with one warning."""
     await admin.config_set("client-output-buffer-limit", "pubsub 100kb 0 0")
     backoff = Recorded()
     with Proxy(server.port) as proxy:

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.mark.parametrize("event", ["message", "activation", "disconnect", "error"])
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-async def test_all_that_does_not_close(url: str, admin: Redis, event: str, is_async: bool) -> None:
+async def test_every_public_call_works_inside_every_callback(
+    url: str, admin: Redis, event: str, is_async: bool
+) -> None:
+    """Each public call that does not close works inside each callback, plain and async."""
     done: list[str] = []
     failures: list[BaseException] = []
     neighbour = Checker()
@@ -105,7 +108,8 @@ async def test_all_that_does_not_close(url: str, admin: Redis, event: str, is_as
 
 
 @pytest.mark.parametrize("failure", [SystemExit, KeyboardInterrupt])
-def test_what_ends_the_program_is_reported_first(url: str, failure: type[BaseException]) -> None:
+def test_an_exit_is_reported_to_on_error_first(url: str, failure: type[BaseException]) -> None:
+    """SystemExit and KeyboardInterrupt in a callback go to on_error before they end the program."""
     errors: list[BaseException] = []
 
     async def main() -> None:
@@ -124,9 +128,10 @@ def test_what_ends_the_program_is_reported_first(url: str, failure: type[BaseExc
     assert [type(error) for error in errors] == [failure]
 
 
-async def test_the_log_counts_what_it_leaves_out(
+async def test_the_log_counts_suppressed_records(
     url: str, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The record after a rate-limited interval says how many were left out."""
     seen = 0
 
     def fail(*_: object) -> None:

@@ -26,7 +26,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
+async def test_one_forbidden_name_costs_a_binary_search() -> None:
+    """One forbidden name of 512 costs log2(512) + 2 commands, and only its subscriber is notified."""
     for position in (0, 1, 255, 256, SUBSCRIBE_BATCH - 2, SUBSCRIBE_BATCH - 1):
         registry: Registry[str] = Registry()
         for number in range(SUBSCRIBE_BATCH):
@@ -48,7 +49,10 @@ async def test_one_forbidden_name_costs_no_more_than_a_search_for_it() -> None:
         assert standings.count(SubscriberState.ACTIVE) == SUBSCRIBE_BATCH - 1
 
 
-async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_later_grant_activates_a_refused_name(
+    server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused name is retried, reported once, and becomes active when it is permitted."""
     monkeypatch.setattr(dispatch_module, "RETRY_REFUSED", 0.05)
     await set_limited_user(admin)
     async with limited(server) as mpx:
@@ -63,7 +67,8 @@ async def test_a_later_grant_heals(server: Server, admin: Redis, monkeypatch: py
         await sub.wait_for_activation(1)
 
 
-async def test_a_refused_name_may_be_removed_and_wanted_by_others(server: Server, admin: Redis) -> None:
+async def test_a_refused_name_may_be_removed_and_added_again(server: Server, admin: Redis) -> None:
+    """Each subscription of a refused name is notified; adding the name anew sends it again."""
     await set_limited_user(admin)
     async with limited(server) as mpx:
         first, second = Checker(), Checker()
@@ -83,7 +88,8 @@ async def test_a_refused_name_may_be_removed_and_wanted_by_others(server: Server
         assert mpx.stats().connections == 1
 
 
-async def test_a_pattern_is_permitted_letter_for_letter(server: Server, admin: Redis) -> None:
+async def test_a_pattern_needs_permission_for_its_exact_text(server: Server, admin: Redis) -> None:
+    """Redis permits a pattern by its exact text, and the error says so."""
     await set_limited_user(admin, "&ok:*")
     async with limited(server) as mpx:
         permitted = mpx.new_pattern_subscription("ok:*", lambda *_: None)
@@ -95,7 +101,8 @@ async def test_a_pattern_is_permitted_letter_for_letter(server: Server, admin: R
             assert caught.value.kind == "pattern"
 
 
-async def test_promises_of_a_refused_prefix_say_so(server: Server, admin: Redis) -> None:
+async def test_promises_of_a_refused_prefix_raise(server: Server, admin: Redis) -> None:
+    """wait_for_new_promise() with a refused prefix raises SubscriptionRefused."""
     await set_limited_user(admin)
     errors: list[Exception] = []
     async with limited(server, on_error=errors.append) as mpx:
@@ -105,7 +112,8 @@ async def test_promises_of_a_refused_prefix_say_so(server: Server, admin: Redis)
         assert [type(e) for e in errors] == [SubscriptionRefused]
 
 
-async def test_a_permission_taken_away_refuses_that_name_and_keeps_the_others(server: Server, admin: Redis) -> None:
+async def test_a_revoked_permission_refuses_its_name_alone(server: Server, admin: Redis) -> None:
+    """The server closes the connection at a revoked permission: the name is refused, the others return."""
     await set_limited_user(admin, "&a", "&b")
     async with limited(server) as mpx:
         one, two = Checker(), Checker()
@@ -123,7 +131,8 @@ async def test_a_permission_taken_away_refuses_that_name_and_keeps_the_others(se
             await subs[0].wait_for_activation(5)
 
 
-async def test_a_server_that_is_only_busy_is_asked_again_and_not_in_a_hot_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_busy_server_is_retried_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transient error such as -BUSY refuses no name: the command is repeated at intervals."""
     monkeypatch.setattr(dispatch_module, "RETRY_PASSING", 0.1)
     asked: list[list[bytes]] = []
     busy = True
@@ -152,7 +161,9 @@ async def test_a_server_that_is_only_busy_is_asked_again_and_not_in_a_hot_loop(m
         await mpx.aclose()
 
 
-async def test_a_server_that_wants_authentication_is_a_failed_connection() -> None:
+async def test_noauth_fails_the_connection() -> None:
+    """-NOAUTH refuses no name: the connection failed."""
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
         writer.write(b"-NOAUTH Authentication required.\r\n")
@@ -169,7 +180,8 @@ async def test_a_server_that_wants_authentication_is_a_failed_connection() -> No
         await mpx.aclose()
 
 
-async def test_an_unsubscribe_that_is_refused_leaves_the_name_ignored_and_usable(server: Server, admin: Redis) -> None:
+async def test_a_rejected_unsubscribe_leaves_the_name_usable(server: Server, admin: Redis) -> None:
+    """After a rejected UNSUBSCRIBE the name's messages are ignored, and it can be added again."""
     await set_limited_user(admin, "&*", "-unsubscribe")
     async with limited(server) as mpx:
         checker = Checker()

@@ -42,7 +42,8 @@ async def shard_clients(admin: Redis) -> list[int]:
     return sorted(count for count in counts if count)
 
 
-async def test_the_same_name_as_a_channel_and_as_a_shard_channel_is_two(url: str, admin: Redis) -> None:
+async def test_a_shard_channel_and_a_channel_are_two_names(url: str, admin: Redis) -> None:
+    """A shard channel and a classic channel of the same name are independent."""
     async with Multiplexer(url) as mpx:
         shard, classic = Checker(), Checker()
         one, other = new_sub(mpx, shard, "a"), new_sub(mpx, classic, "a", sharded=False)
@@ -62,7 +63,8 @@ async def test_the_same_name_as_a_channel_and_as_a_shard_channel_is_two(url: str
         assert not shard.faults + classic.faults
 
 
-async def test_names_of_many_slots_share_one_connection_and_leave_when_they_are_to(url: str, admin: Redis) -> None:
+async def test_names_of_many_slots_share_one_connection(url: str, admin: Redis) -> None:
+    """At a single server, names of many slots share one connection, and are unsubscribed exactly when removed."""
     names = [b"name-%d" % number for number in range(600)] + [b"{tag}%d" % number for number in range(600)]
     assert len({key_slot(name) for name in names}) > 500
     async with Multiplexer(url) as mpx:
@@ -97,7 +99,8 @@ async def test_names_of_many_slots_share_one_connection_and_leave_when_they_are_
         assert mpx.stats().channels == 10
 
 
-async def test_who_comes_late_to_an_active_name_is_activated_too(url: str, admin: Redis) -> None:
+async def test_a_late_subscriber_of_an_active_name_is_activated(url: str, admin: Redis) -> None:
+    """A subscription that adds an active shard channel is activated soon, without traffic."""
     async with Multiplexer(url) as mpx:
         first, late = Checker(), Checker()
         await new_sub(mpx, first, "a").wait_for_activation(5)
@@ -109,7 +112,8 @@ async def test_who_comes_late_to_an_active_name_is_activated_too(url: str, admin
         assert first.kinds == late.kinds == ["activation", "message"]
 
 
-async def test_a_lost_connection_is_one_disconnect_and_an_activation_for_each_name(url: str, admin: Redis) -> None:
+async def test_a_lost_connection_is_one_disconnect(url: str, admin: Redis) -> None:
+    """A lost connection is one disconnect for each subscription, then an activation for each name."""
     async with Multiplexer(url) as mpx:
         one, two, classic = Checker(), Checker(), Checker()
         subs = [
@@ -136,7 +140,8 @@ async def test_a_lost_connection_is_one_disconnect_and_an_activation_for_each_na
         assert classic.kinds == ["activation", "disconnect", "activation"]
 
 
-async def test_they_are_read_as_others_are(url: str) -> None:
+async def test_shard_channels_can_be_read(url: str) -> None:
+    """get(), get_nowait(), iteration and decode work for shard channels."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(decode=int, sharded=True)
         sub.add("a", "b")
@@ -157,6 +162,7 @@ async def test_they_are_read_as_others_are(url: str) -> None:
 
 
 async def test_max_channels_counts_both_kinds(url: str) -> None:
+    """max_channels counts shard channels and classic channels together."""
     async with Multiplexer(url, max_channels=3) as mpx:
         shard, classic = mpx.new_channel_subscription(sharded=True), mpx.new_channel_subscription()
         shard.add("a", "b")
@@ -172,6 +178,7 @@ async def test_max_channels_counts_both_kinds(url: str) -> None:
 
 
 async def test_one_forbidden_name_of_many_is_refused_alone(server: Server, admin: Redis) -> None:
+    """Forbidden shard channels are refused alone, among names of their slot too."""
     least = "resetkeys resetchannels &{tag}* &free* -@all +ssubscribe +sunsubscribe +ping"
     await set_user(admin, "chat", "secret", least)
     names = [b"{tag}%d" % number for number in range(300)] + [b"free%d" % number for number in range(50)]
@@ -196,8 +203,8 @@ async def test_one_forbidden_name_of_many_is_refused_alone(server: Server, admin
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_a_server_without_sharded_pubsub_says_so_and_the_text_what_to_do(flavour: str) -> None:
-    """As those before Redis 7 are."""
+async def test_a_server_before_redis_7_is_named_in_the_error(flavour: str) -> None:
+    """A server without SSUBSCRIBE refuses the names, and the error says what to do."""
     server = start_server(flavour, "--rename-command", "SSUBSCRIBE", "", "--rename-command", "SPUBLISH", "")
     try:
         async with Multiplexer(server.url) as mpx:
@@ -219,7 +226,8 @@ async def test_a_server_without_sharded_pubsub_says_so_and_the_text_what_to_do(f
         server.remove()
 
 
-async def test_a_client_for_one_server_says_at_a_cluster_that_it_is_one(shared_cluster: Cluster) -> None:
+async def test_a_single_client_at_a_cluster_is_told_so(shared_cluster: Cluster) -> None:
+    """With a client for one server, names of other nodes are refused, and the error names RedisCluster."""
     node, *_ = await shared_cluster.primaries()
     slots = (await node.word()).slots
     names = [b"name-%d" % number for number in range(20)]
@@ -236,7 +244,8 @@ async def test_a_client_for_one_server_says_at_a_cluster_that_it_is_one(shared_c
         assert not checker.faults
 
 
-async def test_draining_delivers_what_was_received_and_unsubscribes(url: str, admin: Redis) -> None:
+async def test_drain_delivers_received_shard_messages(url: str, admin: Redis) -> None:
+    """drain() unsubscribes shard channels and delivers what was received."""
     mpx = Multiplexer(url)
     sub = mpx.new_channel_subscription(sharded=True)
     names = [b"name-%d" % number for number in range(100)]

@@ -391,7 +391,8 @@ class Walk:
         )
 
 
-async def test_random_walks(server: Server, admin: Redis) -> None:
+async def test_random_walks_agree_with_the_model(server: Server, admin: Redis) -> None:
+    """Random calls and faults lead to the events, state and subscriptions that the model predicts."""
     await admin.execute_command("ACL", "SETUSER", "limited", *RULES)
     with Proxy(server.port) as proxy:
         for seed in range(SEED, SEED + WALKS):

@@ -27,9 +27,8 @@ def names_in(monitor: Monitor, command: str) -> Counter[str]:
     return Counter(name for line in monitor.commands if line.startswith(command + " ") for name in line.split(" ")[1:])
 
 
-async def test_wishes_while_disconnected_are_one_subscribe_of_what_is_left_of_them(
-    shared_server: Server, admin: Redis
-) -> None:
+async def test_changes_while_offline_become_one_subscribe(shared_server: Server, admin: Redis) -> None:
+    """After an outage one SUBSCRIBE has the names that are subscribed by then."""
     with Proxy(shared_server.port) as proxy:
         async with Monitor(admin) as monitor, Multiplexer(proxy.url, backoff=QUICK) as mpx:
             sub = mpx.new_channel_subscription(lambda *_: None)
@@ -56,8 +55,8 @@ async def test_wishes_while_disconnected_are_one_subscribe_of_what_is_left_of_th
 
 
 @pytest.mark.parametrize("shared_server", ["valkey"], indirect=True)
-async def test_names_added_during_a_sweep_are_asked_for_once(url: str, admin: Redis) -> None:
-    """A hundred thousand of one subscription are on their way, to begin with and again, while ten thousand come."""
+async def test_names_added_during_a_resubscribe_are_sent_once(url: str, admin: Redis) -> None:
+    """Ten thousand names that are added while a hundred thousand are being sent are sent once each."""
     first, later = [f"c{number}" for number in range(100_000)], [f"d{number}" for number in range(10_000)]
     async with Monitor(admin) as monitor, Multiplexer(url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
@@ -93,7 +92,8 @@ async def test_names_added_during_a_sweep_are_asked_for_once(url: str, admin: Re
 
 
 @pytest.mark.parametrize("shared_server", ["valkey"], indirect=True)
-async def test_a_name_that_flaps_half_a_million_times_is_hardly_heard_of(url: str, admin: Redis) -> None:
+async def test_a_flapping_name_costs_few_commands(url: str, admin: Redis) -> None:
+    """Half a million adds and removes of one name cost the server at most 1 % as many commands."""
     async with Multiplexer(url) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(checker.on_message)
@@ -113,8 +113,8 @@ async def test_a_name_that_flaps_half_a_million_times_is_hardly_heard_of(url: st
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "eager", "uvloop"])
-def test_a_late_joiner_is_activated_soon_and_never_inside_add(url: str, kind: str) -> None:
-    """Once, then come the messages that were dispatched after that; where tasks begin at once, too."""
+def test_a_late_subscriber_is_activated_after_add_returns(url: str, kind: str) -> None:
+    """A late subscriber is activated once, before its first message, also in loops with eager tasks."""
 
     async def main() -> None:
         async with Redis.from_url(url) as admin, Multiplexer(url) as mpx:
@@ -151,7 +151,8 @@ def test_a_late_joiner_is_activated_soon_and_never_inside_add(url: str, kind: st
         runner.run(main())
 
 
-async def test_a_message_comes_once_for_each_subscription_that_matches(url: str, admin: Redis) -> None:
+async def test_each_matching_subscription_gets_a_message_once(url: str, admin: Redis) -> None:
+    """Each subscription that matches a channel gets a message once."""
     async with Multiplexer(url) as mpx:
         subs = [mpx.new_channel_subscription(), mpx.new_channel_subscription()]
         for sub in subs:
@@ -168,6 +169,7 @@ async def test_a_message_comes_once_for_each_subscription_that_matches(url: str,
 
 
 async def test_the_pattern_for_all_does_not_match_the_empty_channel(url: str, admin: Redis) -> None:
+    """The pattern * does not match the empty channel name, as Redis has it."""
     async with Multiplexer(url) as mpx:
         everything, nameless = mpx.new_pattern_subscription("*"), mpx.new_channel_subscription()
         nameless.add("")
@@ -179,8 +181,8 @@ async def test_the_pattern_for_all_does_not_match_the_empty_channel(url: str, ad
         assert (await nameless.get(5)).data == b"nameless"
 
 
-async def test_nothing_wanted_is_nothing_sent(server: Server, admin: Redis) -> None:
-    """A command without names would be an error that answers nothing."""
+async def test_without_names_nothing_is_sent(server: Server, admin: Redis) -> None:
+    """Without names no command is sent: a SUBSCRIBE without arguments would be an error."""
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription()
         for call in (sub.add, sub.remove, sub.clear):
@@ -215,8 +217,8 @@ def confirmation(verb: bytes, name: bytes) -> bytes:
     ],
     ids=["never-asked", "order", "kind", "twice", "pong"],
 )
-async def test_a_confirmation_that_answers_nothing_is_a_reason_for_a_new_connection(answer: bytes) -> None:
-    """What the server has is unknowable then."""
+async def test_an_unexpected_confirmation_ends_the_connection(answer: bytes) -> None:
+    """After a confirmation of no pending command the server's state is unknown, so a new connection is opened."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await shake_hands(reader, writer) == [b"SUBSCRIBE", b"a", b"b"]

@@ -32,6 +32,7 @@ HOSTILE = [
 
 
 async def test_a_hostile_name_is_one_argument_of_one_command(url: str, admin: Redis) -> None:
+    """Line ends, quotes and protocol bytes in a name stay one argument of one command."""
     flushed = "cmdstat_flushall" in await admin.info("commandstats")
     async with Monitor(admin) as monitor, Multiplexer(url) as mpx:
         channels, patterns = mpx.new_channel_subscription(), []
@@ -54,14 +55,16 @@ async def test_a_hostile_name_is_one_argument_of_one_command(url: str, admin: Re
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=4))
-def test_every_argument_goes_out_with_its_length(names: list[bytes]) -> None:
+def test_each_argument_is_sent_with_its_length(names: list[bytes]) -> None:
+    """A command is an array of strings, each with its length."""
     sent = bytes(Command(Verb.SUBSCRIBE, tuple(names)))
     parts = [b"SUBSCRIBE", *names]
     assert sent == b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
 @pytest.mark.parametrize("text", ["*", "a?", "[a-z]", "\\*", "tenant:*", b"\xff*"])
-async def test_text_from_outside_is_escaped_into_a_pattern(url: str, admin: Redis, text: str | bytes) -> None:
+async def test_escape_glob_makes_untrusted_text_literal(url: str, admin: Redis, text: str | bytes) -> None:
+    """Text in a pattern, escaped with escape_glob(), matches itself only."""
     name = text if isinstance(text, bytes) else text.encode()
     async with Multiplexer(url) as mpx:
         sub = mpx.new_pattern_subscription(b"room:" + escape_glob(text) + b":*")
@@ -72,12 +75,14 @@ async def test_text_from_outside_is_escaped_into_a_pattern(url: str, admin: Redi
         assert (await sub.get(5)).data == b"yes"
 
 
-def test_what_cannot_be_a_name_cannot_be_escaped() -> None:
+def test_escape_glob_rejects_other_types() -> None:
+    """escape_glob() raises TypeError for what is no text or bytes."""
     with pytest.raises(TypeError):
         escape_glob(1)  # type: ignore[arg-type]
 
 
-async def test_a_promise_that_cannot_be_guessed_is_not_kept_by_forgeries(url: str, admin: Redis) -> None:
+async def test_forged_messages_keep_no_promise(url: str, admin: Redis) -> None:
+    """Messages to guessed and similar channels keep no promise without a suffix."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("reply:")
         await promises.wait_for_activation(5)
@@ -113,6 +118,7 @@ class Bomb:
 
 
 async def test_a_malicious_pickle_is_delivered_as_bytes(url: str, admin: Redis, tmp_path: Path) -> None:
+    """A pickle is delivered as bytes and is never loaded."""
     bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription()

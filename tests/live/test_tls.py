@@ -143,9 +143,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-async def test_a_bad_certificate_is_refused_with_its_reason_until_it_is_renewed(
+async def test_a_bad_certificate_is_rejected_with_its_reason(
     endpoint: Endpoint, trusted: str, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
+    """A bad certificate fails the connection with its reason, until it is replaced."""
     caplog.set_level(logging.DEBUG, "redismpx")
     pem, reason = BAD[fault]
     await endpoint.present(pem)
@@ -174,10 +175,8 @@ async def test_a_bad_certificate_is_refused_with_its_reason_until_it_is_renewed(
 
 
 @pytest.mark.parametrize("lax", [False, True])
-async def test_an_authority_that_does_not_say_what_its_key_is_for(
-    endpoint: Endpoint, tmp_path: Path, lax: bool
-) -> None:
-    """Python 3.13 and later refuse it, unless told not to be strict."""
+async def test_an_authority_without_key_usage_follows_strictness(endpoint: Endpoint, tmp_path: Path, lax: bool) -> None:
+    """Python 3.13 and later reject an authority without key usage, unless verification is not strict."""
     sloppy = sign("Sloppy")
     path = tmp_path / "sloppy.pem"
     path.write_bytes(sloppy.pem)
@@ -192,10 +191,10 @@ async def test_an_authority_that_does_not_say_what_its_key_is_for(
             assert not mpx.connected
 
 
-async def test_a_certificate_that_expires_while_connected_is_noticed_at_the_next_dial(
+async def test_an_expired_certificate_fails_the_next_connection(
     endpoint: Endpoint, trusted: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bad certificate after a good one: the loss is a warning, the reason why it lasts an error."""
+    """After a good certificate a bad one: the loss is a WARNING, and the reason why it lasts an ERROR."""
     async with Multiplexer(endpoint.url, backoff=QUICK, ssl_ca_certs=trusted) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
@@ -211,14 +210,16 @@ async def test_a_certificate_that_expires_while_connected_is_noticed_at_the_next
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_without_tls_on_a_tls_port_it_asks_whether_tls_was_meant(endpoint: Endpoint, protocol: int) -> None:
+async def test_plain_on_a_tls_port_is_reported_as_such(endpoint: Endpoint, protocol: int) -> None:
+    """The error asks whether the port needs TLS."""
     async with Multiplexer(f"redis://localhost:{endpoint.tls_port}", backoff=QUICK, protocol=protocol) as mpx:
         with pytest.raises(TimeoutError, match="does this port want TLS"):
             await mpx.connect(0.6)
         assert mpx.stats().connections == 0
 
 
-async def test_with_tls_on_a_port_without_it_asks_whether_it_was_meant(endpoint: Endpoint, trusted: str) -> None:
+async def test_tls_on_a_plain_port_is_reported_as_such(endpoint: Endpoint, trusted: str) -> None:
+    """The error asks whether the port speaks TLS."""
     options: dict[str, Any] = {"ssl_ca_certs": trusted, "socket_connect_timeout": 0.2}
     async with Multiplexer(f"rediss://localhost:{endpoint.plain_port}", backoff=QUICK, **options) as mpx:
         with pytest.raises(TimeoutError, match="speaks TLS: does this port"):
@@ -230,9 +231,10 @@ OPEN: list[dict[str, Any]] = [{"ssl_cert_reqs": "none"}, {"ssl_cert_reqs": None}
 
 
 @pytest.mark.parametrize("options", OPEN, ids=str)
-async def test_trusting_anybody_is_warned_of_once(
+async def test_unverified_tls_is_warned_of_once(
     endpoint: Endpoint, trusted: str, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
 ) -> None:
+    """Options that turn verification off log one warning, however often it connects."""
     await endpoint.present(issue(host="elsewhere.example"))
     async with Multiplexer(endpoint.url, backoff=QUICK, ssl_ca_certs=trusted, **options) as mpx:
         sub = mpx.new_channel_subscription(print)
@@ -244,20 +246,22 @@ async def test_trusting_anybody_is_warned_of_once(
 
 
 @pytest.mark.parametrize("url", ["redis://localhost", "rediss://localhost", "unix:///socket"])
-def test_who_verifies_or_has_no_tls_is_not_warned(url: str) -> None:
+def test_verified_tls_and_plain_are_not_warned_of(url: str) -> None:
+    """Clients that verify, or have no TLS, cause no warning."""
     client = Redis.from_url(url)
     assert not skips_tls_verification(client.connection_pool)
 
 
-def test_options_in_a_url_are_looked_at_too() -> None:
+def test_unverified_tls_in_a_url_is_noticed() -> None:
+    """Options in the URL that turn verification off are noticed."""
     for query in ("ssl_cert_reqs=none", "ssl_check_hostname=false"):
         assert skips_tls_verification(Redis.from_url(f"rediss://localhost?{query}").connection_pool)
 
 
-async def test_all_connections_to_a_cluster_speak_tls_and_are_verified(
+async def test_all_cluster_connections_use_verified_tls(
     shared_cluster: Cluster, trusted: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those for the slot map, for names of both kinds, and for publishing: to each node by the same name."""
+    """Connections for the slot map, names of both kinds and publishing verify each node by the same host name."""
     context, path = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "tls.pem"
 
     def present(pem: bytes) -> None:

@@ -65,7 +65,7 @@ def clusters(binary: str) -> Iterator[dict[int, Cluster]]:
 def test_a_contestant_does_all_of_its_case(
     case: Case, contestant: str, binary: str, clusters: dict[int, Cluster]
 ) -> None:
-    """Each counts for itself, and asserts that the number is right."""
+    """Each contestant completes each case, and itself asserts that the number of messages is right."""
     if case.primaries:
         measures = run_on(clusters[case.primaries].nodes, case, contestant, quick=True)
     else:
@@ -75,12 +75,14 @@ def test_a_contestant_does_all_of_its_case(
     assert all(map(math.isfinite, measures.values()))
 
 
-def test_a_cluster_of_its_own_is_started_for_a_contestant(binary: str) -> None:
+def test_a_contestant_gets_its_own_cluster(binary: str) -> None:
+    """A case that needs a cluster starts one for its contestant."""
     assert run_here(CASES["throughput-1"], "floor", binary, quick=True).keys() == {"cpu", "wall", "servers", "rate"}
 
 
 @pytest.mark.parametrize("loop", [pieces.bare, pieces.told_apart, pieces.checked])
 async def test_each_loop_of_a_drain_calls_for_each_message(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measured loop calls the function once for each message."""
     called: list[tuple[object, object]] = []
     monkeypatch.setattr(pieces, "function", lambda channel, data: called.append((channel, data)))
     await pieces.draining(loop)(pieces.SLICE)
@@ -88,11 +90,13 @@ async def test_each_loop_of_a_drain_calls_for_each_message(loop: Any, monkeypatc
 
 
 async def test_the_pieces_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each piece of the receive path is measured and reported."""
     await pieces.main(times=320, rounds=2)
     assert capsys.readouterr().out.count(" ns  ") == len(pieces.PIECES)
 
 
 def test_the_command_reports_figures_targets_and_a_chart(tmp_path: Path) -> None:
+    """The command writes the figures, the targets and a chart."""
     files = {kind: tmp_path / kind for kind in ("json", "markdown", "chart")}
     options = [option for kind, path in files.items() for option in (f"--{kind}", str(path))]
     command = [sys.executable, "-m", "benchmarks", "drain", "--quick", "--rounds", "2", "--no-peers", *options]
@@ -110,6 +114,7 @@ def test_the_command_reports_figures_targets_and_a_chart(tmp_path: Path) -> None
 
 
 def test_the_command_counts_bytecodes() -> None:
+    """The command counts the bytecodes for each message."""
     command = [sys.executable, "-m", "benchmarks", "drain", "--quick", "--bytecodes", "floor"]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
@@ -124,7 +129,9 @@ def test_the_command_counts_bytecodes() -> None:
         assert sum(counts) == pytest.approx(float(total.split()[0]), abs=1)
 
 
-def test_who_is_missing_or_fails_is_named(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_failing_contestants_are_named(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report names contestants that are not installed or that fail."""
+
     def fail(bench: object) -> None: ...
 
     monkeypatch.setitem(PEERS, "no such peer", "no-such-distribution")
@@ -138,7 +145,8 @@ def test_who_is_missing_or_fails_is_named(binary: str, monkeypatch: pytest.Monke
     assert "| KeyError: 'no such contestant' " in page
 
 
-def test_targets_are_for_what_is_measured() -> None:
+def test_each_target_has_a_measured_case() -> None:
+    """Each target refers to a case, a contestant and a figure that exist."""
     for target in TARGETS:
         assert target.against in CASES[target.case].contestants
         assert target.metric in UNITS
@@ -160,6 +168,7 @@ def test_targets_are_for_what_is_measured() -> None:
 def test_a_target_is_judged_by_the_median_of_the_rounds(
     relation: Relation, limit: float, figure: float, met: bool
 ) -> None:
+    """A target is compared with the median of the rounds."""
     results = {"redismpx": Result({"cpu": [3.0, 6.0, 90.0]}), "floor": Result({"cpu": [2.0, 4.0, 10.0]})}
     target = Target("drain", relation, limit, "redismpx" if relation is Relation.AT_MOST else "floor")
     measured = target.measure(results)

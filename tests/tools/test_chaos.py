@@ -37,20 +37,23 @@ def results() -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.parametrize("flavour", HARMLESS)
-def test_chaos_does_no_harm(results: dict[str, tuple[int, str]], flavour: str) -> None:
+def test_a_second_of_chaos_violates_nothing(results: dict[str, tuple[int, str]], flavour: str) -> None:
+    """A second of all faults at once violates no promise."""
     status, output = results[flavour]
     assert status == 0, output[-5000:]
     assert f"{flavour}, seed 1: 0 violations" in output
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_chaos_notices_a_fault_put_back(results: dict[str, tuple[int, str]], fault: str) -> None:
+def test_chaos_detects_a_fault_put_back(results: dict[str, tuple[int, str]], fault: str) -> None:
+    """A chaos run finds each of these known faults."""
     status, output = results[fault]
     assert status == 1, output[-5000:]
     assert BROKEN[fault] in output
 
 
-def test_the_seed_decides_what_happens() -> None:
+def test_the_seed_determines_the_plan() -> None:
+    """One seed gives one plan, and the plans use every fault."""
     first, again, other = ([next(rounds) for _ in range(100)] for rounds in (plan(1), plan(1), plan(2)))
     assert first == again != other
     assert {step.fault for steps in first for step in steps} == set(FAULTS)
