@@ -48,6 +48,8 @@ def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
     """Where REDISMPX_NO_SKIP is set (in CI), a skipped test is a failed one."""
     report = yield
+    # pytest-xdist sends reports as UTF-8, and some tests log names that UTF-8 cannot encode.
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     if report.skipped and os.environ.get("REDISMPX_NO_SKIP"):
         report.outcome = "failed"
         report.longrepr = f"skipped, where nothing may be: {report.longrepr}"

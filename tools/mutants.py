@@ -5,6 +5,7 @@ Each mutant is one replacement in one file, with the tests that must notice it. 
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -1020,9 +1021,13 @@ def run(command: list[str], folder: str) -> tuple[int | None, str]:
 
 
 def main() -> None:
-    chosen = [m for m in MUTANTS if not sys.argv[1:] or any(word in m.fault for word in sys.argv[1:])]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="run the faults with one of these texts in their names; else all")
+    parser.add_argument("--workers", type=int, default=2, help="faults to try side by side (default: %(default)s)")
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if not options.words or any(word in m.fault for word in options.words)]
     survivors = 0
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(options.workers) as pool:
         for mutant, alive in zip(chosen, pool.map(survives, chosen), strict=True):
             survivors += alive
             print("NOT NOTICED" if alive else "noticed", "-", mutant.fault, flush=True)

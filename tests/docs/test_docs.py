@@ -460,7 +460,10 @@ async def test_the_worker_drains_as_told(valkey: ValkeyServer, tmp_path: Path) -
     assert "".join(process.lines) == BLOCKS[BLOCKS.index(WORKER) + 1].text
 
 
-@pytest.mark.parametrize("block", SUITES, ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(b, marks=pytest.mark.fakeredis if "fakeredis" in b.text else (), id=str(b)) for b in SUITES],
+)
 async def test_tests_pass(block: Block, valkey: ValkeyServer, tmp_path: Path) -> None:
     """The tests that a page shows pass, as files of their own and without configuration."""
     name = block.text.partition("\n")[0].removeprefix("# ")

@@ -218,6 +218,7 @@ async def test_server_errors_are_escaped_and_shortened(caplog: pytest.LogCapture
     assert not [m for m in messages if "\n" in m or "\x1b" in m or len(m) > 1000]
 
 
+@pytest.mark.fakeredis
 async def test_no_payload_is_shown_when_redis_py_reads(caplog: pytest.LogCaptureFixture) -> None:
     """Where redis-py reads the connection, as with fakeredis, no payload is shown either."""
     caplog.set_level(logging.DEBUG)

@@ -120,6 +120,7 @@ async def test_a_client_is_used_and_never_closed(url: str, admin: Redis) -> None
     await client.aclose()
 
 
+@pytest.mark.fakeredis
 async def test_fakeredis_works() -> None:
     """A fakeredis client works."""
     client = FakeAsyncRedis()
@@ -129,6 +130,7 @@ async def test_fakeredis_works() -> None:
     await client.aclose()
 
 
+@pytest.mark.fakeredis
 async def test_fakeredis_can_decode_and_disconnect() -> None:
     """A fakeredis client that decodes responses works, and reconnects."""
     server = fakeredis.FakeServer()

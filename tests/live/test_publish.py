@@ -818,6 +818,7 @@ async def test_a_client_from_sentinel_publishes(server: Server) -> None:
         sentinel.remove()
 
 
+@pytest.mark.fakeredis
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}])
 async def test_fakeredis_can_fail_and_recover(options: dict[str, Any]) -> None:
     """With fakeredis, publishing fails while it is disconnected and works afterwards."""

@@ -1,0 +1,329 @@
+"""All checks of this repository, as sessions of nox.
+
+    $ pip install nox
+    $ nox --list                 # what there is
+    $ nox -s lint                # one session
+    $ nox -s ci                  # all of them, side by side where that is faster; .ci/run does this
+
+The tests of a Python share one environment, `.nox/tests-3.13` for example. It is built when the dependencies in
+pyproject.toml change.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import nox
+
+ROOT = Path(__file__).parent
+ENVIRONMENTS = ROOT / ".nox"
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+PYTHONS = ("3.11", "3.12", "3.13")
+SERVERS = ("valkey", "redis")
+PYTEST = ("-X", "dev", "-W", "error", "-m", "pytest")
+PURE = ("tests/core", "tests/api")
+LOOPS = ("uvloop", "eager")
+IN_OTHER_LOOPS = [
+    f"tests/live/test_{name}.py" for name in ("callbacks", "drain", "fairness", "hardening", "overflow", "reading")
+]
+AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
+WORKERS = os.environ.get("REDISMPX_WORKERS", "3")  # processes of pytest-xdist for one suite
+
+nox.needs_version = ">=2025.2"
+nox.options.sessions = ["lint", "types", "docs", "pure"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = True
+
+
+# --- Pythons and environments
+
+
+@functools.cache
+def find_python(version: str) -> str | None:
+    """The path of a Python, from PATH or from pyenv; None where there is none that can make environments."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    probe = f"import ensurepip, ssl, sys; sys.exit('%d.%d' % sys.version_info[:2] != {version!r})"
+    for candidate in (*sorted(root.glob(f"versions/{version}.*/bin/python3")), f"python{version}", "python3"):
+        path = shutil.which(str(candidate))
+        if path and subprocess.run([path, "-c", probe], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
+
+
+@functools.cache
+def pythons() -> list[str]:
+    """The supported versions of Python that are installed."""
+    return [version for version in PYTHONS if find_python(version)]
+
+
+def requirements(*groups: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, *groups)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[str]]:
+    """Hold a lock on a file, which other processes of nox wait for, and yield the file."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
+
+
+def tests_python(session: nox.Session, version: str) -> str:
+    """The Python of the environment that the tests of a version share, which is made where it is missing or old."""
+    found = find_python(version)
+    if found is None:
+        session.error(f"Python {version} was not found")
+    folder = ENVIRONMENTS / f"tests-{version}"
+    wanted = hashlib.sha256(f"{found} {PYPROJECT['project']} {requirements('tests')}".encode()).hexdigest()
+    with locked(ENVIRONMENTS / f"tests-{version}.lock") as state:
+        if state.read() != wanted or not folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            session.run(found, "-m", "venv", str(folder), external=True)
+            pip = str(folder / "bin/pip")
+            session.run(pip, "install", "-q", "-e", ".[demo]", *requirements("tests"), external=True)
+            state.truncate(0)
+            state.write(wanted)
+    return str(folder / "bin/python")
+
+
+def newest() -> str:
+    return pythons()[-1] if pythons() else PYTHONS[-1]
+
+
+def run_python(session: nox.Session, version: str, *arguments: str, **environment: str) -> None:
+    session.run(tests_python(session, version), *arguments, env=environment, external=True)
+
+
+# --- first: what needs no server
+
+
+@nox.session(python=find_python(newest()) or newest())
+def lint(session: nox.Session) -> None:
+    """ruff and bandit."""
+    session.install("-q", *requirements("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("bandit", "-q", "-c", "pyproject.toml", "-r", "redismpx")
+
+
+@nox.session(python=find_python(newest()) or newest())
+def types(session: nox.Session) -> None:
+    """mypy and pyright: the package, its public types, and how an application uses them."""
+    session.install("-q", ".[demo]", *requirements("types"))
+    session.run("mypy")
+    session.run("pyright")
+    session.run("mypy", "--strict", "tests/typing/public_api.py")
+    session.run("pyright", "tests/typing/public_api.py")
+    session.run("pyright", "--verifytypes", "redismpx", "--ignoreexternal")
+
+
+@nox.session(python=find_python(newest()) or newest())
+def docs(session: nox.Session) -> None:
+    """Build the documentation; every warning is an error."""
+    session.install("-q", ".", *requirements("docs"))
+    session.run("sphinx-build", "-q", "-W", "-n", "-b", "html", "docs", str(ENVIRONMENTS / "html"), *session.posargs)
+
+
+@nox.session(python=False)
+def pure(session: nox.Session) -> None:
+    """The tests that need no server, on the newest Python."""
+    run_python(session, newest(), *PYTEST, "-q", *(session.posargs or PURE))
+
+
+# --- live: with real servers, on each Python
+
+
+@nox.session(python=False)
+@nox.parametrize("version", PYTHONS, ids=PYTHONS)
+def suite(session: nox.Session, version: str) -> None:
+    """All tests, by the command of the README as it stands there, in a copy of the tree."""
+    (command,) = re.findall(r"^<!-- tests -->\n+```sh\n(.+)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    found = find_python(version)
+    if found is None:
+        session.error(f"Python {version} was not found")
+    copy = ENVIRONMENTS / f"suite-{version}"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(
+        ROOT, copy / "tree", ignore=shutil.ignore_patterns(".git", ".nox", ".venv", "*_cache", "__pycache__")
+    )
+    python3 = copy / "bin/python3"
+    python3.parent.mkdir()
+    python3.write_text(f'#!/bin/sh\nexec "{found}" "$@"\n')
+    python3.chmod(0o755)
+    session.log(command)
+    with session.chdir(copy / "tree"):
+        session.run(
+            "bash",
+            "-c",
+            command,
+            env={
+                "PATH": f"{python3.parent}{os.pathsep}{os.environ['PATH']}",
+                "PYTEST_ADDOPTS": f"-q --durations=15 -n {WORKERS} --dist worksteal",
+            },
+            external=True,
+        )
+
+
+@nox.session(python=False)
+@nox.parametrize("version", PYTHONS, ids=PYTHONS)
+def live(session: nox.Session, version: str) -> None:
+    """Some tests on one Python, quicker than `suite`: nox -s 'live(3.13)' -- tests/live/test_drain.py."""
+    run_python(session, version, *PYTEST, "-q", *session.posargs)
+
+
+# --- long: other loops, other rights, all faults at once, and faults put back
+
+
+@nox.session(python=False)
+@nox.parametrize("version", PYTHONS, ids=PYTHONS)
+def loops(session: nox.Session, version: str) -> None:
+    """The delivery of messages in uvloop, and with eager tasks."""
+    for loop in LOOPS:
+        session.log(f"loop: {loop}")
+        options = ("-W", "error", "-m", "pytest", "-q", "-k", "not million and not hundred_thousand")
+        run_python(session, version, *options, *IN_OTHER_LOOPS, REDISMPX_LOOP=loop)
+
+
+@nox.session(python=False)
+def acl(session: nox.Session) -> None:
+    """Subscribing as a user that has no right too many."""
+    options = ("-W", "error", "-m", "pytest", "-q", "-k", "not hundred")
+    run_python(session, newest(), *options, *AS_LEAST_USER, REDISMPX_ACL="1")
+
+
+@nox.session(python=False)
+@nox.parametrize("server", SERVERS, ids=SERVERS)
+def chaos(session: nox.Session, server: str) -> None:
+    """All faults at once, for a minute."""
+    options = session.posargs or ("--seconds", "60", "--seed", "33")
+    run_python(session, newest(), "-X", "dev", "-m", "tools.chaos", "--server", server, *options)
+
+
+@nox.session(python=False)
+@nox.parametrize("server", SERVERS, ids=SERVERS)
+def migrations(session: nox.Session, server: str) -> None:
+    """Slots that move and primaries that fail over, under load."""
+    run_python(session, newest(), "-X", "dev", "-m", "tools.measure_migrations", "--server", server, *session.posargs)
+
+
+@nox.session(python=False)
+def mutants(session: nox.Session) -> None:
+    """Known faults put back, to see that the tests notice."""
+    run_python(session, newest(), "-m", "tools.mutants", *(session.posargs or ("--workers", "4")))
+
+
+@nox.session(python=find_python(newest()) or newest(), name="newest")
+def newest_dependencies(session: nox.Session) -> None:
+    """The newest release of every dependency, with the tests that need no server or only fakeredis."""
+    session.install("-q", "--upgrade", "--upgrade-strategy", "eager", ".[demo]", *requirements("tests"))
+    session.run("python", "-m", "pip", "list")
+    session.run("python", *PYTEST, "-q", *PURE)
+    session.run("python", *PYTEST, "-q", "-m", "fakeredis")
+
+
+# --- all of them
+
+
+class Job(NamedTuple):
+    """A session, and how many of the places for jobs it takes."""
+
+    tier: str
+    session: str
+    places: int = 1
+
+
+def jobs() -> list[list[Job]]:
+    """What CI runs: each list begins when the one before it has passed. The longest come first."""
+    first = [Job("first", name) for name in ("types", "pure", "docs", "lint")]
+    others = [
+        *(Job("live", f"suite({version})", 3) for version in reversed(pythons())),
+        Job("long", "mutants", 3),
+        *(Job("long", f"loops({version})") for version in pythons()),
+        *(Job("long", f"chaos({server})") for server in SERVERS),
+        *(Job("long", f"migrations({server})") for server in SERVERS),
+        Job("long", "acl"),
+        Job("long", "newest"),
+    ]
+    return [first, others]
+
+
+PLACES = int(os.environ.get("REDISMPX_PLACES", "10"))  # jobs side by side, by the places they take
+
+
+class Running(NamedTuple):
+    job: Job
+    process: subprocess.Popen[bytes]
+    output: Path
+    since: float
+
+
+@nox.session(python=False)
+def ci(session: nox.Session) -> None:
+    """Everything, as many sessions side by side as there are places. The output of each is shown when it ends."""
+    if not pythons():
+        session.error(f"no Python of {', '.join(PYTHONS)} was found")
+    started = time.monotonic()
+    folder = Path(session.create_tmp())
+    took: list[tuple[Job, float]] = []
+    failed: list[str] = []
+    for tier in jobs():
+        if not failed:
+            run_side_by_side(tier, folder, took, failed)
+    print(f"\n{'tier':8}{'session':24}{'seconds':>8}")
+    for job, seconds in took:
+        print(f"{job.tier:8}{job.session:24}{seconds:8.0f}{'  FAILED' if job.session in failed else ''}")
+    print(f"{len(took)} sessions on Python {', '.join(pythons())} in {time.monotonic() - started:.0f} s", flush=True)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
+
+
+def run_side_by_side(waiting: Sequence[Job], folder: Path, took: list[tuple[Job, float]], failed: list[str]) -> None:
+    """Run jobs in their order, as many at a time as there are places. After a failure, no other is started."""
+    waiting = list(waiting)
+    running: list[Running] = []
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                if not running or sum(each.job.places for each in running) + job.places <= PLACES:
+                    waiting.remove(job)
+                    running.append(start(job, folder))
+            ended = [each for each in running if each.process.poll() is not None]
+            for each in ended:
+                running.remove(each)
+                seconds = time.monotonic() - each.since
+                took.append((each.job, seconds))
+                good = each.process.returncode == 0
+                print(f"\n== {each.job.session}: {'passed' if good else 'FAILED'} after {seconds:.0f} s", flush=True)
+                sys.stdout.write(each.output.read_text(errors="replace"))
+                sys.stdout.flush()
+                if not good:
+                    failed.append(each.job.session)
+                    waiting.clear()
+            if not ended:
+                time.sleep(0.2)
+    finally:
+        for each in running:
+            each.process.terminate()
+
+
+def start(job: Job, folder: Path) -> Running:
+    print(f"== {job.session}: started", flush=True)
+    output = folder / f"{job.session}.log"
+    with output.open("wb") as file:
+        command = [sys.executable, "-m", "nox", "-s", job.session, "--no-color"]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+    return Running(job, process, output, time.monotonic())
