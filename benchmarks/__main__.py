@@ -25,21 +25,23 @@ CASES: dict[str, Case] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("cases", metavar="CASE", nargs="*", help=f"of {', '.join(CASES)}; all if none is given")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contestant has its turn (5)")
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the work: do they work at all?")
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="other libraries too")
-    parser.add_argument("--redis-server", metavar="PATH", help="another server than the embedded Valkey")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
-    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw them there")
-    parser.add_argument("--profile", metavar="CONTESTANT", help="run that one only, once, and say where its time goes")
-    parser.add_argument("--bytecodes", metavar="CONTESTANT", help="the same, and count what Python runs (3.12)")
-    parser.add_argument("--alone", metavar="CONTESTANT", help=argparse.SUPPRESS)  # in a process of its own: JSON
+    parser.add_argument("cases", metavar="CASE", nargs="*", help=f"one of {', '.join(CASES)} (all)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of turns of each contestant (5)")
+    parser.add_argument("--quick", action="store_true", help="do a hundredth of the work, as a check")
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="with other libraries (yes)"
+    )
+    parser.add_argument("--redis-server", metavar="PATH", help="server to use (the embedded Valkey)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to this file")
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw a chart to this file")
+    parser.add_argument("--profile", metavar="CONTESTANT", help="run only this one, once, under cProfile")
+    parser.add_argument("--bytecodes", metavar="CONTESTANT", help="run only this one, once; count bytecodes")
+    parser.add_argument("--alone", metavar="CONTESTANT", help=argparse.SUPPRESS)  # one turn; prints JSON
     arguments = parser.parse_args()
     for name in arguments.cases:
         if name not in CASES:
-            parser.error(f"no case {name!r}; there are {', '.join(CASES)}")
+            parser.error(f"no case {name!r}; the cases are {', '.join(CASES)}")
     if arguments.bytecodes and sys.version_info < (3, 12):
         parser.error("--bytecodes needs Python 3.12 or newer")
     cases = [CASES[name] for name in arguments.cases or CASES]

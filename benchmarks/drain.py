@@ -1,4 +1,4 @@
-"""Messages that wait in the socket are taken in, and handed to one consumer."""
+"""Cases: receive messages that are buffered in the socket, and deliver them to one consumer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .publisher import Publisher
 
 @dataclass(frozen=True)
 class Drain:
-    """What is drained, and by what."""
+    """The parameters of a case."""
 
     consumer: str = "function"  # or "coroutine", "suspending", "iterator"
     size: int = 64  # bytes of payload
     channels: int = 1
-    pattern: bool = False  # one pattern, rather than each channel by its name
+    pattern: bool = False  # subscribe to one pattern instead of each channel
     messages: int = 200_000
 
     @property
@@ -35,7 +35,7 @@ class Drain:
 
 
 class Countdown:
-    """Consumers of each kind. `done` is set when they have got as many messages as they should."""
+    """Consumers of each kind. `done` is set when they have got `messages` messages."""
 
     def __init__(self, messages: int) -> None:
         self._left = messages
@@ -105,7 +105,7 @@ def bare_loop(drain: Drain, bench: Bench) -> None:
 async def peer(name: str, drain: Drain, bench: Bench) -> None:
     messages = bench.count(drain.messages)
     countdown = Countdown(messages)
-    # The three loop over messages, so a reader is what they are anyway; valkey-glide's callback is its own.
+    # The clients of the other libraries loop over messages, so for them "iterator" is the same as "coroutine".
     consume = countdown.callbacks["coroutine" if drain.consumer == "iterator" else drain.consumer]
     channels, patterns = ([], drain.names) if drain.pattern else (drain.names, [])
     with drain.publisher(bench) as publisher:
@@ -123,18 +123,18 @@ def new_case(name: str, title: str, drain: Drain) -> Case:
         **{
             name: partial(peer, name, drain)
             for name in LISTEN
-            if not (drain.pattern and name == "broadcaster")  # it has none
+            if not (drain.pattern and name == "broadcaster")  # it has no patterns
         },
     }
     return Case(name, title, "message", contestants)
 
 
 CASES = [
-    new_case("drain", "messages of 64 B on one channel, to a function", Drain()),
+    new_case("drain", "messages of 64 B on one channel, delivered to a function", Drain()),
     new_case("drain-1k", "the same with 1 kB", Drain(size=1000)),
     new_case("drain-channels", "the same on 1,000 channels", Drain(channels=1000)),
-    new_case("drain-pattern", "the same by one pattern", Drain(channels=1000, pattern=True)),
+    new_case("drain-pattern", "the same with one pattern", Drain(channels=1000, pattern=True)),
     new_case("drain-coroutine", "to a coroutine function that does not suspend", Drain("coroutine")),
     new_case("drain-suspending", "to a coroutine function that suspends", Drain("suspending", messages=50_000)),
-    new_case("drain-iterator", "read by async for", Drain("iterator")),
+    new_case("drain-iterator", "read with async for", Drain("iterator")),
 ]

@@ -1,4 +1,4 @@
-"""One message reaches many subscriptions to its channel. The callbacks do nothing, but the last one, which counts."""
+"""Cases: deliver each message to many subscriptions. Only the last callback counts; the others do nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Callback = Callable[[object, object], None]
 
 
 def sizes(bench: Bench, full: int) -> tuple[int, int]:
-    """Return how many subscriptions and messages there are."""
+    """Return the numbers of subscriptions and of messages."""
     return bench.count(full, least=min(full, 100)), max(1, bench.count(min(200_000, DELIVERIES // full)))
 
 
@@ -66,7 +66,7 @@ def bare_loop(full: int, bench: Bench) -> None:
 
 
 async def redis_py(full: int, bench: Bench) -> None:
-    """It has no fan-out: the loop over functions is the user's."""
+    """redis-py has no fan-out, so its user has to write the loop over functions."""
     subscriptions, messages = sizes(bench, full)
     countdown = Countdown(messages)
     callbacks = tuple(new_callbacks(subscriptions, countdown))
@@ -84,11 +84,11 @@ async def redis_py(full: int, bench: Bench) -> None:
 
 
 async def broadcaster(full: int, bench: Bench) -> None:
-    """A queue and a task for each subscriber."""
+    """broadcaster has a queue for each subscriber; its user adds a task."""
     from broadcaster import Broadcast
 
     subscriptions, messages = sizes(bench, full)
-    messages = max(1, messages // 10)  # a delivery costs so much that fewer will do
+    messages = max(1, messages // 10)  # a delivery takes long enough to measure with fewer messages
     countdown = Countdown(subscriptions * messages)
     ready = Countdown(subscriptions)
 
@@ -101,7 +101,8 @@ async def broadcaster(full: int, bench: Bench) -> None:
     with Publisher(bench.port, "room:", 1, messages, 64) as publisher:
         async with (
             Broadcast(bench.url) as broadcast,
-            broadcast.subscribe("room:0"),  # of several first subscribers at once, only the last would get anything
+            # Works around a fault: of several first subscribers at once, only the last gets messages.
+            broadcast.subscribe("room:0"),
             in_background(*(listen(broadcast) for _ in range(subscriptions))),
         ):
             await ready.done.wait()

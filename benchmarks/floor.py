@@ -1,4 +1,4 @@
-"""The bare loop: a blocking socket, hiredis, and nothing else. It speaks RESP2, as redismpx does."""
+"""The floor: a blocking socket and the hiredis parser. It uses RESP2, as redismpx does."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import hiredis
 from .publisher import pack
 
 READ_SIZE = 65536
-BATCH = 512  # names in one command, as redismpx has them
+NAMES_PER_COMMAND = 512  # as in redismpx
 
 Gets = Callable[[], object]
 
 
 class Raw:
-    """A connection to the server, of which replies are read."""
+    """A connection to the server, and a parser for its replies."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.reader = hiredis.Reader(notEnoughData=None)
 
     def command(self, *words: bytes) -> object:
-        """Send a command that has one reply; return that."""
+        """Send a command that has one reply; return the reply."""
         self.connection.sendall(pack(*words))
         return self.take(1)[0]
 
     def subscribe(self, names: Sequence[bytes], verb: bytes = b"SUBSCRIBE") -> None:
-        """Ask for all of them, and read all confirmations."""
-        batches = [names[start : start + BATCH] for start in range(0, len(names), BATCH)]
+        """Subscribe to all names, and read all confirmations."""
+        batches = [names[start : start + NAMES_PER_COMMAND] for start in range(0, len(names), NAMES_PER_COMMAND)]
         self.connection.sendall(b"".join([hiredis.pack_command((verb, *batch)) for batch in batches]))
         self.take(len(names))
 
     def take(self, count: int) -> list[object]:
-        """Read as many replies."""
+        """Read `count` replies."""
         replies: list[object] = []
         feed, gets, recv = self.reader.feed, self.reader.gets, self.connection.recv
         while len(replies) < count:

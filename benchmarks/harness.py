@@ -1,4 +1,4 @@
-"""How a case is measured: its contestants in turn, each in a process and with a server of its own, for some rounds."""
+"""Run the cases: the contestants take turns for some rounds, each turn in a process and with a server of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.servers import Server
 
 from .publisher import Publisher
 
-QUICK = 100  # by how much less --quick does
+QUICK_DIVISOR = 100  # of the work, with --quick
 PEERS = {
     "redis-py": "redis",
     "valkey-glide": "valkey-glide",
@@ -28,7 +28,7 @@ PEERS = {
     "coredis": "coredis",
     "nats-py": "nats-py",
 }
-"""The other libraries, and the distributions that they come in."""
+"""The other libraries, and the distribution of each."""
 UNITS = {
     **dict.fromkeys(("cpu", "wall", "p50", "p99", "timer", "servers"), "us"),
     **dict.fromkeys(("traced", "resident"), "B"),
@@ -36,18 +36,19 @@ UNITS = {
     "share": "%",
     "rate": "/s",
 }
-"""What each metric is given in."""
-TIMEOUT = 300.0  # seconds for one contestant in one round
-QUICK_TIMEOUT = 30.0
-HELD = ("--client-output-buffer-limit", "pubsub", "0", "0", "0")  # messages that wait in a server stay
+"""The unit of each metric."""
+TURN_TIMEOUT = 300.0  # seconds, for one contestant in one round
+QUICK_TURN_TIMEOUT = 30.0
+# The server buffers any number of messages for a subscriber.
+NO_OUTPUT_LIMIT = ("--client-output-buffer-limit", "pubsub", "0", "0", "0")
 
 
 Around = Callable[[int], contextlib.AbstractContextManager[object]]
-"""Makes what is put around the work that is measured, from the number of its operations."""
+"""Takes the number of operations; returns the context in which the measured work runs, such as a profiler."""
 
 
 class Bench:
-    """What a contestant gets: a server or a cluster, how much to do, and the stopwatch."""
+    """What a contestant gets: the servers, the amount of work, and the stopwatch."""
 
     def __init__(self, nodes: Sequence[Server], quick: bool = False, around: Around | None = None) -> None:
         self.ports = [node.port for node in nodes]
@@ -59,12 +60,12 @@ class Bench:
         self._around = around
 
     def count(self, full: int, least: int = 1) -> int:
-        """Return how many of something there are to be in this run, of `full` in a full one."""
-        return max(least, full // QUICK) if self._quick else full
+        """Return the amount of work in this run: `full`, or a hundredth of it but `least` with --quick."""
+        return max(least, full // QUICK_DIVISOR) if self._quick else full
 
     @contextlib.contextmanager
     def measured(self, operations: int) -> Iterator[None]:
-        """Take the time of what is done inside: microseconds of CPU (user and system, all threads) and of the clock."""
+        """Measure the block: microseconds of CPU time (user and system, all threads) and of wall time per operation."""
         gc.collect()
         with contextlib.nullcontext() if self._around is None else self._around(operations):
             cpu, self._began = cpu_time(), time.perf_counter()
@@ -73,22 +74,22 @@ class Bench:
         self.measures |= {"cpu": cpu * 1e6 / operations, "wall": wall * 1e6 / operations}
 
     def publish(self, publisher: Publisher, messages: int) -> None:
-        """Inside `measured()`: let messages wait in the socket and the server. Here nothing happens meanwhile.
+        """Inside `measured()`: publish messages while this thread waits, so that socket and server buffer them.
 
-        So the clock begins to run afterwards. The CPU time counts from before: valkey-glide's own threads receive all
-        the while.
+        The wall time starts afterwards. The CPU time includes this period, because valkey-glide receives in its own
+        threads meanwhile.
         """
         received = publisher.publish()
-        assert received == messages, f"{received} of {messages} messages had a receiver"
+        assert received == messages, f"only {received} of {messages} messages had a receiver"
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Inside `measured()`: have the clock begin to run only now."""
+        """Inside `measured()`: restart the wall time."""
         self._began = time.perf_counter()
 
 
 def cpu_time() -> float:
-    """Seconds that this process has used, without the processes that it started."""
+    """Return the seconds of CPU time of this process, without its child processes."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
@@ -98,19 +99,19 @@ Contestant = Callable[[Bench], Awaitable[None] | None]
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is done by several contestants. Each measures it, and asserts that all of it was done."""
+    """One kind of work, and its contestants. Each contestant measures the work and asserts that all of it was done."""
 
     name: str
     title: str
-    operation: str  # what the figures are for one of
+    operation: str  # the figures are for one operation
     contestants: Mapping[str, Contestant]
     metric: str = "cpu"
-    primaries: int = 0  # of a cluster; 0: a server alone
+    primaries: int = 0  # of a cluster; 0: a single server
 
 
 @dataclass
 class Result:
-    """What one contestant came to in one case: a value of each metric for each round."""
+    """The values of one contestant in one case, for each metric and round."""
 
     rounds: dict[str, list[float]] = field(default_factory=dict)
     failure: str = ""
@@ -121,18 +122,18 @@ class Result:
 
 
 Results = dict[str, dict[str, Result]]
-"""By case and contestant."""
+"""Results by name of the case and name of the contestant."""
 
 
 def run_here(case: Case, contestant: str, binary: str, quick: bool, around: Around | None = None) -> dict[str, float]:
-    """Let one contestant do a case once in this process; return its measures."""
+    """Run one contestant of a case once, in this process; return its measures."""
     if case.primaries:
         cluster = asyncio.run(start_cluster(binary, case.primaries))
         try:
             return run_on(cluster.nodes, case, contestant, quick, around)
         finally:
             asyncio.run(cluster.stop())
-    server = Server(binary, *HELD).start()
+    server = Server(binary, *NO_OUTPUT_LIMIT).start()
     try:
         return run_on([server], case, contestant, quick, around)
     finally:
@@ -140,8 +141,8 @@ def run_here(case: Case, contestant: str, binary: str, quick: bool, around: Arou
 
 
 async def start_cluster(binary: str, primaries: int) -> Cluster:
-    cluster = await Cluster.start(binary, primaries, 0, *HELD)
-    await cluster.give_up_after(15)  # nobody is to take a primary for dead that is only busy
+    cluster = await Cluster.start(binary, primaries, 0, *NO_OUTPUT_LIMIT)
+    await cluster.give_up_after(15)  # seconds; a busy primary must not count as dead
     await cluster.release()
     return cluster
 
@@ -149,11 +150,11 @@ async def start_cluster(binary: str, primaries: int) -> Cluster:
 def run_on(
     nodes: Sequence[Server], case: Case, contestant: str, quick: bool, around: Around | None = None
 ) -> dict[str, float]:
-    """The same, on servers that run."""
+    """Run one contestant of a case once, on running servers; return its measures."""
     bench = Bench(nodes, quick, around)
     work = case.contestants[contestant](bench)
     if work is not None:
-        asyncio.run(_within(QUICK_TIMEOUT if quick else TIMEOUT, work))
+        asyncio.run(_within(QUICK_TURN_TIMEOUT if quick else TURN_TIMEOUT, work))
     return bench.measures
 
 
@@ -163,14 +164,14 @@ async def _within(timeout: float, work: Awaitable[None]) -> None:
 
 
 def run_apart(case: Case, contestant: str, binary: str, quick: bool) -> dict[str, float]:
-    """The same, in a process of its own. Raises `RuntimeError` with the last line of what it complained of."""
+    """Run one contestant once, in a new process. Raises `RuntimeError` with the last line of its stderr if it fails."""
     command = [sys.executable, "-m", __package__, case.name, "--alone", contestant, "--redis-server", binary]
     done = subprocess.run(
         command + ["--quick"] * quick,
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT + QUICK_TIMEOUT,  # it has ended itself before, unless it blocks
+        timeout=TURN_TIMEOUT + QUICK_TURN_TIMEOUT,  # the process itself ends earlier, unless it blocks
         check=False,
     )
     if done.returncode:
@@ -180,7 +181,7 @@ def run_apart(case: Case, contestant: str, binary: str, quick: bool) -> dict[str
 
 
 def run_all(cases: list[Case], rounds: int, binary: str, quick: bool, peers: bool) -> Results:
-    """Run the cases one after another, and in each the contestants in turn, `rounds` times."""
+    """Run the cases one after another. In each, all contestants run once per round."""
     missing = {distribution for distribution in PEERS.values() if version(distribution) is None}
     results: Results = {}
     for case in cases:
@@ -192,7 +193,7 @@ def run_all(cases: list[Case], rounds: int, binary: str, quick: bool, peers: boo
                 result = results[case.name][name]
                 if PEERS.get(name) in missing:
                     result.failure = "not installed"
-                if not result.failure:  # nor in an earlier round
+                if not result.failure:  # a contestant that failed does not run again
                     try:
                         result.add(run_apart(case, name, binary, quick))
                     except (RuntimeError, subprocess.TimeoutExpired) as error:
@@ -202,7 +203,7 @@ def run_all(cases: list[Case], rounds: int, binary: str, quick: bool, peers: boo
 
 
 def version(distribution: str) -> str | None:
-    """Return the version that is installed."""
+    """Return the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""How long a lone message takes: from the publisher's socket, by way of the server, to the callback.
+"""Case: the time of a single message, from the publisher's socket through the server to the callback.
 
-The same publisher for everybody: in the same process and loop, bare, and without answers from the server. It sends the
-next message when the last one has arrived and the loop is through with it.
+All contestants have the same publisher, in the same process and event loop: a bare socket without replies from the
+server. It sends the next message when the last one has arrived and the loop has finished its tick.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WARM_UP = 100
 
 
 class PingPong:
-    """Sends a message, times it, sends the next."""
+    """Sends one message at a time and measures until it arrives."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -36,21 +36,21 @@ class PingPong:
         self._times: list[float] = []
         self._done = asyncio.Event()
 
-    async def play(self) -> None:
-        """Do all round trips; measure."""
+    async def measure(self) -> None:
+        """Warm up, then measure all round trips."""
         transport, _ = await self._loop.create_connection(asyncio.Protocol, "127.0.0.1", self._bench.port)
         self._transport = cast("asyncio.WriteTransport", transport)
         self._transport.write(pack(b"CLIENT", b"REPLY", b"OFF"))
-        await self._trips(WARM_UP)
+        await self._round_trips(WARM_UP)
         count = self._bench.count(ROUND_TRIPS)
         with self._bench.measured(count):
-            await self._trips(count)
+            await self._round_trips(count)
         self._transport.close()
         assert len(self._times) == count
         percentiles = statistics.quantiles(self._times, n=100)
         self._bench.measures |= {"p50": percentiles[49] * 1e6, "p99": percentiles[98] * 1e6}
 
-    async def _trips(self, count: int) -> None:
+    async def _round_trips(self, count: int) -> None:
         self._left = count
         self._times.clear()
         self._done.clear()
@@ -62,7 +62,7 @@ class PingPong:
         self._transport.write(self._command)
 
     def arrive(self, channel: object, data: object) -> None:
-        """Consume a message."""
+        """Record the arrival of the message."""
         self._times.append(time.perf_counter() - self._sent)
         self._left -= 1
         if self._left:
@@ -72,19 +72,19 @@ class PingPong:
 
 
 async def redismpx(bench: Bench) -> None:
-    game = PingPong(bench)
+    ping_pong = PingPong(bench)
     async with Multiplexer(bench.url) as mpx:
-        sub = mpx.new_channel_subscription(game.arrive)
+        sub = mpx.new_channel_subscription(ping_pong.arrive)
         sub.add("room:0")
         await sub.wait_for_activation(30)
-        await game.play()
+        await ping_pong.measure()
 
 
 class Bare(asyncio.Protocol):
-    """The floor: asyncio, hiredis, and the callback."""
+    """The floor: an asyncio protocol, hiredis, and the callback."""
 
-    def __init__(self, game: PingPong) -> None:
-        self._game = game
+    def __init__(self, ping_pong: PingPong) -> None:
+        self._game = ping_pong
         self._reader = hiredis.Reader(notEnoughData=None)
         self._is_confirmed = False
 
@@ -100,18 +100,18 @@ class Bare(asyncio.Protocol):
 
 
 async def bare_protocol(bench: Bench) -> None:
-    game = PingPong(bench)
-    transport, _ = await asyncio.get_running_loop().create_connection(lambda: Bare(game), "127.0.0.1", bench.port)
+    ping_pong = PingPong(bench)
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: Bare(ping_pong), "127.0.0.1", bench.port)
     await settled(bench.port, 1, 0)
-    await game.play()
+    await ping_pong.measure()
     transport.close()
 
 
 async def peer(name: str, bench: Bench) -> None:
-    game = PingPong(bench)
-    async with LISTEN[name](bench.port, ["room:0"], [], game.arrive):
+    ping_pong = PingPong(bench)
+    async with LISTEN[name](bench.port, ["room:0"], [], ping_pong.arrive):
         await settled(bench.port, 1, 0)
-        await game.play()
+        await ping_pong.measure()
 
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -123,7 +123,7 @@ CONTESTANTS: dict[str, Contestant] = {
 CASES = [
     Case(
         "latency",
-        "a lone message from socket to callback, half of the round trips (p50)",
+        "a single message from socket to callback, median of the round trips (p50)",
         "message",
         CONTESTANTS,
         "p50",

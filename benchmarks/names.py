@@ -1,4 +1,4 @@
-"""Names by the hundred thousand: subscribed, subscribed again after a loss, kept, and given up."""
+"""Cases: a hundred thousand names are subscribed, subscribed again after a loss, held in memory, and unsubscribed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .harness import Bench, Case, Contestant
 from .peers import in_background
 
 NAMES = 100_000
-ROOMS = 5  # that a client joins
-CLIENTS = 100  # that join and leave together
-TICK = 0.001
+ROOMS = 5  # of each client
+CLIENTS = 100  # join and leave together
+TICK = 0.001  # seconds
 
 
 def ignore(channel: object, data: object) -> None:
@@ -36,7 +36,7 @@ def names_for(bench: Bench) -> list[bytes]:
 
 @contextmanager
 def stalls(bench: Bench) -> Iterator[None]:
-    """Measure for how long the loop did not get round to anything else, in milliseconds, at most."""
+    """Measure the longest time for which the event loop ran nothing else, in milliseconds."""
     loop = asyncio.get_running_loop()
     worst = 0.0
     is_over = False
@@ -53,7 +53,7 @@ def stalls(bench: Bench) -> Iterator[None]:
     bench.measures["stall"] = worst * 1000
 
 
-# --- until the last one is active; and until that is so again after the connection was killed
+# --- the time until all names are active, and until they are active again after the connection is killed
 
 
 async def subscribe(again: bool, bench: Bench) -> None:
@@ -64,7 +64,7 @@ async def subscribe(again: bool, bench: Bench) -> None:
         sub = mpx.new_channel_subscription(ignore, lambda error: lost.set())
         if not again:
             with bench.measured(len(names)), stalls(bench):
-                # One call is one stall, and the caller's. Who has as many names and other things to do, pauses.
+                # Each call blocks the loop, so a caller with many names adds them in parts.
                 for start in range(0, len(names), 1000):
                     sub.add(*names[start : start + 1000])
                     await asyncio.sleep(0)
@@ -87,7 +87,7 @@ def assert_subscribed(bench: Bench, channels: int) -> None:
 
 
 def kill(admin: floor.Raw) -> None:
-    """Cut off the subscriber. The server forgets its names before it answers: nothing that a loop may wait for."""
+    """Kill the subscriber's connection. Blocks until the server has removed its names, so call it in a thread."""
     assert admin.command(b"CLIENT", b"KILL", b"TYPE", b"pubsub") == 1
 
 
@@ -117,7 +117,7 @@ async def redis_py_subscribe(again: bool, bench: Bench) -> None:
                 second.function(None, None)
 
     async with Redis(port=bench.port) as client, client.pubsub() as pubsub:
-        await pubsub.subscribe(b"another")  # nothing can be read before
+        await pubsub.subscribe(b"another")  # redis-py cannot read before the first subscribe()
         await pubsub.get_message(timeout=30)
         async with in_background(listen()):
             if not again:
@@ -155,17 +155,17 @@ async def valkey_glide_subscribe(bench: Bench) -> None:
     await client.close()
 
 
-# --- clients that join rooms of their own, and leave
+# --- clients that join rooms of their own and leave them
 
 
-def turns(bench: Bench) -> Iterator[list[list[bytes]]]:
-    """The rooms of the clients of each turn."""
+def client_groups(bench: Bench) -> Iterator[list[list[bytes]]]:
+    """Yield the rooms of each client, group by group."""
     for turn in range(bench.count(10_000, least=CLIENTS) // CLIENTS):
         yield [[b"room:%d:%d:%d" % (turn, client, room) for room in range(ROOMS)] for client in range(CLIENTS)]
 
 
 async def churn(bench: Bench) -> None:
-    work = list(turns(bench))
+    work = list(client_groups(bench))
     async with Multiplexer(bench.url) as mpx:
         await mpx.connect(30)
         with bench.measured(len(work) * CLIENTS):
@@ -182,7 +182,7 @@ async def churn(bench: Bench) -> None:
 
 
 def bare_churn(bench: Bench) -> None:
-    work = list(turns(bench))
+    work = list(client_groups(bench))
     with floor.connect(bench.port) as raw, bench.measured(len(work) * CLIENTS):
         for clients in work:
             names = [room for rooms in clients for room in rooms]
@@ -191,7 +191,7 @@ def bare_churn(bench: Bench) -> None:
 
 
 async def redis_py_churn(bench: Bench) -> None:
-    work = list(turns(bench))
+    work = list(client_groups(bench))
     confirmed = Countdown(0)
 
     async def listen() -> None:
@@ -214,10 +214,10 @@ async def redis_py_churn(bench: Bench) -> None:
 
 
 async def broadcaster_churn(bench: Bench) -> None:
-    """It does not tell when a channel is active."""
+    """broadcaster does not report when a channel is active."""
     from broadcaster import Broadcast
 
-    work = list(turns(bench))
+    work = list(client_groups(bench))
     async with Broadcast(bench.url) as broadcast, broadcast.subscribe("another"):
         with bench.measured(len(work) * CLIENTS):
             for clients in work:
@@ -227,12 +227,12 @@ async def broadcaster_churn(bench: Bench) -> None:
                             await stack.enter_async_context(broadcast.subscribe(room.decode()))
 
 
-# --- what an idle subscription with one channel of its own holds
+# --- the memory of an idle subscription with one channel
 
 
 @contextmanager
 def memory(metric: str, count: int, bench: Bench) -> Iterator[None]:
-    """Measure what is more of it at the end than at the beginning, for each of `count`."""
+    """Measure by how much the metric grows inside the block, divided by `count`."""
     gc.collect()
     if metric == "traced":
         tracemalloc.start()
@@ -265,7 +265,7 @@ async def idle(metric: str, bench: Bench) -> None:
 
 
 async def bare_idle(metric: str, bench: Bench) -> None:
-    """A dictionary with a list of functions for each name."""
+    """The floor: a dictionary with a list of functions for each name."""
     with memory(metric, bench.count(NAMES), bench):
         rooms = {b"room:%d" % number: [ignore] for number in range(bench.count(NAMES))}
     assert len(rooms) == bench.count(NAMES)
@@ -274,7 +274,7 @@ async def bare_idle(metric: str, bench: Bench) -> None:
 async def broadcaster_idle(metric: str, bench: Bench) -> None:
     from broadcaster import Broadcast
 
-    count = bench.count(NAMES // 10)  # what one takes does not depend on it
+    count = bench.count(NAMES // 10)  # the memory of each does not depend on their number
 
     async def listen(subscriber: object) -> None:
         async for _ in subscriber:  # type: ignore[attr-defined]
@@ -322,7 +322,7 @@ CHURN: dict[str, Contestant] = {
 }
 
 CASES = [
-    Case("subscribe", "100,000 channels, until the last is active", "channel", SUBSCRIBE),
+    Case("subscribe", "100,000 channels, until all are active", "channel", SUBSCRIBE),
     Case("resubscribe", "100,000 channels after a killed connection, until all are active", "channel", RESUBSCRIBE),
     Case("churn", "a client joins 5 rooms of its own and leaves", "client", CHURN),
     memory_case("memory", "traced", "as Python counts it (tracemalloc)"),

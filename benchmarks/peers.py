@@ -1,4 +1,4 @@
-"""What a user would pick instead, each as its documentation says: subscribe, and hand each message to `consume`."""
+"""The other libraries, used as their documentation says: subscribe, and pass each message to `consume`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 Consume = Callable[[Any, Any], Any]
-"""Called with channel and payload; sync, or async."""
+"""Called with channel and payload; a function or a coroutine function."""
 
 
 @asynccontextmanager
@@ -96,7 +96,7 @@ async def valkey_glide(
             await consume(message.channel, message.message)
 
     modes = glide.GlideClientConfiguration.PubSubChannelModes
-    has_callback = not inspect.iscoroutinefunction(consume)  # it awaits none
+    has_callback = not inspect.iscoroutinefunction(consume)  # valkey-glide does not await the result of a callback
     subscriptions = glide.GlideClientConfiguration.PubSubSubscriptions(
         {modes.Exact: set(channels), modes.Pattern: set(patterns)},
         (lambda message, context: consume(message.channel, message.message)) if has_callback else None,
@@ -113,11 +113,11 @@ async def valkey_glide(
 
 
 LISTEN = {"redis-py": redis_py, "valkey-glide": valkey_glide, "broadcaster": broadcaster, "coredis": coredis}
-"""By the names of their distributions."""
+"""By the names of the libraries."""
 
 
 async def settled(port: int, channels: int, patterns: int) -> None:
-    """Wait until the server has as many subscribed."""
+    """Wait until this many channels and patterns are subscribed on the server."""
     async with Redis(port=port) as admin:
         while (len(await admin.pubsub_channels()), await admin.pubsub_numpat()) != (channels, patterns):
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Promises: made and kept, made and broken by their deadline."""
+"""Cases: promises that are kept, and promises that time out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .harness import Bench, Case
 
 PROMISES = 50_000
 DRAIN = Drain(pattern=True, channels=PROMISES, messages=PROMISES)
-"""The messages that keep them, each on a channel of its own: what the floor takes in."""
-ROUNDS = 3  # the least of so many, with a deadline and without in turn: the timer is their difference
+"""The messages that keep the promises, each on its own channel; the floor only receives them."""
+ROUNDS = 3  # the minimum counts; with and without a timeout alternately, and the timer is the difference
 
 
 async def kept(bench: Bench) -> None:
@@ -25,7 +25,8 @@ async def kept(bench: Bench) -> None:
             await sub.wait_for_activation(30)
             least: dict[float | None, float] = {}
             for deadline in (None, 60.0) * ROUNDS:
-                promises: list[Promise[bytes]] = []  # those of the last round are not let go at the cost of this one
+                # Frees the promises of the last round before this one is measured.
+                promises: list[Promise[bytes]] = []
                 with bench.measured(count):
                     promises = [sub.new_promise(str(number), deadline) for number in range(count)]
                     bench.publish(publisher, count)
@@ -36,7 +37,7 @@ async def kept(bench: Bench) -> None:
 
 
 async def bare_timers(bench: Bench) -> None:
-    """What asyncio takes for timers that do not fire."""
+    """Measure asyncio's timers that do not fire."""
     loop = asyncio.get_running_loop()
     least = math.inf
     for _ in range(ROUNDS):
@@ -54,7 +55,7 @@ def timers_do_not_fire() -> None:
 
 
 def bare_kept(bench: Bench) -> None:
-    """The message, and beside it the timer."""
+    """The floor: the timer, then the message."""
     asyncio.run(bare_timers(bench))
     bare_loop(DRAIN, bench)
 
@@ -71,7 +72,7 @@ async def expired(bench: Bench) -> None:
 
 
 async def bare_expired(bench: Bench) -> None:
-    """A future and a timer."""
+    """The floor: a future and a timer."""
     loop = asyncio.get_running_loop()
     futures: list[asyncio.Future[bytes]] = []
 
@@ -90,10 +91,10 @@ async def bare_expired(bench: Bench) -> None:
 
 
 CASES = [
-    Case("promise", "made with a deadline, and kept; the floor is the message", "promise", {
+    Case("promise", "created with a timeout, and kept; the floor only receives the message", "promise", {
         "redismpx": kept, "floor": bare_kept,
     }),
-    Case("promise-timeout", "made, and broken by its deadline", "promise", {
+    Case("promise-timeout", "created, and timed out", "promise", {
         "redismpx": expired, "floor": bare_expired,
     }),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Messages are published: by many callers at once, and by one after another. Nobody is subscribed."""
+"""Cases: publish from many callers at once, and from one caller. There are no subscribers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA = b"x" * 64
 
 Publish = Callable[[bytes, bytes], Awaitable[object]]
 Publishing = Callable[[int, int], AbstractAsyncContextManager[Publish]]
-"""Given the port of a server and how many will call at once."""
+"""Takes the port of a server and the number of concurrent callers."""
 
 
 @asynccontextmanager
@@ -34,9 +34,9 @@ async def redismpx(port: int, callers: int) -> AsyncIterator[Publish]:
 
 
 class Bare(asyncio.Protocol):
-    """A connection, hiredis, and a future for each command that waits for its reply.
+    """The floor: a connection, hiredis, and a future for each command.
 
-    What is sent in one tick of the event loop, is written at once.
+    Commands of one tick of the event loop are written together.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ async def bare(port: int, callers: int) -> AsyncIterator[Publish]:
 
 @asynccontextmanager
 async def redis_py(port: int, callers: int) -> AsyncIterator[Publish]:
-    """Each call takes a connection of the pool. It fails if there is none left."""
+    """Each call takes a connection of the pool, and fails if none is left."""
     async with Redis(port=port, max_connections=callers) as client:
         yield client.publish
 
@@ -105,7 +105,7 @@ async def valkey_glide(port: int, callers: int) -> AsyncIterator[Publish]:
 
 
 def published(port: int) -> int:
-    """Return how many messages the server was given."""
+    """Return the number of PUBLISH commands that the server has run."""
     with floor.connect(port) as admin:
         answer = admin.command(b"INFO", b"commandstats")
     found = re.search(r"cmdstat_publish:calls=(\d+)", str(answer))
@@ -124,7 +124,7 @@ async def publish(publishing: Publishing, full: int, messages: int, bench: Bench
         await asyncio.gather(*(call(publish, count) for _ in range(callers)))
 
     async with publishing(bench.port, callers) as publish:
-        await all_call(1)  # connections are made
+        await all_call(1)  # opens the connections
         with bench.measured(callers * each):
             await all_call(each)
     assert published(bench.port) == callers * (each + 1)
@@ -148,5 +148,5 @@ def new_case(name: str, title: str, callers: int, messages: int) -> Case:
 
 CASES = [
     new_case("publish-500", "messages of 64 B, published by 500 callers at once", CALLERS, MESSAGES),
-    new_case("publish-1", "the same by one caller, one after another", 1, MESSAGES // 5),
+    new_case("publish-1", "the same by one caller", 1, MESSAGES // 5),
 ]

@@ -1,6 +1,6 @@
-"""A process of its own that publishes: the messages of a case, in pipelines, when it is told to.
+"""A process that publishes the messages of a case, in pipelines, on command.
 
-It is run by its path and imports nothing that is not Python's own, so that it starts at once.
+It is run by its path and imports only the standard library, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-CHUNK = 1000  # messages in one pipeline
+PIPELINE_SIZE = 1000  # messages
 SLOTS = 16384  # of a cluster
 
 
 class Companion:
-    """A script that runs beside a benchmark, and says a number now and then."""
+    """A script in a process of its own, which starts a step on command and prints a number at its end."""
 
     def __init__(self, *command: str) -> None:
         self._command = command
@@ -32,18 +32,18 @@ class Companion:
         return self
 
     def tell(self) -> None:
-        """Let it go on."""
+        """Tell the script to start its next step."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
 
     def hear(self) -> int:
-        """Wait, with the whole thread, for what it says next."""
+        """Block this thread until the script prints its next number; return the number."""
         assert self._process.stdout is not None
         return int(self._process.stdout.readline())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is not None:  # it may wait for what will not come
+        if error is not None:  # the script may wait for ever
             self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
@@ -52,10 +52,10 @@ class Companion:
 
 
 class Publisher(Companion):
-    """Publishes `messages` of `size` bytes each: the first to channel `prefix`0, and so on round and round.
+    """Publishes `messages` messages of `size` bytes to the channels `prefix`0, `prefix`1, ... in turn.
 
-    Each begins with `head`, which does not count. Of several ports, that of the primary that has the slot of a channel
-    is its port; they share the slots evenly, in this order.
+    Each message starts with `head`, which does not count towards `size`. With several ports, a message goes to the
+    primary that owns the slot of its channel; the primaries share the slots evenly, in the order of the ports.
     """
 
     def __init__(
@@ -73,25 +73,25 @@ class Publisher(Companion):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.hear()  # it has begun
+        self.hear()  # it has started
         return self
 
     def publish(self) -> int:
-        """Publish all of it, while this thread does nothing else; return how often a message had a receiver.
+        """Publish all messages while this thread waits; return the sum of their receivers.
 
-        An event loop stands still meanwhile, so that the messages wait: in its socket, and in the server.
+        An event loop in this thread stands still meanwhile, so the messages are buffered in its socket and the server.
         """
         self.tell()
         return self.hear()
 
 
 def pack(*words: bytes) -> bytes:
-    """Write one command as it goes over the wire."""
+    """Encode one command in RESP."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
 def owner(channel: bytes, ports: list[int]) -> int:
-    """Return the port of the primary that has the slot of a channel."""
+    """Return the port of the primary that owns the slot of a channel."""
     firsts = [SLOTS * number // len(ports) for number in range(len(ports))]
     return ports[bisect(firsts, binascii.crc_hqx(channel, 0) % SLOTS) - 1]
 
@@ -99,7 +99,7 @@ def owner(channel: bytes, ports: list[int]) -> int:
 def pipelines(
     verb: str, channels: list[tuple[bytes, int]], numbers: range, data: bytes
 ) -> list[tuple[int, int, bytes]]:
-    """Return, for each port, how many commands there are for it, and these."""
+    """Return, for each port, the port, the number of its commands, and the encoded commands."""
     commands: defaultdict[int, list[bytes]] = defaultdict(list)
     for number in numbers:
         channel, port = channels[number % len(channels)]
@@ -111,7 +111,7 @@ def main(verb: str, prefix: str, head: str, channels: int, messages: int, size: 
     data = head.encode() + b"x" * size
     names = [b"%s%d" % (prefix.encode(), number) for number in range(channels)]
     owners = [(name, owner(name, list(ports))) for name in names]
-    ranges = [range(start, min(start + CHUNK, messages)) for start in range(0, messages, CHUNK)]
+    ranges = [range(start, min(start + PIPELINE_SIZE, messages)) for start in range(0, messages, PIPELINE_SIZE)]
     chunks = [pipelines(verb, owners, numbers, data) for numbers in ranges]
     with ExitStack() as stack:
         connections = {port: stack.enter_context(socket.create_connection(("127.0.0.1", port))) for port in ports}

@@ -1,4 +1,4 @@
-"""What came of it: tables, JSON, and a chart."""
+"""Report the results as tables, JSON and a chart."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Report:
     # --- tables
 
     def markdown(self) -> str:
-        """Machine and versions, figures, targets; reads well in a terminal too."""
+        """Return tables: the machine and the versions, the cases, the figures, the targets."""
         facts = [f"{name}: {value}" for name, value in self._conditions().items()]
         targets = list(self._targets())
         cases = [(case.name, case.title, f"{UNITS[case.metric]} for each {case.operation}") for case in self._cases]
@@ -71,7 +71,7 @@ class Report:
                 yield target.case, str(target), "missing" if figure is None else show(figure), met
 
     def _conditions(self) -> dict[str, str]:
-        """Where and with what it was measured."""
+        """Return the machine and the versions of the software."""
         libraries = {"hiredis": "hiredis", **PEERS}
         server = subprocess.run([self._binary, "--version"], capture_output=True, text=True, check=True).stdout
         return {
@@ -81,10 +81,10 @@ class Report:
             "libraries": ", ".join(f"{name} {version(of) or 'missing'}" for name, of in libraries.items()),
         }
 
-    # --- for machines
+    # --- JSON
 
     def json(self) -> str:
-        """All figures of all rounds."""
+        """Return all figures of all rounds."""
         cases = {
             case.name: {
                 "title": case.title,
@@ -99,10 +99,10 @@ class Report:
         targets = [dict(zip(("case", "target", "measured", "met"), row, strict=True)) for row in self._targets()]
         return json.dumps({"conditions": self._conditions(), "cases": cases, "targets": targets}, indent=1) + "\n"
 
-    # --- for the eye
+    # --- the chart
 
     def chart(self) -> str:
-        """Bars for how many times the floor each contestant costs, on a logarithmic scale, as SVG."""
+        """Return an SVG with a bar for each contestant: its cost as a multiple of the floor, on a logarithmic scale."""
         left, right, top, line = 130, 620, 50, 17
         shown = [(case, times) for case in self._cases if (times := self._times(case))]
         longest = max((math.log(value) for _, times in shown for value, _ in times.values()), default=1.0)
@@ -127,7 +127,7 @@ class Report:
         return "\n".join([head, background, f'<text x="20" y="28" font-size="15">{title}</text>', *parts, "</svg>\n"])
 
     def _times(self, case: Case) -> dict[str, tuple[float, float]]:
-        """How many times the floor each contestant costs, and its median."""
+        """Return the cost of each contestant as a multiple of the floor, and its median."""
         medians = {
             name: statistics.median(result.rounds[case.metric])
             for name, result in self._results[case.name].items()
@@ -138,7 +138,7 @@ class Report:
 
 
 def ratio(result: Result, other: Result | None, metric: str) -> str:
-    """The median of the rounds' ratios: what disturbs one contestant in a round, often disturbs the other too."""
+    """Return the median of the ratios within each round. A disturbance often affects both contestants of a round."""
     if other is None or metric not in other.rounds:
         return ""
     pairs = zip(result.rounds[metric], other.rounds[metric], strict=False)

@@ -1,4 +1,4 @@
-"""Request and reply: the cost for who asks, and for who answers, the other being another process."""
+"""Cases: the cost of requests for the requester, and for the service. The other side runs in another process."""
 
 from __future__ import annotations
 
@@ -28,107 +28,107 @@ from .harness import Bench, Case, Contestant
 from .peers import in_background, settled
 from .publish import Bare, published
 from .publisher import Companion, Publisher, pack
-from .responder import AT_ONCE, SERVICE
+from .responder import CONCURRENCY, SERVICE
 
 CALLERS = 100
 REQUESTS = 50_000
 BODY = b"x" * 64
 TIMEOUT = 30.0
 
-Ask = Callable[[bytes], Awaitable[bytes]]
-Asking = Callable[[int], AbstractAsyncContextManager[Ask]]
-"""Given the port of a server."""
+SendRequest = Callable[[bytes], Awaitable[bytes]]
+Requesting = Callable[[int], AbstractAsyncContextManager[SendRequest]]
+"""Takes the port of a server."""
 
 
-# --- who asks
+# --- the requester
 
 
-async def measure(asking: Asking, kind: str, port: int, bench: Bench) -> None:
+async def measure(requesting: Requesting, kind: str, port: int, bench: Bench) -> None:
     callers = bench.count(CALLERS, least=10)
     each = bench.count(REQUESTS) // callers
 
     async def call(times: int) -> None:
         for _ in range(times):
-            assert await ask(BODY) == BODY
+            assert await send_request(BODY) == BODY
 
     async def all_call(times: int) -> None:
         await asyncio.gather(*(call(times) for _ in range(callers)))
 
     with Companion(str(Path(__file__).with_name("responder.py")), kind, str(port)) as responder:
         responder.hear()
-        async with asking(port) as ask:
-            await all_call(1)  # connections are made
+        async with requesting(port) as send_request:
+            await all_call(1)  # opens the connections
             with bench.measured(callers * each):
                 await all_call(each)
 
 
-async def ask_redis(asking: Asking, bench: Bench) -> None:
-    await measure(asking, "redismpx", bench.port, bench)
+async def measure_redis(requesting: Requesting, bench: Bench) -> None:
+    await measure(requesting, "redismpx", bench.port, bench)
 
 
-async def ask_nats(bench: Bench) -> None:
+async def measure_nats(bench: Bench) -> None:
     with nats_server() as port:
         await measure(nats_py, "nats", port, bench)
 
 
 @asynccontextmanager
-async def redismpx(port: int) -> AsyncIterator[Ask]:
+async def redismpx(port: int) -> AsyncIterator[SendRequest]:
     async with Multiplexer(f"redis://127.0.0.1:{port}") as mpx:
         yield partial(mpx.request, SERVICE, timeout=TIMEOUT)
 
 
-class BareAsker(Bare):
-    """One connection and one pattern for all answers. No deadlines, and channels that can be guessed."""
+class BareRequester(Bare):
+    """The floor: one connection and one pattern for all replies, no timeouts, and guessable reply channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._answers: dict[bytes, asyncio.Future[bytes]] = {}
+        self._replies_by_channel: dict[bytes, asyncio.Future[bytes]] = {}
         self._numbers = count()
 
-    async def ask(self, body: bytes) -> bytes:
+    async def send_request(self, body: bytes) -> bytes:
         channel = b"reply:%d" % next(self._numbers)
-        answer = self._answers[channel] = self._loop.create_future()
+        reply = self._replies_by_channel[channel] = self._loop.create_future()
         self.send(b"PUBLISH", SERVICE.encode(), envelope(body, channel))
-        return body_of(await answer)
+        return body_of(await reply)
 
     def take(self, reply: Any) -> None:
         if isinstance(reply, list) and reply[0] == b"pmessage":
-            self._answers.pop(reply[2]).set_result(reply[3])
+            self._replies_by_channel.pop(reply[2]).set_result(reply[3])
         else:
             super().take(reply)
 
 
 @asynccontextmanager
-async def bare(port: int) -> AsyncIterator[Ask]:
-    transport, protocol = await asyncio.get_running_loop().create_connection(BareAsker, "127.0.0.1", port)
+async def bare(port: int) -> AsyncIterator[SendRequest]:
+    transport, protocol = await asyncio.get_running_loop().create_connection(BareRequester, "127.0.0.1", port)
     await protocol.send(b"HELLO", b"3")
     await protocol.send(b"PSUBSCRIBE", b"reply:*")
-    yield protocol.ask
+    yield protocol.send_request
     transport.close()
 
 
-class ByHand:
-    """What one writes on redis-py: a channel for each answer, subscribed before the request is published."""
+class RedisPyRequester:
+    """What a user of redis-py writes: a channel for each reply, subscribed before the request is published."""
 
     def __init__(self, client: Redis, pubsub: PubSub) -> None:
         self._client = client
         self._pubsub = pubsub
         self._subscribed: dict[bytes, asyncio.Future[None]] = {}
-        self._answers: dict[bytes, asyncio.Future[bytes]] = {}
+        self._replies_by_channel: dict[bytes, asyncio.Future[bytes]] = {}
 
-    async def ask(self, body: bytes) -> bytes:
+    async def send_request(self, body: bytes) -> bytes:
         loop = asyncio.get_running_loop()
         channel = b"reply:%b" % str(uuid.uuid4()).encode()
         subscribed = self._subscribed[channel] = loop.create_future()
-        answer = self._answers[channel] = loop.create_future()
+        reply = self._replies_by_channel[channel] = loop.create_future()
         try:
             async with asyncio.timeout(TIMEOUT):
                 await self._pubsub.subscribe(channel)
                 await subscribed
                 await self._client.publish(SERVICE, envelope(body, channel))
-                return body_of(await answer)
+                return body_of(await reply)
         finally:
-            del self._subscribed[channel], self._answers[channel]
+            del self._subscribed[channel], self._replies_by_channel[channel]
             await self._pubsub.unsubscribe(channel)
 
     async def listen(self) -> None:
@@ -136,38 +136,38 @@ class ByHand:
             kind, channel = message["type"], message["channel"]
             if kind == "subscribe" and channel in self._subscribed:
                 self._subscribed[channel].set_result(None)
-            elif kind == "message" and channel in self._answers:
-                self._answers[channel].set_result(message["data"])
+            elif kind == "message" and channel in self._replies_by_channel:
+                self._replies_by_channel[channel].set_result(message["data"])
 
 
 @asynccontextmanager
-async def redis_py(port: int) -> AsyncIterator[Ask]:
+async def redis_py(port: int) -> AsyncIterator[SendRequest]:
     async with Redis(port=port, max_connections=CALLERS + 1) as client, client.pubsub() as pubsub:
         await pubsub.subscribe("another")  # listen() ends when nothing is subscribed
-        hand = ByHand(client, pubsub)
-        async with in_background(hand.listen()):
-            yield hand.ask
+        requester = RedisPyRequester(client, pubsub)
+        async with in_background(requester.listen()):
+            yield requester.send_request
 
 
 @asynccontextmanager
-async def nats_py(port: int) -> AsyncIterator[Ask]:
+async def nats_py(port: int) -> AsyncIterator[SendRequest]:
     import nats
 
     async with await nats.connect(f"nats://127.0.0.1:{port}") as client:
 
-        async def ask(body: bytes) -> bytes:
-            answer: bytes = (await client.request(SERVICE, body, timeout=TIMEOUT)).data
-            return answer
+        async def send_request(body: bytes) -> bytes:
+            reply: bytes = (await client.request(SERVICE, body, timeout=TIMEOUT)).data
+            return reply
 
-        yield ask
+        yield send_request
 
 
 @contextmanager
 def nats_server() -> Iterator[int]:
-    """Run a server of NATS, which comes from the system's packages; yield its port."""
+    """Run the NATS server of the system; yield its port."""
     binary = shutil.which("nats-server")
     if binary is None:
-        raise RuntimeError("there is no nats-server on PATH")
+        raise RuntimeError("nats-server is not installed")
     port = free_port()
     with subprocess.Popen([binary, "-a", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL) as process:
         try:
@@ -181,11 +181,11 @@ def nats_server() -> Iterator[int]:
             process.kill()
 
 
-# --- who answers: the requests wait in the socket, as messages do in `drain`
+# --- the service. The requests are buffered in the socket, like the messages of `drain`.
 
 
 def envelope(body: bytes, reply_to: bytes = b"") -> bytes:
-    """Write one with as little as possible: the id and the time are always the same."""
+    """Encode an envelope with the least effort: id and time are constants."""
     space = b" " if reply_to else b""
     first = b"MPX/1 019a1b2c-3d4e-7f60-8a1b-2c3d4e5f6071 2026-01-01T00:00:00.000000Z"
     return b"%b%b%b\r\n\r\n%b" % (first, space, reply_to, body)
@@ -195,14 +195,14 @@ def body_of(data: bytes) -> bytes:
     return data.partition(b"\r\n\r\n")[2]
 
 
-def answer_to(data: bytes) -> tuple[bytes, bytes]:
-    """Return the channel for the answer, and the answer."""
+def reply_to_request(data: bytes) -> tuple[bytes, bytes]:
+    """Return the reply channel and the reply of a request."""
     head, _, body = data.partition(b"\r\n\r\n")
     return head.split(b" ")[3], envelope(body)
 
 
 def requests(bench: Bench) -> tuple[Publisher, int]:
-    """Return who publishes them, and how many there are."""
+    """Return the publisher of the requests, and their number."""
     number = bench.count(REQUESTS)
     return Publisher(bench.port, "room:", 1, number, len(BODY), envelope(b"", b"reply:0").decode()), number
 
@@ -211,25 +211,25 @@ async def serve(bench: Bench) -> None:
     publisher, number = requests(bench)
     countdown = Countdown(number)
 
-    def answer(request: Request) -> bytes:
+    def reply(request: Request) -> bytes:
         countdown.function(request.channel, request.body)
         return request.body
 
     with publisher:
         async with Multiplexer(bench.url, max_pending=number, max_pending_bytes=None) as mpx:
-            await mpx.serve("room:0", answer, concurrency=AT_ONCE).wait_for_activation(30)
+            await mpx.serve("room:0", reply, concurrency=CONCURRENCY).wait_for_activation(30)
             with bench.measured(number):
                 bench.publish(publisher, number)
                 await countdown.done.wait()
-                await mpx.drain()  # the last answers are published
+                await mpx.drain()  # publishes the last replies
     assert published(bench.port) == 2 * number
 
 
 def bare_serve(bench: Bench) -> None:
-    """As much as has arrived is answered at once."""
+    """Reply to all requests that have arrived, with one write."""
     publisher, number = requests(bench)
     with publisher, floor.connect(bench.port) as raw:
-        raw.command(b"HELLO", b"3")  # in RESP2, who is subscribed may not publish
+        raw.command(b"HELLO", b"3")  # with RESP2, a subscribed connection must not publish
         raw.subscribe([b"room:0"])
         feed, gets, recv, send = raw.reader.feed, raw.reader.gets, raw.connection.recv, raw.connection.sendall
         with bench.measured(number):
@@ -237,19 +237,19 @@ def bare_serve(bench: Bench) -> None:
             left = number
             while left:
                 feed(recv(floor.READ_SIZE))
-                answers = []
+                replies = []
                 while (reply := gets()) is not None:
                     if isinstance(reply, list):
-                        answers.append(pack(b"PUBLISH", *answer_to(reply[2])))
-                    else:  # how many received an answer
+                        replies.append(pack(b"PUBLISH", *reply_to_request(reply[2])))
+                    else:  # the number of receivers of a reply
                         left -= 1
-                if answers:
-                    send(b"".join(answers))
+                if replies:
+                    send(b"".join(replies))
     assert published(bench.port) == 2 * number
 
 
 async def redis_py_serve(bench: Bench) -> None:
-    """One after another, which takes least CPU time."""
+    """Reply to one request after another, which takes the least CPU time."""
     publisher, number = requests(bench)
     with publisher:
         async with Redis(port=bench.port) as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
@@ -259,7 +259,7 @@ async def redis_py_serve(bench: Bench) -> None:
                 bench.publish(publisher, number)
                 left = number
                 async for message in pubsub.listen():
-                    await client.publish(*answer_to(message["data"]))
+                    await client.publish(*reply_to_request(message["data"]))
                     left -= 1
                     if not left:
                         break
@@ -267,14 +267,14 @@ async def redis_py_serve(bench: Bench) -> None:
 
 
 REQUEST: dict[str, Contestant] = {
-    "redismpx": partial(ask_redis, redismpx),
-    "floor": partial(ask_redis, bare),
-    "redis-py": partial(ask_redis, redis_py),
-    "nats-py": ask_nats,
+    "redismpx": partial(measure_redis, redismpx),
+    "floor": partial(measure_redis, bare),
+    "redis-py": partial(measure_redis, redis_py),
+    "nats-py": measure_nats,
 }
 SERVE: dict[str, Contestant] = {"redismpx": serve, "floor": bare_serve, "redis-py": redis_py_serve}
 
 CASES = [
-    Case("request", "100 callers at once, each of whom asks again when it has its answer", "request", REQUEST),
-    Case("serve", "requests that wait in the socket are answered, 100 at once", "request", SERVE),
+    Case("request", "100 callers at once, each sends the next request after its reply", "request", REQUEST),
+    Case("serve", "requests that are buffered in the socket get replies, 100 at once", "request", SERVE),
 ]

@@ -1,4 +1,4 @@
-"""A process of its own that answers requests, until its input ends: `python responder.py redismpx|nats PORT`."""
+"""A process that replies to requests until a line or the end of its stdin: `python responder.py redismpx|nats PORT`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import sys
 from typing import Any
 
 SERVICE = "service"
-AT_ONCE = 100  # requests that are handled
+CONCURRENCY = 100  # requests that are handled at once
 
 
 async def serve_redis(port: int) -> None:
     from redismpx import Multiplexer
 
     async with Multiplexer(f"redis://127.0.0.1:{port}") as mpx:
-        service = mpx.serve(SERVICE, lambda request: request.body, concurrency=AT_ONCE)
+        service = mpx.serve(SERVICE, lambda request: request.body, concurrency=CONCURRENCY)
         await service.wait_for_activation(30)
-        await until_told()
+        await until_stopped()
 
 
 async def serve_nats(port: int) -> None:
     import nats
 
-    async def answer(message: Any) -> None:
+    async def reply(message: Any) -> None:
         await message.respond(message.data)
 
     async with await nats.connect(f"nats://127.0.0.1:{port}") as client:
-        await client.subscribe(SERVICE, cb=answer)
+        await client.subscribe(SERVICE, cb=reply)
         await client.flush()
-        await until_told()
+        await until_stopped()
 
 
-async def until_told() -> None:
-    print(0, flush=True)  # it has begun
+async def until_stopped() -> None:
+    print(0, flush=True)  # it has started
     await asyncio.to_thread(sys.stdin.readline)
 
 

@@ -1,7 +1,8 @@
-"""Sharded Pub/Sub in a cluster, and classic Pub/Sub in the same.
+"""Cases: sharded Pub/Sub in a cluster, and classic Pub/Sub in the same cluster.
 
-`sharded-N` and `cluster-classic` are drains: what a message costs whoever receives it. `throughput-N` is what the
-servers pay, and how many messages pass in a second, while all of them, the publisher and the subscriber work at once.
+`sharded-N` and `cluster-classic` measure what a message costs the receiver, like `drain`. `throughput-N` measures what
+a message costs the servers, and the messages per second, while the servers, the publisher and the subscriber all work
+at once.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from .publisher import Publisher, owner
 
 CHANNELS = 300
 MESSAGES = 200_000
-POLL = 0.001  # seconds between two looks for messages, when there were none
-TIMEOUT = 30.0  # seconds until the primaries have passed on to each other what they have
+POLL_INTERVAL = 0.001  # seconds, after a poll without a message
+FORWARD_TIMEOUT = 30.0  # seconds, until the primaries have forwarded all messages to each other
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is published: sharded or classic. Both go to the primary that has the slot of the channel."""
+    """What is published: sharded or classic messages. Both go to the primary that owns the slot of the channel."""
 
     sharded: bool
 
@@ -49,10 +50,10 @@ class Load:
 
 Wait = Callable[[], Awaitable[object]]
 Listening = Callable[[Load, Bench, Countdown], AbstractAsyncContextManager[Wait]]
-"""Subscribes to all channels, and hands each message to a function; gives what waits until that has got all."""
+"""Subscribes to all channels and counts the messages; yields a function that waits until all have arrived."""
 
 
-# --- who listens
+# --- the subscribers
 
 
 @asynccontextmanager
@@ -66,7 +67,7 @@ async def redismpx(load: Load, bench: Bench, countdown: Countdown) -> AsyncItera
 
 @asynccontextmanager
 async def bare(load: Load, bench: Bench, countdown: Countdown) -> AsyncIterator[Wait]:
-    """A socket for each primary; only one if all come from one."""
+    """The floor: a socket for each primary; for classic channels a single one."""
     verb, ports = (b"SSUBSCRIBE", bench.ports) if load.sharded else (b"SUBSCRIBE", bench.ports[:1])
     channels = [name.encode() for name in load.names]
     with ExitStack() as stack:
@@ -94,7 +95,7 @@ async def bare(load: Load, bench: Bench, countdown: Countdown) -> AsyncIterator[
 
 @asynccontextmanager
 async def redis_py(load: Load, bench: Bench, countdown: Countdown) -> AsyncIterator[Wait]:
-    """Sharded messages are polled for. With a timeout, it would wait for those of one shard while others have some."""
+    """Poll for sharded messages. With a timeout, redis-py waits for one shard while other shards have messages."""
 
     async def listen() -> None:
         async for message in pubsub.listen():
@@ -105,7 +106,7 @@ async def redis_py(load: Load, bench: Bench, countdown: Countdown) -> AsyncItera
         while True:
             message = await pubsub.get_sharded_message(ignore_subscribe_messages=True)
             if message is None:
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(POLL_INTERVAL)
             else:
                 countdown.function(message["channel"], message["data"])
 
@@ -133,55 +134,55 @@ async def coredis(load: Load, bench: Bench, countdown: Countdown) -> AsyncIterat
         yield countdown.done.wait
 
 
-# --- what the servers know
+# --- counters of the servers
 
 
-def ask_all(bench: Bench, *command: bytes) -> list[Any]:
-    """Return what each primary answers."""
-    answers: list[Any] = []
+def command_all(bench: Bench, *command: bytes) -> list[Any]:
+    """Send a command to each primary; return the replies."""
+    replies: list[Any] = []
     for port in bench.ports:
         with floor.connect(port) as admin:
-            answers.append(admin.command(*command))
-    return answers
+            replies.append(admin.command(*command))
+    return replies
 
 
-def total(answers: list[Any], field: str) -> float:
-    """Add up a field of what INFO or CLUSTER INFO says; a primary that does not have it yet has counted nothing."""
-    return sum(float(found) for answer in answers for found in re.findall(rf"{field}:([\d.]+)", str(answer)))
+def total(replies: list[Any], field: str) -> float:
+    """Return the sum of a field of INFO or CLUSTER INFO replies. A primary without the field counts as 0."""
+    return sum(float(found) for reply in replies for found in re.findall(rf"{field}:([\d.]+)", str(reply)))
 
 
 async def settled(load: Load, bench: Bench) -> None:
     """Wait until each channel has one subscriber."""
     command = (b"PUBSUB", b"SHARDNUMSUB" if load.sharded else b"NUMSUB", *(name.encode() for name in load.names))
-    while sum(sum(answer[1::2]) for answer in ask_all(bench, *command)) != CHANNELS:
+    while sum(sum(reply[1::2]) for reply in command_all(bench, *command)) != CHANNELS:
         await asyncio.sleep(0.01)
 
 
-class Bus:
-    """Classic messages go from the primary that they are published to, to each other one. Sharded ones stay."""
+class ForwardedMessages:
+    """Counts the classic messages that the primaries forward to each other. Sharded messages are not forwarded."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._before = self._count()
 
     def _count(self) -> float:
-        return total(ask_all(self._bench, b"CLUSTER", b"INFO"), "cluster_stats_messages_publish_received")
+        return total(command_all(self._bench, b"CLUSTER", b"INFO"), "cluster_stats_messages_publish_received")
 
     def wait(self, messages: int) -> None:
-        """Wait, with the whole thread, until as many have reached all."""
-        give_up = time.monotonic() + TIMEOUT
+        """Block this thread until all primaries have received this many messages."""
+        give_up = time.monotonic() + FORWARD_TIMEOUT
         expected = messages * (len(self._bench.ports) - 1)
         while (passed := self._count() - self._before) < expected:
-            assert time.monotonic() < give_up, f"{passed:g} of {expected} messages were passed on"
+            assert time.monotonic() < give_up, f"{passed:g} of {expected} messages were forwarded"
             time.sleep(0.01)
 
 
 def servers_cpu(bench: Bench) -> float:
-    """Seconds that all primaries have used."""
-    return total(ask_all(bench, b"INFO", b"CPU"), r"used_cpu_(?:user|sys)")
+    """Return the seconds of CPU time that all primaries have used."""
+    return total(command_all(bench, b"INFO", b"CPU"), r"used_cpu_(?:user|sys)")
 
 
-# --- what is measured
+# --- the measurements
 
 
 async def drain(listening: Listening, load: Load, bench: Bench) -> None:
@@ -190,13 +191,13 @@ async def drain(listening: Listening, load: Load, bench: Bench) -> None:
     with load.publisher(bench) as publisher:
         async with listening(load, bench, countdown) as wait:
             await settled(load, bench)
-            bus = Bus(bench)
+            forwarded = ForwardedMessages(bench)
             with bench.measured(messages):
                 if load.sharded:
                     bench.publish(publisher, messages)
                 else:
-                    publisher.publish()  # it only counts who is subscribed where it publishes
-                    bus.wait(messages)
+                    publisher.publish()  # its result counts only the subscribers at the primary that it publishes to
+                    forwarded.wait(messages)
                     bench.start_clock()
                 await wait()
 
@@ -207,7 +208,7 @@ async def throughput(listening: Listening, load: Load, bench: Bench) -> None:
     with load.publisher(bench) as publisher:
         async with listening(load, bench, countdown) as wait:
             await settled(load, bench)
-            bus = Bus(bench)
+            forwarded = ForwardedMessages(bench)
             before = servers_cpu(bench)
             with bench.measured(messages):
                 publisher.tell()
@@ -216,7 +217,7 @@ async def throughput(listening: Listening, load: Load, bench: Bench) -> None:
             if load.sharded:
                 assert received == messages
             else:
-                bus.wait(messages)
+                forwarded.wait(messages)
             bench.measures["servers"] = (servers_cpu(bench) - before) * 1e6 / messages
             bench.measures["rate"] = 1e6 / bench.measures["wall"]
 

@@ -1,4 +1,4 @@
-"""What redismpx is to reach: bounds on its figures, most of them beside another contestant of the same rounds."""
+"""Bounds for the figures of redismpx, most of them relative to another contestant of the same rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .harness import UNITS, Result
 
 
 class Relation(enum.Enum):
-    """How the figure that is bounded is made."""
+    """How the figure of redismpx is compared with the bound."""
 
     TIMES = "at most {} x {}"
     TIMES_LESS = "at least {} x less than {}"
@@ -35,7 +35,7 @@ class Target(NamedTuple):
         return f"{self.metric} {self.relation.value.format(limit, other)}"
 
     def measure(self, results: dict[str, Result]) -> float | None:
-        """Return the figure: the median of what the rounds came to. None if a contestant is missing."""
+        """Return the median of the compared figures of all rounds, or None if a contestant is missing."""
         try:
             ours, others = (results[name].rounds[self.metric] for name in ("redismpx", self.against))
         except KeyError:

@@ -1,4 +1,4 @@
-"""A broadcast end to end: from Redis to a thousand WebSocket clients in ten rooms, through uvicorn and Starlette."""
+"""Case: a broadcast from Redis to a thousand WebSocket clients in ten rooms, through uvicorn and Starlette."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .publisher import Companion, Publisher
 
 ROOMS = 10
 CLIENTS = 1000
-ROUNDS = 50  # of a message to each room; the next begins when all clients have theirs
+ROUNDS = 50  # of one message to each room; the next round starts when all clients have their message
 PACKAGES = {"redismpx", "uvicorn", "starlette", "websockets", "asyncio", "broadcaster", "redis"}
 SAMPLE_EVERY = 0.001  # seconds of CPU
 
 Serve = Callable[[WebSocket, str], Awaitable[None]]
-"""Sends a client what is published to its room, until it leaves."""
+"""Sends a client the messages of its room until the client leaves."""
 
 
-async def left(client: WebSocket) -> None:
+async def until_left(client: WebSocket) -> None:
     """Wait until a client leaves."""
     with suppress(WebSocketDisconnect):
         while True:
@@ -48,14 +48,14 @@ async def redismpx(bench: Bench) -> AsyncIterator[Serve]:
         async def serve(client: WebSocket, room: str) -> None:
             async with mpx.new_channel_subscription(lambda channel, data: client.send_text(data.decode())) as sub:
                 sub.add(room)
-                await left(client)
+                await until_left(client)
 
         yield serve
 
 
 @asynccontextmanager
 async def bare(bench: Bench) -> AsyncIterator[Serve]:
-    """redis-py, and a set of clients for each room: one that is slow delays all."""
+    """The floor: redis-py and a set of clients for each room. A slow client delays all others."""
     rooms: defaultdict[str, set[WebSocket]] = defaultdict(set)
 
     async def consume(channel: bytes, data: bytes) -> None:
@@ -64,7 +64,7 @@ async def bare(bench: Bench) -> AsyncIterator[Serve]:
 
     async def serve(client: WebSocket, room: str) -> None:
         rooms[room].add(client)
-        await left(client)
+        await until_left(client)
         rooms[room].discard(client)
 
     async with redis_py(bench.port, [f"room:{number}" for number in range(ROOMS)], [], consume):
@@ -73,7 +73,7 @@ async def bare(bench: Bench) -> AsyncIterator[Serve]:
 
 @asynccontextmanager
 async def broadcaster(bench: Bench) -> AsyncIterator[Serve]:
-    """A queue and a task for each client, as its documentation has it."""
+    """A queue and a task for each client, as the documentation of broadcaster shows."""
     from broadcaster import Broadcast
 
     async with Broadcast(bench.url) as broadcast:
@@ -84,7 +84,7 @@ async def broadcaster(bench: Bench) -> AsyncIterator[Serve]:
                     await client.send_text(event.message)
 
             async with broadcast.subscribe(room) as subscriber, in_background(send()):
-                await left(client)
+                await until_left(client)
 
         yield serve
 
@@ -107,7 +107,7 @@ async def measure(approach: Callable[[Bench], AbstractAsyncContextManager[Serve]
         app = Starlette(routes=[WebSocketRoute("/{room}", accept)])
         config = uvicorn.Config(app, lifespan="off", log_level="error", ws_per_message_deflate=False)
         server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0), buffer=CLIENTS) as listener:
+        with socket.create_server(("127.0.0.1", 0), backlog=CLIENTS) as listener:
             serving = asyncio.create_task(server.serve([listener]))
             port = listener.getsockname()[1]
             with (
@@ -126,13 +126,13 @@ async def measure(approach: Callable[[Bench], AbstractAsyncContextManager[Serve]
 
 @contextmanager
 def sampled(shares: Counter[str]) -> Iterator[None]:
-    """Count which package this process is at work in, for every millisecond of CPU."""
+    """Count, for every millisecond of CPU time, the package whose code runs."""
 
     def sample(number: int, frame: FrameType | None) -> None:
         while frame is not None:
             folders = frame.f_code.co_filename.split("/")
             package = next((folder for folder in folders[-3:-1] if folder in PACKAGES), None)
-            if package is not None:  # the innermost; what it calls that is written in C, such as hiredis, counts as its
+            if package is not None:  # the innermost; code in C, such as hiredis, counts for its caller
                 shares[package] += 1
                 return
             frame = frame.f_back

@@ -1,4 +1,4 @@
-"""WebSocket clients in a process of their own: says how many are connected; then, for each round, how many got it."""
+"""A process with WebSocket clients. Prints the number of connected clients, then the receivers of each round."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 from websockets.asyncio.client import ClientConnection, connect
 
-AT_A_TIME = 50  # that connect
+MAX_CONNECTING = 50  # clients that connect at a time
 
 
 async def main(port: int, rooms: int, clients: int, rounds: int) -> None:
-    gate = asyncio.Semaphore(AT_A_TIME)
+    gate = asyncio.Semaphore(MAX_CONNECTING)
 
     async def join(number: int) -> ClientConnection:
         async with gate:
@@ -22,7 +22,7 @@ async def main(port: int, rooms: int, clients: int, rounds: int) -> None:
     for _ in range(rounds):
         print(len(await asyncio.gather(*(connection.recv() for connection in connections))), flush=True)
     for connection in connections:
-        connection.transport.abort()  # the server stands still until this process has ended
+        connection.transport.abort()  # without a closing handshake: the server is blocked until this process ends
 
 
 if __name__ == "__main__":

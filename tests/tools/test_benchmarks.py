@@ -80,7 +80,7 @@ def test_a_contestant_gets_its_own_cluster(binary: str) -> None:
     assert run_here(CASES["throughput-1"], "floor", binary, quick=True).keys() == {"cpu", "wall", "servers", "rate"}
 
 
-@pytest.mark.parametrize("loop", [pieces.bare, pieces.told_apart, pieces.checked])
+@pytest.mark.parametrize("loop", [pieces.bare, pieces.looked_up, pieces.checked])
 async def test_each_loop_of_a_drain_calls_for_each_message(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each measured loop calls the function once for each message."""
     called: list[tuple[object, object]] = []
