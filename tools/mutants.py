@@ -132,16 +132,22 @@ MUTANTS = [
     Mutant(
         "one slow async callback stops everybody",
         "_io/session/dispatcher.py",
+<<<<<<< HEAD
         "                        self._take(subscriber, result)\n",
         "                        self._take(subscriber, result)\n                        break\n",
         f"{CALLBACKS} -k a_hanging_callback_delays_no_other_subscription",
+=======
+        "                        self._take_result(subscriber, result)\n",
+        "                        self._take_result(subscriber, result)\n                        break\n",
+        f"{CALLBACKS} -k never_returns",
+>>>>>>> 4034a98 (Rewrite the dispatcher in plain words, and give the subscriber's interface a file)
     ),
     Mutant(
         "a CancelledError of the only callback ends the reader",
         "_io/session/dispatcher.py",
         "                    except BaseException as error:  # noqa: BLE001, users' code\n"
-        "                        sole.failed(error)",
-        "                    except Exception as error:\n                        sole.failed(error)",
+        "                        only.failed(error)",
+        "                    except Exception as error:\n                        only.failed(error)",
         f"{CALLBACKS} -k exception_goes_to_on_error",
     ),
     Mutant(
@@ -240,7 +246,7 @@ MUTANTS = [
     Mutant(
         "P1: no disconnect",
         "_io/session/dispatcher.py",
-        "                subscriber.disconnect(error if names is None else _narrowed(error, names))\n",
+        "                subscriber.disconnect(error if names is None else _limit_to(names, error))\n",
         "                pass\n",
         f"{TORTURE} -k killed_connection",
     ),
@@ -269,7 +275,7 @@ MUTANTS = [
     Mutant(
         "P4: a subscriber taken away during a fan-out is called all the same",
         "_io/session/dispatcher.py",
-        "        if entry.active_snapshot is fanout or",
+        "        if entry.active_snapshot is snapshot or",
         "        if True or",
         f"{CALLBACKS} -k a_subscriber_removed_during_a_fan_out_gets_nothing",
     ),
@@ -423,7 +429,7 @@ MUTANTS = [
     Mutant(
         "nobody counts a burst when it is over",
         "_io/session/dispatcher.py",
-        "            self._counters.messages += replies - others\n            self._settle()\n",
+        "            self._counters.messages += replies - others\n            self._flush_deferred()\n",
         "            self._counters.messages += replies - others\n",
         "tests/live/test_reading.py -k a_subscription_without_on_message_can_be_read",
     ),
@@ -601,7 +607,7 @@ MUTANTS = [
     Mutant(
         "a burst is handed on in one go",
         "_io/session/dispatcher.py",
-        "                    if monotonic() > turn_ends:\n",
+        "                    if monotonic() > deadline:\n",
         "                    if False:\n",
         "tests/live/test_fairness.py -k burst",
     ),
@@ -615,8 +621,8 @@ MUTANTS = [
     Mutant(
         "a fan-out to many is done in one go",
         "_io/session/dispatcher.py",
-        "            start += PORTION\n            if monotonic() > turn_ends:\n",
-        "            start += PORTION\n            if False:\n",
+        "            start += FANOUT_CHUNK\n            if monotonic() > deadline:\n",
+        "            start += FANOUT_CHUNK\n            if False:\n",
         "tests/live/test_fairness.py -k hundred_thousand",
     ),
     Mutant(
@@ -836,7 +842,7 @@ MUTANTS = [
     Mutant(
         "a name that was unsubscribed unasked, while it was removed and added again, stays where it is",
         "_io/session/dispatcher.py",
-        "(oldest is None or oldest.confirmed == answered)",
+        "(oldest is None or oldest.confirmed == confirmed)",
         "oldest is None",
         "tests/io/test_evictions.py",
     ),
@@ -857,7 +863,7 @@ MUTANTS = [
     Mutant(
         "a shard's loss is told without names",
         "_io/session/dispatcher.py",
-        "if self._evict is not None:  # its others may be on links to other nodes",
+        "if self._evict is not None:  # its other names may be on links to other nodes",
         "if False:",
         f"{CLUSTER} -k gap_of_its_own",
     ),

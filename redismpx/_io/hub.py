@@ -17,7 +17,7 @@ from ..stats import Counters
 from .deployment import Deployment
 from .runtime.log import logger
 from .runtime.tasks import Tasks
-from .session.dispatcher import Subscriber
+from .session.subscriber import Subscriber
 
 
 class Closable(Protocol):

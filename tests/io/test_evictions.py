@@ -6,8 +6,9 @@ import math
 
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind, new_parser
-from redismpx._io.session.dispatcher import Dispatcher, Subscriber
+from redismpx._io.session.dispatcher import Dispatcher
 from redismpx._io.session.listener import Listener
+from redismpx._io.session.subscriber import Subscriber
 from redismpx.stats import Counters
 
 SUBSCRIBED = b"*3\r\n$10\r\nssubscribe\r\n$1\r\na\r\n:1\r\n"

@@ -430,11 +430,11 @@ ENTRIES: list[tuple[type, str]] = [
     (Session, "_retry"),
     (Link, "_watch"),
     (Link, "_take"),
-    (Link, "_hear"),
+    (Link, "_note_reply"),
     (Dispatcher, "receive"),
-    (Dispatcher, "_confirm"),
-    (Dispatcher, "_answer"),
-    (Dispatcher, "_go_on"),
+    (Dispatcher, "_take_other"),
+    (Dispatcher, "_take_error"),
+    (Dispatcher, "_continue_fan_out"),
     (Dispatcher, "lose"),
     (Registry, "next_commands"),
     (Registry, "activate_late"),
@@ -456,8 +456,13 @@ async def test_an_internal_error_is_critical_and_a_disconnect(
     owner: type,
     name: str,
 ) -> None:
+<<<<<<< HEAD
     """An exception in any method that the loop calls is CRITICAL in the log, ends the connection and is recovered."""
     monkeypatch.setattr(dispatch_module, "PORTION", 1)
+=======
+    """Whatever the loop calls may fail, once: it is logged, the connection is given up, and all begins anew."""
+    monkeypatch.setattr(dispatch_module, "FANOUT_CHUNK", 1)
+>>>>>>> 4034a98 (Rewrite the dispatcher in plain words, and give the subscriber's interface a file)
     await set_limited_user(admin, "&*", "-psubscribe")
     async with limited(server, ping_interval=0.05) as mpx:
         checker = Checker()
@@ -480,7 +485,7 @@ async def test_an_internal_error_is_critical_and_a_disconnect(
         sub.add("b")  # flush, confirm
         mpx.new_pattern_subscription("refused", on_error=lambda _: None)  # refuse
         mpx.new_channel_subscription(lambda *_: None).add("a")  # welcome
-        await admin.publish("a", "x")  # fan out to more than a portion
+        await admin.publish("a", "x")  # fan out to more than a chunk
         if name in ("_retry", "retry_refused"):
             await until(lambda: mpx._hub.deployment.main._retrying is not None)
             mpx._hub.deployment.main._retry_in(0)

@@ -19,7 +19,7 @@ from ...stats import Counters
 from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from ..runtime.notification import Notifier
 from ..runtime.tasks import TIME_SLICE, Tasks, is_cancelled, running_task
-from ..session.dispatcher import Deliver
+from ..session.subscriber import Deliver
 from .reporter import Report, Reporter
 
 _NO_REFUSALS: dict[bytes, SubscriptionRefused] = {}  # of all who have none; never written to

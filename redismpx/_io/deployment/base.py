@@ -14,9 +14,9 @@ from ..redispy.client import AbstractBackoff
 from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
 from ..session.delivery_probe import DeliveryProbe
-from ..session.dispatcher import Subscriber
 from ..session.listener import Listener
 from ..session.session import Session, SessionOptions
+from ..session.subscriber import Subscriber
 
 
 class DeploymentOptions(NamedTuple):

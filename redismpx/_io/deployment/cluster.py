@@ -11,8 +11,9 @@ from ...errors import ConnectionLost
 from ..publishing.cluster import ClusterPublisher
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, SlotMap
-from ..session.dispatcher import Evict, Subscriber
+from ..session.dispatcher import Evict
 from ..session.session import Session
+from ..session.subscriber import Subscriber
 from .base import Deployment, DeploymentOptions
 from .shards import Shards
 

@@ -12,9 +12,9 @@ from ..redispy.endpoint import SentinelEndpoint
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import is_cancelling
-from ..session.dispatcher import Deliver
 from ..session.listener import Listener
 from ..session.session import Session
+from ..session.subscriber import Deliver
 from .base import DeploymentOptions
 from .standalone import Standalone
 

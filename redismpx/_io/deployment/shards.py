@@ -25,8 +25,9 @@ from ..redispy.slot_map import ClusterNode, NodeEndpoint, SlotMap
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import TIME_SLICE, is_cancelled, is_cancelling
-from ..session.dispatcher import Evict, Subscriber
+from ..session.dispatcher import Evict
 from ..session.session import Session, SessionState
+from ..session.subscriber import Subscriber
 
 SHARD_LINGER = 1.0  # seconds that a session is kept after the last of its channels was removed
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two looks at the slot map, while a channel is misplaced

@@ -16,8 +16,8 @@ from ..redispy.errors import ResponseError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import is_cancelling
-from .dispatcher import Deliver
 from .listener import Listener
+from .subscriber import Deliver
 
 LONGEST_WAIT = 10  # intervals between two probes, when one after the other abandons a link
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import ConnectionLost, SubscriptionRefused
-from .dispatcher import Deliver
+from .subscriber import Deliver
 
 
 class Listener:

@@ -20,9 +20,10 @@ from ..redispy.errors import RedisTimeoutError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling, running_task
-from .dispatcher import Dispatcher, Evict, Subscriber
+from .dispatcher import Dispatcher, Evict
 from .link import Link
 from .reconnect import ReconnectPolicy
+from .subscriber import Subscriber
 
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was subscribed is dialled again
 
