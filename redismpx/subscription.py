@@ -210,6 +210,4 @@ class MessageSubscription(Subscription, Generic[T]):
 
     def _check_read(self) -> None:
         if not self._inbox.is_read:
-            raise RuntimeError(
-                "this subscription has on_message, so it cannot be read; make one without on_message"
-            )
+            raise RuntimeError("this subscription has on_message, so it cannot be read; make one without on_message")

@@ -132,15 +132,9 @@ MUTANTS = [
     Mutant(
         "one slow async callback stops everybody",
         "_io/session/dispatcher.py",
-<<<<<<< HEAD
-        "                        self._take(subscriber, result)\n",
-        "                        self._take(subscriber, result)\n                        break\n",
-        f"{CALLBACKS} -k a_hanging_callback_delays_no_other_subscription",
-=======
         "                        self._take_result(subscriber, result)\n",
         "                        self._take_result(subscriber, result)\n                        break\n",
-        f"{CALLBACKS} -k never_returns",
->>>>>>> 4034a98 (Rewrite the dispatcher in plain words, and give the subscriber's interface a file)
+        f"{CALLBACKS} -k a_hanging_callback_delays_no_other_subscription",
     ),
     Mutant(
         "a CancelledError of the only callback ends the reader",

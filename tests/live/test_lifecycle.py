@@ -456,13 +456,8 @@ async def test_an_internal_error_is_critical_and_a_disconnect(
     owner: type,
     name: str,
 ) -> None:
-<<<<<<< HEAD
     """An exception in any method that the loop calls is CRITICAL in the log, ends the connection and is recovered."""
-    monkeypatch.setattr(dispatch_module, "PORTION", 1)
-=======
-    """Whatever the loop calls may fail, once: it is logged, the connection is given up, and all begins anew."""
     monkeypatch.setattr(dispatch_module, "FANOUT_CHUNK", 1)
->>>>>>> 4034a98 (Rewrite the dispatcher in plain words, and give the subscriber's interface a file)
     await set_limited_user(admin, "&*", "-psubscribe")
     async with limited(server, ping_interval=0.05) as mpx:
         checker = Checker()

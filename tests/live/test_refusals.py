@@ -131,14 +131,9 @@ async def test_a_revoked_permission_refuses_its_name_alone(server: Server, admin
             await subs[0].wait_for_activation(5)
 
 
-<<<<<<< HEAD
 async def test_a_busy_server_is_retried_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transient error such as -BUSY refuses no name: the command is repeated at intervals."""
-    monkeypatch.setattr(dispatch_module, "RETRY_PASSING", 0.1)
-=======
-async def test_a_server_that_is_only_busy_is_asked_again_and_not_in_a_hot_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch_module, "RETRY_TRANSIENT", 0.1)
->>>>>>> 4034a98 (Rewrite the dispatcher in plain words, and give the subscriber's interface a file)
     asked: list[list[bytes]] = []
     busy = True
 

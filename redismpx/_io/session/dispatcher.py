@@ -82,7 +82,7 @@ class Dispatcher:
     def receive(self, gets: Callable[[], object], deadline: float) -> tuple[int, bool]:
         """Take complete replies from `gets` until there are no more, or until `deadline` on the monotonic clock.
 
-        Return how many replies were taken, and whether there are no more. The loop is one function for speed. It has four
+        Return how many replies were taken, and whether there are no more. The loop is one function for speed, with four
         cases.
         """
         if self._fan_out is not None and not self._continue_fan_out(deadline):
