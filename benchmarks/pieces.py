@@ -77,14 +77,14 @@ async def eager_tasks(times: int) -> None:
 
 async def queues(times: int) -> None:
     buffer = new_buffer(times, Overflow.DROP_OLDEST, Budget())
-    put, hand = buffer.put, buffer.hand
+    put, batch = buffer.put, buffer.batch
     for _ in range(times // SLICE):
         for _ in itertools.repeat(None, SLICE):
             put(CHANNEL, DATA)
-        buffer.settle()
-        while hand or buffer.pop_message() is not None:
-            while hand:
-                hand.pop(), hand.pop()
+        buffer.commit()
+        while batch or buffer.pop_message() is not None:
+            while batch:
+                batch.pop(), batch.pop()
 
 
 async def messages(times: int) -> None:

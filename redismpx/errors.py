@@ -19,6 +19,7 @@ __all__ = [
     "TooManyChannels",
     "TooManyPatterns",
     "TooManyPromises",
+    "narrow",
     "plain",
     "quote",
 ]
@@ -106,6 +107,13 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         """The channels or patterns concerned; None: all of the subscription."""
         self.sent = sent
         """From `publish()`: True if the message may have been published; False if it was not, and will not be."""
+
+
+def narrow(error: ConnectionLost, names: frozenset[bytes]) -> ConnectionLost:
+    """Return the same error about these names only."""
+    narrowed = ConnectionLost(error.reason, names, sent=error.sent)
+    narrowed.__cause__ = error.__cause__
+    return narrowed
 
 
 class SubscriptionRefused(RedisMPXError):

@@ -39,7 +39,7 @@ from .promise import PromiseSubscription
 from .request import Handler, OutgoingRequest, Requester
 from .service import Service, kind_of
 from .stats import Counters, Stats
-from .subscription import MessageSubscription
+from .subscription import MessageSubscription, Subscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
 
 
@@ -474,7 +474,7 @@ class Multiplexer:
             messages=counters.messages,
             ignored=counters.ignored,
             pending=sum(s.pending for s in subscriptions if isinstance(s, (MessageSubscription, Service))),
-            pending_bytes=hub.budget.used,
+            pending_bytes=sum(s._inbox.pending_bytes for s in subscriptions if isinstance(s, Subscription)),
             dropped=counters.dropped,
             promises=counters.promises,
             published=counters.published,

@@ -35,8 +35,7 @@ class Stats:
     pending: int
     """The number of buffered messages of all subscriptions."""
     pending_bytes: int
-    """The bytes of their channels and payloads. Up to 32 messages that a consumer has just taken may still count,
-    because they are subtracted together."""
+    """The bytes of their channels and payloads."""
     dropped: int
     """The number of messages dropped so far; see `ChannelSubscription.dropped`."""
     promises: int

@@ -200,8 +200,8 @@ class MessageSubscription(Subscription, Generic[T]):
         return self
 
     async def __anext__(self) -> Message[T]:
-        if hand := self._inbox.hand:
-            return new_message((hand.pop(), hand.pop(), self._source))
+        if batch := self._inbox.batch:
+            return new_message((batch.pop(), batch.pop(), self._source))
         try:
             channel, data = self._inbox.read_in_turn() or await self._inbox.read()
         except EOFError:

@@ -1,310 +1,474 @@
-"""The events that wait for a subscription's consumer: in order, bounded, counted. No I/O, no clock."""
+"""The events that wait for a subscription's consumer: in order, bounded, counted. No I/O, no clock.
+
+All events are in one list, oldest first, two items for each:
+
+    channel, payload    a message
+    None, signal        an activation, a disconnect or an error
+    None, None          an event that was removed, or popped
+
+Not a tuple for each: many tuples would make the garbage collector walk the whole heap again and again. A removed event
+leaves its two items behind, so the positions of the others stay valid; `_compact()` deletes such items many at a time.
+"""
 
 from __future__ import annotations
 
 import enum
 import sys
-from bisect import bisect_left
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
-HAND = 32  # messages that are handled together
+BATCH_SIZE = 32  # messages that are popped and counted together
+SLACK = 64  # items that may be left behind before anything is done about them
 
-LATER = object()
-"""What put() returns when settle() is to be called when no more messages come for now."""
+DEFERRED = object()
+"""What put() returns when commit() is to be called once no more messages are at hand."""
 FULL = object()
-"""What put() returns when settle() is to be called at once."""
+"""What put() returns when commit() is to be called at once."""
 
 
 class Overflow(enum.Enum):
-    """What gives way when more messages, or more bytes, would wait for a subscription's consumer than may."""
+    """Which message is dropped when a subscription's buffer is full: in number, or in bytes."""
 
     DROP_OLDEST = "drop_oldest"
-    """The oldest message that waits."""
+    """The oldest message in the buffer."""
     DROP_NEWEST = "drop_newest"
-    """The message that just came."""
+    """The message that has just arrived."""
     LATEST = "latest"
-    """Whenever one waits, the earlier message of the same channel; beyond `max_pending` channels, the oldest."""
+    """Always the earlier message of the same channel; with more than `max_pending` channels, the oldest message."""
     CLOSE = "close"
-    """The subscription: it is closed."""
+    """The message that has just arrived, and the subscription is closed."""
 
 
 class Signal(enum.Enum):
-    """An event that is not a message. Signals are never dropped for lack of room; see disconnect() for their bound."""
+    """The kinds of events that are not messages. Signals are never dropped for lack of room."""
 
     ACTIVATION = "activation"
     DISCONNECT = "disconnect"
     ERROR = "error"
 
 
+class QueuedSignal:
+    """A signal in the buffer: its kind, its argument, and the names that it is about; None stands for all names."""
+
+    __slots__ = ("argument", "kind", "names")
+
+    def __init__(self, kind: Signal, argument: object, names: set[bytes] | None) -> None:
+        self.kind = kind
+        self.argument = argument
+        self.names = names
+
+
 class Budget:
-    """The bytes of names and payloads that may wait: in each buffer, and in all of a multiplexer's together.
+    """The bytes of names and payloads that may be pending: in each buffer, and in all of a multiplexer together.
 
     No buffer may hold more than is left free for all. So there is always room for one more, however many are full.
     """
 
-    __slots__ = ("each", "total", "used")
+    __slots__ = ("each", "lenders", "total", "used")
 
     def __init__(self, each: int | None = None, total: int | None = None) -> None:
         self.each: int = sys.maxsize if each is None else each
         self.total: int = sys.maxsize if total is None else total
         self.used: int = 0
+        """The bytes that the buffers have counted. For a lent batch that is what it had at first."""
+        self.lenders: set[Buffer] = set()
+        """The buffers that have lent a batch."""
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether so little is free that messages are to be counted one by one."""
+        return 2 * self.used > self.total
+
+    def recall(self) -> None:
+        """Make `used` exact."""
+        for buffer in tuple(self.lenders):
+            buffer.recall()
+
+
+class _Index:
+    """Where in the list of a buffer the events about each name are, among them some that are gone."""
+
+    __slots__ = ("end", "limit", "places", "size")
+
+    def __init__(self, start: int) -> None:
+        self.places: dict[bytes, list[int]] = {}
+        self.end = start  # the events before this position are indexed
+        self.size = 0  # of all lists
+        self.limit = sys.maxsize  # when there are more, it is built again
 
 
 class Buffer:
     """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows.
 
-    Beyond that the oldest message gives way, or the newest. Messages come many at a time, and are counted together:
-    after put() settle() is to be called, in the end and before anything else. Whoever takes very many takes them from
-    `hand`, and asks pop_message() when there is none.
+    Beyond that the oldest message is dropped, or the newest. Messages arrive many at a time and are counted together:
+    put() adds to `fresh`; commit() is called at the end of the burst, and before any other change. They leave many at
+    a time, too: the consumer pops from `batch`, and calls pop_message() when that is empty.
     """
 
-    __slots__ = ("_budget", "_bytes", "_count", "_dealt", "_drop_newest", "_most", "_portions", "_put", "_quiet",
-                 "_rearm_at", "_spare", "fresh", "hand", "overflowing", "signals")  # fmt: skip
+    __slots__ = ("_budget", "_bytes", "_count", "_drop_newest", "_full_gap", "_head", "_index", "_items", "_lent",
+                 "_max_pending", "_oldest", "_quiet", "_rearm_at", "_removed", "_room", "batch", "fresh",
+                 "overflowing", "signals")  # fmt: skip
 
     def __init__(self, max_pending: int, budget: Budget, drop_newest: bool = False) -> None:
-        # Messages and signals are two queues, merged by how many messages were put before each signal, so that the
-        # message which gives way is easily found. A message is two items in a list of many: a tuple for each would have
-        # the garbage collector walk the whole heap again and again while many come.
         self.fresh: list[bytes] = []
-        """The newest messages, which are not counted yet: channel, payload, channel, ..."""
-        self._portions: deque[list[bytes]] = deque()  # those before them, HAND at most in each, the next one last
-        self.hand: list[bytes] = []
-        """The very next messages, the next one last: ..., payload, channel. Their bytes count until all are gone."""
-        self.signals: deque[tuple[int, Signal, object, frozenset[bytes] | None]] = deque()
-        """The signals that wait: the place of each, what it is, its argument, and the names that it concerns."""
+        """The newest messages, not counted yet: channel, payload, channel, ..."""
+        self.batch: list[bytes] = []
+        """The oldest messages, the next one last: ..., payload, channel. Never the last message of the buffer, so the
+        consumer need not look at the buffer after each."""
+        self.signals: int = 0
+        """How many signals are queued."""
         self.overflowing: bool = False
         """Whether messages were dropped, and the consumer has not caught up since."""
-        self._most = max_pending
+        self._items: list[Any] = []  # see the top of this module
+        self._head = 0  # position of the next event; all before it are None
+        self._count = 0  # messages from there on
+        self._removed = 0  # removed events from there on
+        self._oldest = 0  # no message is between `_head` and this position
+        self._full_gap = -1  # position of a queued disconnect of all names; no later disconnect is queued
+        self._index: _Index | None = None  # made when something is removed: nothing else needs it
+        self._max_pending = max_pending
         self._drop_newest = drop_newest
         self._rearm_at = max_pending // 2
-        self._put = 0  # messages put so far, without those dropped as the newest
-        self._count = 0  # messages in `_portions`
-        self._spare = 2 * max_pending  # items for which `fresh` has room, as far as their number goes
-        self._quiet = 0  # items in `fresh` up to which put() has nothing to say
+        self._room = 2 * max_pending  # items that `fresh` may have, as far as their number goes
+        self._quiet = 0  # items that `fresh` may have before put() returns anything
         self._budget = budget
-        self._bytes = 0  # that wait here, without those in `fresh`
-        self._dealt = 0  # of these, what `hand` had at first
+        self._bytes = 0  # of all messages, without `fresh`
+        self._lent: int | None = None  # of these, the bytes that `batch` had at first; None if no batch is lent
 
     def __len__(self) -> int:
-        """Messages waiting."""
-        return self._count + (len(self.fresh) + len(self.hand)) // 2
+        """Messages pending."""
+        return self._count + (len(self.fresh) + len(self.batch)) // 2
 
     def __bool__(self) -> bool:
-        """Whether anything waits, a message or a signal."""
-        return bool(self.signals) or len(self) > 0
+        """Whether anything is pending, a message or a signal."""
+        return self.signals > 0 or len(self) > 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """The bytes of the messages pending."""
+        return self._bytes - (self._lent or 0) + sum(map(len, self.batch)) + sum(map(len, self.fresh))
 
     @property
     def signal_is_next(self) -> bool:
         """Whether the oldest event is a signal."""
-        return bool(self.signals) and not self.hand and self._oldest() >= self.signals[0][0]
+        return self.signals > 0 and not self.batch and self._items[self._skip()] is None
+
+    # --- events in
 
     def put(self, channel: bytes, data: bytes) -> object:
-        """Add a message to those that settle() will count; return LATER, FULL, or None if nothing is to be done."""
+        """Add a message that commit() will count; return DEFERRED, FULL, or None if nothing is to be done."""
         fresh = self.fresh
         fresh.append(channel)
         fresh.append(data)
         return self._remind() if len(fresh) > self._quiet else None
 
     def _remind(self) -> object:
-        if len(self.fresh) > self._spare:
+        if len(self.fresh) > self._room:
             return FULL
-        self._quiet = self._spare
-        return LATER
+        self._quiet = self._room
+        return DEFERRED
 
-    def settle(self) -> int:
-        """Count what is fresh, in one go if there is room for all of it; return how many were dropped for it."""
-        fresh, self.fresh, self._quiet = self.fresh, [], 0
-        self._measure()
-        budget, dropped = self._budget, 0
-        size = sum(map(len, fresh))
-        waiting = self._bytes + size
-        if len(fresh) <= self._spare and waiting <= budget.each and waiting + budget.used + size <= budget.total:
-            for start in range(0, len(fresh), 2 * HAND):
-                self._portions.append(fresh[start : start + 2 * HAND][::-1])
-            self._put += len(fresh) // 2
-            self._count += len(fresh) // 2
-            self._spare -= len(fresh)
-            self._grow(size)
-        else:
-            for channel, data in _pairs(fresh):
-                dropped += self.message(channel, data)
-        return dropped
+    def commit(self) -> int:
+        """Count the fresh messages, in one go if there is room for all of them; return how many were dropped.
 
-    def message(self, channel: bytes, data: bytes) -> int:
-        """Add a message, and count it; return how many were dropped for it."""
-        self.take_back()
-        is_after_signal = self.signals and self.signals[-1][0] == self._put
-        if not self._portions or len(self._portions[-1]) >= 2 * HAND or is_after_signal:
-            self._portions.append([])
-        self._portions[-1][:0] = (data, channel)
-        self._put += 1
-        self._count += 1
-        self._grow(len(channel) + len(data))
-        dropped = self._make_room()
-        self._measure()
-        return dropped
-
-    def signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
-        """Add a signal that concerns `names`; None stands for all of them."""
-        self.take_back()
-        self.signals.append((self._put, signal, argument, names))
-
-    def disconnect(self, error: object, names: frozenset[bytes] | None) -> int:
-        """Add a disconnect; return how many messages were dropped for it.
-
-        If the same disconnect waits already, the connection between the two came and went unseen: both become one
-        gap, and what was received in between is dropped. So reconnects cannot fill the queue of a stuck consumer.
+        There must be some.
         """
-        for later, (place, signal, _, earlier) in enumerate(reversed(self.signals)):
-            if signal is Signal.DISCONNECT:
-                if earlier == names:
-                    return self._remove(names, since=place, signals=len(self.signals) - later, errors=False)
-                if earlier is None or names is None or earlier & names:
-                    break  # another gap of these names is between
-        self.signal(Signal.DISCONNECT, error, names)
-        return 0
-
-    def discard(self, names: frozenset[bytes] | None) -> int:
-        """Remove all that concerns only `names`, or, for None, all; return how many messages that were."""
-        dropped = self._remove(names, since=0, signals=0, errors=True)
-        if names is None:
-            dropped += len(self.fresh) // 2
-            self.fresh.clear()
+        fresh, self.fresh, self._quiet = self.fresh, [], 0
+        size, dropped = sum(map(len, fresh)), 0
+        if self._fits(len(fresh) // 2, size) or self._fits_exactly(len(fresh) // 2, size):
+            self._append(fresh, size)
+        else:
+            dropped = self._squeeze(fresh, size)
+        self._room = 2 * (self._max_pending - len(self))
         return dropped
+
+    def _squeeze(self, fresh: list[bytes], size: int) -> int:
+        """Add messages for which there is no room; return how many were dropped."""
+        dropped = 0
+        if self._drop_newest:
+            for channel, data in _pairs(fresh):
+                size = len(channel) + len(data)
+                if self._fits(1, size):
+                    self._append((channel, data), size)
+                else:
+                    dropped += 1
+        else:
+            self._append(fresh, size)
+            while self._count and not self._fits(0, 0):
+                self._drop_oldest()
+                dropped += 1
+            self._tidy()
+        return dropped
+
+    def signal(self, kind: Signal, argument: object, name: bytes) -> None:
+        """Add an activation or an error."""
+        self._add_signal(QueuedSignal(kind, argument, {name}))
+
+    def disconnect(self, argument: object, names: frozenset[bytes] | None) -> int:
+        """Add a disconnect of these names, or, for None, of all; return how many messages were dropped for it.
+
+        A name of which an earlier disconnect is still queued is not repeated: its connection between the two came and
+        went unseen. Both are one gap for the consumer, and what was received between them is dropped. So reconnects
+        cannot fill the buffer of a stuck consumer.
+        """
+        self.recall()
+        if names is None and self._full_gap >= 0:
+            dropped = self._drop_after_full_gap()
+        elif names is None:
+            self._full_gap = len(self._items)
+            self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, None))
+            return 0
+        else:
+            dropped, places, new = 0, self._places(), set(names)
+            for name in names:
+                gap = self._gap_of(places.get(name, ()))
+                if gap >= 0:
+                    new.discard(name)
+                    dropped += self._remove(name, gap + 2)
+            if new:
+                self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, new))
+        self._tidy()
+        self._rearm()
+        return dropped
+
+    def _drop_after_full_gap(self) -> int:
+        """Remove what was queued after a disconnect of all names; return how many messages that were.
+
+        The error about a name stays, if the name was not activated after it: it is not reported again.
+        """
+        before = self._count
+        activated: set[bytes] = set()
+        for position in range(len(self._items) - 2, self._full_gap, -2):
+            signal: QueuedSignal | None = self._items[position + 1]
+            if self._items[position] is not None:
+                self._remove_message(position)
+            elif signal is not None and signal.names is not None:
+                if signal.kind is Signal.ERROR and not signal.names <= activated:
+                    continue
+                activated |= signal.names
+                self._remove_signal(position)
+        return before - self._count
+
+    def _gap_of(self, places: Any) -> int:
+        """Return the position of the last disconnect queued that is about a name with these places; -1 if none is."""
+        if self._full_gap >= 0:
+            return self._full_gap
+        for position in reversed(places):
+            if position < self._head:
+                break
+            signal = self._items[position + 1]
+            if self._items[position] is None and signal is not None and signal.kind is Signal.DISCONNECT:
+                return int(position)
+        return -1
+
+    # --- events out
 
     def pop_message(self) -> tuple[bytes, bytes] | None:
         """Remove and return the oldest event, if that is a message: its channel and payload."""
-        hand = self.hand
-        if not hand:
-            self._deal()
-            if not hand:
-                return None
-        channel, data = hand.pop(), hand.pop()
-        if not hand:
-            self.take_back()
+        batch = self.batch
+        if not batch:
+            if self._lent is not None:
+                self.recall()
+            if self.signals or self._count < 2 or self.overflowing or self._budget.is_tight:
+                return self._pop_one()
+            self._lend()
+        return batch.pop(), batch.pop()
+
+    def pop_signal(self) -> QueuedSignal | None:
+        """Remove and return the oldest event, if that is a signal."""
+        if not self.signal_is_next:
+            return None
+        signal: QueuedSignal = self._items[self._head + 1]
+        self._remove_signal(self._head)
+        self._skip()
+        self._tidy()
+        return signal
+
+    def remove(self, names: frozenset[bytes]) -> int:
+        """Remove all that is queued about these names; return how many messages that were.
+
+        A disconnect loses these names, and is removed if it has no others. One of all names stays.
+        """
+        self.recall()
+        self._places()
+        dropped = sum([self._remove(name, 0) for name in names])
+        self._tidy()
+        self._rearm()
+        return dropped
+
+    def clear(self) -> int:
+        """Remove everything; return how many messages that were."""
+        dropped = len(self)
+        self.recall()
+        self._grow(-self._bytes)
+        self.fresh.clear()
+        self._items.clear()
+        self._head = self._count = self._removed = self._oldest = self._quiet = self.signals = 0
+        self._full_gap, self._index = -1, None
+        self._rearm()
+        return dropped
+
+    def _pop_one(self) -> tuple[bytes, bytes] | None:
+        """Pop one message, and count it at once."""
+        if not self._count or (self.signals and self.signal_is_next):
+            return None
+        items, head = self._items, self._skip()
+        channel, data = items[head], items[head + 1]
+        self._remove_message(head)
+        self._skip()
+        self._tidy()
         if self.overflowing:
             self._rearm()
         return channel, data
 
-    def pop_signal(self) -> tuple[Signal, object] | None:
-        """Remove and return the oldest event, if that is a signal: which, and its argument."""
-        if not self.signal_is_next:
-            return None
-        _, signal, argument, _ = self.signals.popleft()
-        return signal, argument
+    def _lend(self) -> None:
+        """Move the next messages to the batch, which is counted when it is used up or recalled.
 
-    def _remove(self, names: frozenset[bytes] | None, since: int, signals: int, errors: bool) -> int:
-        """Remove what concerns only `names`, but the messages before the place `since`, and the first `signals`.
-
-        Return how many messages that were.
+        The batch ends before the first removed event, so that recall() restores all positions.
         """
-        self.take_back()
-        before = len(self)
-        self._keep(lambda place, channel: place < since or not (names is None or channel in names))
-        self.signals = deque(
-            s
-            for number, s in enumerate(self.signals)
-            if number < signals
-            or (s[1] is Signal.ERROR and not errors)
-            or not (names is None or (s[3] is not None and s[3] <= names))
-        )
-        self._rearm()
-        return before - len(self)
+        items, head = self._items, self._skip()
+        chunk = items[head : head + 2 * min(BATCH_SIZE, self._count - 1)]
+        if self._removed and None in chunk:
+            del chunk[chunk.index(None) :]
+        size = len(chunk)
+        items[head : head + size] = _NONES[:size]  # or the payloads would outlive their consumption
+        self._head = head + size
+        self._count -= size // 2
+        chunk.reverse()
+        self.batch.extend(chunk)
+        self._lent = sum(map(len, chunk))
+        self._budget.lenders.add(self)
 
-    # --- the hand
-
-    def _deal(self) -> None:
-        """Lay the next portion at hand, but of the last portion not the last message.
-
-        Only one message, if something else must happen when it is gone. So whoever takes from the hand need not look.
-        """
-        self._grow(-self._dealt)
-        self._dealt = 0
-        if not self._count or (self.signals and self.signal_is_next):
+    def recall(self) -> None:
+        """Move what is left of the batch back to the list, and count it exactly."""
+        batch = self.batch
+        if self._lent is None:
             return
-        portion, left = self._portions[0], 0
-        if self.signals or self.overflowing:
-            left = len(portion) - 2
-        elif len(self._portions) == 1:
-            left = min(2, len(portion) - 2)
-        self.hand.extend(portion[left:])
-        del portion[left:]
-        if not portion:
-            self._portions.popleft()
-        self._count -= len(self.hand) // 2
-        self._dealt = sum(map(len, self.hand))
-
-    def take_back(self) -> None:
-        """Put what is at hand back to the others, and count it exactly."""
-        if self._dealt or self.hand:
-            self._grow(sum(map(len, self.hand)) - self._dealt)
-            self._dealt = 0
-        if self.hand:
-            self._portions.appendleft(self.hand.copy())
-            self._count += len(self.hand) // 2
-            self.hand.clear()
-
-    # --- the messages; how they are kept
-
-    def _oldest(self) -> int:
-        """Return the place of the oldest message: how many were put before it, and not dropped as the newest."""
-        return self._put - self._count
-
-    def _give_way(self) -> None:
-        """Remove the message that is to go when there is no room."""
-        portions = self._portions
-        if self._drop_newest:
-            gone = portions[-1][:2]
-            del portions[-1][:2]
-            if not portions[-1]:
-                portions.pop()
-            self._put -= 1
+        self._grow(sum(map(len, batch)) - self._lent)
+        self._lent = None
+        self._budget.lenders.discard(self)
+        if batch:
+            self._head -= len(batch)
+            self._items[self._head : self._head + len(batch)] = batch[::-1]
+            self._count += len(batch) // 2
+            self._oldest = self._head
+            batch.clear()
         else:
-            gone = [portions[0].pop(), portions[0].pop()]
-            if not portions[0]:
-                portions.popleft()
-        self._count -= 1
-        self._grow(-sum(map(len, gone)))
+            self._tidy()
 
-    def _keep(self, wanted: Callable[[int, bytes], bool]) -> None:
-        """Remove all messages but the wanted, by their places and channels."""
-        place = self._oldest()
-        places: list[int] = []  # of those that are kept
-        portions, self._portions = self._portions, deque()
-        for portion in portions:
-            kept: list[bytes] = []
-            for channel, data in _pairs(portion[::-1]):
-                if wanted(place, channel):
-                    places.append(place)
-                    kept += (channel, data)
-                else:
-                    self._grow(-len(channel) - len(data))
-                place += 1
-            if kept:
-                self._portions.append(kept[::-1])
-        self._count = len(places)
-        first = self._oldest()
-        self.signals = deque((first + bisect_left(places, s[0]), *s[1:]) for s in self.signals)
+    # --- the list
+
+    def _append(self, messages: list[bytes] | tuple[bytes, bytes], size: int) -> None:
+        self._items += messages
+        self._count += len(messages) // 2
+        self._grow(size)
+
+    def _add_signal(self, signal: QueuedSignal) -> None:
+        self._items += (None, signal)
+        self.signals += 1
+
+    def _skip(self) -> int:
+        """Move the head to the oldest event; return its position."""
+        items, head = self._items, self._head
+        while self._removed and items[head + 1] is None:
+            head += 2
+            self._removed -= 1
+        self._head = head
+        return head
+
+    def _drop_oldest(self) -> None:
+        items, position = self._items, max(self._oldest, self._head)
+        while items[position] is None:
+            position += 2
+        self._remove_message(position)
+        self._oldest = position + 2
+
+    def _remove_message(self, position: int) -> None:
+        items = self._items
+        self._grow(-len(items[position]) - len(items[position + 1]))
+        items[position] = items[position + 1] = None
+        self._count -= 1
+        self._removed += 1
+
+    def _remove_signal(self, position: int) -> None:
+        self._items[position + 1] = None
+        self.signals -= 1
+        self._removed += 1
+        if position == self._full_gap:
+            self._full_gap = -1
+
+    def _remove(self, name: bytes, start: int) -> int:
+        """Remove what is queued about an indexed name from position `start` on; return how many messages that were."""
+        assert self._index is not None
+        places, before = self._index.places.pop(name, ()), self._count
+        kept = []
+        for position in places:
+            signal = self._items[position + 1]
+            if position < start:
+                kept.append(position)
+            elif self._items[position] is not None:
+                self._remove_message(position)
+            elif signal is not None:  # popped and removed events are still in the index
+                signal.names.discard(name)
+                if not signal.names:
+                    self._remove_signal(position)
+        if kept:
+            self._index.places[name] = kept
+        return before - self._count
+
+    def _places(self) -> dict[bytes, list[int]]:
+        """Return where the events about each name are, after indexing those that are not indexed yet."""
+        index, items = self._index, self._items
+        if index is None or index.size > index.limit:
+            self._index = index = _Index(self._head)
+        places, start = index.places, max(index.end, self._head)
+        for position, channel in zip(range(start, len(items), 2), items[start::2], strict=True):
+            if channel is not None:
+                places.setdefault(channel, []).append(position)
+                index.size += 1
+            elif (signal := items[position + 1]) is not None and signal.names is not None:
+                for name in signal.names:
+                    places.setdefault(name, []).append(position)
+                index.size += len(signal.names)
+        if index.limit == sys.maxsize:
+            index.limit = 2 * index.size + SLACK
+        index.end = len(items)
+        return places
+
+    def _tidy(self) -> None:
+        """Delete what popped and removed events left behind, when that is a quarter of the list."""
+        waste = self._head + 2 * self._removed
+        if 4 * waste > len(self._items) + SLACK and (self._index is None or waste > len(self._index.places)):
+            self._compact()  # to build the index again costs no more than to pop and remove these events did
+
+    def _compact(self) -> None:
+        """Delete what popped and removed events left behind. The index must be built again."""
+        items, head = self._items, self._skip()
+        if self._full_gap >= 0:
+            self._full_gap -= head + 2 * items[head + 1 : self._full_gap : 2].count(None)
+        del items[:head]
+        if self._removed:
+            self._items = [item for pair in _pairs(items) if pair[1] is not None for item in pair]
+        self._head = self._removed = self._oldest = 0
+        self._index = None
 
     # --- the room
 
-    def _make_room(self) -> int:
-        """Have as many messages give way as must; return how many."""
-        budget, dropped = self._budget, 0
-        while (
-            len(self) > self._most
-            or self._bytes > budget.each
-            or self._bytes + budget.used > budget.total  # more than is left free
-        ):
-            self._give_way()
-            dropped += 1
-            if self._drop_newest:  # there was room without it
-                break
-        return dropped
+    def _fits(self, messages: int, size: int) -> bool:
+        """Whether there is room for so many messages of so many bytes, as far as they are counted."""
+        budget, pending = self._budget, self._bytes + size
+        return (
+            len(self) + messages <= self._max_pending
+            and pending <= budget.each
+            and pending <= budget.total - budget.used - size  # what would be left free
+        )
 
-    def _measure(self) -> None:
-        self._spare = 2 * (self._most - len(self))
+    def _fits_exactly(self, messages: int, size: int) -> bool:
+        """Whether there is room, after everything is counted exactly."""
+        if self._budget.lenders:
+            self._budget.recall()
+            return self._fits(messages, size)
+        return False
 
     def _grow(self, size: int) -> None:
         self._bytes += size
@@ -318,69 +482,55 @@ class Buffer:
 
 
 class Latest(Buffer):
-    """A buffer in which only the newest message of each channel waits; beyond the bounds the oldest gives way.
+    """A buffer in which only the newest message of each channel is pending; beyond the bounds the oldest is dropped.
 
-    Each is counted at once, for it may replace another, and none is dealt before it is asked for.
+    Each is counted at once and none is lent, for each may be replaced.
     """
 
-    __slots__ = ("_messages",)
+    __slots__ = ("_newest",)
 
     def __init__(self, max_pending: int, budget: Budget) -> None:
         super().__init__(max_pending, budget)
-        self._messages: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
-        self._spare = -1
-        self._rearm_at = 0  # replacing is what it is for: an episode lasts until the consumer has caught up
+        self._newest: dict[bytes, int] = {}  # position of the newest message of each channel; it may be gone
+        self._room = -1
+        self._rearm_at = 0  # replacing is the purpose: an episode lasts until the consumer has caught up
 
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def message(self, channel: bytes, data: bytes) -> int:
-        replaced = self._messages.pop(channel, None)
-        self._messages[channel] = (self._put, data)
-        self._put += 1
-        if replaced is None:
-            self._grow(len(channel) + len(data))
-            return self._make_room()
-        self._grow(len(data) - len(replaced[1]))
-        return 1 + self._make_room()
+    def commit(self) -> int:
+        fresh, self.fresh = self.fresh, []
+        dropped = 0
+        for channel, data in _pairs(fresh):
+            position = self._newest.get(channel, -1)
+            if position >= self._head and self._items[position] is not None:
+                self._remove_message(position)
+                dropped += 1
+            self._newest[channel] = len(self._items)
+            dropped += self._squeeze([channel, data], len(channel) + len(data))
+        return dropped
 
     def pop_message(self) -> tuple[bytes, bytes] | None:
-        if not self._messages or self.signal_is_next:
-            return None
-        channel, data = self._pop()
-        if self.overflowing:
-            self._rearm()
-        return channel, data
+        return self._pop_one()
 
-    def _pop(self) -> tuple[bytes, bytes]:
-        channel, (_, data) = self._messages.popitem(last=False)
-        self._grow(-len(channel) - len(data))
-        return channel, data
+    def clear(self) -> int:
+        self._newest.clear()
+        return super().clear()
 
-    def _measure(self) -> None:
-        """There is never any room to spare."""
-
-    def _oldest(self) -> int:
-        return next(iter(self._messages.values()), (self._put,))[0]
-
-    def _give_way(self) -> None:
-        self._pop()
-
-    def _keep(self, wanted: Callable[[int, bytes], bool]) -> None:
-        for channel, (place, data) in tuple(self._messages.items()):
-            if not wanted(place, channel):
-                del self._messages[channel]
-                self._grow(-len(channel) - len(data))
+    def _compact(self) -> None:
+        super()._compact()
+        channels = enumerate(self._items[::2])
+        self._newest = {channel: 2 * number for number, channel in channels if channel is not None}
 
 
-def _pairs(items: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
     """Take channel, payload, channel, ... two by two."""
     one_by_one = iter(items)
     return zip(one_by_one, one_by_one, strict=True)
 
 
+_NONES = (None,) * (2 * BATCH_SIZE)
+
+
 def new_buffer(max_pending: int, overflow: Overflow, budget: Budget) -> Buffer:
-    """Make a buffer of which messages give way as `overflow` says."""
+    """Return a buffer that drops messages as `overflow` says."""
     if overflow is Overflow.LATEST:
         return Latest(max_pending, budget)
     return Buffer(max_pending, budget, drop_newest=overflow is not Overflow.DROP_OLDEST)

@@ -1069,3 +1069,63 @@ async def test_no_slot_map_refresh_starts_after_closing(
     assert all(task.cancelling() for task in asyncio.all_tasks() if "redismpx" in task.get_name())
     await mpx.aclose()
     assert not left_behind()
+
+
+async def stuck(mpx: Multiplexer, channel: bytes, *others: bytes) -> tuple[ChannelSubscription[bytes], list[Any]]:
+    """A sharded subscription whose callback hangs at the first message, and the names of its later disconnects."""
+    entered, lost = asyncio.Event(), []
+
+    async def hang(channel: bytes, message: bytes) -> None:
+        entered.set()
+        await gate.wait()
+
+    gate = asyncio.Event()
+    sub = mpx.new_channel_subscription(hang, lambda error: lost.append(error.names), sharded=True)
+    sub.add(channel, *others)
+    await sub.wait_for_activation(10)
+    await mpx.publish(channel, b"x", sharded=True)
+    await asyncio.wait_for(entered.wait(), 5)
+    lost.append(gate.set)
+    return sub, lost
+
+
+async def test_a_disconnect_loses_the_names_that_are_removed(shared_cluster: Cluster) -> None:
+    """Removed one by one: on_disconnect gets the names that are left, and is not called if none is left."""
+    node = (await shared_cluster.primaries())[0]
+    one, two, three = await at(node, 3)
+    async with multiplexing(shared_cluster) as mpx:
+        for removed, expected in (((one,), [frozenset({two})]), ((one, two), [])):
+            sub, lost = await stuck(mpx, one, two)
+            let_go = lost.pop()
+            await kill_shard_clients(node)
+            await until(lambda sub=sub: sub._inbox.active == 0)
+            await sub.wait_for_activation(10)
+            sub.add(three)
+            for name in removed:
+                sub.remove(name)
+            await sub.wait_for_activation(10)
+            let_go()
+            await until(lambda sub=sub: sub._inbox.idle)
+            assert lost == expected
+            sub.close()
+
+
+async def test_disconnects_of_changing_names_do_not_fill_a_buffer(shared_cluster: Cluster) -> None:
+    """The disconnects of a stuck subscription merge, though its channels come and go."""
+    node = (await shared_cluster.primaries())[0]
+    one, two = await at(node, 2)
+    async with multiplexing(shared_cluster) as mpx:
+        sub, _ = await stuck(mpx, one, two)
+        for cycle in range(20):
+            if cycle % 2:
+                sub.add(two)
+            else:
+                sub.remove(two)
+            await sub.wait_for_activation(10)
+            connections = mpx.stats().connections
+            await kill_shard_clients(node)
+            await until(lambda before=connections: mpx.stats().connections > before)
+            await sub.wait_for_activation(10)
+        buffer = sub._inbox._buffer
+        assert buffer is not None
+        assert buffer.signals <= 6

@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
-from redismpx._core.buffer import Budget, Buffer, Overflow, Signal, new_buffer
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
 from redismpx._io.session import dispatcher as dispatch_module
@@ -24,6 +23,7 @@ from redismpx._io.session import reconnect as retries_module
 
 from ..helpers.acl import limited, set_limited_user
 from ..helpers.checker import Checker
+from ..helpers.counted import Counted
 from ..helpers.fake_server import FakeServer, shake_hands
 from ..helpers.servers import Server
 from ..helpers.waiting import until
@@ -99,28 +99,36 @@ async def test_an_on_error_that_closes_at_a_refusal_leaves_no_timer(server: Serv
     await mpx.aclose()  # no_leaks looks for the timer
 
 
-async def test_removing_many_names_scans_the_queue_once(
-    mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """remove() and clear() scan the queue once each, whatever the number of names."""
-    looks = 0
-    discard = Buffer.discard
+async def test_removing_channels_one_by_one_does_not_walk_the_buffer(mpx: Multiplexer, admin: Redis) -> None:
+    """To remove one of many channels costs its own events, however many others are queued behind a callback."""
+    total = 2000
+    entered = asyncio.Event()
 
-    def counted(self: Buffer, names: frozenset[bytes] | None) -> int:
-        nonlocal looks
-        looks += 1
-        return discard(self, names)
-
-    async def hang(name: bytes) -> None:
+    async def hang(channel: bytes, message: bytes) -> None:
+        entered.set()
         await asyncio.Event().wait()
 
-    sub = mpx.new_channel_subscription(None, None, hang)
-    sub.add(*map(str, range(5000)))
+    sub = mpx.new_channel_subscription(hang)
+    names = [b"%d" % number for number in range(total)]
+    sub.add("hot")
+    await sub.wait_for_activation(5)
+    await admin.publish("hot", "first")
+    await asyncio.wait_for(entered.wait(), 5)
+    sub.add(*names)
     await sub.wait_for_activation(10)
-    monkeypatch.setattr(Buffer, "discard", counted)
-    sub.remove(*map(str, range(2500)))
-    sub.clear()
-    assert looks == 2
+    pipe = admin.pipeline(transaction=False)
+    for name in names:
+        pipe.publish("hot", "x")
+        pipe.publish(name, "x")
+    await pipe.execute()
+    await until(lambda: sub.pending == 2 * total)
+    buffer = sub._inbox._buffer
+    assert buffer is not None
+    counted = buffer._items = Counted(buffer._items)
+    for name in names:
+        sub.remove(name)
+    assert (sub.pending, sub.dropped) == (total, total)
+    assert counted.reads < 20 * total
 
 
 class Faulty(CredentialProvider):
@@ -329,26 +337,3 @@ def test_many_forbidden_names_cost_few_commands() -> None:
     assert told == total
     assert commands < 3 * total
     assert names < 20 * total
-
-
-def test_a_refusal_survives_merged_gaps() -> None:
-    """Merging two disconnects keeps a refusal between them."""
-    buffer = new_buffer(10, Overflow.DROP_OLDEST, Budget())
-    buffer.disconnect("first", None)
-    buffer.signal(Signal.ERROR, "refused", frozenset({b"x"}))
-    buffer.signal(Signal.ACTIVATION, b"y", frozenset({b"y"}))
-    buffer.disconnect("second", None)
-    assert buffer.pop_signal() == (Signal.DISCONNECT, "first")
-    assert buffer.pop_signal() == (Signal.ERROR, "refused")
-    assert buffer.pop_signal() is None
-
-
-def test_gaps_merge_with_the_gap_before_only() -> None:
-    """Disconnects of different names stay apart and in order."""
-    buffer = new_buffer(10, Overflow.DROP_OLDEST, Budget())
-    one = frozenset({b"x"})
-    for error, names in (("1", one), ("2", None), ("3", one)):
-        buffer.disconnect(error, names)
-        buffer.signal(Signal.ACTIVATION, b"x", one)
-    popped = [buffer.pop_signal() for _ in range(6)]
-    assert [signal[0] for signal in popped if signal] == [Signal.DISCONNECT, Signal.ACTIVATION] * 3

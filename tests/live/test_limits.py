@@ -202,6 +202,38 @@ async def test_max_total_pending_bytes_bounds_all_buffers(url: str, admin: Redis
         assert mpx.stats().pending_bytes == 600
 
 
+async def test_pending_bytes_are_exact_after_each_message(url: str, admin: Redis) -> None:
+    """Also while a reader takes messages from its batch, and in a callback in the middle of a burst."""
+    total = 100
+    async with Multiplexer(url) as mpx:
+        reader = mpx.new_channel_subscription()
+        received = 0
+
+        def look(*_: bytes) -> None:
+            nonlocal received
+            received += 1
+            assert mpx.stats().pending_bytes == 100 * received
+
+        errors: list[Exception] = []
+        reader.add("a")
+        await reader.wait_for_activation(5)
+        other = mpx.new_channel_subscription(look, on_error=errors.append)
+        other.add("a")
+        await other.wait_for_activation(5)
+        pipe = admin.pipeline(transaction=False)
+        for number in range(total):
+            pipe.publish("a", b"%099d" % number)
+        await pipe.execute()
+        await until(lambda: received == total)
+        assert not errors
+        async for message in reader:
+            left = total - int(message.data) - 1
+            stats = mpx.stats()
+            assert (stats.pending, stats.pending_bytes) == (left, 100 * left)
+            if not left:
+                break
+
+
 def test_exhausting_every_limit_stays_within_512_mb(url: str) -> None:
     """Random calls beyond every limit raise, change nothing and fit into 512 MB of address space."""
     command = [sys.executable, "-m", "tests.helpers.exhaust", url, "7"]

@@ -153,10 +153,10 @@ async def test_an_event_keeps_its_place_in_a_burst(url: str) -> None:
         sub = mpx.new_channel_subscription(None, seen.append, seen.append)
         inbox = sub._inbox
         for number, event in enumerate([lambda: inbox.activate(b"x"), lambda: inbox.disconnect(ConnectionLost("x"))]):
-            inbox.call(b"a", b"before")
+            inbox.deliver(b"a", b"before")
             event()
-            inbox.call(b"a", b"after")
-            inbox.settle()
+            inbox.deliver(b"a", b"after")
+            inbox.flush()
             assert (await sub.get()).data == b"before"
             assert len(seen) == number
             assert (await sub.get()).data == b"after"

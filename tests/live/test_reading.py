@@ -135,7 +135,7 @@ async def test_a_get_cancelled_as_a_message_arrives_keeps_it(mpx: Multiplexer) -
     sub = mpx.new_channel_subscription()
     reading = asyncio.ensure_future(sub.get())
     await asyncio.sleep(0)
-    sub._inbox.call(b"a", b"x")
+    sub._inbox.deliver(b"a", b"x")
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading

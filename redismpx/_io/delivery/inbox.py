@@ -13,8 +13,8 @@ from time import monotonic
 from types import CoroutineType
 from typing import Any, NamedTuple, Protocol
 
-from ..._core.buffer import FULL, Budget, Buffer, Overflow, Signal, new_buffer
-from ...errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused
+from ..._core.buffer import FULL, Budget, Buffer, Overflow, QueuedSignal, Signal, new_buffer
+from ...errors import ConnectionLost, DecodeError, SlowConsumer, SubscriptionRefused, narrow
 from ...stats import Counters
 from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from ..runtime.notification import Notifier
@@ -23,7 +23,7 @@ from ..session.subscriber import Deliver
 from .reporter import Report, Reporter
 
 _NO_REFUSALS: dict[bytes, SubscriptionRefused] = {}  # of all who have none; never written to
-_EMPTY_HAND: list[bytes] = []  # likewise
+_EMPTY_BATCH: list[bytes] = []  # likewise
 
 
 class Consumer(NamedTuple):
@@ -80,10 +80,10 @@ class Inbox(Notifier):
         "_turn",
         "_worker",
         "active",
+        "batch",
         "closed",
         "deliver",
         "dropped",
-        "hand",
         "refusals",
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ class Inbox(Notifier):
         self._turn = 0.0  # when the consumer last let the loop do other things
         self.deliver: Deliver = self._way
         """Takes the channel and the payload of a message; returns what `accept` is to be given."""
-        self.hand: list[bytes] = _EMPTY_HAND
+        self.batch: list[bytes] = _EMPTY_BATCH
         """The next messages, as the buffer deals them, if a consumer may take them without another look."""
         self.closed: bool = False
         self.dropped: int = 0
@@ -119,6 +119,11 @@ class Inbox(Notifier):
     def pending(self) -> int:
         """Messages waiting."""
         return 0 if self._buffer is None else len(self._buffer)
+
+    @property
+    def pending_bytes(self) -> int:
+        """The bytes of their channels and payloads."""
+        return 0 if self._buffer is None else self._buffer.pending_bytes
 
     @property
     def idle(self) -> bool:
@@ -153,7 +158,7 @@ class Inbox(Notifier):
         buffer = self._buffer
         if buffer is None or not buffer.fresh:
             return
-        dropped = buffer.settle()
+        dropped = buffer.commit()
         if dropped:
             self._overflow(buffer, dropped)
         if self._reader is not None:
@@ -171,16 +176,16 @@ class Inbox(Notifier):
         if self._event is not None:
             self.notify()
         if self._buffer is not None or self._consumer.on_activation is not None:
-            self._signal(Signal.ACTIVATION, name, frozenset((name,)))
+            self._signal(Signal.ACTIVATION, name, name)
 
     def disconnect(self, error: ConnectionLost) -> None:
         """Tell that a connection was lost, or one name on it."""
         self.active = 0 if error.names is None else self.active - len(error.names)
         self.flush()
-        if self._buffer is None:
-            self._signal(Signal.DISCONNECT, error, error.names)
-        else:
+        if self._buffer is not None:
             self._drop(self._buffer.disconnect(error, error.names))
+        elif not self.closed:  # as it may have been by what had no room
+            self.accept(self._call(Signal.DISCONNECT, error))
 
     def refuse(self, error: SubscriptionRefused) -> None:
         """Tell that the server refused a name."""
@@ -191,7 +196,7 @@ class Inbox(Notifier):
         if self._consumer.is_own:
             self._tell_beside(error)
         else:
-            self._signal(Signal.ERROR, error, frozenset((error.name,)))
+            self._signal(Signal.ERROR, error, error.name)
 
     def forget(self, names: frozenset[bytes], were_active: int, rest: bool) -> None:
         """Drop all that waits about names that are wanted no more; tell whether there is a rest of others."""
@@ -221,7 +226,7 @@ class Inbox(Notifier):
         self._check_reader()
         loop = asyncio.get_running_loop()
         if self._buffer is not None and monotonic() - self._turn > TIME_SLICE:
-            self._buffer.take_back()  # another reader is to be told that there is one
+            self._buffer.recall()  # another reader is to be told that there is one
             self._reader = loop.create_future()
             try:
                 await asyncio.sleep(0)
@@ -281,10 +286,10 @@ class Inbox(Notifier):
 
     # --- calling
 
-    def _signal(self, signal: Signal, argument: object, names: frozenset[bytes] | None) -> None:
+    def _signal(self, signal: Signal, argument: object, name: bytes) -> None:
         self.flush()
         if self._buffer is not None:
-            self._buffer.signal(signal, argument, names)
+            self._buffer.signal(signal, argument, name)
         elif not self.closed:  # as it may have been by what had no room
             self.accept(self._call(signal, argument))
 
@@ -359,8 +364,8 @@ class Inbox(Notifier):
                             raise
                         result = self._reporter.failed(error, "a callback", self.closed)
                         continue
-                if (hand := self.hand) and not is_read:
-                    channel, data = hand.pop(), hand.pop()
+                if (batch := self.batch) and not is_read:
+                    channel, data = batch.pop(), batch.pop()
                 else:
                     if monotonic() > turn_ends:
                         await asyncio.sleep(0)
@@ -373,7 +378,7 @@ class Inbox(Notifier):
                         signal = buffer.pop_signal()
                         if signal is None:
                             break
-                        result = self._call(*signal)
+                        result = self._call(signal.kind, _remaining(signal))
                         continue
                     channel, data = message
                 try:
@@ -418,7 +423,7 @@ class Inbox(Notifier):
         consumer = self._consumer
         self._buffer = buffer = new_buffer(consumer.max_pending, consumer.overflow, self._host.budget)
         if not (self.is_read and consumer.decode):
-            self.hand = buffer.hand
+            self.batch = buffer.batch
         self.deliver = buffer.put
         return buffer
 
@@ -428,7 +433,7 @@ class Inbox(Notifier):
             self._wake_reader()
         else:
             self._buffer = None
-            self.hand = _EMPTY_HAND
+            self.batch = _EMPTY_BATCH
             self.deliver = self._way
             self.notify()
 
@@ -436,7 +441,7 @@ class Inbox(Notifier):
         if not self.closed:
             self.flush()
         if self._buffer is not None:
-            self._drop(self._buffer.discard(names))
+            self._drop(self._buffer.clear() if names is None else self._buffer.remove(names))
             if self._worker is None:
                 self._rest()
 
@@ -473,6 +478,14 @@ class Inbox(Notifier):
         report = self._reporter.tell(error)
         if report is not None:
             self._reporting = self._start(self._settle(report), report)
+
+
+def _remaining(signal: QueuedSignal) -> object:
+    """Return the argument of a signal's callback; a disconnect names only the names that are still subscribed to."""
+    error, names = signal.argument, signal.names
+    if isinstance(error, ConnectionLost) and names is not None and error.names is not None:
+        return error if len(names) == len(error.names) else narrow(error, frozenset(names))
+    return error
 
 
 def _is_pending(result: object) -> bool:

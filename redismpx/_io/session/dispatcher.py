@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
-from ..._core.buffer import LATER
+from ..._core.buffer import DEFERRED
 from ..._core.entry import Entry, SubscriberState
 from ..._core.registry import Registry
 from ..._core.wire import (
@@ -29,7 +29,7 @@ from ..._core.wire import (
     classify_error,
     parse_redirection,
 )
-from ...errors import ConnectionLost, SubscriptionRefused, plain
+from ...errors import ConnectionLost, SubscriptionRefused, narrow, plain
 from ...stats import Counters
 from ..runtime.log import logger
 from ..runtime.tasks import LOOK_AFTER, TIME_SLICE
@@ -76,7 +76,7 @@ class Dispatcher:
         self._retry_in = retry_in
         self._evict = evict
         self._fan_out: FanOut | None = None  # interrupted by the end of a time slice
-        self._deferred: list[Subscriber] = []  # subscribers whose `deliver` returned LATER
+        self._deferred: list[Subscriber] = []  # subscribers whose `deliver` returned DEFERRED
         self._warned = False  # that Redis rejects an unsubscribe; one warning is enough
 
     def receive(self, gets: Callable[[], object], deadline: float) -> tuple[int, bool]:
@@ -158,7 +158,7 @@ class Dispatcher:
                 names = None
                 if self._evict is not None:  # its other names may be on links to other nodes
                     names = frozenset([entry.name for entry in entries])
-                subscriber.disconnect(error if names is None else _limit_to(names, error))
+                subscriber.disconnect(error if names is None else narrow(error, names))
             if monotonic() > deadline:
                 await asyncio.sleep(0)
                 deadline = monotonic() + TIME_SLICE
@@ -195,7 +195,7 @@ class Dispatcher:
                         self._take_result(subscriber, result)
 
     def _take_result(self, subscriber: Subscriber, result: object) -> None:
-        if result is LATER:
+        if result is DEFERRED:
             self._deferred.append(subscriber)
         else:
             subscriber.accept(result)
@@ -266,10 +266,3 @@ class Dispatcher:
                 logger.warning("Redis rejects an unsubscribe (%s); messages for such names are ignored", plain(text))
         for subscriber in rejected:
             subscriber.refuse(SubscriptionRefused(command.verb.kind.value, command.names[0], text))
-
-
-def _limit_to(names: frozenset[bytes], error: ConnectionLost) -> ConnectionLost:
-    """Return the same error for some names only."""
-    limited = ConnectionLost(error.reason, names)
-    limited.__cause__ = error.__cause__
-    return limited

@@ -21,13 +21,13 @@ class Subscriber(Protocol):
 
     deliver: Deliver
     """Takes a message. It is often the very function that a user gave, so it is looked up anew for each message. If it
-    returns LATER, `flush` is called once all messages that were parsed together are delivered."""
+    returns DEFERRED, `flush` is called once all messages that were parsed together are delivered."""
 
     def accept(self, result: object) -> None:
-        """Take the result of `deliver`, unless it is None or LATER."""
+        """Take the result of `deliver`, unless it is None or DEFERRED."""
 
     def flush(self) -> None:
-        """Do the work that `deliver` deferred by returning LATER."""
+        """Do the work that `deliver` deferred by returning DEFERRED."""
 
     def failed(self, error: BaseException) -> None:
         """Take the exception that `deliver` raised."""
