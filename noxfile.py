@@ -41,6 +41,9 @@ IN_OTHER_LOOPS = [
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
 WORKERS = os.environ.get("REDISMPX_WORKERS", "3")  # processes of pytest-xdist for one suite
 
+# Without bytecode, each of the many programs that the tests start would compile the package first.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 nox.needs_version = ">=2025.2"
 nox.options.sessions = ["lint", "types", "docs", "pure"]
 nox.options.default_venv_backend = "virtualenv"

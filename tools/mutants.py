@@ -1039,7 +1039,7 @@ def broken_copy(mutant: Mutant) -> Iterator[str]:
         for name in ("redismpx", "tests", "tools", "pyproject.toml"):
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, Path(folder, name))  # with the bytecode, which saves most of a run's time
             else:
                 shutil.copy(source, folder)
         path = Path(folder, "redismpx", mutant.file)
@@ -1104,12 +1104,25 @@ def run(command: list[str], folder: str) -> tuple[int | None, str]:
         return code, output.read()
 
 
+def compile_tests() -> None:
+    """Have pytest write the bytecode of all tests, so that the copies bring it along."""
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run the faults with one of these texts in their names; else all")
     parser.add_argument("--workers", type=int, default=2, help="faults to try side by side (default: %(default)s)")
     options = parser.parse_args()
     chosen = [m for m in MUTANTS if not options.words or any(word in m.fault for word in options.words)]
+    if len(chosen) > options.workers:
+        compile_tests()
     survivors = 0
     with ThreadPoolExecutor(options.workers) as pool:
         for mutant, alive in zip(chosen, pool.map(survives, chosen), strict=True):
