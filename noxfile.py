@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -39,7 +39,7 @@ IN_OTHER_LOOPS = [
     f"tests/live/test_{name}.py" for name in ("callbacks", "drain", "fairness", "hardening", "overflow", "reading")
 ]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
-WORKERS = os.environ.get("REDISMPX_WORKERS", "3")  # processes of pytest-xdist for one suite
+WORKERS = os.environ.get("REDISMPX_WORKERS", "2")  # processes of pytest-xdist for one suite
 
 # Without bytecode, each of the many programs that the tests start would compile the package first.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -226,7 +226,7 @@ def migrations(session: nox.Session, server: str) -> None:
 @nox.session(python=False)
 def mutants(session: nox.Session) -> None:
     """Known faults put back, to see that the tests notice."""
-    run_python(session, newest(), "-m", "tools.mutants", *(session.posargs or ("--workers", "4")))
+    run_python(session, newest(), "-m", "tools.mutants", *(session.posargs or ("--workers", WORKERS)))
 
 
 @nox.session(python=find_python(newest()) or newest(), name="newest")
@@ -242,29 +242,29 @@ def newest_dependencies(session: nox.Session) -> None:
 
 
 class Job(NamedTuple):
-    """A session, and how many of the places for jobs it takes."""
+    """A session, and how many of the places for processes it takes."""
 
-    tier: str
     session: str
     places: int = 1
 
 
-def jobs() -> list[list[Job]]:
-    """What CI runs: each list begins when the one before it has passed. The longest come first."""
-    first = [Job("first", name) for name in ("types", "pure", "docs", "lint")]
-    others = [
-        *(Job("live", f"suite({version})", 3) for version in reversed(pythons())),
-        Job("long", "mutants", 3),
-        *(Job("long", f"loops({version})") for version in pythons()),
-        *(Job("long", f"chaos({server})") for server in SERVERS),
-        *(Job("long", f"migrations({server})") for server in SERVERS),
-        Job("long", "acl"),
-        Job("long", "newest"),
-    ]
-    return [first, others]
+def tiers() -> dict[str, list[Job]]:
+    """What CI runs: each tier begins when the one before it has passed. The longest sessions of a tier come first."""
+    return {
+        "first": [Job("types"), Job("pure"), Job("docs"), Job("lint")],
+        "live": [
+            *(Job(f"suite({version})", int(WORKERS)) for version in reversed(pythons())),
+            Job("mutants", int(WORKERS)),
+            *(Job(f"loops({version})") for version in pythons()),
+            Job("newest"),
+            Job("acl"),
+        ],
+        # With nothing else beside them: they have to keep within times.
+        "faults": [Job(f"{name}({server})") for name in ("chaos", "migrations") for server in SERVERS],
+    }
 
 
-PLACES = int(os.environ.get("REDISMPX_PLACES", "10"))  # jobs side by side, by the places they take
+PLACES = int(os.environ.get("REDISMPX_PLACES", 2 * (os.cpu_count() or 1)))  # they wait for half of their time
 
 
 class Running(NamedTuple):
@@ -274,59 +274,77 @@ class Running(NamedTuple):
     since: float
 
 
+class Result(NamedTuple):
+    tier: str
+    session: str
+    passed: bool
+    elapsed: float  # seconds
+    cpu: float  # seconds of the session and all programs that it started
+
+
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
     """Everything, as many sessions side by side as there are places. The output of each is shown when it ends."""
     if not pythons():
         session.error(f"no Python of {', '.join(PYTHONS)} was found")
-    started = time.monotonic()
     folder = Path(session.create_tmp())
-    took: list[tuple[Job, float]] = []
-    failed: list[str] = []
-    for tier in jobs():
-        if not failed:
-            run_side_by_side(tier, folder, took, failed)
-    print(f"\n{'tier':8}{'session':24}{'seconds':>8}")
-    for job, seconds in took:
-        print(f"{job.tier:8}{job.session:24}{seconds:8.0f}{'  FAILED' if job.session in failed else ''}")
-    print(f"{len(took)} sessions on Python {', '.join(pythons())} in {time.monotonic() - started:.0f} s", flush=True)
+    results: list[Result] = []
+    spans: dict[str, float] = {}
+    for tier, jobs in tiers().items():
+        since = time.monotonic()
+        results += run_side_by_side(tier, jobs, folder)
+        spans[tier] = time.monotonic() - since
+        if not all(result.passed for result in results):
+            break
+    print(f"\n{'tier':8}{'session':20}{'elapsed':>10}{'CPU':>10}")
+    for tier, span in spans.items():
+        mine = [result for result in results if result.tier == tier]
+        for result in mine:
+            end = "" if result.passed else "  FAILED"
+            print(f"{tier:8}{result.session:20}{result.elapsed:8.0f} s{result.cpu:8.0f} s{end}")
+        print(f"{tier:8}{'':20}{span:8.0f} s{sum(result.cpu for result in mine):8.0f} s")
+    total = sum(spans.values()), sum(result.cpu for result in results)
+    print(f"{'all, on Python ' + ', '.join(pythons()):28}{total[0]:>8.0f} s{total[1]:8.0f} s", flush=True)
+    failed = [result.session for result in results if not result.passed]
     if failed:
         session.error(f"failed: {', '.join(failed)}")
 
 
-def run_side_by_side(waiting: Sequence[Job], folder: Path, took: list[tuple[Job, float]], failed: list[str]) -> None:
-    """Run jobs in their order, as many at a time as there are places. After a failure, no other is started."""
-    waiting = list(waiting)
+def run_side_by_side(tier: str, jobs: list[Job], folder: Path) -> list[Result]:
+    """Run jobs in their order, as many at a time as there are places. After a failure, start no other."""
+    waiting = list(jobs)
     running: list[Running] = []
+    results: list[Result] = []
     try:
         while waiting or running:
             for job in list(waiting):
                 if not running or sum(each.job.places for each in running) + job.places <= PLACES:
                     waiting.remove(job)
                     running.append(start(job, folder))
-            ended = [each for each in running if each.process.poll() is not None]
-            for each in ended:
+            for each in list(running):
+                pid, status, usage = os.wait4(each.process.pid, os.WNOHANG)
+                if not pid:
+                    continue
                 running.remove(each)
-                seconds = time.monotonic() - each.since
-                took.append((each.job, seconds))
-                good = each.process.returncode == 0
-                print(f"\n== {each.job.session}: {'passed' if good else 'FAILED'} after {seconds:.0f} s", flush=True)
-                sys.stdout.write(each.output.read_text(errors="replace"))
-                sys.stdout.flush()
-                if not good:
-                    failed.append(each.job.session)
+                each.process.returncode = os.waitstatus_to_exitcode(status)
+                passed = each.process.returncode == 0
+                elapsed, cpu = time.monotonic() - each.since, usage.ru_utime + usage.ru_stime
+                results.append(Result(tier, each.job.session, passed, elapsed, cpu))
+                print(f"\n== {each.job.session}: {'passed' if passed else 'FAILED'} after {elapsed:.0f} s")
+                print(each.output.read_text(errors="replace"), flush=True)
+                if not passed:
                     waiting.clear()
-            if not ended:
-                time.sleep(0.2)
+            time.sleep(0.2)
     finally:
         for each in running:
             each.process.terminate()
+    return results
 
 
 def start(job: Job, folder: Path) -> Running:
     print(f"== {job.session}: started", flush=True)
     output = folder / f"{job.session}.log"
     with output.open("wb") as file:
-        command = [sys.executable, "-m", "nox", "-s", job.session, "--no-color"]
+        command = [sys.executable, "-m", "nox", "--no-color", "-s", job.session]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
     return Running(job, process, output, time.monotonic())
