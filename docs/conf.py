@@ -51,6 +51,7 @@ nitpick_ignore = [
     ("py:class", "asyncio.exceptions.CancelledError"),
     ("py:exc", "asyncio.InvalidStateError"),
     ("py:exc", "asyncio.QueueEmpty"),
+    ("py:exc", "redis.exceptions.ResponseError"),
     ("py:class", "T"),  # the result type of `decode`
     ("py:class", "redismpx.typing.T"),
     ("py:obj", "redismpx.typing.T"),

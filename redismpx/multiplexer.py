@@ -1,4 +1,4 @@
-"""The front door: builds and owns the rooms, decides nothing."""
+"""The front door: builds and owns the parts of a multiplexer, checks arguments, and decides nothing else."""
 
 from __future__ import annotations
 
@@ -46,51 +46,68 @@ from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payl
 class Multiplexer:
     """One Redis connection for many subscriptions.
 
-    It can be made at import time: it needs neither a running event loop nor a server. It starts dialling with the
-    first subscription, `connect()` or `async with`, in the loop that runs then; subscriptions made before any loop
-    runs are kept, and start with the first call inside one. From another loop or thread, and in a forked child, calls
+    A multiplexer may be made at import time: it needs neither a running event loop nor a server. It connects with the
+    first subscription, `publish()`, `connect()` or `async with` in a running event loop. Subscriptions made before that
+    are kept, and start with the first call inside a loop. Calls from another loop or thread, or in a forked child,
     raise `RuntimeError`.
 
-    When the connection is lost it dials again: at once, then with `backoff`, for as long as it takes. All that is
-    subscribed is subscribed again, and each subscription is told of the gap.
+    After a lost connection, the multiplexer reconnects: at once, then with `backoff`, without an end. It subscribes to
+    every name again, and each subscription gets a disconnect and an activation.
 
-    In a cluster, this one connection leads to any node, and to another when that is lost. Sharded channels have one to
-    each primary that owns slots of theirs, as long as there are any; what is said below of the connection holds for
-    each of these, but `connected`, `connect()` and the `state` of `stats()` are about the former.
+    In a cluster, the connection goes to any node, and after a loss to another node. For sharded channels there is one
+    more connection to each primary that owns slots of subscribed channels. All these connections behave as described
+    here, but `connected`, `connect()` and the `state` of `stats()` are about the first one only.
 
     Args:
-        redis: a URL (`redis://`, `rediss://`, `unix://`), or a `redis.asyncio.Redis` client, also one from
-            `Sentinel.master_for()` or `fakeredis.FakeAsyncRedis`, or a `redis.asyncio.RedisCluster`. A client stays
-            yours: its options are used, and it is never closed.
-        backoff: seconds between attempts, by redis-py's backoff classes; `compute(0)` comes after the second attempt.
-            None is full jitter, from 50 ms doubling up to 5 s. The first attempt after a loss is made at once. All
-            begins anew after a connection has lasted 10 s.
-        ping_interval: seconds of silence after which the server is pinged; None never pings.
-        ping_timeout: seconds after a ping in which something must be heard, or the connection is given up.
-        delivery_probe: seconds between two messages to ourselves, each published over a new connection to wherever the
-            server is by then. One that Redis took, and that does not come back in as many seconds, ends the connection:
-            it leads to a server to which nobody publishes any more, such as a former master, though it answers pings.
-            Needs the rights to publish and subscribe `__mpx_probe:*`. None: no probe.
-        max_pending: messages that may wait for the consumer of one subscription.
-        overflow: what gives way beyond that, an `Overflow` or its name: `drop_oldest`, `drop_newest`, `latest` (only
-            the newest message of each channel waits), `close` (the subscription is closed). What is dropped is counted,
-            and reported as `SlowConsumer`.
-        on_error: called with the errors of subscriptions that have no `on_error` of their own.
-        max_channels, max_patterns, max_promises: how many different channels and patterns may be wanted, and how many
-            promises outstanding, at a time. Beyond, `TooManyChannels`, `TooManyPatterns` and `TooManyPromises` are
-            raised. A promise subscription is a pattern too. None: no bound, as for all that follow.
-        max_name_bytes, max_pattern_bytes, max_pattern_stars: the longest channel and pattern, in bytes, and the most
-            stars in a pattern: beyond, `ValueError`. Each pattern costs the server time with each message of anybody.
-        max_pending_bytes, max_total_pending_bytes: bytes of channels and payloads that may wait for the consumer of
-            one subscription, and for all together, of which one may have as much as it leaves free. Beyond, `overflow`
-            says what gives way, as for `max_pending`.
-        publish_timeout: seconds that a `publish()` has, from the call to Redis's answer.
-        max_payload: the longest payload of a `publish()`, in bytes: beyond, `ValueError`. Servers cut off subscribers
-            that are sent more than they may take at once (client-output-buffer-limit).
-        connection_options: whatever `redis.asyncio.Redis.from_url` accepts; only with a URL. Of what a server says of
-            its maintenance (MOVING and others) nothing is asked for, unless `maint_notifications_config` does.
+        redis: a URL (`redis://`, `rediss://`, `unix://`), or a client: a `redis.asyncio.Redis`, also one from
+            `Sentinel.master_for()` or a `fakeredis.FakeAsyncRedis`, or a `redis.asyncio.RedisCluster`. A client stays
+            yours: the multiplexer uses its options, and never closes it.
+        backoff: seconds between attempts to connect, as a backoff of redis-py. The first attempt after a loss is made
+            at once; `compute(0)` is the delay after the second attempt. None: full jitter, from 50 ms doubling up to
+            5 s. The sequence starts again after a connection that lasted 10 s.
+        ping_interval: seconds of silence after which the server is pinged. None: no pings.
+        ping_timeout: seconds after a ping within which the server must send something. Otherwise the connection is
+            dropped.
+        delivery_probe: seconds between two probes. A probe is a message that the multiplexer publishes to itself, over
+            a new connection to the current server. If Redis accepts a probe, but it does not arrive within the same
+            number of seconds, the connection is dropped: its server answers pings but no longer gets the published
+            messages, as a former master does. Needs the rights to publish and subscribe to `__mpx_probe:*`. None: no
+            probes.
+        max_pending: the number of messages that one subscription buffers.
+        overflow: which message is dropped when the buffer is full, as an `Overflow` or its name: `"drop_oldest"`,
+            `"drop_newest"`, `"latest"` (only the newest message of each channel is buffered), or `"close"` (the
+            subscription is closed). Dropped messages are counted, and reported as `SlowConsumer`.
+        on_error: called with the errors of each subscription that has no `on_error` of its own.
+        max_channels: the number of different channels that may be subscribed to at a time. Beyond:
+            `TooManyChannels`. None: no limit, here and for all following limits.
+        max_patterns: the number of different patterns that may be subscribed to at a time. A promise subscription is
+            one pattern. Beyond: `TooManyPatterns`.
+        max_promises: the number of promises that may be outstanding at a time. Beyond: `TooManyPromises`.
+        max_name_bytes: the length of a channel, in bytes. Beyond: `ValueError`.
+        max_pattern_bytes: the length of a pattern, in bytes. Beyond: `ValueError`.
+        max_pattern_stars: the number of stars in a pattern. Beyond: `ValueError`. Each pattern costs the server time
+            for every message that any client publishes.
+        max_pending_bytes: the bytes of channels and payloads that one subscription buffers. Beyond, `overflow` applies
+            as for `max_pending`.
+        max_total_pending_bytes: the bytes that all subscriptions together buffer. One subscription buffers at most as
+            many bytes as remain free of this total. Beyond, `overflow` applies.
+        publish_timeout: seconds for one `publish()`, from the call to the reply of Redis.
+        max_payload: the length of a payload for `publish()`, in bytes. Beyond: `ValueError`. Servers disconnect a
+            subscriber whose unsent messages exceed `client-output-buffer-limit`.
+        connection_options: any option of `redis.asyncio.Redis.from_url`; only with a URL. Maintenance notifications of
+            the server (MOVING and others) are off unless `maint_notifications_config` requests them.
 
-    Raises `TypeError` and `ValueError` at once for what cannot work.
+    Raises:
+        TypeError, ValueError: an argument is invalid, or redis-py cannot use an option.
+
+    Example:
+        ::
+
+            async with Multiplexer("redis://localhost") as mpx:
+                subscription = mpx.new_channel_subscription(lambda channel, data: print(channel, data))
+                subscription.add("news")
+                await subscription.wait_for_activation()
+                await mpx.publish("news", "hello")
     """
 
     def __init__(
@@ -117,50 +134,39 @@ class Multiplexer:
         **connection_options: Any,
     ) -> None:
         if backoff is not None and not isinstance(backoff, AbstractBackoff):
-            raise TypeError(f"backoff must be one of redis.backoff's, not {type(backoff).__name__}")
-        if check_seconds(ping_interval, "ping_interval") == 0 or not check_seconds(ping_timeout, "ping_timeout"):
-            raise ValueError(
-                "ping_interval and ping_timeout must be more than 0 seconds; ping_interval=None disables pings"
-            )
-        if check_seconds(delivery_probe, "delivery_probe") == 0:
-            raise ValueError("delivery_probe must be more than 0 seconds; None disables it")
-        if not check_seconds(publish_timeout, "publish_timeout"):
-            raise ValueError("publish_timeout must be more than 0 seconds")
+            raise TypeError(f"backoff must be a redis.backoff.AbstractBackoff, not {type(backoff).__name__}")
+        _check_times(ping_interval, ping_timeout, delivery_probe, publish_timeout)
         self._max_payload = check_bound(max_payload, "max_payload")
         self._max_pending = check_positive(max_pending, "max_pending")
-        limits = {
-            "max_channels": max_channels,
-            "max_patterns": max_patterns,
-            "max_promises": max_promises,
-            "max_name_bytes": max_name_bytes,
-            "max_pattern_bytes": max_pattern_bytes,
-            "max_pattern_stars": max_pattern_stars,
-        }
+        limits = Limits(
+            max_channels=check_bound(max_channels, "max_channels"),
+            max_patterns=check_bound(max_patterns, "max_patterns"),
+            max_promises=check_bound(max_promises, "max_promises"),
+            max_name_bytes=check_bound(max_name_bytes, "max_name_bytes"),
+            max_pattern_bytes=check_bound(max_pattern_bytes, "max_pattern_bytes"),
+            max_pattern_stars=check_bound(max_pattern_stars, "max_pattern_stars"),
+        )
         budget = Budget(
             check_bound(max_pending_bytes, "max_pending_bytes"),
             check_bound(max_total_pending_bytes, "max_total_pending_bytes"),
         )
         self._overflow = check_overflow(overflow)
         self._on_error = check_callback(on_error, "on_error")
-        self._owned: Redis | None = None
-        if isinstance(redis, str):
-            redis = self._owned = client_from_url(redis, connection_options)
-        elif connection_options:
-            raise TypeError(f"options ({', '.join(connection_options)}) go with a URL only; set them on the client")
-        elif not isinstance(redis, (Redis, RedisCluster)):
-            kind = f"{type(redis).__module__}.{type(redis).__name__}"
-            raise TypeError(f"redis must be a URL or a client, redis.asyncio.Redis or RedisCluster, not {kind}")
-        self._client = redis  # kept alive: connections of a Sentinel client refer to it weakly
+        client = client_from_url(redis, connection_options) if isinstance(redis, str) else redis
+        if client is redis:
+            _check_client(client, connection_options)
+        self._client = client  # kept alive: connections of a Sentinel client refer to it weakly
+        self._is_owner = client is not redis
         tasks, counters = Tasks(), Counters()
         sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters)
         backoff = reconnect_backoff() if backoff is None else backoff
         self._hub = Hub(
             lambda on_end: deployment_of(
-                redis, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
+                client, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
             ),
             tasks,
             counters,
-            Limits(**{name: check_bound(limit, name) for name, limit in limits.items()}),
+            limits,
             budget,
         )
         self._requester = Requester(self._hub, self.publish, self._on_error, self._max_pending)
@@ -207,32 +213,45 @@ class Multiplexer:
         on_error: OnError | None = None,
         sharded: bool = False,
     ) -> ChannelSubscription[Any]:
-        """Make a subscription without channels yet; `add()` them.
+        """Make a subscription to channels, still without channels: `ChannelSubscription.add()` subscribes to them.
 
-        Returns at once, and works offline. Sync callbacks run in the order of the wire, between two reads of the
-        socket: keep them short. What a callback returns and can be awaited is awaited, one at a time; meanwhile this
-        subscription's events wait, and nobody else's. An exception goes to `on_error` and to the log, and delivery
-        goes on.
+        Returns at once, and works offline.
+
+        Plain callbacks run in wire order, between two reads of the socket: keep them short. If a callback returns an
+        awaitable, it is awaited, one at a time; meanwhile the other events of this subscription are buffered, and
+        other subscriptions go on. An exception of a callback goes to `on_error` and to the log; delivery goes on.
 
         Args:
-            on_message: called with the channel and the payload of each message. None: the subscription is read, by
-                `async for`, `get()` or `get_nowait()`; the other callbacks are called when the messages before them
-                have been read.
+            on_message: called with the channel and the payload of each message. None: the subscription is read, with
+                `async for`, `ChannelSubscription.get()` or `ChannelSubscription.get_nowait()`. The other callbacks are
+                then called when the messages before their event have been read.
             on_disconnect: called with a `ConnectionLost`, once for each lost connection on which a channel was active.
-            on_activation: called with each channel when Redis has confirmed it, again after each reconnect. Never from
-                inside `add()`.
-            decode: makes what the consumer gets of the bytes of a payload: `bytes.decode`, `json.loads`. What it cannot
-                decode goes to `on_error` as `DecodeError`, and counts as dropped.
-            max_pending: as for the multiplexer, whose value is used if this is None.
-            overflow: as for the multiplexer, whose value is used if this is None.
-            on_error: called with what callbacks raise, `SlowConsumer`, `DecodeError`, and `SubscriptionRefused`; None
-                stands for the multiplexer's.
-            sharded: whether its channels are those of sharded Pub/Sub (https://redis.io/docs/latest/develop/pubsub/):
-                another kind of channels, to which `publish(..., sharded=True)` publishes. In a cluster a message for
-                one goes to one shard only, to which there is a connection of its own. Needs Redis 7; an older server
-                refuses it (`SubscriptionRefused`).
+            on_activation: called with each channel when Redis has confirmed it, and again after each reconnect. It is
+                never called from inside `add()`.
+            decode: converts each payload, for example `bytes.decode` or `json.loads`; the subscription is generic in
+                the result type. If it raises, `on_error` gets a `DecodeError`, and the message counts as dropped. None:
+                payloads are `bytes`.
+            max_pending: as for the `Multiplexer`, whose value is the default.
+            overflow: as for the `Multiplexer`, whose value is the default.
+            on_error: called with each exception of a callback, and with `SlowConsumer`, `DecodeError` and
+                `SubscriptionRefused`. None: the `on_error` of the multiplexer.
+            sharded: use sharded Pub/Sub (https://redis.io/docs/latest/develop/pubsub/). Its channels are separate from
+                the other channels: they get the messages of `publish(..., sharded=True)`. In a cluster, a message goes
+                to one shard only, to which there is a connection of its own. Needs Redis 7; an older server rejects the
+                channels (`SubscriptionRefused`).
 
-        Raises `MultiplexerIsClosed`; `TypeError` and `ValueError` for bad arguments.
+        Returns:
+            The subscription.
+
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                orders = mpx.new_channel_subscription(on_order, decode=json.loads)
+                orders.add("orders:eu", "orders:us")
         """
         self._enter()
         consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
@@ -278,11 +297,28 @@ class Multiplexer:
         overflow: Overflow | str | None = None,
         on_error: OnError | None = None,
     ) -> PatternSubscription[Any]:
-        """Make a subscription to all channels that match a glob pattern.
+        """Subscribe to all channels that match a glob pattern.
 
-        `on_message` gets the channel that the message was published to, `on_activation` the pattern. For the rest see
-        `new_channel_subscription()`. The pattern must not be empty, too long or full of stars (`ValueError`). Raises
-        `TooManyPatterns`.
+        Returns at once, and works offline.
+
+        Args:
+            pattern: a glob pattern; `str` is encoded as UTF-8. Use `escape_glob()` for text from outside.
+            on_message: called with the channel on which a message was published, and its payload.
+            on_disconnect: called with a `ConnectionLost`, once for each lost connection on which the pattern was
+                active.
+            on_activation: called with the pattern when Redis has confirmed it, and again after each reconnect.
+            decode: as for `new_channel_subscription()`.
+            max_pending: as for the `Multiplexer`, whose value is the default.
+            overflow: as for the `Multiplexer`, whose value is the default.
+            on_error: as for `new_channel_subscription()`.
+
+        Returns:
+            The subscription.
+
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            TooManyPatterns: `max_patterns` is reached.
+            TypeError, ValueError: an argument is invalid, or the pattern is empty, too long, or has too many stars.
         """
         self._enter()
         consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
@@ -291,8 +327,19 @@ class Multiplexer:
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
         """Make a subscription for promises on all channels that begin with `prefix`.
 
-        Glob characters in the prefix mean themselves. Returns at once, and works offline. Raises `MultiplexerIsClosed`,
-        `TooManyPatterns`; `TypeError` and `ValueError` for what cannot be a prefix.
+        Returns at once, and works offline.
+
+        Args:
+            prefix: the prefix of the channels; `str` is encoded as UTF-8. Glob characters in it have no special
+                meaning.
+
+        Returns:
+            The subscription. `PromiseSubscription.new_promise()` makes a promise.
+
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            TooManyPatterns: `max_patterns` is reached.
+            TypeError, ValueError: the prefix is invalid.
         """
         self._enter()
         name = to_bytes(prefix, "a prefix", self._hub.limits.max_pattern_bytes)
@@ -301,26 +348,33 @@ class Multiplexer:
     # --- publishing
 
     async def publish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
-        """Publish a message, and return how many connections received it, as Redis counts: a promise of nothing.
+        """Publish a message.
 
-        Messages go out in the order of the calls, over one connection of its own. Calls made while others
-        wait for their answers are sent together after those. Each call has its own outcome, and is sent once or not at
-        all: nothing is tried again once it was sent. It may be called in callbacks too, and during `drain()`.
+        Messages go out in the order of the calls, over one connection of the client's pool. Calls made while the
+        connection waits for replies are sent together, in the next pipeline. Each call has its own outcome. A message
+        is sent at most once: nothing is retried after it was sent. May be called in callbacks, and during `drain()`.
 
-        Cancelled, it is not sent if it had not been sent yet. Offline, it waits for a connection.
+        Offline, it waits for a connection until `publish_timeout`. A cancelled call that was not sent yet is not sent.
 
         Args:
-            channel: whom it is for; `str` stands for its UTF-8.
-            data: `str` is published as its UTF-8; `bytes`, whatever else has the buffer protocol, and what has
-                `__bytes__`, as those bytes.
-            sharded: publish to the subscriptions made with `sharded=True`, and to no others. In a cluster it goes to
-                the primary that owns the slot of the channel, over a connection of its own, and the order is kept for
-                each slot. If the slot moves meanwhile, the message follows it.
+            channel: the channel; `str` is encoded as UTF-8.
+            data: the payload: `str` (encoded as UTF-8), `bytes`, or an object with the buffer protocol or `__bytes__`.
+            sharded: publish to the subscriptions that were made with `sharded=True`, and to no others. In a cluster,
+                the message goes to the primary that owns the slot of the channel, over a connection of its own. The
+                order is kept for each slot. If the slot moves, the message follows it.
 
-        Raises `ConnectionLost` after `publish_timeout`, or when the connection is lost before Redis has answered: its
-        `sent` tells whether the message may have been published. What Redis refuses is redis-py's `ResponseError`, such
-        as `NoPermissionError`, for this call alone. `MultiplexerIsClosed`, also when closed before it was sent;
-        `ValueError` for more than `max_payload`; `TypeError` and `ValueError` for what cannot be published.
+        Returns:
+            The number of connections that received the message, as Redis counts them. This does not guarantee that a
+            subscriber gets it. In a cluster, a node counts its own connections only.
+
+        Raises:
+            ConnectionLost: after `publish_timeout`, or when the connection is lost before Redis has replied. Its
+                attribute `sent` tells whether the message may have been published.
+            redis.exceptions.ResponseError: Redis rejected this message, for example with `NoPermissionError`. Other
+                calls are not affected.
+            MultiplexerIsClosed: the multiplexer is closed, or was closed before the message was sent.
+            TypeError, ValueError: the channel or the payload is invalid, or longer than `max_name_bytes` or
+                `max_payload`.
         """
         if self._hub.closed:
             raise MultiplexerIsClosed
@@ -339,26 +393,37 @@ class Multiplexer:
         headers: Mapping[str, str] | None = None,
         sharded: bool = False,
     ) -> bytes:
-        """Ask whoever serves a channel, and return the first answer.
+        """Send a request to the services on a channel, and return the first reply.
 
-        Published is an `Envelope` that carries `headers` and the channel of the answer, which nobody can guess. All
-        requests of a multiplexer share one promise subscription, made for the first of them. Cancelling it leaves
-        nothing behind; an answer that comes too late, or twice, does nothing.
+        The request is an `Envelope` with `headers` and an unguessable channel for the reply. All requests of a
+        multiplexer share one promise subscription, which the first request makes. A reply that arrives late or twice is
+        ignored.
+
+        Offline, it waits for the connection. Cancelling it leaves nothing behind.
 
         Args:
-            channel: whom it is for; `str` stands for its UTF-8.
-            data: the body of the envelope, as for `publish()`.
-            timeout: seconds for all of it: until there is a connection, and until there is an answer.
+            channel: the channel of the service; `str` is encoded as UTF-8.
+            data: the body of the request, as for `publish()`.
+            timeout: seconds for all of it, the waits for a connection and for the reply included.
             headers: text by name; see `Envelope`.
-            sharded: ask those who serve the channel with `sharded=True`. The answer does not come over a shard: there
-                are no patterns, and so no promises, in sharded Pub/Sub.
+            sharded: send the request over sharded Pub/Sub, to services with `sharded=True`. The reply uses a normal
+                channel, because sharded Pub/Sub has no patterns and therefore no promises.
 
-        Raises `NoResponders` at once when nobody is subscribed to the channel, but not in a cluster unless `sharded`:
-        of other channels, a node counts its own subscribers only. `PromiseTimeout` when there was no answer in time;
-        `RequestFailed` when the handler failed, with what it said; `PromiseInterrupted`, which is an
-        `asyncio.CancelledError` too, when the connection was lost or closed meanwhile: whether the request was handled
-        is unknown. `MultiplexerIsClosed`, `SubscriptionRefused`, `TooManyPromises`, `TooManyPatterns`, and what
-        `publish()` raises for a payload or for lack of rights; `TypeError` and `ValueError` for bad arguments.
+        Returns:
+            The body of the reply.
+
+        Raises:
+            NoResponders: the channel has no subscriber. Raised at once. In a cluster, this is known for `sharded`
+                requests only, because a node counts its own subscribers only.
+            PromiseTimeout: no reply arrived within `timeout`.
+            RequestFailed: the handler of the service raised; the reason is its text.
+            PromiseInterrupted: the connection was lost, or the multiplexer closed, before the reply arrived. It is
+                unknown whether the request was handled. This is an `asyncio.CancelledError` too.
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            SubscriptionRefused: Redis rejects the pattern for the replies.
+            TooManyPromises, TooManyPatterns: a limit is reached.
+            redis.exceptions.ResponseError: Redis rejected the request, as for `publish()`.
+            TypeError, ValueError: an argument is invalid.
         """
         self._enter()
         return await self._requester.request(*self._outgoing_request(channel, data, headers, timeout, sharded))
@@ -373,15 +438,33 @@ class Multiplexer:
         headers: Mapping[str, str] | None = None,
         sharded: bool = False,
     ) -> AsyncGenerator[bytes, None]:
-        """Ask all who serve a channel, and iterate over their answers as they come.
+        """Send a request to all services on a channel, and iterate over their replies in the order of arrival.
 
-        The request is sent when the first answer is asked for. The iteration ends `timeout` seconds after that, or
-        after `limit` answers (None: as many as come). Answers that came in time are not lost when they are read late;
-        they wait as messages do, at most `max_pending`. A failure of one who was asked counts as an answer, and does
-        not keep those of others back: it is raised at the end, the first if there are several.
+        The request is sent when the iteration begins. Replies that arrive in time are buffered, at most `max_pending`,
+        and can be read after the timeout. A handler that fails counts as one reply. Its failure does not delay the
+        replies of others: the first failure is raised at the end of the iteration. No reply at all is not an error.
 
-        Raises, while it is iterated over, what `request()` raises, but `PromiseTimeout` only if the request could not
-        be sent in time: no answer at all is no error.
+        Args:
+            channel: as for `request()`.
+            data: as for `request()`.
+            timeout: seconds from the begin of the iteration to its end.
+            limit: the number of replies after which the iteration ends. None: no limit.
+            headers: as for `request()`.
+            sharded: as for `request()`.
+
+        Returns:
+            An asynchronous iterator over the bodies of the replies. Iterating raises the errors of `request()`, but
+            `PromiseTimeout` only if the request could not be sent in time.
+
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                async for reply in mpx.request_many("who.is", b"", timeout=1, limit=10):
+                    print(reply)
         """
         self._enter()
         if limit is not None:
@@ -391,27 +474,40 @@ class Multiplexer:
     def serve(
         self, channel_or_pattern: str | bytes, handler: Handler, *, concurrency: int = 1, sharded: bool = False
     ) -> Service:
-        """Answer the requests on a channel, or on all channels that match a pattern.
+        """Reply to the requests on a channel, or on all channels that match a pattern.
 
-        Returns at once, and works offline, as subscriptions do. Where several serve a channel, all are asked, and
-        `request()` takes the first answer: this is Pub/Sub, and no queue.
+        Returns at once, and works offline. If several services serve a channel, each gets every request, and
+        `request()` takes the first reply: this is Pub/Sub, not a queue.
+
+        A message that is not an envelope goes to `on_error` as a `DecodeError`, and counts as dropped. `drain()` waits
+        until the handlers in flight have ended and their replies are published; `Service.close()` cancels the handlers.
 
         Args:
-            channel_or_pattern: with any of `*`, `?`, `[` or a backslash in it, it is a pattern. For a channel that has
-                such characters, give `escape_glob(channel)`.
-            handler: called with each `Request`; returns the body of the answer, or something that can be awaited for
-                it. None is an empty answer. What it raises goes to the requester, as `type: text`, and to `on_error`
-                and the log. An answer that nobody asked for, since the envelope had no `reply_to`, is thrown away.
-            concurrency: how many handlers may be in flight. Beyond, requests wait, and are begun in their order;
-                `max_pending` and `overflow` of the multiplexer hold for them.
-            sharded: serve a channel of sharded Pub/Sub, for those who ask with `sharded=True`; see
-                `new_channel_subscription()`. A pattern is a `ValueError` then.
+            channel_or_pattern: a name with `*`, `?`, `[` or a backslash is a pattern. For a channel that has such a
+                character, pass `escape_glob(channel)`.
+            handler: called with each `Request`; returns the body of the reply, or an awaitable of it. None is an empty
+                reply. An exception goes to the requester as `type: text`, and to `on_error` and the log. If the
+                envelope has no `reply_to`, the result is discarded.
+            concurrency: the number of handlers that may be in flight. Further requests are buffered in order, within
+                `max_pending` and `overflow` of the multiplexer.
+            sharded: serve a channel of sharded Pub/Sub, for requests with `sharded=True`; see
+                `new_channel_subscription()`. Patterns are not possible then (`ValueError`).
 
-        What is no envelope goes to `on_error` as `DecodeError`, and counts as dropped. `drain()` waits until the
-        handlers in flight are through and their answers published; `close()` cancels them.
+        Returns:
+            The service. Close it to stop serving.
 
-        Raises `MultiplexerIsClosed`, `TooManyChannels`, `TooManyPatterns`; `TypeError` and `ValueError` for bad
-        arguments.
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            TooManyChannels, TooManyPatterns: a limit is reached.
+            TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                async def weather(request: Request) -> bytes:
+                    return await forecast(request.body)
+
+                mpx.serve("weather", weather, concurrency=10)
         """
         self._enter()
         if not callable(handler):
@@ -420,7 +516,7 @@ class Multiplexer:
         name = to_bytes(channel_or_pattern, "a channel or pattern", limits.max_name_bytes)
         if kind_of(name) is Kind.PATTERN:
             if sharded:
-                raise ValueError(f"there are no patterns in sharded Pub/Sub, and {quote(name)} is one; serve channels")
+                raise ValueError(f"sharded Pub/Sub has no patterns, and {quote(name)} is a pattern; serve channels")
             to_pattern(name, limits)
         check_positive(concurrency, "concurrency")
         return Service(
@@ -443,11 +539,17 @@ class Multiplexer:
         return self._hub.deployment.main.state is SessionState.CONNECTED
 
     async def connect(self, timeout: float | None = None) -> None:
-        """Wait until there is a connection, for `timeout` seconds at most; None waits as long as it takes.
+        """Wait until there is a connection.
 
-        Calling it is not needed: subscriptions start the dialling too. Cancelling it changes nothing else. Raises
-        `TimeoutError`, whose `__cause__` is the last `ConnectionLost`; `MultiplexerIsClosed`, also when closed
-        meanwhile.
+        Calling it is optional, because subscriptions connect too. Cancelling it changes nothing else.
+
+        Args:
+            timeout: seconds to wait. None: no limit.
+
+        Raises:
+            TimeoutError: there is no connection within `timeout`. Its `__cause__` is the last `ConnectionLost`.
+            MultiplexerIsClosed: the multiplexer is closed or drains, or was closed during the wait.
+            TypeError, ValueError: the timeout is invalid.
         """
         check_seconds(timeout, "timeout")
         self._enter()
@@ -460,7 +562,11 @@ class Multiplexer:
             raise TimeoutError(f"no connection to Redis within {timeout} s{detail}") from outage
 
     def stats(self) -> Stats:
-        """Take a snapshot of the state and the counters. Works in every state, closed too."""
+        """Return a snapshot of the state and the counters. Works in every state, also when closed.
+
+        Returns:
+            The snapshot. It does not change.
+        """
         hub = self._hub
         counters = hub.counters
         subscriptions = hub.subscriptions
@@ -491,25 +597,35 @@ class Multiplexer:
     # --- the end
 
     def close(self) -> None:
-        """Close everything at once: no callback is called after this returns.
+        """Close everything at once. No callback is called after this returns.
 
-        All subscriptions are closed, outstanding promises fail, async callbacks that are being awaited are cancelled,
-        unless one of them calls this. A `publish()` without an outcome fails. Closing twice is fine, at any moment,
-        also from inside a callback. What is left to release is released in the next ticks of the loop; `aclose()` waits
-        for it.
+        All subscriptions are closed, and outstanding promises and `publish()` calls fail. Async callbacks that are
+        being awaited are cancelled, except one that calls `close()`. May be called at any time, also from inside a
+        callback; without effect when closed already. Sockets and tasks are released in the next ticks of the loop;
+        `aclose()` waits for that.
         """
         self._hub.check()
         self._hub.close()
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Unsubscribe everything, let what was received be consumed and published, then close as `aclose()` does.
+        """Unsubscribe from everything, wait until the received messages are consumed, and close as `aclose()` does.
 
-        Messages that arrive until Redis has confirmed the unsubscribing are delivered too; a `request()` that has no
-        answer by then is interrupted. During an outage there is nothing to unsubscribe. From here on nothing new can be
-        wanted (`MultiplexerIsClosed`), but callbacks may still publish, and services answer what they have received.
-        After `timeout` seconds (None: as long as it takes) it closes all the same and raises `TimeoutError`; what still
-        waits is dropped. Cancelled, it closes at once. Called from inside a callback it returns at once, and goes on by
-        itself: it cannot wait for that callback. Without effect when closed.
+        Messages that arrive before Redis has confirmed the unsubscribe are delivered. Then each `request()` that has no
+        reply is interrupted. New subscriptions and requests raise `MultiplexerIsClosed` from the start, but callbacks
+        may still publish, and services reply to the requests they have received. The last step before closing is to
+        wait for the outcome of each `publish()`.
+
+        Offline, there is nothing to unsubscribe from. Cancelled, it closes at once. Called from inside a callback, it
+        returns at once and continues in the background, because it cannot wait for that callback. Without effect when
+        closed already.
+
+        Args:
+            timeout: seconds after which the multiplexer is closed in any case, and buffered messages are dropped. None:
+                no limit.
+
+        Raises:
+            TimeoutError: not all messages were consumed, or not all calls of `publish()` had an outcome.
+            TypeError, ValueError: the timeout is invalid.
         """
         check_seconds(timeout, "timeout")
         self._hub.check()
@@ -517,11 +633,11 @@ class Multiplexer:
             return
         self._hub.drain()
         if self._hub.tasks.are_running:
-            self._hub.tasks.start(self._drain_alone(timeout), "redismpx drain")
+            self._hub.tasks.start(self._drain_in_background(timeout), "redismpx drain")
         else:
             await self._drain(timeout)
 
-    async def _drain_alone(self, timeout: float | None) -> None:
+    async def _drain_in_background(self, timeout: float | None) -> None:
         try:
             await self._drain(timeout)
         except TimeoutError as error:
@@ -538,21 +654,22 @@ class Multiplexer:
             left = f"{self.stats().pending} messages not consumed"
             if self._hub.deployment.publisher.pending:
                 left += f" and {self._hub.deployment.publisher.pending} not published"
-            raise TimeoutError(f"{left} within {timeout} s; dropped") from None
+            raise TimeoutError(f"{left} within {timeout} s; they are dropped") from None
         finally:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Close, and wait until every task and socket is gone; a few seconds at most, even if callbacks resist.
+        """Close, and wait until every task has ended and every socket is closed.
 
-        Called from inside a callback, it does not wait for that one. When it is cancelled, closing goes on
-        nevertheless, and another `aclose()` waits for the rest.
+        This takes a few seconds at most, even if callbacks ignore their cancellation. Called from inside a callback, it
+        does not wait for that callback. If it is cancelled, closing continues, and another `aclose()` waits for the
+        rest. Works offline, and when closed already.
         """
         self.close()
-        self._hub.tasks.cancel()  # also a callback that closed, and went on
+        self._hub.tasks.cancel()  # also a callback that called close() and still runs
         await self._hub.tasks.ended()
-        if self._owned is not None:
-            await self._owned.aclose()
+        if self._is_owner:
+            await self._client.aclose()
 
     async def __aenter__(self) -> Self:
         self._enter()
@@ -574,7 +691,7 @@ class Multiplexer:
         self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, timeout: float, sharded: bool
     ) -> tuple[OutgoingRequest, float]:
         if check_seconds(timeout, "timeout") is None:
-            raise TypeError("timeout must be a number of seconds; without one, a request could wait for ever")
+            raise TypeError("timeout must be a number of seconds: without a timeout, a request could wait forever")
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
         return OutgoingRequest(name, to_payload(data, self._max_payload), headers or {}, sharded), timeout
 
@@ -597,3 +714,25 @@ class Multiplexer:
             self._max_pending if max_pending is None else check_positive(max_pending, "max_pending"),
             self._overflow if overflow is None else check_overflow(overflow),
         )
+
+
+def _check_times(
+    ping_interval: float | None, ping_timeout: float, delivery_probe: float | None, publish_timeout: float
+) -> None:
+    if check_seconds(ping_interval, "ping_interval") == 0 or not check_seconds(ping_timeout, "ping_timeout"):
+        raise ValueError(
+            "ping_interval and ping_timeout must be more than 0 seconds; ping_interval=None disables pings"
+        )
+    if check_seconds(delivery_probe, "delivery_probe") == 0:
+        raise ValueError("delivery_probe must be more than 0 seconds; None disables it")
+    if not check_seconds(publish_timeout, "publish_timeout"):
+        raise ValueError("publish_timeout must be more than 0 seconds")
+
+
+def _check_client(client: object, connection_options: dict[str, Any]) -> None:
+    if not isinstance(client, (Redis, RedisCluster)):
+        kind = f"{type(client).__module__}.{type(client).__name__}"
+        raise TypeError(f"redis must be a URL or a client, redis.asyncio.Redis or RedisCluster, not {kind}")
+    if connection_options:
+        names = ", ".join(connection_options)
+        raise TypeError(f"options ({names}) are for a URL only; set them on the client instead")

@@ -134,8 +134,8 @@ async def test_notices_while_publishing_are_ignored(protocol: int | None) -> Non
     server = Maintained(NOTICES + SPOILT)
     async with server.run() as url, Multiplexer(url, protocol=protocol) as mpx:
         await publish_all(mpx, server)
-        assert mpx._owned is not None
-        assert mpx._owned.connection_pool.connection_kwargs["host"] == "127.0.0.1"
+        assert isinstance(mpx._client, Redis)
+        assert mpx._client.connection_pool.connection_kwargs["host"] == "127.0.0.1"
         assert b"CLIENT MAINT_NOTIFICATIONS" not in server.commands
         assert mpx.stats().published == 15
 
