@@ -104,9 +104,9 @@ class Multiplexer:
         ::
 
             async with Multiplexer("redis://localhost") as mpx:
-                subscription = mpx.new_channel_subscription(lambda channel, data: print(channel, data))
-                subscription.add("news")
-                await subscription.wait_for_activation()
+                news = mpx.new_channel_subscription(print)
+                news.add("news")
+                await news.wait_for_activation()
                 await mpx.publish("news", "hello")
     """
 
