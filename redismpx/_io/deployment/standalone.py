@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import Any
 
 from ..publishing.publisher import Publisher
 from ..redispy.endpoint import Endpoint
+from ..runtime.tasks import is_cancelled
 from ..session.session import SessionOptions
 from .base import Deployment, DeploymentOptions
 
@@ -27,7 +29,14 @@ class Standalone(Deployment):
             return True
         async with self._asking:
             if self._counts_all is None:
-                is_node = await self._is_cluster_node()
+                # In a task: redis-py leaves reference cycles when it dials, which would keep the frames of the caller.
+                task = self._tasks.start(self._is_cluster_node(), "redismpx hello", Context())
+                try:
+                    is_node = await task
+                except asyncio.CancelledError as error:
+                    if is_cancelled(error):
+                        raise
+                    return False  # the multiplexer was closed, and its tasks cancelled
                 if is_node is None:
                     return True
                 self._counts_all = not is_node
