@@ -1,6 +1,6 @@
-"""A payload with headers, an id, a time and a place for the answer, as bytes that any language can read. No I/O.
+"""A payload with headers, an id, a timestamp and a reply channel, as bytes that any language can read. No I/O.
 
-The wire form: a first line, one line for each header, an empty line, and the body, which may be any bytes.
+The wire form: a first line, one line for each header, an empty line, and the body (any bytes).
 
     MPX/1 <id> <timestamp> [<reply-to>]
     <name>: <value>
@@ -24,28 +24,28 @@ from types import MappingProxyType
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 MAX_HEADERS = 100
-"""Headers that an envelope may have: as many as HTTP servers allow, and far more than anybody needs."""
+"""The number of headers that an envelope may have: as many as HTTP servers allow."""
 MAX_HEAD = 65_536
-"""Bytes that may come before the body, so that a hostile payload of any size is refused after a look at so many."""
+"""The number of bytes before the body: only so many bytes of a hostile payload are read before it is rejected."""
 
 _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 _FIRST_LINE = re.compile(f"MPX/1 ({_ID}) ({_TIME})(?: ([!-~]+))?", re.ASCII)
-_SAFE = bytes(range(0x21, 0x7F)).replace(b"%", b"").decode()  # what stands for itself in a channel
+_SAFE = bytes(range(0x21, 0x7F)).replace(b"%", b"").decode()  # bytes of a channel that are not escaped
 _STRAY = re.compile("%(?![0-9A-Fa-f]{2})")
 _is_id = re.compile(_ID).fullmatch
-_is_name = re.compile("[^:\r\n\0\ud800-\udfff]+").fullmatch  # the last are what UTF-8 cannot carry
+_is_name = re.compile("[^:\r\n\0\ud800-\udfff]+").fullmatch  # UTF-8 cannot encode the last range
 _is_value = re.compile("[^\r\n\0\ud800-\udfff]*").fullmatch
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
-_last = 0  # the time in the newest id: milliseconds, and their 4096th parts
+_last = 0  # the time of the newest id, in 4096ths of a millisecond
 
 
 def new_id() -> str:
-    """Return a UUID, version 7: ids sort by the time when they were made, those of one thread in their order."""
+    """Return a UUID of version 7: ids sort by the time when they were made, and ids of one thread by their order."""
     global _last
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
-    # RFC 9562, 6.2, method 3: 12 bits of a finer clock, and one more than the last when that has not moved.
+    # RFC 9562, 6.2, method 3: 12 bits of a finer clock; if the clock has not moved, one more than the last id.
     _last = max(milliseconds << 12 | (rest << 12) // 1_000_000, _last + 1)
     chance = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF
     number = (_last >> 12) << 80 | 7 << 76 | (_last & 0xFFF) << 64 | 2 << 62 | chance
@@ -59,29 +59,38 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A payload and what belongs to it. `bytes(envelope)` is what to publish; `from_bytes` is a `decode`.
+    """A payload with headers, an id, a timestamp and a reply channel. Immutable.
+
+    `Multiplexer.publish()` accepts an envelope; `bytes(envelope)` is its wire form. `from_bytes()` reads the wire form,
+    and can be the `decode` of a subscription.
 
     Args:
-        body: the payload proper: any bytes.
-        headers: text by name. Names are not empty and have no colon; neither names nor values have CR, LF or NUL.
-            Both are taken as they are: no case is folded, no space is stripped. The mapping is copied.
-        reply_to: the channel on which an answer is wanted; None: none is.
-        id: a UUID in its usual form. Left out, one that sorts by time (version 7).
-        timestamp: with a time zone; kept in UTC. Left out, it is now.
+        body: the payload itself: any bytes.
+        headers: text by name. A name is not empty and has no colon. Names and values have no CR, LF or NUL. Both are
+            used unchanged: case and spaces are kept. The mapping is copied.
+        reply_to: the channel for the reply. None: no reply is expected.
+        id: a UUID in its usual form. Default: a new UUID of version 7, which sorts by time.
+        timestamp: a time with a time zone; it is converted to UTC. Default: now.
 
-    Raises `TypeError` and `ValueError` for what cannot be sent, and never repeats it.
+    Raises:
+        TypeError, ValueError: a value is invalid. The error does not repeat the value.
+
+    Example:
+        ::
+
+            await mpx.publish("payments", Envelope(b"12.50", {"Currency": "EUR"}))
     """
 
     body: bytes
-    """The payload proper."""
+    """The payload itself."""
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, hash=False)
     """Text by name, read-only."""
     reply_to: bytes | None = field(default=None, kw_only=True)
-    """The channel on which an answer is wanted; None if none is."""
+    """The channel for the reply. None: no reply is expected."""
     id: str = field(default_factory=new_id, kw_only=True)
-    """A UUID. Those that this library makes sort by time."""
+    """A UUID. The ids that this library makes sort by time."""
     timestamp: datetime = field(default_factory=_now, kw_only=True)
-    """When it was made, by the clock of who made it: in UTC, with microseconds."""
+    """The time at which the envelope was made, by the clock of its maker: in UTC, with microseconds."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.body, bytes):
@@ -92,7 +101,7 @@ class Envelope:
             if not isinstance(self.reply_to, bytes):
                 raise TypeError(f"reply_to must be bytes or None, not {type(self.reply_to).__name__}")
             if not self.reply_to:
-                raise ValueError("reply_to must not be empty; None is for no answer")
+                raise ValueError("reply_to must not be empty; None means that no reply is expected")
         if not _is_id(self.id):
             raise ValueError("an id must be a UUID in its usual form: 36 characters, lower case")
         if not isinstance(self.timestamp, datetime):
@@ -103,7 +112,7 @@ class Envelope:
             object.__setattr__(self, "timestamp", self.timestamp.astimezone(UTC))
 
     def __bytes__(self) -> bytes:
-        """Return the wire form. Raises `ValueError` if there is more before the body than MAX_HEAD."""
+        """Return the wire form. Raises `ValueError` if there are more than MAX_HEAD bytes before the body."""
         timestamp = self.timestamp.replace(tzinfo=None).isoformat("T", "microseconds")
         line = f"MPX/1 {self.id} {timestamp}Z"
         if self.reply_to is not None:
@@ -117,7 +126,17 @@ class Envelope:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Envelope:
-        """Read the wire form. Raises `ValueError` for anything else, without repeating it."""
+        """Read the wire form.
+
+        Args:
+            data: a payload.
+
+        Returns:
+            The envelope.
+
+        Raises:
+            ValueError: the payload is not an envelope. The error does not repeat the payload.
+        """
         try:
             end = data.find(b"\r\n\r\n", 0, MAX_HEAD + 4)
             if not data.startswith(b"MPX/1 ") or end < 0:
@@ -125,8 +144,8 @@ class Envelope:
             first, _, rest = data[:end].decode().partition("\r\n")
             found = _FIRST_LINE.fullmatch(first)
             if found is None:
-                raise ValueError("its first line is not MPX/1, an id, a timestamp and perhaps a channel")
-            id, timestamp, reply_to = found.groups()  # noqa: A001, its name
+                raise ValueError("its first line is not MPX/1, an id, a timestamp and an optional channel")
+            id, timestamp, reply_to = found.groups()  # noqa: A001, the name of the field
             return cls(
                 data[end + 4 :],
                 _read_headers(rest.split("\r\n")) if rest else _NO_HEADERS,
@@ -140,20 +159,20 @@ class Envelope:
             raise ValueError(f"not an envelope: {error}") from None
 
     def __repr__(self) -> str:
-        reply = "" if self.reply_to is None else " to be answered"
+        reply = "" if self.reply_to is None else ", with reply_to"
         return f"<Envelope {self.id} {len(self.headers)} headers, {len(self.body)} bytes{reply}>"
 
 
 def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a copy that nobody can change."""
+    """Return a read-only copy of valid headers."""
     copy = dict(headers)
     if len(copy) > MAX_HEADERS:
         raise ValueError(f"{len(copy)} headers are more than the {MAX_HEADERS} that are allowed")
     for name, value in copy.items():
         if not _is_name(name):
-            raise ValueError("the name of a header must not be empty, and have no colon, CR, LF or NUL in it")
+            raise ValueError("the name of a header must not be empty, and must not have a colon, CR, LF or NUL")
         if not _is_value(value):
-            raise ValueError("the value of a header must not have CR, LF or NUL in it")
+            raise ValueError("the value of a header must not have CR, LF or NUL")
     return MappingProxyType(copy)
 
 
@@ -162,10 +181,10 @@ def _read_headers(lines: list[str]) -> dict[str, str]:
     for line in lines:
         name, separator, value = line.partition(": ")
         if not separator:
-            raise ValueError("a line among its headers has no colon and space")
+            raise ValueError("a header line has no colon and space")
         headers[name] = value
     if len(headers) < len(lines):
-        raise ValueError("it has a header twice")
+        raise ValueError("a header occurs twice")
     return headers
 
 
@@ -173,12 +192,12 @@ def _read_time(timestamp: str) -> datetime:
     try:
         return datetime.fromisoformat(timestamp)
     except ValueError:
-        raise ValueError("there is no such time as its timestamp") from None
+        raise ValueError("its timestamp is not a valid time") from None
 
 
 def _unquote(reply_to: str) -> bytes:
     if "%" not in reply_to:
         return reply_to.encode()
     if _STRAY.search(reply_to):
-        raise ValueError("in its channel for answers is a % without two hexadecimal digits")
+        raise ValueError("its reply channel has a % without two hexadecimal digits")
     return unquote_to_bytes(reply_to)

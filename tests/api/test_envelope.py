@@ -103,12 +103,12 @@ FIRST = f"MPX/1 {ID} 2025-01-02T03:04:05.000006Z".encode()
         (FIRST + b" \r\n\r\n", "first line"),
         (FIRST + b" secret secret\r\n\r\n", "first line"),
         (FIRST + b" secr\xc3\xa9t\r\n\r\n", "first line"),
-        (FIRST.replace(b"01-02", b"13-02") + b"\r\n\r\n", "no such time"),
+        (FIRST.replace(b"01-02", b"13-02") + b"\r\n\r\n", "not a valid time"),
         (FIRST + b" secret%2\r\n\r\n", "hexadecimal"),
         (FIRST + b"\r\nsecret\r\n\r\n", "no colon and space"),
         (FIRST + b"\r\nsecret:secret\r\n\r\n", "no colon and space"),
         (FIRST + b"\r\n: secret\r\n\r\n", "must not be empty"),
-        (FIRST + b"\r\na:b: secret\r\n\r\n", "no colon"),
+        (FIRST + b"\r\na:b: secret\r\n\r\n", "a colon"),
         (FIRST + b"\r\nsecret: a\r\nsecret: b\r\n\r\n", "twice"),
         (FIRST + b"\r\nsecret: a\nb\r\n\r\n", "CR, LF or NUL"),
         (FIRST + b"\r\nsecret: a\0b\r\n\r\n", "CR, LF or NUL"),
@@ -181,7 +181,7 @@ def test_an_envelope_is_immutable_and_shows_no_content() -> None:
         envelope.body = b""  # type: ignore[misc]
     with pytest.raises(TypeError):
         envelope.headers["other"] = ""  # type: ignore[index]
-    assert repr(envelope) == f"<Envelope {ID} 1 headers, 6 bytes to be answered>"
+    assert repr(envelope) == f"<Envelope {ID} 1 headers, 6 bytes, with reply_to>"
     assert repr(PLAIN) == f"<Envelope {ID} 0 headers, 0 bytes>"
 
 
