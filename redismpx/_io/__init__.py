@@ -1,1 +1,4 @@
-"""What touches asyncio and sockets."""
+"""asyncio and sockets, in rooms.
+
+Imports go down this list only: hub, deployment, delivery, publishing, session, redispy, runtime.
+"""

@@ -120,6 +120,89 @@ def test_the_core_is_pure() -> None:
             assert not [o for o in names if not o.endswith(":") and not o.startswith("_core.")], name
 
 
+def test_redis_py_is_imported_behind_one_door() -> None:
+    """Only `_io/redispy` imports redis, and the front door, whose signature names its clients."""
+    users = {name for name, tree in modules().items() if "redis:" in imported(name, tree)}
+    assert {name for name in users if not name.startswith("_io.redispy") and floor_of(name) < floor_of("demo")} == {
+        "multiplexer"
+    }
+
+
+def test_nothing_above_the_deployment_tests_for_a_cluster() -> None:
+    """Hub, subscriptions and the front door call the deployment; none looks at what it is, or for a slot map."""
+    for name, tree in modules().items():
+        if floor_of("_io.hub") <= floor_of(name) < floor_of("demo"):
+            words = {
+                n.attr if isinstance(n, ast.Attribute) else n.id
+                for n in ast.walk(tree)
+                if isinstance(n, (ast.Attribute, ast.Name))
+            }
+            assert not words & {
+                "Cluster",
+                "Standalone",
+                "SentinelManaged",
+                "Shards",
+                "SlotMap",
+                "slot_map",
+                "shards",
+            }, name
+            uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "RedisCluster"]
+            # In the front door: once in the signature, and once where an argument of another type is rejected.
+            assert len(uses) == (2 if name == "multiplexer" else 0), name
+
+
+def test_no_two_classes_or_constants_share_a_name() -> None:
+    """A name that is looked for is found in one place. Private names of one module are its own affair."""
+    places: dict[str, list[str]] = {}
+    for name, tree in modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    if isinstance(target, ast.Name):
+                        places.setdefault(target.id, []).append(name)
+    places.pop("__all__", None)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+LONGEST_FILE, LONGEST_FUNCTION, MOST_BRANCHES = 350, 60, 15
+UNBOUNDED = {
+    "multiplexer",  # the front door: overloads and docstrings
+}
+RECEIVE_LOOP = ("_io.session.dispatcher", "receive")
+"""One function for the speed of each message; its cases are numbered in comments."""
+
+
+def test_files_are_short() -> None:
+    """A file is short enough to hold in the head."""
+    lengths = {name: (PACKAGE / path_of(name)).read_text().count("\n") for name in modules() if name not in UNBOUNDED}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_functions_are_short_and_have_few_branches() -> None:
+    """A function has at most 60 lines, without its signature and docstring, and 15 branches."""
+    found = {}
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (name, node.name) != RECEIVE_LOOP:
+                body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+                length = (node.end_lineno or 0) - body[0].lineno + 1
+                branches = sum(isinstance(n, BRANCHES) for n in ast.walk(node))
+                if length > LONGEST_FUNCTION or branches > MOST_BRANCHES:
+                    found[f"{name}.{node.name}"] = (length, branches)
+    assert found == {}
+
+
+BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case, ast.comprehension)
+
+
+def path_of(name: str) -> Path:
+    parts = name.split(".") if name else []
+    folder = Path(*parts)
+    return folder / "__init__.py" if PACKAGE.joinpath(folder).is_dir() else folder.with_suffix(".py")
+
+
 def test_the_public_names_are_the_documented_ones() -> None:
     """`redismpx.__all__` is sorted and has exactly these names, each with a docstring."""
     assert sorted(redismpx.__all__) == redismpx.__all__

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import html
+import importlib
 import itertools
 import os
 import re
@@ -92,6 +94,29 @@ def test_torture_table_names_the_tests() -> None:
 
 
 # --- the state tables
+
+
+def test_each_function_of_the_walks_exists() -> None:
+    """Each file and function that the architecture page names is in the package."""
+    rows = re.findall(
+        r"^\| `([\w/]+\.py)` \| `([\w.]+)` \|", (DOCS / "explanation/architecture.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    for file, function in rows:
+        found: Any = importlib.import_module("redismpx." + file.removesuffix(".py").replace("/", "."))
+        for part in function.split("."):
+            found = getattr(found, part)
+        assert callable(found)
+
+
+def test_the_picture_is_drawn_from_its_source() -> None:
+    """The picture of the rooms shows each label of its text source."""
+    source, picture = (
+        (DOCS / "explanation/architecture").with_suffix(suffix).read_text() for suffix in (".dot", ".svg")
+    )
+    for label in re.findall(r'label = "([^"]+)"', source):
+        for line in label.split("\\n"):
+            assert f">{line}<" in html.unescape(picture)
 
 
 def test_name_table_is_the_code_s() -> None:

@@ -1,1 +1,1 @@
-"""From an event to the code that consumes it."""
+"""From an event to the user's code: the buffered events of one subscription, its worker and its reader."""

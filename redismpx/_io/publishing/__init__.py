@@ -1,1 +1,1 @@
-"""From a call of publish() to its outcome."""
+"""From a call of publish() to its outcome: pipelines, their batches and their replies."""

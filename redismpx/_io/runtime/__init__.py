@@ -1,1 +1,1 @@
-"""Tasks, timers, notification and logging."""
+"""Tasks, timers, notification and logging. Knows nothing of Redis."""

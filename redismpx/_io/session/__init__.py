@@ -1,1 +1,1 @@
-"""One connection after another, and what is subscribed on each."""
+"""One connection after another to one endpoint, and the names that are subscribed on it."""
