@@ -583,6 +583,13 @@ MUTANTS = [
         "tests/cluster/test_sentinel.py -k announcements_of_a_failover_are_verified",
     ),
     Mutant(
+        "the publisher stays at a former master",
+        "_io/deployment/base.py",
+        "        self.publisher.abandon()\n",
+        "",
+        f"{SENTINEL} -k left_before_it_is_demoted",
+    ),
+    Mutant(
         "nobody listens to the Sentinels",
         "_io/deployment/sentinel.py",
         "if service == self._endpoint.service and address != ours",

@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io.deployment import sentinel as master_module
 from redismpx._io.redispy import dial as dial_module
+from redismpx._io.redispy import endpoint as endpoint_module
 
 from ..helpers.checker import Checker
 from ..helpers.flavours import FLAVOURS, binary_of, start_server
@@ -287,7 +288,7 @@ async def test_announcements_of_a_failover_are_verified(
 
         word.answers = nobody_answers
         assert await asked_after(hello(new)) == 1
-        monkeypatch.setattr(master_module, "DIAL_TIMEOUT", 0)
+        monkeypatch.setattr(endpoint_module, "DIAL_TIMEOUT", 0)
         frozen, other = word.sentinels = [Redis(), Redis()]
         word.answers = asyncio.get_running_loop().create_future
         assert await asked_after(hello(new)) == 1
@@ -325,7 +326,7 @@ async def test_a_missing_right_to_listen_is_warned_of_once(
         await until(lambda: checker.activations == 3)
     await master.admin.execute_command("ACL", "DELUSER", "narrow")
     (line,) = [r.getMessage() for r in caplog.records if "__sentinel__" in r.getMessage()]
-    assert line.startswith("a former master that goes on answering is left late: Redis rejected channel")
+    assert line.startswith("a former master that still answers is left late: Redis rejected channel")
     assert not checker.faults
 
 
@@ -462,8 +463,8 @@ async def test_a_partitioned_master_is_left_with_a_probe(pair: tuple[Server, Ser
             link = mpx._hub.deployment.main._link
             assert link is not None
             for _ in range(10):  # it goes on answering pings, each sent after the last was heard
-                heard = link._heard
-                await until(lambda heard=heard: link._heard > heard)  # type: ignore[misc]
+                heard = link._last_reply
+                await until(lambda heard=heard: link._last_reply > heard)  # type: ignore[misc]
             assert await new.admin.publish("a", "starved") == 0
             await old.admin.config_set("min-replicas-to-write", 1)
             with pytest.raises(ResponseError, match="NOREPLICAS"):

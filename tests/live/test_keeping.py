@@ -336,7 +336,7 @@ async def test_a_peer_that_stops_reading_is_found_by_ping(server: Server, admin:
                 await admin.publish("a", str(number))
             await until(lambda: checker.messages == 5)
             await until(lambda: checker.disconnects == 1)
-            assert "no answer" in checker.events[-1][1].reason
+            assert "no reply" in checker.events[-1][1].reason
             proxy.heal()
             await sub.wait_for_activation(10)
             await settled(admin, {b"a", *names})

@@ -55,7 +55,7 @@ async def test_silence_is_noticed_after_ping_timeout(server: Server, how: str) -
             proxy.to_server.hole = how in ("both ways", "to the server")
             await until(lambda: checker.kinds == ["activation", "disconnect"])
             assert "PING" in checker.events[1][1].reason
-            assert ended[0] >= link._heard + interval + timeout
+            assert ended[0] >= link._last_reply + interval + timeout
             assert ended[0] <= silent + interval + timeout + 0.5 + NOISE
             server.thaw()
             proxy.heal()

@@ -42,7 +42,7 @@ class Deployment(ABC):
         self.main: Session = Session(self._endpoint, options.backoff, options.session, on_end=options.on_end)
         """The session of channels and patterns; of shard channels too, if there is no cluster."""
         if options.delivery_probe is not None:
-            self._listen(DeliveryProbe(new_endpoint(), options.delivery_probe, self.main.abandon))
+            self._listen(DeliveryProbe(new_endpoint(), options.delivery_probe, self.abandon))
 
     def _listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -55,6 +55,11 @@ class Deployment(ABC):
         self.main.start()
         for listener in self._listeners:
             self._tasks.start(listener.run(), listener.title, Context())
+
+    def abandon(self, reason: str) -> None:
+        """Leave a server that still answers: every connection is dialled again, and the endpoint asked where to."""
+        self.main.abandon(reason)
+        self.publisher.abandon()
 
     # --- subscriptions
 

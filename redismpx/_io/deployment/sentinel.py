@@ -6,6 +6,7 @@ Never leaves a master because of a published message, which anybody may publish:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from ...errors import SubscriptionRefused, plain
 from ..redispy.endpoint import SentinelEndpoint
@@ -27,7 +28,7 @@ class SentinelManaged(Standalone):
 
     def __init__(self, endpoint: SentinelEndpoint, options: DeploymentOptions) -> None:
         super().__init__(endpoint, options)
-        self._listen(MasterWatch(endpoint, self.main))
+        self._listen(MasterWatch(endpoint, self.main, self.abandon))
 
 
 class MasterWatch(Listener):
@@ -38,12 +39,13 @@ class MasterWatch(Listener):
     later they make the former master a replica, and disconnect its clients. Until then nothing else shows the failover.
     """
 
-    def __init__(self, endpoint: SentinelEndpoint, session: Session) -> None:
+    def __init__(self, endpoint: SentinelEndpoint, session: Session, abandon: Callable[[str], None]) -> None:
         self.title = "redismpx master watch"
         self.channel = b"__sentinel__:hello"
         self.deliver: Deliver = self._heard
         self._endpoint = endpoint
         self._session = session
+        self._abandon = abandon
         self._doubted = Notifier()
         self._was_refused = False
 
@@ -63,7 +65,7 @@ class MasterWatch(Listener):
             logger.debug("no Sentinel names the master (%s)", plain(str(error)))
         else:
             if named not in (None, address) and address == self._session.address:  # no new link in the meantime
-                self._session.abandon("the Sentinels name another master, {}:{}".format(*named or ()))
+                self._abandon("the Sentinels name another master, {}:{}".format(*named or ()))
 
     def _heard(self, channel: bytes, data: bytes) -> None:
         # The Sentinel's host, port, id and epoch, then the master's name, host, port and epoch.

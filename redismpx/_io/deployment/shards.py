@@ -225,8 +225,8 @@ class Shards:
             except (Exception, asyncio.CancelledError) as error:
                 if is_cancelled(error):
                     raise
-                logger.debug("no node tells the slot map now (%s)", plain(str(error)))
-                self._error = ConnectionLost(f"no node tells the slot map of the cluster: {error}")
+                logger.debug("the slot map cannot be read now (%s)", plain(str(error)))
+                self._error = ConnectionLost(f"the slot map of the cluster cannot be read: {error}")
                 self._error.__cause__ = error
                 self._all_placed = False
             else:

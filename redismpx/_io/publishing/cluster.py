@@ -110,7 +110,7 @@ class ClusterPublisher(Publisher):
         except (Exception, asyncio.CancelledError) as error:
             if is_cancelled(error):
                 raise
-            logger.debug("no node tells the slot map now (%s)", plain(str(error)))
+            logger.debug("the slot map cannot be read now (%s)", plain(str(error)))
             return False
         return True
 

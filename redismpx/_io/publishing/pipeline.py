@@ -87,6 +87,7 @@ class Pipeline:
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the oldest call
         self._connection: Connection | None = None
+        self._is_outdated = False  # whether the connection leads to a former master
         self._failure: BaseException | None = None  # of the last attempt to connect
 
     @property
@@ -166,9 +167,10 @@ class Pipeline:
 
     async def _connect(self) -> Connection:
         """Return the connection of the last batch if it is still usable, and a new one otherwise."""
-        if self._connection is not None and not await self._connection.is_usable():
+        if self._connection is not None and (self._is_outdated or not await self._connection.is_usable()):
             await self._release()
         if self._connection is None:
+            self._is_outdated = False
             self._connection = await self.endpoint.dial()
         return self._connection
 
@@ -294,6 +296,10 @@ class Pipeline:
             call.outcome.set_exception(error)
 
     # --- the end
+
+    def abandon(self) -> None:
+        """Dial again before the next batch. A batch in flight keeps its connection."""
+        self._is_outdated = True
 
     def stop(self) -> None:
         """End the connection of a pipeline that is not needed any more."""

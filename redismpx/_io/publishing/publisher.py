@@ -58,6 +58,11 @@ class Publisher:
         if outcomes := self._outcomes:
             await asyncio.wait(outcomes)
 
+    def abandon(self) -> None:
+        """Dial again before the next batch of each pipeline."""
+        for pipeline in self._all_pipelines():
+            pipeline.abandon()
+
     def close(self) -> None:
         """Fail the calls that have no outcome yet."""
         for pipeline in self._all_pipelines():
