@@ -8,13 +8,12 @@ from typing import Any
 
 from ..publishing.publisher import Publisher
 from ..redispy.endpoint import Endpoint
-from ..runtime.tasks import is_cancelled
 from ..session.session import SessionOptions
 from .base import Deployment, DeploymentOptions
 
 
 class Standalone(Deployment):
-    """A single server, which may be a node of a cluster that its client does not know of."""
+    """A single server, which may be a node of a cluster although its client does not know that."""
 
     def __init__(self, endpoint: Endpoint, options: DeploymentOptions) -> None:
         session: SessionOptions = options.session
@@ -29,24 +28,19 @@ class Standalone(Deployment):
             return True
         async with self._asking:
             if self._counts_all is None:
-                # In a task: redis-py leaves reference cycles when it dials, which would keep the frames of the caller.
-                task = self._tasks.start(self._is_cluster_node(), "redismpx hello", Context())
-                try:
-                    is_node = await task
-                except asyncio.CancelledError as error:
-                    if is_cancelled(error):
-                        raise
-                    return False  # the multiplexer was closed, and its tasks cancelled
-                if is_node is None:
-                    return True
-                self._counts_all = not is_node
-            return self._counts_all
+                # In a task of its own: redis-py keeps exceptions in reference cycles, and their callers with them.
+                task = self._tasks.start(self._ask_for_mode(), "redismpx server mode", Context())
+                await asyncio.wait([task])
+                if task.cancelled():  # the multiplexer was closed
+                    return False
+            return self._counts_all is not False
 
-    async def _is_cluster_node(self) -> bool | None:
-        """Ask the server whether it is a node of a cluster; None: it does not tell, and most likely is not."""
+    async def _ask_for_mode(self) -> None:
+        """Ask the server whether it is a node of a cluster. One that does not tell most likely is not."""
         try:
             reply: Any = await self._endpoint.call("HELLO")  # without arguments it changes nothing, and needs no right
-        except Exception:  # noqa: BLE001, old servers and proxies do not know HELLO
-            return None
+        except Exception:  # noqa: BLE001, old servers and proxies do not know HELLO; the next count asks again
+            return
         words = [word for pair in reply.items() for word in pair] if isinstance(reply, dict) else list(reply)
-        return any(word in (b"cluster", "cluster") for word in words)
+        is_node = any(word in (b"cluster", "cluster") for word in words)
+        self._counts_all = not is_node
