@@ -34,7 +34,7 @@ class Registry(Generic[S]):
         self._tables[Kind.SHARD_CHANNEL] = self.shard_channels
         self.name_counts: dict[Kind, int] = dict.fromkeys(Kind, 0)
         """The number of names that have subscribers."""
-        self.draining = False
+        self.draining: bool = False
         """Whether drain() was called. No name is desired from then on, with or without subscribers."""
         self._out_of_sync: SyncQueue[S] = SyncQueue(slot_of)
         self._probes: deque[tuple[Verb, Probe]] = deque()  # each is to be sent in a command of its own

@@ -25,7 +25,7 @@ class Cluster(Deployment):
         session = options.session
         publisher = ClusterPublisher(slot_map, options.publish_timeout, session.tasks, session.counters)
         super().__init__(lambda: AnyNodeEndpoint(slot_map), publisher, options)
-        self.publisher: ClusterPublisher = publisher
+        self._publisher = publisher
         self.shards: Shards = Shards(slot_map, self._new_session)
 
     def _new_session(self, endpoint: Endpoint, evict: Evict) -> Session:
@@ -74,7 +74,7 @@ class Cluster(Deployment):
 
     async def counts_all(self, channel: bytes, *, sharded: bool) -> bool:
         """Tell whether a count of 0 means that nobody is subscribed. For a plain channel, a node counts its clients."""
-        return sharded and await self.publisher.counts_all(channel)
+        return sharded and await self._publisher.counts_all(channel)
 
     # --- the end
 
