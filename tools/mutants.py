@@ -254,16 +254,16 @@ MUTANTS = [
     Mutant(
         "P3: after a loss only the old names are asked for",
         "_core/registry.py",
-        "            self._move(entry, NameEvent.CONNECTION_LOST)\n            self._reconcile(entry)\n",
-        "            self._move(entry, NameEvent.CONNECTION_LOST)\n",
+        "            entry.state = following[entry.state]\n            self._reconcile(entry)\n",
+        "            entry.state = following[entry.state]\n",
         f"{RECONNECT} -k a_restarted_server_gets_all_names_again",
     ),
     Mutant(
         "P3: a remove in flight comes back",
         "_core/registry.py",
-        "            self._move(entry, NameEvent.CONNECTION_LOST)\n",
+        "            entry.state = following[entry.state]\n            self._reconcile(entry)\n",
         "            if entry.state is NameState.LEAVING:\n                entry.add(self)\n"
-        "            self._move(entry, NameEvent.CONNECTION_LOST)\n",
+        "            entry.state = following[entry.state]\n            self._reconcile(entry)\n",
         f"{TORTURE} -k remove_in_flight",
     ),
     Mutant(

@@ -2,8 +2,7 @@
 
 `add()` and `remove()` record which names are desired. `next_commands()` returns the commands that bring the server
 closer to that. `confirm()`, `refuse()`, `redirect()` and `pong()` take the replies, in wire order; `connection_lost()`
-takes the end of the connection. Each of them returns the subscribers to notify, and the caller notifies them. At most
-one command is in flight for a name.
+takes the end of the connection. They return the subscribers to notify. One command at most is in flight for a name.
 """
 
 from __future__ import annotations
@@ -266,12 +265,13 @@ class Registry(Generic[S]):
         """
         self._forget_connection()
         active: dict[S, list[Entry[S]]] = defaultdict(list)
+        following = NEXT_STATE[NameEvent.CONNECTION_LOST]
         for number, entry in enumerate(self._entries(), 1):
             if not entry.has_subscribers and self._tables[entry.kind].get(entry.name) is not entry:
                 continue  # deleted since this began
             for subscriber in entry.active_subscribers:
                 active[subscriber].append(entry)
-            self._move(entry, NameEvent.CONNECTION_LOST)
+            entry.state = following[entry.state]
             self._reconcile(entry)
             if number % LOSS_CHUNK == 0:
                 yield None

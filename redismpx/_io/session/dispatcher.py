@@ -216,10 +216,11 @@ class Dispatcher:
             verb = CONFIRMATIONS[kind]
         except (TypeError, ValueError, KeyError):
             verb, name = None, None
-        if isinstance(reply, Exception):
-            self._take_error(reply)
-        elif not isinstance(reply, list):
-            self._registry.pong()
+        if not isinstance(reply, list):
+            if isinstance(reply, Exception):
+                self._take_error(reply)
+            else:
+                self._registry.pong()
         elif verb is not None and type(name) is bytes:
             if verb.subscribes:
                 for subscriber in self._registry.confirm(verb, name):
