@@ -10,7 +10,7 @@ recovered. The exit status is 1 if there were more than 60 dials within any 100 
 
 Run it on a machine that is idle otherwise. A slow machine delays dials, and delayed dials pile up. For the same reason
 an outage of less than 5 s shows more dials: a small machine is still busy with the attempts right after the loss.
-tests/live/test_herd.py checks the backoff alone, without this effect.
+tests/io/test_herd.py checks the backoff alone, without this effect.
 """
 
 from __future__ import annotations

@@ -142,21 +142,6 @@ async def test_an_invalid_timeout_raises(timeout: Any) -> None:
     await mpx.aclose()
 
 
-async def test_an_invalid_suffix_or_timeout_makes_no_promise(url: str) -> None:
-    """new_promise() with an invalid suffix or timeout raises, and leaves no promise."""
-    async with Multiplexer(url) as mpx:
-        promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
-        for suffix, timeout in ((1, 1), ("\ud800", 1), ("x", -1), ("x", "1")):
-            with pytest.raises((TypeError, ValueError)):
-                promises.new_promise(suffix, timeout)  # type: ignore[arg-type]
-        assert promises.pending == 0
-        empty = mpx.new_promise_subscription("")
-        await empty.wait_for_activation(5)
-        with pytest.raises(ValueError, match="empty channel"):
-            empty.new_promise("", 1)
-
-
 async def test_wait_for_activation_without_names_returns_at_once() -> None:
     """wait_for_activation() of an empty subscription returns at once, also while offline."""
     mpx = Multiplexer("redis://127.0.0.1:1", backoff=ConstantBackoff(1))

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 
-from redismpx import DecodeError, Envelope, Multiplexer
+from redismpx import Envelope
 from redismpx import envelope as envelopes
 from redismpx.envelope import MAX_HEAD, MAX_HEADERS, new_id
 
@@ -236,20 +235,3 @@ def test_the_documented_code_reads_and_writes_envelopes(envelope: Envelope) -> N
     for damaged in (bytes(envelope)[1:], bytes(envelope).replace(b"\r\n\r\n", b"\n\n")):
         with pytest.raises(ValueError):
             names["read"](damaged)
-
-
-async def test_an_envelope_can_be_published_and_decoded(url: str, admin: Redis) -> None:
-    """publish() accepts an envelope, and decode=Envelope.from_bytes returns it."""
-    errors: list[Exception] = []
-    async with Multiplexer(url) as mpx:
-        sub = mpx.new_channel_subscription(decode=Envelope.from_bytes, on_error=errors.append)
-        sub.add("a")
-        await sub.wait_for_activation(5)
-        envelope = Envelope(bytes(range(256)), {"Trace": "1"}, reply_to=b"\0")
-        assert await mpx.publish("a", envelope) == 1
-        await admin.publish("a", "none")
-        await admin.publish("a", bytes(envelope))
-        assert [(await sub.get(5)).data for _ in range(2)] == [envelope, envelope]
-    (error,) = errors
-    assert isinstance(error, DecodeError)
-    assert isinstance(error.__cause__, ValueError)

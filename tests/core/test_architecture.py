@@ -281,3 +281,15 @@ def test_each_mutant_selects_tests(mutant: Mutant) -> None:
         tests = [name for name in names if name.startswith("test_")]
         assert option == "-k"
         assert [name for name in tests if word in name] or word in texts or word in FLAVOURS
+
+
+SERVERS = {"url", "admin", "server", "shared_server", "cluster", "shared_cluster", "sentinels"}
+"""The fixtures of tests/conftest.py that start a real server."""
+
+
+@pytest.mark.parametrize("path", [path for path in TREES if path.parts[0] in ("core", "io", "api")], ids=str)
+def test_core_io_and_api_need_no_server(path: Path) -> None:
+    """The tests in these folders run in seconds, without a server."""
+    functions = [node for node in ast.walk(TREES[path]) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    requesting = [node for node in functions if node.name.startswith("test_") or node.decorator_list]
+    assert not [node.name for node in requesting if SERVERS & {argument.arg for argument in node.args.args}]

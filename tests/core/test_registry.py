@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -414,3 +415,45 @@ def test_a_removed_subscriber_leaves_the_fan_out_at_once() -> None:
         registry.remove(Kind.CHANNEL, b"name", leaving)
         assert (entry.only_active, entry.active_snapshot) == (None, None)
     assert entry.take_snapshot() == ()
+
+
+def test_many_forbidden_names_cost_few_commands() -> None:
+    """2,048 forbidden names cost fewer than three commands each."""
+    registry: Registry[str] = Registry()
+    total = 2048
+    for number in range(total):
+        registry.add(Kind.CHANNEL, (b"%d" % number,), "user")
+    commands = names = told = 0
+    queue = registry.next_commands()
+    while queue:
+        command = queue.pop(0)
+        commands += 1
+        names += len(command.names)
+        told += len(list(registry.refuse()[1]))
+        queue += registry.next_commands()
+    assert told == total
+    assert commands < 3 * total
+    assert names < 20 * total
+
+
+def test_one_forbidden_name_costs_a_binary_search() -> None:
+    """One forbidden name of 512 costs log2(512) + 2 commands, and only its subscriber is notified."""
+    for position in (0, 1, 255, 256, SUBSCRIBE_BATCH - 2, SUBSCRIBE_BATCH - 1):
+        registry: Registry[str] = Registry()
+        for number in range(SUBSCRIBE_BATCH):
+            registry.add(Kind.CHANNEL, (b"%d" % number,), "user")
+        guilty, sent, told = b"%d" % position, 0, []
+        queue = registry.next_commands()
+        while queue:
+            command = queue.pop(0)
+            sent += 1
+            if guilty in command.names:
+                told += [(name, user) for user in registry.refuse()[1] for name in command.names]
+            else:
+                for name in command.names:
+                    assert list(registry.confirm(command.verb, name)) == ["user"]
+            queue += registry.next_commands()
+        assert told == [(guilty, "user")]
+        assert sent - 1 <= math.log2(SUBSCRIBE_BATCH) + 2, position
+        standings = [registry.subscriber_state(Kind.CHANNEL, b"%d" % n, "user") for n in range(SUBSCRIBE_BATCH)]
+        assert standings.count(SubscriberState.ACTIVE) == SUBSCRIBE_BATCH - 1

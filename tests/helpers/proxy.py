@@ -146,7 +146,8 @@ class Proxy:
             connection.end(reset=True)
         for _ in range(200):  # what was accepted just now and shakes TLS hands takes a while to end
             others = asyncio.all_tasks() - {asyncio.current_task()}
-            transports = tuple(getattr(self._loop, "_transports", {}).values())
+            # The loop refers to closed transports, which have no socket any more, until they are freed.
+            transports = [each for each in getattr(self._loop, "_transports", {}).values() if each._sock is not None]
             if not (others or transports):
                 break
             await asyncio.sleep(0.005)

@@ -16,8 +16,6 @@ from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff, ConstantBackoff
 
 from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
-from redismpx._core.registry import Registry
-from redismpx._core.wire import Kind
 from redismpx._io.session import dispatcher as dispatch_module
 from redismpx._io.session import reconnect as retries_module
 
@@ -318,22 +316,3 @@ async def test_a_rejected_unsubscribe_is_warned_of_once(
             await asyncio.sleep(0.005)
         await until(lambda: mpx._hub.deployment.main.registry.oldest_command is None)
     assert sum("rejects an unsubscribe" in r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING) == 1
-
-
-def test_many_forbidden_names_cost_few_commands() -> None:
-    """2,048 forbidden names cost fewer than three commands each."""
-    registry: Registry[str] = Registry()
-    total = 2048
-    for number in range(total):
-        registry.add(Kind.CHANNEL, (b"%d" % number,), "user")
-    commands = names = told = 0
-    queue = registry.next_commands()
-    while queue:
-        command = queue.pop(0)
-        commands += 1
-        names += len(command.names)
-        told += len(list(registry.refuse()[1]))
-        queue += registry.next_commands()
-    assert told == total
-    assert commands < 3 * total
-    assert names < 20 * total

@@ -157,7 +157,7 @@ async def test_a_pause_longer_than_ping_timeout_is_one_outage(
                 sub.add("a")
                 await sub.wait_for_activation(5)
             began = asyncio.get_running_loop().time()
-            await admin.client_pause(2000)
+            await admin.client_pause(1000)
             await until(lambda: len(lost.events) == 3)
             assert lost.kinds == ["activation", "disconnect", "activation"]
             assert kept.kinds == ["activation"]

@@ -172,7 +172,8 @@ def resident() -> int:
 @pytest.mark.parametrize("policy", list(Overflow), ids=lambda policy: policy.value)
 async def test_a_million_messages_past_a_stuck_subscription(url: str, admin: Redis, policy: Overflow) -> None:
     """A fast subscription gets a million messages beside a stuck one, whose buffer and memory stay bounded."""
-    total, room = 1_000_000, 1000
+    # The buffer of the other two policies never grows with the number of messages.
+    total, room = 1_000_000 if policy.value.startswith("drop") else 200_000, 1000
     await admin.config_set("client-output-buffer-limit", "pubsub 0 0 0")
     async with Multiplexer(url) as mpx:
         slow = Slow()

@@ -9,8 +9,6 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
@@ -24,7 +22,6 @@ from redismpx import (
     RedisMPXError,
     SubscriptionIsClosed,
 )
-from redismpx._core.wire import escape_glob
 
 from ..helpers.servers import Server
 from ..helpers.waiting import until
@@ -361,16 +358,16 @@ async def test_overlapping_prefixes_get_their_own_messages(url: str, admin: Redi
         assert await one == await two == await three == b"x"
 
 
-@given(st.binary(max_size=20))
-def test_escaping_leaves_no_active_glob_character(prefix: bytes) -> None:
-    """An escaped prefix has no active glob character, and means the same bytes."""
-    escaped = escape_glob(prefix)
-    plain, position = bytearray(), 0
-    while position < len(escaped):
-        if escaped[position] == ord("\\"):
-            position += 1
-        else:
-            assert escaped[position] not in b"*?["
-        plain.append(escaped[position])
-        position += 1
-    assert bytes(plain) == prefix
+async def test_an_invalid_suffix_or_timeout_makes_no_promise(url: str) -> None:
+    """new_promise() with an invalid suffix or timeout raises, and leaves no promise."""
+    async with Multiplexer(url) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        for suffix, timeout in ((1, 1), ("\ud800", 1), ("x", -1), ("x", "1")):
+            with pytest.raises((TypeError, ValueError)):
+                promises.new_promise(suffix, timeout)  # type: ignore[arg-type]
+        assert promises.pending == 0
+        empty = mpx.new_promise_subscription("")
+        await empty.wait_for_activation(5)
+        with pytest.raises(ValueError, match="empty channel"):
+            empty.new_promise("", 1)

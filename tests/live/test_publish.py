@@ -22,7 +22,7 @@ from redis.backoff import ConstantBackoff, NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from redismpx import ConnectionLost, Multiplexer, MultiplexerIsClosed
+from redismpx import ConnectionLost, DecodeError, Envelope, Multiplexer, MultiplexerIsClosed
 from tools.measure_publish import publish_while_killing
 
 from ..helpers.acl import PUBLISHER, SUBSCRIBER, set_user
@@ -833,3 +833,20 @@ async def test_fakeredis_can_fail_and_recover(options: dict[str, Any]) -> None:
         await until(lambda: mpx.connected)
         await works(mpx, client)
     await client.aclose()
+
+
+async def test_an_envelope_can_be_published_and_decoded(url: str, admin: Redis) -> None:
+    """publish() accepts an envelope, and decode=Envelope.from_bytes returns it."""
+    errors: list[Exception] = []
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(decode=Envelope.from_bytes, on_error=errors.append)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        envelope = Envelope(bytes(range(256)), {"Trace": "1"}, reply_to=b"\0")
+        assert await mpx.publish("a", envelope) == 1
+        await admin.publish("a", "none")
+        await admin.publish("a", bytes(envelope))
+        assert [(await sub.get(5)).data for _ in range(2)] == [envelope, envelope]
+    (error,) = errors
+    assert isinstance(error, DecodeError)
+    assert isinstance(error.__cause__, ValueError)

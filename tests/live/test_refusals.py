@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 import pytest
 from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
-from redismpx._core.entry import SubscriberState
-from redismpx._core.registry import Registry
-from redismpx._core.sync_queue import SUBSCRIBE_BATCH
-from redismpx._core.wire import Kind
 from redismpx._io.session import dispatcher as dispatch_module
 
 from ..helpers.acl import limited, set_limited_user
@@ -24,29 +19,6 @@ from ..helpers.servers import Server
 from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-async def test_one_forbidden_name_costs_a_binary_search() -> None:
-    """One forbidden name of 512 costs log2(512) + 2 commands, and only its subscriber is notified."""
-    for position in (0, 1, 255, 256, SUBSCRIBE_BATCH - 2, SUBSCRIBE_BATCH - 1):
-        registry: Registry[str] = Registry()
-        for number in range(SUBSCRIBE_BATCH):
-            registry.add(Kind.CHANNEL, (b"%d" % number,), "user")
-        guilty, sent, told = b"%d" % position, 0, []
-        queue = registry.next_commands()
-        while queue:
-            command = queue.pop(0)
-            sent += 1
-            if guilty in command.names:
-                told += [(name, user) for user in registry.refuse()[1] for name in command.names]
-            else:
-                for name in command.names:
-                    assert list(registry.confirm(command.verb, name)) == ["user"]
-            queue += registry.next_commands()
-        assert told == [(guilty, "user")]
-        assert sent - 1 <= math.log2(SUBSCRIBE_BATCH) + 2, position
-        standings = [registry.subscriber_state(Kind.CHANNEL, b"%d" % n, "user") for n in range(SUBSCRIBE_BATCH)]
-        assert standings.count(SubscriberState.ACTIVE) == SUBSCRIBE_BATCH - 1
 
 
 async def test_a_later_grant_activates_a_refused_name(
