@@ -249,7 +249,7 @@ class Job(NamedTuple):
 
 
 def tiers() -> dict[str, list[Job]]:
-    """What CI runs: each tier begins when the one before it has passed. The longest sessions of a tier come first."""
+    """What CI runs: a tier begins when all of the one before it has passed. Its longest sessions come first."""
     return {
         "first": [Job("types"), Job("pure"), Job("docs"), Job("lint")],
         "live": [
@@ -311,7 +311,7 @@ def ci(session: nox.Session) -> None:
 
 
 def run_side_by_side(tier: str, jobs: list[Job], folder: Path) -> list[Result]:
-    """Run jobs in their order, as many at a time as there are places. After a failure, start no other."""
+    """Run jobs in their order, as many at a time as there are places, and all of them even if one fails."""
     waiting = list(jobs)
     running: list[Running] = []
     results: list[Result] = []
@@ -332,8 +332,6 @@ def run_side_by_side(tier: str, jobs: list[Job], folder: Path) -> list[Result]:
                 results.append(Result(tier, each.job.session, passed, elapsed, cpu))
                 print(f"\n== {each.job.session}: {'passed' if passed else 'FAILED'} after {elapsed:.0f} s")
                 print(each.output.read_text(errors="replace"), flush=True)
-                if not passed:
-                    waiting.clear()
             time.sleep(0.2)
     finally:
         for each in running:
