@@ -1,4 +1,4 @@
-"""Servers for the live tests, and what is checked around every test."""
+"""The fixtures that start servers, and the checks around every test."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
 
 from .helpers.cluster import Cluster
@@ -33,8 +34,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 def pytest_configure() -> None:
-    """How long a step of the loop took says how busy the machine is: no warning that a test counts."""
+    """Ignore how long a step of the loop or an example of Hypothesis takes: that depends on the load of the machine."""
     logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
+    # The time of an example says how busy the machine is, too. Each test has a time limit as a whole.
+    settings.register_profile("tests", deadline=None)
+    settings.load_profile("tests")
 
 
 @pytest.hookimpl(optionalhook=True)

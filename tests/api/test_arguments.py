@@ -1,4 +1,4 @@
-"""Bad input: an exception at once that says what, where and what to do; the state unchanged."""
+"""Invalid arguments raise at once, say what to do, and change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Envelopes: any bytes go through and come out again, and what is none is refused without being repeated."""
+"""Envelopes carry any bytes; other bytes are rejected without being shown."""
 
 from __future__ import annotations
 

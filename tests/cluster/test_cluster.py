@@ -1,4 +1,4 @@
-"""A cluster: classic names at any node, sharded ones where their slots are, whatever becomes of slots and nodes."""
+"""A cluster: classic names at any node, sharded names at the owner of their slot, while slots move and nodes fail."""
 
 from __future__ import annotations
 

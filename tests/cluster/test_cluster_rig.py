@@ -1,4 +1,4 @@
-"""The cluster and the Sentinels of our own do what tests ask of them, by the word of the servers."""
+"""The helpers for clusters and Sentinels do what the tests expect of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A master that is found by Sentinel, and what becomes of subscriptions when another one takes its place."""
+"""A master that Sentinel names, and its subscriptions across failovers."""
 
 from __future__ import annotations
 

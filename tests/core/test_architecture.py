@@ -1,4 +1,4 @@
-"""The house: imports go down only, the core is pure, and the public names are the ones that were meant."""
+"""Which module may import which, the public names, and the rules for tests and mutants."""
 
 from __future__ import annotations
 

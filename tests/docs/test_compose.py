@@ -1,4 +1,4 @@
-"""docker-compose.yml: what it starts, and that its commands make of servers what it says. Docker itself is not run."""
+"""The commands of docker-compose.yml start what the file says. Docker itself is not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation says what the code does, and its programs run."""
+"""The tables of the documentation agree with the code, and its programs run."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The examples, as their users run them: under uvicorn, with a real server and real clients."""
+"""The examples, run as their users run them: under uvicorn, with a real server and real clients."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The README keeps its word: each program in it runs and prints what the README says, and each link leads somewhere.
+"""Each program of the README prints what the README shows, and each link leads to a file.
 
-A program is a `python` block; what it prints is the `text` block that follows.
+A program is a `python` block; its output is the `text` block that follows.
 """
 
 from __future__ import annotations

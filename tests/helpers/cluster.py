@@ -1,6 +1,6 @@
-"""A Redis Cluster of our own on loopback: its slots move, its primaries fail over or die, its nodes come and go.
+"""A Redis Cluster on loopback whose slots can move and whose nodes can fail over, die and be added.
 
-Whatever is returned is the nodes' own word, and whatever is changed is waited for until all that live say the same.
+Each method returns what the nodes themselves report, and waits until all live nodes agree about a change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""All that can be asked of a multiplexer, at random and without measure, in a process with 512 MB of address space.
+"""Random calls beyond every limit of a multiplexer, in a process with 512 MB of address space.
 
-`python -m tests.helpers.exhaust URL [SEED]` prints how often each limit was met. It ends with 1 if one was not, if
-asking for too much changed anything, or if the memory did not do.
+`python -m tests.helpers.exhaust URL [SEED]` prints how often each limit was reached. It exits with 1 if a limit was not
+reached, if a rejected call changed anything, or if the memory was not enough.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that stands for the network between a client and its server, in all its moods."""
+"""A TCP proxy on loopback that simulates the faults of a network."""
 
 from __future__ import annotations
 

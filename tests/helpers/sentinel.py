@@ -1,6 +1,6 @@
-"""Three Sentinels of our own on loopback, with a master and two replicas, any of which may be killed and started again.
+"""Three Sentinels, a master and two replicas on loopback, each of which can be killed and restarted.
 
-Whatever is returned is the servers' own word, and whatever is changed is waited for until all that live say the same.
+Each method returns what the servers themselves report, and waits until all live servers agree about a change.
 """
 
 from __future__ import annotations

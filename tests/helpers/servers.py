@@ -1,4 +1,4 @@
-"""Servers of our own on loopback: real ones that can be killed, frozen and started again, and a scripted one."""
+"""Real servers on loopback, which can be killed, frozen and restarted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the node of a cluster is taken to have lost the slot of a name: from its own replies, parsed for real."""
+"""An unsubscribe that a cluster node sends by itself means that it lost the slot; its replies are parsed for real."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that no server should send, and any bytes however they are cut: see tools/fuzz.py."""
+"""Bytes that no server should send, and any bytes cut into any pieces: see tools/fuzz.py."""
 
 from __future__ import annotations
 

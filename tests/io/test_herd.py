@@ -1,4 +1,4 @@
-"""Many who lose their server at the same moment do not come back at the same moment."""
+"""Clients that lose their server at the same moment do not reconnect at the same moment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def seeded() -> Iterator[None]:
 
 def returns(outage: float, backoff: AbstractBackoff | None = None) -> list[float]:
     """Return when each of MANY dials first after an outage of so many seconds, on a clock that knows no lateness."""
-    retries = Multiplexer(backoff=backoff)._hub.deployment.main._retries
+    retries = Multiplexer(backoff=backoff)._hub.deployment.main._policy
     times = []
     for _ in range(MANY):
         retries.failures = 0

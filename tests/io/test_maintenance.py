@@ -1,4 +1,4 @@
-"""What a server says of its own maintenance (MOVING, MIGRATING, FAILING_OVER and their like) is never an error."""
+"""A server's notices about its maintenance (MOVING, MIGRATING, FAILING_OVER and others) are never an error."""
 
 from __future__ import annotations
 

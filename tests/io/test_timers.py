@@ -1,4 +1,4 @@
-"""Deadlines on a clock of our own: each in its time, in order, once, whoever is added and removed meanwhile."""
+"""Deadlines on a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users with no right too many, and users who lose theirs."""
+"""Users with the least rights, and users who lose rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callbacks may do, and what they cannot do to others."""
+"""What callbacks may do, and that they cannot harm other subscriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever can be awaited is cancelled, or closed meanwhile, at each of its suspensions and at every moment."""
+"""Each call that waits is cancelled, or the multiplexer closed, at each of its suspensions."""
 
 from __future__ import annotations
 

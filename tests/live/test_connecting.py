@@ -1,4 +1,4 @@
-"""What goes wrong before there is a connection: it is tried again, at growing intervals, and the cause can be seen."""
+"""Faults before a connection is established: attempts are repeated with backoff, and the cause is shown."""
 
 from __future__ import annotations
 

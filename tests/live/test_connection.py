@@ -1,4 +1,4 @@
-"""Every way to say where Redis is."""
+"""The kinds of URLs and clients that a multiplexer can be made from."""
 
 from __future__ import annotations
 

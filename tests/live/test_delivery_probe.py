@@ -1,4 +1,4 @@
-"""A server that answers and delivers nothing: seen with a delivery probe, and not without one."""
+"""A delivery probe finds a server that answers pings and delivers nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo, run as its users run it: a process, a page's WebSockets, a signal at the end."""
+"""The demo as a process, with WebSocket clients, stopped by a signal."""
 
 from __future__ import annotations
 

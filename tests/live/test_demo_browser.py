@@ -1,4 +1,4 @@
-"""The demo's page in a real browser: its main job by clicks and keys, and how it fits and sounds."""
+"""The demo's page in a real browser: what users do there, by mouse, keyboard and on a phone."""
 
 from __future__ import annotations
 

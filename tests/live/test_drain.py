@@ -1,4 +1,4 @@
-"""Leaving in good order: unsubscribe, deliver what is queued, close."""
+"""drain(): unsubscribe, deliver what is queued, close."""
 
 from __future__ import annotations
 

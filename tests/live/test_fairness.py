@@ -1,4 +1,4 @@
-"""A burst does not starve the rest of the loop, whoever consumes it."""
+"""A burst of messages leaves time for the other tasks of the loop."""
 
 from __future__ import annotations
 

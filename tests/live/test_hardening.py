@@ -1,4 +1,4 @@
-"""Corners that were found by trying to break it."""
+"""Corner cases that were found by trying to break the library."""
 
 from __future__ import annotations
 

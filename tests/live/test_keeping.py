@@ -1,4 +1,4 @@
-"""What goes wrong with a connection that was made: it is noticed, announced once, and healed; or it is no reason."""
+"""Faults of an established connection: each is noticed, reported once and recovered from; harmless ones are ignored."""
 
 from __future__ import annotations
 

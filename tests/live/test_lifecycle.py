@@ -1,4 +1,4 @@
-"""Before a loop runs, in another one, after a fork, at the end: no task, no socket, no callback is left."""
+"""Before a loop runs, in another loop, after a fork, and at the end: no task, socket or callback is left."""
 
 from __future__ import annotations
 

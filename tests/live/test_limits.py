@@ -1,4 +1,4 @@
-"""What one multiplexer may be asked for has bounds, each with an exception of its own, and nothing half done."""
+"""The limits of one multiplexer: a call over a limit raises its own exception and changes nothing."""
 
 from __future__ import annotations
 

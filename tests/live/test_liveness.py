@@ -1,4 +1,4 @@
-"""A silent connection is pinged, and given up when nothing comes back."""
+"""A silent connection is pinged, and abandoned when no reply arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quiet and safe: no secret and no payload in a log record or a repr, names escaped and cut."""
+"""Log records and reprs show no secret and no payload, and escape and shorten names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever is cancelled leaves nothing behind that somebody else could take for an answer to him."""
+"""A cancelled call leaves nothing behind that another call could take for its reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A slow consumer: its queue is bounded, the counters are exact, and nobody else notices."""
+"""A slow consumer's queue is bounded, its counters are exact, and other subscriptions are not affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loops that end, threads, forks, and the end of the interpreter: nobody else is harmed, and nothing is said."""
+"""Abandoned loops, threads, forks and interpreter exit harm nothing and print nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networked promises: exactly one outcome each, and nothing left behind."""
+"""Networked promises: exactly one outcome each, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing: in the order of the calls, in batches, each message once, and one outcome for each call."""
+"""Publishing: calls keep their order, go out in batches, are sent once, and have one outcome each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading instead of callbacks: get(), get_nowait(), async for."""
+"""Reading a subscription: get(), get_nowait(), async for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lost connections and absent servers: every gap is announced, and all is subscribed again."""
+"""Lost connections and absent servers: every gap is reported, and all names are subscribed again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that the server refuses: exactly those, and nobody else's."""
+"""Names that the server rejects: exactly these names are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request and reply: each request has one outcome, each handler its turn, and nothing is left behind."""
+"""Request and reply: each request has one outcome, handlers are bounded, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sharded channels at a single server: another kind of channels, with the same promises, over the same connection."""
+"""Shard channels at a single server: the same promises as for channels, over the same connection."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Random walks through the public API, with faults on the way, against a model and the server's own word.
+"""Random walks through the public API, with faults on the way, compared with a model and with the server.
 
-`REDISMPX_WALKS=500 pytest tests/live/test_stateful.py` walks further; `REDISMPX_SEED=7` begins with walk 7.
+`REDISMPX_WALKS=500 pytest tests/live/test_stateful.py` walks more; `REDISMPX_SEED=7` starts with walk 7.
 """
 
 from __future__ import annotations

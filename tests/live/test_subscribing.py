@@ -1,4 +1,4 @@
-"""Wishes and the wire: nothing is sent twice, nothing in vain, and nothing that is wanted stays away."""
+"""Subscribed names and the commands for them: nothing is sent twice or without need, and nothing is left out."""
 
 from __future__ import annotations
 

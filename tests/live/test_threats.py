@@ -1,4 +1,4 @@
-"""Names, payloads and replies that mean harm."""
+"""Malicious names, payloads and replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS: verified unless told otherwise, never downgraded, and clear about what is wrong."""
+"""TLS: verified unless told otherwise, never downgraded, and clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What breaks clients of this kind: the faults at the top of docs/explanation/what-can-go-wrong.md, a test each."""
+"""One test for each fault at the top of docs/explanation/what-can-go-wrong.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks do what they measure, and report it. No time is asserted on."""
+"""The benchmarks do the work that they measure, and report it. No test asserts a time."""
 
 from __future__ import annotations
 

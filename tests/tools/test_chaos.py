@@ -1,4 +1,4 @@
-"""A few seconds of chaos, and that it would notice."""
+"""A few seconds of chaos, and a check that chaos detects faults."""
 
 from __future__ import annotations
 
