@@ -238,6 +238,16 @@ def newest_dependencies(session: nox.Session) -> None:
     session.run("python", *PYTEST, "-q", "-m", "fakeredis")
 
 
+# --- on demand
+
+
+@nox.session(python=False)
+def picture(session: nox.Session) -> None:
+    """Draw the picture of the architecture from its text; needs `dot` of Graphviz."""
+    source = ROOT / "docs/explanation/architecture.dot"
+    session.run("dot", "-Tsvg", str(source), "-o", str(source.with_suffix(".svg")), external=True)
+
+
 # --- all of them
 
 
