@@ -14,7 +14,7 @@ from redismpx import Multiplexer, MultiplexerIsClosed, PromiseInterrupted
 from ..helpers.acl import limited, set_limited_user
 from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
-from ..helpers.monitor import subscribed
+from ..helpers.monitor import settled, subscribed
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
@@ -151,10 +151,9 @@ async def test_a_cancelled_drain_closes_at_once(url: str) -> None:
     await unread.wait_for_activation(5)
     async with Redis.from_url(url) as client:
         await client.publish("a", "x")
-    await until(lambda: unread.pending == 1)
-    draining = asyncio.ensure_future(mpx.drain())
-    await until(lambda: mpx._hub.draining)
-    await asyncio.sleep(0.05)
+        await until(lambda: unread.pending == 1)
+        draining = asyncio.ensure_future(mpx.drain())
+        await settled(client, set())  # it has unsubscribed, and waits for the reader
     draining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await draining

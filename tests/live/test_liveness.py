@@ -91,7 +91,7 @@ async def test_a_blocked_loop_is_no_lost_connection(url: str) -> None:
         for _ in range(3):
             await until(lambda: link.state.value == "live")
             await until(lambda: link.state.value == "pinged")  # the answer comes while nobody reads
-            time.sleep(0.5)
+            time.sleep(0.25)  # longer than ping_timeout
         await until(lambda: link.state.value == "live")
         assert checker.kinds == ["activation"]
         assert mpx.stats().connections == 1
