@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["ChannelSubscription", "ShardedChannelSubscription"]
 
 from ._core.wire import Kind
-from ._io.delivery.inbox import Consumer
+from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from .arguments import to_bytes
 from .errors import MultiplexerIsClosed

@@ -14,7 +14,7 @@ from redis.backoff import AbstractBackoff
 
 from ._core.buffer import Budget, Overflow
 from ._core.wire import Kind
-from ._io.delivery.inbox import Consumer
+from ._io.delivery.consumer import Consumer
 from ._io.deployment import DeploymentOptions, deployment_of
 from ._io.hub import Hub
 from ._io.redispy.client import client_from_url, reconnect_backoff

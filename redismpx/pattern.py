@@ -6,7 +6,7 @@ __all__ = ["PatternSubscription", "escape_glob"]
 
 from ._core.wire import Kind
 from ._core.wire import escape_glob as escape
-from ._io.delivery.inbox import Consumer
+from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from .arguments import to_bytes
 from .errors import quote

@@ -9,7 +9,7 @@ import secrets
 from typing import NamedTuple
 
 from ._core.wire import Kind, escape_glob
-from ._io.delivery.inbox import Consumer
+from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from ._io.runtime.timers import Deadlines
 from .arguments import check_seconds, to_bytes

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from ._io.delivery.inbox import Consumer
+from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from .channel import ChannelSubscription
 from .envelope import Envelope

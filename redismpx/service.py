@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 
 from ._core.buffer import Overflow
 from ._core.wire import Kind, escape_glob
-from ._io.delivery.inbox import Consumer
+from ._io.delivery.consumer import Consumer
 from ._io.delivery.reporter import Reporter
 from ._io.hub import Hub
 from ._io.runtime.notification import Notifier

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Generic, Self
 
 from ._core.wire import Kind
-from ._io.delivery.inbox import Consumer, Inbox
+from ._io.delivery.consumer import Consumer
+from ._io.delivery.inbox import Inbox
 from ._io.hub import Hub
 from .arguments import check_seconds
 from .errors import SubscriptionIsClosed, SubscriptionRefused
@@ -28,7 +29,7 @@ class Subscription(ABC):
 
     def __init__(self, hub: Hub, consumer: Consumer, label: str) -> None:
         self._hub = hub
-        self._inbox = Inbox(consumer, label, self, hub)
+        self._inbox = Inbox(consumer, label, hub.delivery, self.close)
         hub.join(self)
 
     @property

@@ -1,24 +1,13 @@
-"""The events that wait for a subscription's consumer: in order, bounded, counted. No I/O, no clock.
-
-All events are in one list, oldest first, two items for each:
-
-    channel, payload    a message
-    None, signal        an activation, a disconnect or an error
-    None, None          an event that was removed, or popped
-
-Not a tuple for each: many tuples would make the garbage collector walk the whole heap again and again. A removed event
-leaves its two items behind, so the positions of the others stay valid; `_compact()` deletes such items many at a time.
-"""
+"""The events that wait for a subscription's consumer: in order, bounded, counted. No I/O, no clock."""
 
 from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Iterator
-from typing import Any
+
+from .event_list import EventList, pairs
 
 BATCH_SIZE = 32  # messages that are popped and counted together
-SLACK = 64  # items that may be left behind before anything is done about them
 
 DEFERRED = object()
 """What put() returns when commit() is to be called once no more messages are at hand."""
@@ -37,25 +26,6 @@ class Overflow(enum.Enum):
     """Always the earlier message of the same channel; with more than `max_pending` channels, the oldest message."""
     CLOSE = "close"
     """The message that has just arrived, and the subscription is closed."""
-
-
-class Signal(enum.Enum):
-    """The kinds of events that are not messages. Signals are never dropped for lack of room."""
-
-    ACTIVATION = "activation"
-    DISCONNECT = "disconnect"
-    ERROR = "error"
-
-
-class QueuedSignal:
-    """A signal in the buffer: its kind, its argument, and the names that it is about; None stands for all names."""
-
-    __slots__ = ("argument", "kind", "names")
-
-    def __init__(self, kind: Signal, argument: object, names: set[bytes] | None) -> None:
-        self.kind = kind
-        self.argument = argument
-        self.names = names
 
 
 class Budget:
@@ -85,19 +55,7 @@ class Budget:
             buffer.recall()
 
 
-class _Index:
-    """Where in the list of a buffer the events about each name are, among them some that are gone."""
-
-    __slots__ = ("end", "limit", "places", "size")
-
-    def __init__(self, start: int) -> None:
-        self.places: dict[bytes, list[int]] = {}
-        self.end = start  # the events before this position are indexed
-        self.size = 0  # of all lists
-        self.limit = sys.maxsize  # when there are more, it is built again
-
-
-class Buffer:
+class Buffer(EventList):
     """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows.
 
     Beyond that the oldest message is dropped, or the newest. Messages arrive many at a time and are counted together:
@@ -105,27 +63,18 @@ class Buffer:
     a time, too: the consumer pops from `batch`, and calls pop_message() when that is empty.
     """
 
-    __slots__ = ("_budget", "_bytes", "_count", "_drop_newest", "_full_gap", "_head", "_index", "_items", "_lent",
-                 "_max_pending", "_oldest", "_quiet", "_rearm_at", "_removed", "_room", "batch", "fresh",
-                 "overflowing", "signals")  # fmt: skip
+    __slots__ = ("_budget", "_bytes", "_drop_newest", "_lent", "_max_pending", "_quiet", "_rearm_at", "_room", "batch",
+                 "fresh", "overflowing")  # fmt: skip
 
     def __init__(self, max_pending: int, budget: Budget, drop_newest: bool = False) -> None:
+        super().__init__()
         self.fresh: list[bytes] = []
         """The newest messages, not counted yet: channel, payload, channel, ..."""
         self.batch: list[bytes] = []
         """The oldest messages, the next one last: ..., payload, channel. Never the last message of the buffer, so the
         consumer need not look at the buffer after each."""
-        self.signals: int = 0
-        """How many signals are queued."""
         self.overflowing: bool = False
         """Whether messages were dropped, and the consumer has not caught up since."""
-        self._items: list[Any] = []  # see the top of this module
-        self._head = 0  # position of the next event; all before it are None
-        self._count = 0  # messages from there on
-        self._removed = 0  # removed events from there on
-        self._oldest = 0  # no message is between `_head` and this position
-        self._full_gap = -1  # position of a queued disconnect of all names; no later disconnect is queued
-        self._index: _Index | None = None  # made when something is removed: nothing else needs it
         self._max_pending = max_pending
         self._drop_newest = drop_newest
         self._rearm_at = max_pending // 2
@@ -151,7 +100,7 @@ class Buffer:
     @property
     def signal_is_next(self) -> bool:
         """Whether the oldest event is a signal."""
-        return self.signals > 0 and not self.batch and self._items[self._skip()] is None
+        return not self.batch and super().signal_is_next
 
     # --- events in
 
@@ -186,7 +135,7 @@ class Buffer:
         """Add messages for which there is no room; return how many were dropped."""
         dropped = 0
         if self._drop_newest:
-            for channel, data in _pairs(fresh):
+            for channel, data in pairs(fresh):
                 size = len(channel) + len(data)
                 if self._fits(1, size):
                     self._append((channel, data), size)
@@ -200,66 +149,30 @@ class Buffer:
             self._tidy()
         return dropped
 
-    def signal(self, kind: Signal, argument: object, name: bytes) -> None:
-        """Add an activation or an error."""
-        self._add_signal(QueuedSignal(kind, argument, {name}))
-
     def disconnect(self, argument: object, names: frozenset[bytes] | None) -> int:
-        """Add a disconnect of these names, or, for None, of all; return how many messages were dropped for it.
-
-        A name of which an earlier disconnect is still queued is not repeated: its connection between the two came and
-        went unseen. Both are one gap for the consumer, and what was received between them is dropped. So reconnects
-        cannot fill the buffer of a stuck consumer.
-        """
+        """Add a disconnect as EventList does; return how many messages were dropped for it."""
         self.recall()
-        if names is None and self._full_gap >= 0:
-            dropped = self._drop_after_full_gap()
-        elif names is None:
-            self._full_gap = len(self._items)
-            self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, None))
-            return 0
-        else:
-            dropped, places, new = 0, self._places(), set(names)
-            for name in names:
-                gap = self._gap_of(places.get(name, ()))
-                if gap >= 0:
-                    new.discard(name)
-                    dropped += self._remove(name, gap + 2)
-            if new:
-                self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, new))
-        self._tidy()
+        dropped = super().disconnect(argument, names)
         self._rearm()
         return dropped
 
-    def _drop_after_full_gap(self) -> int:
-        """Remove what was queued after a disconnect of all names; return how many messages that were.
+    def remove(self, names: frozenset[bytes]) -> int:
+        """Remove all that is queued about these names; return how many messages that were."""
+        self.recall()
+        dropped = super().remove(names)
+        self._rearm()
+        return dropped
 
-        The error about a name stays, if the name was not activated after it: it is not reported again.
-        """
-        before = self._count
-        activated: set[bytes] = set()
-        for position in range(len(self._items) - 2, self._full_gap, -2):
-            signal: QueuedSignal | None = self._items[position + 1]
-            if self._items[position] is not None:
-                self._remove_message(position)
-            elif signal is not None and signal.names is not None:
-                if signal.kind is Signal.ERROR and not signal.names <= activated:
-                    continue
-                activated |= signal.names
-                self._remove_signal(position)
-        return before - self._count
-
-    def _gap_of(self, places: Any) -> int:
-        """Return the position of the last disconnect queued that is about a name with these places; -1 if none is."""
-        if self._full_gap >= 0:
-            return self._full_gap
-        for position in reversed(places):
-            if position < self._head:
-                break
-            signal = self._items[position + 1]
-            if self._items[position] is None and signal is not None and signal.kind is Signal.DISCONNECT:
-                return int(position)
-        return -1
+    def clear(self) -> int:
+        """Remove everything; return how many messages that were."""
+        dropped = len(self)
+        self.recall()
+        self._grow(-self._bytes)
+        self.fresh.clear()
+        self._quiet = 0
+        self._clear()
+        self._rearm()
+        return dropped
 
     # --- events out
 
@@ -273,40 +186,6 @@ class Buffer:
                 return self._pop_one()
             self._lend()
         return batch.pop(), batch.pop()
-
-    def pop_signal(self) -> QueuedSignal | None:
-        """Remove and return the oldest event, if that is a signal."""
-        if not self.signal_is_next:
-            return None
-        signal: QueuedSignal = self._items[self._head + 1]
-        self._remove_signal(self._head)
-        self._skip()
-        self._tidy()
-        return signal
-
-    def remove(self, names: frozenset[bytes]) -> int:
-        """Remove all that is queued about these names; return how many messages that were.
-
-        A disconnect loses these names, and is removed if it has no others. One of all names stays.
-        """
-        self.recall()
-        self._places()
-        dropped = sum([self._remove(name, 0) for name in names])
-        self._tidy()
-        self._rearm()
-        return dropped
-
-    def clear(self) -> int:
-        """Remove everything; return how many messages that were."""
-        dropped = len(self)
-        self.recall()
-        self._grow(-self._bytes)
-        self.fresh.clear()
-        self._items.clear()
-        self._head = self._count = self._removed = self._oldest = self._quiet = self.signals = 0
-        self._full_gap, self._index = -1, None
-        self._rearm()
-        return dropped
 
     def _pop_one(self) -> tuple[bytes, bytes] | None:
         """Pop one message, and count it at once."""
@@ -356,101 +235,12 @@ class Buffer:
         else:
             self._tidy()
 
-    # --- the list
-
-    def _append(self, messages: list[bytes] | tuple[bytes, bytes], size: int) -> None:
-        self._items += messages
-        self._count += len(messages) // 2
-        self._grow(size)
-
-    def _add_signal(self, signal: QueuedSignal) -> None:
-        self._items += (None, signal)
-        self.signals += 1
-
-    def _skip(self) -> int:
-        """Move the head to the oldest event; return its position."""
-        items, head = self._items, self._head
-        while self._removed and items[head + 1] is None:
-            head += 2
-            self._removed -= 1
-        self._head = head
-        return head
-
     def _drop_oldest(self) -> None:
         items, position = self._items, max(self._oldest, self._head)
         while items[position] is None:
             position += 2
         self._remove_message(position)
         self._oldest = position + 2
-
-    def _remove_message(self, position: int) -> None:
-        items = self._items
-        self._grow(-len(items[position]) - len(items[position + 1]))
-        items[position] = items[position + 1] = None
-        self._count -= 1
-        self._removed += 1
-
-    def _remove_signal(self, position: int) -> None:
-        self._items[position + 1] = None
-        self.signals -= 1
-        self._removed += 1
-        if position == self._full_gap:
-            self._full_gap = -1
-
-    def _remove(self, name: bytes, start: int) -> int:
-        """Remove what is queued about an indexed name from position `start` on; return how many messages that were."""
-        assert self._index is not None
-        places, before = self._index.places.pop(name, ()), self._count
-        kept = []
-        for position in places:
-            signal = self._items[position + 1]
-            if position < start:
-                kept.append(position)
-            elif self._items[position] is not None:
-                self._remove_message(position)
-            elif signal is not None:  # popped and removed events are still in the index
-                signal.names.discard(name)
-                if not signal.names:
-                    self._remove_signal(position)
-        if kept:
-            self._index.places[name] = kept
-        return before - self._count
-
-    def _places(self) -> dict[bytes, list[int]]:
-        """Return where the events about each name are, after indexing those that are not indexed yet."""
-        index, items = self._index, self._items
-        if index is None or index.size > index.limit:
-            self._index = index = _Index(self._head)
-        places, start = index.places, max(index.end, self._head)
-        for position, channel in zip(range(start, len(items), 2), items[start::2], strict=True):
-            if channel is not None:
-                places.setdefault(channel, []).append(position)
-                index.size += 1
-            elif (signal := items[position + 1]) is not None and signal.names is not None:
-                for name in signal.names:
-                    places.setdefault(name, []).append(position)
-                index.size += len(signal.names)
-        if index.limit == sys.maxsize:
-            index.limit = 2 * index.size + SLACK
-        index.end = len(items)
-        return places
-
-    def _tidy(self) -> None:
-        """Delete what popped and removed events left behind, when that is a quarter of the list."""
-        waste = self._head + 2 * self._removed
-        if 4 * waste > len(self._items) + SLACK and (self._index is None or waste > len(self._index.places)):
-            self._compact()  # to build the index again costs no more than to pop and remove these events did
-
-    def _compact(self) -> None:
-        """Delete what popped and removed events left behind. The index must be built again."""
-        items, head = self._items, self._skip()
-        if self._full_gap >= 0:
-            self._full_gap -= head + 2 * items[head + 1 : self._full_gap : 2].count(None)
-        del items[:head]
-        if self._removed:
-            self._items = [item for pair in _pairs(items) if pair[1] is not None for item in pair]
-        self._head = self._removed = self._oldest = 0
-        self._index = None
 
     # --- the room
 
@@ -498,7 +288,7 @@ class Latest(Buffer):
     def commit(self) -> int:
         fresh, self.fresh = self.fresh, []
         dropped = 0
-        for channel, data in _pairs(fresh):
+        for channel, data in pairs(fresh):
             position = self._newest.get(channel, -1)
             if position >= self._head and self._items[position] is not None:
                 self._remove_message(position)
@@ -518,12 +308,6 @@ class Latest(Buffer):
         super()._compact()
         channels = enumerate(self._items[::2])
         self._newest = {channel: 2 * number for number, channel in channels if channel is not None}
-
-
-def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Take channel, payload, channel, ... two by two."""
-    one_by_one = iter(items)
-    return zip(one_by_one, one_by_one, strict=True)
 
 
 _NONES = (None,) * (2 * BATCH_SIZE)

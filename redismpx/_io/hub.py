@@ -14,6 +14,7 @@ from .._core.wire import Kind
 from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, TooManyChannels, TooManyPatterns
 from ..stats import Counters
+from .delivery.consumer import DeliveryContext
 from .deployment import Deployment
 from .runtime.log import logger
 from .runtime.tasks import Tasks
@@ -61,6 +62,7 @@ class Hub:
         self.subscriptions: set[Closable] = set()
         """All open subscriptions."""
         self.deployment: Deployment = new_deployment(self.close)
+        self.delivery: DeliveryContext = DeliveryContext(tasks, counters, budget, self.deployment.main.call_soon)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: tuple[int, int] = (0, 0)  # process and thread of the loop
 

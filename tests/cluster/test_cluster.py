@@ -1126,6 +1126,6 @@ async def test_disconnects_of_changing_names_do_not_fill_a_buffer(shared_cluster
             await kill_shard_clients(node)
             await until(lambda before=connections: mpx.stats().connections > before)
             await sub.wait_for_activation(10)
-        buffer = sub._inbox._buffer
+        buffer = sub._inbox.buffer
         assert buffer is not None
         assert buffer.signals <= 6

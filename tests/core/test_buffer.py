@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from redismpx._core import buffer as buffer_module
-from redismpx._core.buffer import DEFERRED, FULL, Budget, Buffer, Overflow, QueuedSignal, Signal, new_buffer
+from redismpx._core import event_list as event_list_module
+from redismpx._core.buffer import DEFERRED, FULL, Budget, Buffer, Overflow, new_buffer
+from redismpx._core.event_list import QueuedSignal, Signal
 
 from ..helpers.counted import Counted
 
@@ -147,7 +149,7 @@ actions = st.lists(
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_module, "BATCH_SIZE", 3)
-    monkeypatch.setattr(buffer_module, "SLACK", 8)
+    monkeypatch.setattr(event_list_module, "SLACK", 8)
 
 
 class Harness:

@@ -117,7 +117,7 @@ async def test_an_idle_subscription_has_no_task(mpx: Multiplexer, admin: Redis) 
     sub = await joined(mpx, "a", remember)
     await admin.publish("a", "1")
     await until(lambda: len(got) == 1)
-    await until(lambda: sub._inbox._worker is None)
+    await until(lambda: sub._inbox.worker is None)
     assert asyncio.all_tasks() <= before
 
 

@@ -120,7 +120,7 @@ async def test_removing_channels_one_by_one_does_not_walk_the_buffer(mpx: Multip
         pipe.publish(name, "x")
     await pipe.execute()
     await until(lambda: sub.pending == 2 * total)
-    buffer = sub._inbox._buffer
+    buffer = sub._inbox.buffer
     assert buffer is not None
     counted = buffer._items = Counted(buffer._items)
     for name in names:

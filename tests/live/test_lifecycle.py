@@ -406,7 +406,7 @@ async def test_aclose_gives_up_on_an_uncancellable_callback(
     sub.add("a")
     await sub.wait_for_activation(5)
     await admin.publish("a", "1")
-    await until(lambda: sub._inbox._worker is not None)
+    await until(lambda: sub._inbox.worker is not None)
     await asyncio.wait_for(mpx.aclose(), 1)
     assert "did not end" in caplog.text
     release.set()

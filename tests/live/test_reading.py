@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import DecodeError, Message, Multiplexer, SubscriptionIsClosed
-from redismpx._io.delivery import inbox as inbox_module
+from redismpx._io.delivery import reader as reader_module
 
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
@@ -169,7 +169,7 @@ async def test_a_second_reader_raises_while_the_first_yields(
     mpx: Multiplexer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second reader raises also while the first one only yields to the loop."""
-    monkeypatch.setattr(inbox_module, "TIME_SLICE", 0.0)  # after each message
+    monkeypatch.setattr(reader_module, "TIME_SLICE", 0.0)  # after each message
     sub = mpx.new_channel_subscription()
     sub.add("a")
     await sub.wait_for_activation(5)

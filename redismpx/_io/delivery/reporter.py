@@ -1,45 +1,66 @@
-"""What goes wrong in one subscription: to on_error, and to the log at a bounded rate."""
+"""The errors of one subscription: to on_error, and to the log at a bounded rate. Never raises."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable
+import sys
+from collections.abc import Awaitable, Coroutine
 from typing import Any, NamedTuple, NoReturn
 
 from ...typing import OnError
 from ..runtime.log import logger
-from ..runtime.tasks import is_cancelled
+from ..runtime.tasks import Tasks, is_cancelled, running_task
 
-LOG_INTERVAL = 10.0  # seconds between two records of the same kind of failure of one subscription
+LOG_INTERVAL = 10.0  # seconds between two records of the same type of error of one subscription
 
 
 class Report(NamedTuple):
-    """What on_error returned, and is to be awaited: a failure of it is logged, and not reported for ever."""
+    """An awaitable that on_error returned. What it raises is logged; to report that again could go on for ever."""
 
     awaitable: Awaitable[object]
 
 
 class Reporter:
-    """Tells the user, or failing that the log. Never raises."""
+    """Calls on_error, and logs."""
 
-    __slots__ = ("_label", "_logged", "_on_error")
+    __slots__ = ("_label", "_logged", "_on_error", "aside")
 
     def __init__(self, on_error: OnError | None, label: str) -> None:
         self._on_error = on_error
         self._label = label
         self._logged: dict[type[BaseException], tuple[float, int]] | None = None
+        self.aside: asyncio.Task[object] | None = None
+        """The task that awaits the last report that did not go through the buffer."""
 
     def failed(self, error: BaseException, callback: str, closed: bool) -> Report | None:
-        """Report what a callback raised; return what is to be awaited, if anything."""
+        """Report the exception of a callback; return an awaitable of on_error, if there is one."""
         self.log(error, callback)
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
-            # Out of the loop, as it was meant, but not through the middle of a fan-out.
+            # The exception leaves the loop, as it is meant to, but not in the middle of a fan-out.
             asyncio.get_running_loop().call_soon(_raise, error)
         return None if closed else self._report(error)
 
+    def report(self, error: Exception) -> Report | None:
+        """Report an event of the subscription, in the log if there is no on_error."""
+        if self._on_error is None:
+            self.log(error)
+        return self._report(error)
+
+    def report_aside(self, error: Exception, tasks: Tasks) -> None:
+        """Report at once, without a wait for the events in the buffer: a stuck consumer would delay that for ever.
+
+        While on_error is busy with an earlier report of this kind, the error is only logged.
+        """
+        if self.aside is not None and not self.aside.done():
+            self.log(error)
+            return
+        report = self.report(error)
+        if report is not None:
+            self.aside = start(self.settle_report(report), report, tasks, self._label)
+
     async def settle(self, error: BaseException, callback: str, closed: bool) -> None:
-        """Report what a callback raised, and await what on_error returns."""
+        """Report the exception of a callback, and await what on_error returns."""
         report = self.failed(error, callback, closed)
         if report is None:
             return
@@ -50,14 +71,20 @@ class Reporter:
                 raise
             self.log(failure, "on_error")
 
-    def tell(self, error: Exception) -> Report | None:
-        """Report what happened to the subscription; to the log, if there is nobody else to tell."""
-        if self._on_error is None:
-            self.log(error)
-        return self._report(error)
+    async def settle_report(self, report: Report) -> None:
+        """Await what on_error returned."""
+        task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        try:
+            await report.awaitable
+        except BaseException as error:
+            if is_cancelled(error, before) or running_task() is not task:
+                raise
+            self.log(error, "on_error")
 
     def _report(self, error: Any) -> Report | None:
-        """Call on_error; return what is to be awaited, if anything. A failure of on_error itself is only logged."""
+        """Call on_error; return its awaitable, if there is one. An exception of on_error itself is only logged."""
         if self._on_error is None:
             return None
         try:
@@ -70,7 +97,7 @@ class Reporter:
     def log(self, error: BaseException, callback: str | None = None) -> None:
         """Log an error, with its traceback if a callback raised it.
 
-        At most once in LOG_INTERVAL for each type, with a count of the others.
+        At most one record in LOG_INTERVAL for each type of error, with the number of records left out.
         """
         now = asyncio.get_running_loop().time()
         if self._logged is None:
@@ -87,5 +114,22 @@ class Reporter:
             logger.error("%s of %s raised %s%s", callback, self._label, type(error).__name__, more, exc_info=error)
 
 
+def start(
+    coroutine: Coroutine[object, object, object], result: object, tasks: Tasks, label: str
+) -> asyncio.Task[object]:
+    """Run a coroutine that awaits `result` in a task named after the subscription."""
+    task = tasks.start(coroutine, f"redismpx {label}")
+    if sys.version_info < (3, 12):  # the task has not begun yet, and may be cancelled before it does
+        task.add_done_callback(lambda _: _close_unstarted(result))
+    return task
+
+
 def _raise(error: BaseException) -> NoReturn:
     raise error
+
+
+def _close_unstarted(result: object) -> None:
+    """Close a coroutine that never ran, which would warn that it was never awaited."""
+    coroutine = result.awaitable if isinstance(result, Report) else result
+    if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()

@@ -1,0 +1,34 @@
+"""What a subscription's events are delivered to, and what delivery shares with the other subscriptions. No logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..._core.buffer import Budget, Overflow
+from ...stats import Counters
+from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
+from ..runtime.tasks import Tasks
+
+
+class Consumer(NamedTuple):
+    """The callbacks and options of one subscription. A subscription without `on_message` is read."""
+
+    on_message: OnMessage[Any] | None = None
+    on_disconnect: OnDisconnect | None = None
+    on_activation: OnActivation | None = None
+    on_error: OnError | None = None
+    decode: Decode[Any] | None = None
+    max_pending: int = 10_000
+    overflow: Overflow = Overflow.DROP_OLDEST
+    is_own: bool = False  # on_message and on_disconnect belong to the library: a slow on_error must not delay them
+
+
+class DeliveryContext(NamedTuple):
+    """What all subscriptions of one multiplexer share."""
+
+    tasks: Tasks
+    counters: Counters
+    budget: Budget
+    call_soon: Callable[[Callable[[], object]], None]
+    """Has the loop call a function in its next iteration."""

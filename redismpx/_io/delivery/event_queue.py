@@ -1,0 +1,206 @@
+"""The queued events of one subscription: whether there is a buffer, and what happens to it. Calls no callback."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from ..._core.buffer import Buffer, Overflow, new_buffer
+from ...errors import SlowConsumer
+from ..runtime.notification import Notifier
+from ..session.subscriber import Deliver
+from .consumer import Consumer, DeliveryContext
+from .reader import Reader, ReaderState
+from .reporter import Reporter
+
+_EMPTY_BATCH: list[bytes] = []  # of all queues without a buffer; never written to
+
+
+class QueueState(enum.Enum):
+    """What a subscription does with its events."""
+
+    IDLE = "idle"  # no event is queued, no callback is awaited: a message goes straight to on_message
+    BUFFERING = "buffering"  # events are queued for a reader, or until the end of the tick
+    CALLING = "calling"  # events are queued while the worker awaits a callback
+    CLOSED = "closed"  # nothing is delivered any more
+
+
+QUEUE_TRANSITIONS: dict[QueueState, frozenset[QueueState]] = {
+    QueueState.IDLE: frozenset({QueueState.BUFFERING, QueueState.CLOSED}),
+    QueueState.BUFFERING: frozenset({QueueState.IDLE, QueueState.CALLING, QueueState.CLOSED}),
+    QueueState.CALLING: frozenset({QueueState.BUFFERING, QueueState.CLOSED}),
+    QueueState.CLOSED: frozenset(),
+}
+
+
+class EventQueue(Notifier, ABC):
+    """Owns the buffer of one subscription, counts what is dropped, and reports overflow.
+
+    There is a buffer only in the states BUFFERING and CALLING, so an idle subscription has none. Notifies when the
+    subscription becomes idle or closed.
+    """
+
+    __slots__ = ("_close_subscription", "_label", "_reporter", "batch", "buffer", "consumer", "context", "deliver",
+                 "dropped", "reader", "state", "worker")  # fmt: skip
+
+    def __init__(
+        self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object]
+    ) -> None:
+        super().__init__()
+        self.consumer = consumer
+        self.context = context
+        self.state = QueueState.IDLE
+        self.buffer: Buffer | None = None
+        self.batch: list[bytes] = _EMPTY_BATCH
+        """The next messages, from the buffer. The consumer may pop them without a look at anything else."""
+        self.deliver: Deliver = self.straight
+        """Takes the channel and the payload of a message; its result goes to `Inbox.accept`."""
+        self.worker: asyncio.Task[object] | None = None
+        """The task that awaits a callback, in the state CALLING."""
+        self.reader: Reader | None = None
+        """The task that reads; made when the subscription is read for the first time."""
+        self.dropped: int = 0
+        self._label = label
+        self._reporter: Reporter | None = None  # made for the first error, as most subscriptions have none
+        self._close_subscription = close_subscription if consumer.overflow is Overflow.CLOSE else None
+
+    @property
+    @abstractmethod
+    def straight(self) -> Deliver:
+        """The function that takes messages while no event is queued."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Call the callbacks of the queued events, if no worker does so."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the subscription is closed."""
+        return self.state is QueueState.CLOSED
+
+    @property
+    def idle(self) -> bool:
+        """Whether no event is queued, and no callback is awaited."""
+        return self.buffer is None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether messages are read, rather than passed to a callback."""
+        return self.consumer.on_message is None
+
+    @property
+    def pending(self) -> int:
+        """The number of queued messages."""
+        return 0 if self.buffer is None else len(self.buffer)
+
+    @property
+    def pending_bytes(self) -> int:
+        """The bytes of their channels and payloads."""
+        return 0 if self.buffer is None else self.buffer.pending_bytes
+
+    @property
+    def reporter(self) -> Reporter:
+        """Reports the errors of the subscription."""
+        if self._reporter is None:
+            self._reporter = Reporter(self.consumer.on_error, self._label)
+        return self._reporter
+
+    def hold(self) -> Buffer:
+        """Queue all events from now on."""
+        consumer = self.consumer
+        self._move(QueueState.BUFFERING)
+        self.buffer = buffer = new_buffer(consumer.max_pending, consumer.overflow, self.context.budget)
+        if not (self.is_read and consumer.decode):  # a reader pops decoded messages only
+            self.batch = buffer.batch
+        self.deliver = buffer.put
+        return buffer
+
+    def flush(self) -> None:
+        """Count the messages that arrived since the last call, and wake the reader."""
+        buffer = self.buffer
+        if buffer is None or not buffer.fresh:
+            return
+        dropped = buffer.commit()
+        if dropped:
+            self._overflow(buffer, dropped)
+        if self.reader is not None:
+            self.reader.wake()
+
+    def drop(self, count: int) -> None:
+        """Count dropped messages. The signal behind them may be next now."""
+        self.dropped += count
+        self.context.counters.dropped += count
+        if self.state is QueueState.BUFFERING and self.buffer is not None and self.buffer.signal_is_next:
+            self.context.call_soon(self.resume)
+
+    def discard(self, names: frozenset[bytes] | None) -> None:
+        """Drop all queued events about these names, or, for None, all events."""
+        self.flush()
+        if self.buffer is not None:
+            self.drop(self.buffer.clear() if names is None else self.buffer.remove(names))
+            if self.state is QueueState.BUFFERING:
+                self.settle()
+
+    def begin_calling(self, worker: asyncio.Task[object]) -> None:
+        """Queue all events until the worker ends."""
+        if self.buffer is None:
+            self.hold()
+        self.worker = worker
+        self._move(QueueState.CALLING)
+
+    def end_calling(self) -> None:
+        """Go on after the end of a worker, which may have been cancelled by a stranger."""
+        self.worker = None
+        if self.state is QueueState.CALLING:
+            self._move(QueueState.BUFFERING)
+        if self.state is QueueState.BUFFERING:
+            if self.buffer and (not self.is_read or self.buffer.signal_is_next):
+                self.context.call_soon(self.resume)
+            else:
+                self.settle()
+
+    def settle(self) -> None:
+        """Become idle if no event is queued any more; otherwise wake the reader."""
+        if not self.buffer:
+            self._move(QueueState.IDLE)
+            self._delete_buffer()
+            self.notify()
+        elif self.reader is not None:
+            self.reader.wake()
+
+    def end(self) -> None:
+        """Drop all events, for good, and cancel the tasks that await a callback, except the task that runs this."""
+        self._move(QueueState.CLOSED)
+        if self.buffer is not None:
+            self.drop(self.buffer.clear())
+            self._delete_buffer()
+        self.notify()
+        if self.reader is not None:
+            self.reader.wake()
+
+    def _delete_buffer(self) -> None:
+        self.buffer = None
+        self.batch = _EMPTY_BATCH
+        self.deliver = self.straight
+
+    def _overflow(self, buffer: Buffer, dropped: int) -> None:
+        """Report the first messages of an episode that are dropped for lack of room."""
+        self.drop(dropped)
+        is_latest = self.consumer.overflow is Overflow.LATEST
+        if buffer.overflowing or (is_latest and self._is_reader_waiting):  # such a reader is not slow, and runs soon
+            return
+        buffer.overflowing = True
+        self.reporter.report_aside(SlowConsumer(self.dropped, len(buffer)), self.context.tasks)
+        if self._close_subscription is not None:
+            self._close_subscription()
+
+    @property
+    def _is_reader_waiting(self) -> bool:
+        return self.reader is not None and self.reader.state is not ReaderState.AWAY
+
+    def _move(self, state: QueueState) -> None:
+        if state not in QUEUE_TRANSITIONS[self.state]:
+            raise AssertionError(f"{self.state} to {state}")
+        self.state = state

@@ -1,0 +1,105 @@
+"""Calls the callbacks of queued events, and awaits what they return, one at a time. Adds nothing to the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from time import monotonic
+from types import CoroutineType
+from typing import Any
+
+from ..._core.event_list import QueuedSignal, Signal
+from ...errors import ConnectionLost, narrow
+from ..runtime.tasks import TIME_SLICE, is_cancelled, running_task
+from .event_queue import EventQueue
+from .reporter import Report
+
+_NO_EVENT = object()
+
+
+async def work(queue: EventQueue, result: object) -> None:
+    """Await the result of a callback, then call the callbacks of all events that are queued."""
+    task = asyncio.current_task()
+    assert task is not None
+    on_message, is_read = queue.straight, queue.is_read
+    slice_ends = monotonic() + TIME_SLICE
+    try:
+        while result is not _NO_EVENT:
+            if result is not None:
+                cancelled = task.cancelling()
+                try:
+                    await (result if type(result) is CoroutineType else _settle(queue, result))
+                except BaseException as error:
+                    # The task was cancelled; or the interpreter closes this coroutine, for its loop has ended.
+                    if is_cancelled(error, cancelled) or running_task() is not task:
+                        raise
+                    result = queue.reporter.failed(error, "a callback", queue.closed)
+                    continue
+            if (batch := queue.batch) and not is_read:  # a call to _call_next() for each message would be slower
+                channel, data = batch.pop(), batch.pop()
+                try:
+                    result = on_message(channel, data)
+                except BaseException as error:  # noqa: BLE001, users' code
+                    result = queue.reporter.failed(error, "on_message", queue.closed)
+            else:
+                if monotonic() > slice_ends:
+                    await asyncio.sleep(0)
+                    slice_ends = monotonic() + TIME_SLICE
+                result = _call_next(queue)
+    finally:
+        queue.end_calling()
+
+
+def _call_next(queue: EventQueue) -> object:
+    """Call the callback of the next event, and return its result; _NO_EVENT if there is no event for a callback."""
+    buffer = queue.buffer
+    if buffer is None:
+        return _NO_EVENT
+    message = None if queue.is_read else buffer.pop_message()
+    if message is not None:
+        try:
+            return queue.straight(*message)
+        except BaseException as error:  # noqa: BLE001, users' code
+            return queue.reporter.failed(error, "on_message", queue.closed)
+    signal = buffer.pop_signal()
+    return _NO_EVENT if signal is None else call(queue, signal.kind, _argument_of(signal))
+
+
+def call(queue: EventQueue, kind: Signal, argument: Any) -> object:
+    """Call the callback of a signal, and return its result."""
+    if kind is Signal.ERROR:
+        return queue.reporter.report(argument)
+    callback: Callable[[Any], object] | None
+    if kind is Signal.ACTIVATION:
+        name, callback = "on_activation", queue.consumer.on_activation
+    else:
+        name, callback = "on_disconnect", queue.consumer.on_disconnect
+    if callback is None:
+        return None
+    try:
+        return callback(argument)
+    except BaseException as error:  # noqa: BLE001, users' code
+        return queue.reporter.failed(error, name, queue.closed)
+
+
+def is_awaitable(result: object) -> bool:
+    """Whether the result of a callback is to be awaited."""
+    if result is None or type(result) is CoroutineType:  # the two most common results; inspect is slow
+        return result is not None
+    return isinstance(result, Report) or inspect.isawaitable(result)
+
+
+async def _settle(queue: EventQueue, result: object) -> None:
+    if isinstance(result, Report):
+        await queue.reporter.settle_report(result)
+    elif inspect.isawaitable(result):
+        await result
+
+
+def _argument_of(signal: QueuedSignal) -> object:
+    """Return the argument of a callback. A disconnect has only the names that are still subscribed to."""
+    error, names = signal.argument, signal.names
+    if isinstance(error, ConnectionLost) and names is not None and error.names is not None:
+        return error if len(names) == len(error.names) else narrow(error, frozenset(names))
+    return error
