@@ -166,9 +166,18 @@ def test_no_two_classes_or_constants_share_a_name() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
-LONGEST_FUNCTION, MOST_BRANCHES = 60, 15
+LONGEST_FILE, LONGEST_FUNCTION, MOST_BRANCHES = 350, 60, 15
+UNBOUNDED = {
+    "multiplexer",  # the front door: overloads and docstrings
+}
 RECEIVE_LOOP = ("_io.session.dispatcher", "receive")
 """One function for the speed of each message; its cases are numbered in comments."""
+
+
+def test_files_are_short() -> None:
+    """A file is short enough to hold in the head."""
+    lengths = {name: (PACKAGE / path_of(name)).read_text().count("\n") for name in modules() if name not in UNBOUNDED}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
 def test_functions_are_short_and_have_few_branches() -> None:
@@ -186,6 +195,12 @@ def test_functions_are_short_and_have_few_branches() -> None:
 
 
 BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case, ast.comprehension)
+
+
+def path_of(name: str) -> Path:
+    parts = name.split(".") if name else []
+    folder = Path(*parts)
+    return folder / "__init__.py" if PACKAGE.joinpath(folder).is_dir() else folder.with_suffix(".py")
 
 
 def test_the_public_names_are_the_documented_ones() -> None:
