@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The kind of loop that the tests run in; REDISMPX_LOOP names another than asyncio's own."""
+    """The event loop of the tests. REDISMPX_LOOP selects another one than asyncio's own."""
     kind = os.environ.get("REDISMPX_LOOP", "asyncio")
     return {kind: LOOPS[kind]}
 
@@ -50,19 +50,19 @@ def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
-    """Where REDISMPX_NO_SKIP is set (in CI), a skipped test is a failed one."""
+    """With REDISMPX_NO_SKIP set, as in CI, a skipped test fails."""
     report = yield
     # pytest-xdist sends reports as UTF-8, and some tests log names that UTF-8 cannot encode.
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     if report.skipped and os.environ.get("REDISMPX_NO_SKIP"):
         report.outcome = "failed"
-        report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
+        report.longrepr = f"skipped, although REDISMPX_NO_SKIP is set: {report.longrepr}"
     return report
 
 
 @pytest.fixture(scope="session", params=FLAVOURS)
 def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of each flavour, for tests that leave it as it was."""
+    """A server of each flavour, for tests that leave it unchanged."""
     server = start_server(request.param)
     yield server
     server.remove()
@@ -70,7 +70,7 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture(params=FLAVOURS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of each flavour, for this test alone: it may be killed, frozen and configured."""
+    """A server of each flavour for one test, which may kill, freeze and configure it."""
     server = start_server(request.param)
     yield server
     server.remove()
@@ -93,7 +93,7 @@ def cluster_of_session(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def shared_cluster(cluster_of_session: Cluster) -> AsyncIterator[Cluster]:
-    """A cluster of each flavour, for tests that kill no node. Slots and roles are wherever the others left them."""
+    """A cluster of each flavour, for tests that kill no node. Earlier tests may have moved slots and roles."""
     await cluster_of_session.settled()
     yield cluster_of_session
     await cluster_of_session.release()
@@ -104,7 +104,7 @@ Rig = TypeVar("Rig", Cluster, Sentinels)
 
 @asynccontextmanager
 async def standing(rig: type[Rig], flavour: str) -> AsyncIterator[Rig]:
-    """A rig of a flavour, for one test alone."""
+    """Start a cluster or Sentinels of a flavour, for one test."""
     binary_of(flavour)
     started = await rig.start(flavour)
     yield started
@@ -113,14 +113,14 @@ async def standing(rig: type[Rig], flavour: str) -> AsyncIterator[Rig]:
 
 @pytest.fixture(params=FLAVOURS)
 async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    """A cluster of each flavour: any node may be killed."""
+    """A cluster of each flavour for one test, which may kill any node."""
     async with standing(Cluster, request.param) as cluster:
         yield cluster
 
 
 @pytest.fixture(params=FLAVOURS)
 async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[Sentinels]:
-    """Three Sentinels, a master and two replicas of each flavour: any may be killed."""
+    """Three Sentinels, a master and two replicas of each flavour for one test, which may kill any of them."""
     async with standing(Sentinels, request.param) as sentinels:
         yield sentinels
 
@@ -132,7 +132,7 @@ def url(shared_server: Server) -> str:
 
 @pytest.fixture
 async def admin(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    """A client of the test's server, whichever it is, for publishing and for the server's own word."""
+    """A client of the test's server, to publish and to ask what the server knows."""
     name = "server" if "server" in request.fixturenames else "shared_server"
     client = Redis.from_url(request.getfixturevalue(name).admin_url)
     yield client
@@ -140,14 +140,14 @@ async def admin(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collections of garbage in each test from what stays until the end anyway: the tests and all modules."""
+    """Exclude modules and tests, which stay until the end, from the garbage collections in the tests."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 async def no_leaks() -> AsyncIterator[None]:
-    """Nothing that the test started is left when it ends: no task, no timer, no socket."""
+    """Check that the test leaves no task, timer or socket."""
     sockets = open_sockets()
     tasks = asyncio.all_tasks()
     yield
@@ -155,7 +155,7 @@ async def no_leaks() -> AsyncIterator[None]:
     left = [item for item in left_behind() if item not in tasks]
     assert not left, left
     gc.collect()
-    for _ in range(200):  # a proxy that outlives the test closes its own ends in its own time
+    for _ in range(200):  # a proxy that outlives the test closes its connections a little later
         if open_sockets() <= sockets:
             break
         await asyncio.sleep(0.01)

@@ -11,8 +11,8 @@ from redismpx import ConnectionLost, Multiplexer
 class Checker:
     """The callbacks of one subscription. A message that is a number must be the one after the last, on its channel.
 
-    `upcoming` tells, of a name, the number of the next message on each of its channels: who is active then must get
-    that one. With `may_skip` messages may be missing, for they are dropped; `skipped` counts how many.
+    `upcoming` returns, for a name, the number of the next message on each of its channels: a name that is active then
+    must get that message. With `may_skip` messages may be missing, because they were dropped; `skipped` counts them.
     """
 
     def __init__(
@@ -21,7 +21,7 @@ class Checker:
         upcoming: Callable[[bytes], dict[bytes, int]] = lambda name: {},
         may_skip: bool = False,
     ) -> None:
-        self._name_of = name_of  # the name by which a message's channel is subscribed
+        self._name_of = name_of  # the subscribed name that a message's channel belongs to
         self._upcoming = upcoming
         self._may_skip = may_skip
         self._gone: set[bytes] = set()
@@ -33,7 +33,7 @@ class Checker:
         self.activations = self.disconnects = self.messages = self.skipped = 0
         self.errors: list[Exception] = []
         self.closed = False
-        """Set it when the subscription closes: nothing may come any more."""
+        """Set it when the subscription closes: any later event is a fault."""
 
     def on_message(self, channel: bytes, message: bytes) -> None:
         self.messages += 1
@@ -51,7 +51,7 @@ class Checker:
             self._heard(channel, number)
 
     def on_spoilt(self, channel: bytes) -> None:
-        """Take a message whose payload came over the network in another shape than it had."""
+        """Count a message whose payload was damaged on the network."""
         self._note("spoilt", channel)
         if channel in self.last:
             self._heard(channel, self.last[channel] + 1)
@@ -80,11 +80,11 @@ class Checker:
         self._note("error", error)
 
     def added(self, *names: bytes) -> None:
-        """Note that names were added again, which had been removed."""
+        """Note that removed names were added again."""
         self._gone.difference_update(names)
 
     def removed(self, *names: bytes) -> None:
-        """Note that names were removed: nothing may come of them any more."""
+        """Note that names were removed: any later event of theirs is a fault."""
         self._gone.update(names)
         self._forget(names)
 

@@ -18,26 +18,26 @@ from .servers import Server, find_binary, free_port
 from .waiting import eventually
 
 SLOTS = 16384
-QUICK = 1.0  # seconds of silence after which a node is given up, while that is meant to happen
-PATIENT = 4.0  # the same at all other times: the machine may be busy
+QUICK = 1.0  # seconds of silence after which a node counts as dead, during a failover
+PATIENT = 4.0  # the same at all other times, because the machine may be busy
 ROLES = (frozenset({"master"}), frozenset({"slave"}))
-"""The flags of a node that lives, and is neither suspected nor new."""
+"""The flags of a live node that is neither suspected nor new."""
 
 
 def slot_of(name: int | str | bytes) -> int:
-    """The slot of a name; a number is one."""
+    """Return the slot of a name, or the number of a slot itself."""
     return name if isinstance(name, int) else key_slot(name.encode() if isinstance(name, str) else name)
 
 
 @dataclass(frozen=True)
 class Word:
-    """What a node says of one node, of itself or of another."""
+    """What a node reports about a node, itself or another."""
 
     flags: frozenset[str]
     primary: str
     """The id of the node that it is a replica of, or `-`."""
     linked: bool
-    """Whether the one is connected to the other; without that, no failover can be asked for."""
+    """Whether the reporting node is connected to it. A failover needs that."""
     ranges: tuple[str, ...]
     """The slots that it serves, as the node writes them."""
 
@@ -50,7 +50,7 @@ class Word:
 
 
 class Node(Server):
-    """One server of a cluster. It keeps its id, its ports and what it knows of the others when it is started again."""
+    """One server of a cluster. A restart keeps its id, its ports and its view of the cluster."""
 
     def __init__(self, binary: str, options: Iterable[str] = ()) -> None:
         super().__init__(
@@ -75,21 +75,21 @@ class Node(Server):
         return await pipe.execute()
 
     async def words(self) -> dict[str, Word]:
-        """What it says of each node that it knows, by id; of itself as well."""
+        """Return what it reports about each node that it knows, itself included, by id."""
         text = await self.ask("CLUSTER", "NODES")
         words = {}
         for line in text.decode().splitlines():
             name, _address, flags, primary, _ping, _pong, _epoch, link, *slots = line.split()
-            ranges = tuple(slot for slot in slots if not slot.startswith("["))  # those are on the move
+            ranges = tuple(slot for slot in slots if not slot.startswith("["))  # these slots are being moved
             words[name] = Word(frozenset(flags.split(",")) - {"myself"}, primary, link == "connected", ranges)
         return words
 
     async def word(self) -> Word:
-        """What it says of itself."""
+        """Return what it reports about itself."""
         return (await self.words())[self.id]
 
     async def complaint(self) -> str:
-        """What keeps it from serving; or, if it is a replica, from having the data of its primary."""
+        """Return why it does not serve or, if it is a replica, why it is not in sync; an empty text if all is well."""
         info = await self.ask("CLUSTER", "INFO")
         if b"cluster_state:ok" not in info:
             return f"{self} says {info.split()[0].decode()}"
@@ -98,7 +98,7 @@ class Node(Server):
 
 
 class Cluster:
-    """Some primaries, each with the same number of replicas or none, and all slots shared out evenly."""
+    """Some primaries, each with the same number of replicas or none, that share all slots evenly."""
 
     def __init__(self, binary: str, options: tuple[str, ...]) -> None:
         self._binary = binary
@@ -107,7 +107,7 @@ class Cluster:
 
     @classmethod
     async def start(cls, flavour: str, primaries: int = 3, replicas: int = 3, *options: str) -> Self:
-        """Start a cluster; `replicas` is their number in all."""
+        """Start a cluster; `replicas` is their total number."""
         binary = find_binary(flavour)
         assert binary is not None, flavour
         cluster = cls(binary, options)
@@ -156,17 +156,17 @@ class Cluster:
         return ""
 
     async def stop(self) -> None:
-        """End all nodes, and leave nothing of them."""
+        """Kill all nodes and remove their files."""
         await self.release()
         for node in self.nodes:
             node.remove()
 
     async def release(self) -> None:
-        """Close the clients that the calls of this object opened: they belong to the loop that runs now."""
+        """Close the clients that this object opened: they belong to the running loop."""
         for node in self.nodes:
             await node.release()
 
-    # --- what the nodes say
+    # --- what the nodes report
 
     @property
     def live(self) -> list[Node]:
@@ -174,7 +174,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """The URL of a node that lives."""
+        """The URL of a live node."""
         return self.urls[0]
 
     @property
@@ -191,7 +191,7 @@ class Cluster:
         return [node for node in self.live if (await node.word()).primary == primary.id]
 
     async def owner(self, slot: int | str | bytes) -> Node:
-        """The node that says that it serves a slot, or the slot of a name."""
+        """Return the one node that reports to serve a slot, or the slot of a name."""
         number = slot_of(slot)
         owners: list[Node] = []
 
@@ -203,7 +203,7 @@ class Cluster:
         return owners[0]
 
     async def settled(self) -> None:
-        """Wait until all that live say the same of all, and all is well."""
+        """Wait until all live nodes agree and none reports a fault."""
         await eventually(self._discord)
 
     async def _discord(self) -> str:
@@ -223,23 +223,23 @@ class Cluster:
     # --- who is subscribed where
 
     async def shard_subscribers(self, names: Iterable[bytes]) -> dict[bytes, dict[Node, int]]:
-        """How many clients each node has subscribed to each shard channel; nodes that have none are left out."""
+        """Return how many clients of each node are subscribed to each shard channel; nodes without any are left out."""
         return await self._numbers("SHARDNUMSUB", names)
 
     async def subscribers(self, names: Iterable[bytes]) -> dict[bytes, dict[Node, int]]:
-        """The same of classic channels."""
+        """Return the same for classic channels."""
         return await self._numbers("NUMSUB", names)
 
     async def shard_channels(self) -> dict[Node, set[bytes]]:
-        """The shard channels that each node has subscribers of; nodes that have none are left out."""
+        """Return the shard channels that have subscribers at each node; nodes without any are left out."""
         return await self._names("SHARDCHANNELS")
 
     async def channels(self) -> dict[Node, set[bytes]]:
-        """The same of classic channels."""
+        """Return the same for classic channels."""
         return await self._names("CHANNELS")
 
     async def patterns(self) -> dict[Node, int]:
-        """How many patterns each node has subscribers of; nodes that have none are left out."""
+        """Return how many patterns have subscribers at each node; nodes without any are left out."""
         counts = {node: await node.admin.pubsub_numpat() for node in self.live}
         return {node: count for node, count in counts.items() if count}
 
@@ -257,19 +257,19 @@ class Cluster:
         names = {node: set(await node.ask("PUBSUB", command)) for node in self.live}
         return {node: found for node, found in names.items() if found}
 
-    # --- slots on the move
+    # --- slots that move
 
     async def move_slot(self, slot: int | str | bytes, to: Node) -> None:
-        """Move a slot, or the slot of a name, with its keys while clients go on using it."""
+        """Move a slot, or the slot of a name, with its keys, while clients use it."""
         await self.begin_move(slot, to)
         await self.finish_move(slot, to)
 
     async def begin_move(self, slot: int | str | bytes, to: Node) -> None:
-        """Put a slot between two nodes: it migrates from the one, and is imported by the other."""
+        """Begin to move a slot: its owner migrates it, and the other node imports it."""
         await self._begin([slot_of(slot)], await self.owner(slot), to)
 
     async def finish_move(self, slot: int | str | bytes, to: Node) -> None:
-        """Move the keys, and have all nodes know."""
+        """Move the keys, and announce the new owner to all nodes."""
         await self._finish([slot_of(slot)], await self.owner(slot), to)
         await self.settled()
 
@@ -286,7 +286,7 @@ class Cluster:
         for node in (to, source, *others):
             try:
                 await node.ask_all(("CLUSTER", "SETSLOT", slot, "NODE", to.id) for slot in slots)
-            except ResponseError:  # it lost its last slot, and became a replica of the new owner
+            except ResponseError:  # a node that lost its last slot became a replica of the new owner
                 if "slave" not in (await node.word()).flags:
                     raise
 
@@ -295,8 +295,8 @@ class Cluster:
     async def failover(self, primary: Node, how: Literal["command", "takeover", "kill"] = "command") -> Node:
         """Have a replica take over from a primary; return it, the new primary.
 
-        By `command` it is voted for, which Redis does only once in eight times the node timeout for the same shard: it
-        is asked for again until then. By `takeover` it asks nobody, not even the primary. By `kill` the primary dies.
+        `command`: by a vote, which a shard may hold once in eight node timeouts, so the command is repeated
+        until then. `takeover`: without asking any node. `kill`: the primary is killed.
         """
         replicas = await self.replicas(primary)
         assert replicas, f"{primary} has no replica"
@@ -321,23 +321,23 @@ class Cluster:
         return promoted[0]
 
     async def give_up_after(self, seconds: float) -> None:
-        """From now on, take a node for dead that has been silent for so long."""
+        """Set the seconds of silence after which a node counts as dead."""
         for node in self.live:
             await node.ask("CONFIG", "SET", "cluster-node-timeout", int(seconds * 1000))
 
     async def kill(self, node: Node) -> None:
-        """End a node as a crash would. Nothing is waited for."""
+        """Kill a node, and wait for nothing."""
         await node.release()
         node.kill()
 
     async def restart(self, node: Node) -> None:
-        """Start a node again that was killed; as a replica, if another was promoted meanwhile."""
+        """Restart a node that was killed. It becomes a replica if another node was promoted meanwhile."""
         node.start()
         await self.settled()
         await self.give_up_after(PATIENT)
 
     async def add_node(self) -> Node:
-        """Add a primary that has no slot yet."""
+        """Add a primary without slots."""
         known = self.live
         (node,) = await self._launch(1)
         await self._introduce((node, other) for other in known)
@@ -346,7 +346,7 @@ class Cluster:
         return node
 
     async def remove_node(self, node: Node) -> None:
-        """Move its slots away, have all others forget it, and end it. Valkey takes ten milliseconds for each slot."""
+        """Move its slots to the others, remove it from the cluster, and kill it. Valkey takes 10 ms for each slot."""
         slots = sorted((await node.word()).slots)
         others = [other for other in await self.primaries() if other is not node]
         for number, other in enumerate(others):

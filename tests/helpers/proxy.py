@@ -18,20 +18,20 @@ from .fake_server import stop_accepting
 
 @dataclass
 class Flow:
-    """What happens to the bytes of one direction. Change it at any time; it holds for the next bytes."""
+    """What happens to the bytes of one direction. Changes apply to the next bytes."""
 
     hole: bool = False
-    """They are swallowed. A connection that lost bytes this way never passes any again, as it would make no sense."""
+    """Bytes are swallowed. A connection that lost bytes passes no more, because the rest would make no sense."""
     stall: bool = False
-    """They are not read at all, so that the sender's buffers fill; afterwards they go on."""
+    """Bytes are not read, so that the sender's buffers fill, until this is false again."""
     delay: float = 0.0
-    """Seconds that each piece is held back."""
+    """Seconds by which each piece is delayed."""
     chunk: int | None = None
-    """How many bytes go in one piece."""
+    """The number of bytes in one piece."""
     limit: int | None = None
-    """How many bytes of a connection pass before it is cut."""
+    """The number of bytes after which a connection is closed."""
     corrupt: Callable[[bytes], bytes] | None = None
-    """What becomes of each piece."""
+    """Replaces each piece."""
 
 
 @dataclass(eq=False)
@@ -48,25 +48,25 @@ class Connection:
         for writer in (self.client, self.server):
             if reset:
                 sock = writer.get_extra_info("socket")
-                with suppress(OSError, AttributeError):  # closed; TLS has none then
+                with suppress(OSError, AttributeError):  # a closed connection; with TLS it has no socket then
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort() if reset else writer.close()
 
 
 class Proxy:
-    """Passes connections on to a port of this machine. It runs in a thread, so that no test's loop holds it up."""
+    """Forwards connections to a local port. It runs in a thread, so that a busy test loop does not delay it."""
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.target = target
-        """The port that new connections are passed on to."""
+        """The port that new connections are forwarded to."""
         self.to_server = Flow()
         self.to_client = Flow()
         self.idle_limit: float | None = None
-        """Seconds of silence after which a connection is forgotten, without a word to either side."""
+        """Seconds of silence after which a connection is silently dropped, as a firewall does."""
         self.refusing = False
         """Whether new connections are reset as soon as they are accepted."""
         self.accepted: list[float] = []
-        """When each connection came, by the clock of asyncio's loops."""
+        """When each connection was accepted, by the clock of asyncio's loops."""
         self.port = 0
         self._tls = tls
         self._host = host
@@ -92,22 +92,22 @@ class Proxy:
         self._loop.close()
 
     def cut(self) -> int:
-        """Close every connection, as a peer does that goes; return how many there were."""
+        """Close every connection properly; return their number."""
         return self._end_all(reset=False)
 
     def reset(self) -> int:
-        """Reset every connection; return how many there were."""
+        """Reset every connection; return their number."""
         return self._end_all(reset=True)
 
     def heal(self) -> None:
-        """Let everything pass again. What was swallowed stays lost, and its connections dead."""
+        """Forward everything again. Swallowed bytes stay lost, and their connections dead."""
         self.to_server = Flow()
         self.to_client = Flow()
         self.idle_limit = None
         self.refusing = False
 
     def stop_listening(self) -> None:
-        """Refuse new connections, as a port does where nobody listens."""
+        """Close the listening port, so that connections are refused."""
 
         async def stop() -> None:
             assert self._server is not None
@@ -144,7 +144,7 @@ class Proxy:
         await stop_accepting(self._server)
         for connection in tuple(self._connections):
             connection.end(reset=True)
-        for _ in range(200):  # what was accepted just now and shakes TLS hands takes a while to end
+        for _ in range(200):  # a connection in the middle of its TLS handshake takes a while to end
             others = asyncio.all_tasks() - {asyncio.current_task()}
             # The loop refers to closed transports, which have no socket any more, until they are freed.
             transports = [each for each in getattr(self._loop, "_transports", {}).values() if each._sock is not None]
@@ -178,7 +178,7 @@ class Proxy:
             self._tasks.discard(task)
             self._connections.discard(connection)
             connection.end(reset=False)
-            if self._tls is not None:  # or it would wait for the client's goodbye
+            if self._tls is not None:  # otherwise it would wait for the client's close_notify
                 to_client.transport.abort()
 
     async def _pump(
@@ -189,7 +189,7 @@ class Proxy:
                 await asyncio.sleep(0.002)
             data = await reader.read(65536)
             if not data:
-                if connection.holes:  # nobody gets to hear of the end either
+                if connection.holes:  # neither side notices the end
                     await asyncio.Event().wait()
                 raise EOFError
             now = self._loop.time()

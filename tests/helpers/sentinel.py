@@ -13,13 +13,13 @@ from .servers import SentinelServer, Server, find_binary
 from .waiting import eventually
 
 MASTER = "main"  # the name of the master, for `Sentinel.master_for`
-ROLES = ({b"master"}, {b"slave"}, {b"sentinel"})  # the flags of one that is not suspected, and in no failover
-DOWN_AFTER = 3000  # milliseconds of silence after which a master is given up: a busy machine is silent for a second
-REMEMBERED = {b"master_down"}  # what a Sentinel last said of the master; kept until it is asked again
+ROLES = ({b"master"}, {b"slave"}, {b"sentinel"})  # the flags of a server that is not suspected and in no failover
+DOWN_AFTER = 3000  # milliseconds of silence after which a master counts as dead; a busy one may be silent for 1 s
+REMEMBERED = {b"master_down"}  # what a Sentinel last reported about its master; kept until the next report
 
 
 class Sentinels:
-    """Three servers, one of them the master, and three Sentinels, of which two have to agree that it is gone."""
+    """Three servers, one of them the master, and three Sentinels, two of which must agree that it is dead."""
 
     def __init__(self, binary: str, passwords: tuple[str, str] | None = None) -> None:
         options = ["--repl-diskless-sync-delay", "0"]
@@ -38,7 +38,7 @@ class Sentinels:
 
     @classmethod
     async def start(cls, flavour: str, *, passwords: tuple[str, str] | None = None) -> Self:
-        """Start all. `passwords` are that of the servers and that of the Sentinels."""
+        """Start all servers. `passwords`: one for the servers, one for the Sentinels."""
         binary = find_binary(flavour)
         assert binary is not None, flavour
         sentinels = cls(binary, passwords)
@@ -53,7 +53,7 @@ class Sentinels:
         for sentinel in self.sentinels:
             sentinel.configure(
                 f"sentinel myid {sentinel.port:040}",
-                f"sentinel failover-timeout {MASTER} 1000",  # for twice as long, no failover begins after another
+                f"sentinel failover-timeout {MASTER} 1000",  # no failover starts within twice this time after another
                 f"sentinel parallel-syncs {MASTER} 2",
                 *(f"sentinel known-replica {MASTER} 127.0.0.1 {server.port}" for server in self.servers[1:]),
             )
@@ -67,38 +67,38 @@ class Sentinels:
         for sentinel in self.sentinels:
             await self._hurry(sentinel)
         await self.settled()
-        for sentinel in self.sentinels:  # not before, or they would give up what they have not dialled yet
+        for sentinel in self.sentinels:  # set last: a server that is not connected yet would count as dead
             await sentinel.admin.execute_command("SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER)
 
     async def _hurry(self, sentinel: SentinelServer) -> None:
-        """Have a Sentinel look and talk more often, until it ends: it sees sooner who came, and who became what.
+        """Make a Sentinel check and publish more often, until it ends, so that it notices changes sooner.
 
-        After four publish periods it demotes a master that it has not heard of by then. Who made that one the master
-        looks only each second whether it is one, and tells the others then.
+        A Sentinel demotes a master that no other Sentinel has announced within four publish periods. The Sentinel that
+        leads a failover checks only each second whether the new master has its role, and announces it then.
         """
         for period, milliseconds in (("ping-period", 200), ("info-period", 200), ("publish-period", 1000)):
             await sentinel.admin.execute_command("SENTINEL", "DEBUG", period, milliseconds)
 
     async def stop(self) -> None:
-        """End all, and leave nothing of them."""
+        """Kill all servers and remove their files."""
         await self.release()
         for server in (*self.sentinels, *self.servers):
             server.remove()
 
     async def release(self) -> None:
-        """Close the clients that the calls of this object opened: they belong to the loop that runs now."""
+        """Close the clients that this object opened: they belong to the running loop."""
         for server in (*self.sentinels, *self.servers):
             await server.release()
 
-    # --- what they say
+    # --- what the servers report
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where the Sentinels are, for `redis.asyncio.sentinel.Sentinel`."""
+        """The addresses of the Sentinels, for `redis.asyncio.sentinel.Sentinel`."""
         return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
 
     async def master(self) -> Server:
-        """The server that all Sentinels that live name as the master."""
+        """Return the server that all live Sentinels name as the master."""
         named: set[int] = set()
 
         async def not_one() -> str:
@@ -110,7 +110,7 @@ class Sentinels:
         return next(server for server in self.servers if server.port in named)
 
     async def settled(self) -> None:
-        """Wait until all Sentinels that live name one master, and all servers that live are its replicas."""
+        """Wait until all live Sentinels name one master, and all other live servers are its replicas."""
         await eventually(self._discord)
 
     async def _named(self) -> list[int]:
@@ -132,7 +132,7 @@ class Sentinels:
         return "; ".join(filter(None, complaints))
 
     async def _complaint(self, sentinel: SentinelServer) -> str:
-        """What a Sentinel misses, or finds wrong with any that lives."""
+        """Return which live servers a Sentinel does not see or reports a fault of."""
         ask = sentinel.admin.execute_command
         seen = [
             dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else reply  # by the protocol
@@ -155,16 +155,16 @@ class Sentinels:
         ]
         return f"{sentinel} does not see {unseen}, and finds {faults}" if unseen or faults else ""
 
-    # --- what befalls them
+    # --- faults
 
     async def failover(self) -> Server:
-        """Have the Sentinels make another server the master; return it."""
+        """Make the Sentinels fail over by command; return the new master."""
         old = await self.master()
         await self.sentinels[0].admin.execute_command("SENTINEL", "FAILOVER", MASTER)
         return await self._promoted(old)
 
     async def kill_master(self) -> Server:
-        """End the master as a crash would; return the new one, once the Sentinels have made it."""
+        """Kill the master; return the new one that the Sentinels promote."""
         old = await self.master()
         await self.kill(old)
         return await self._promoted(old)
@@ -178,12 +178,12 @@ class Sentinels:
         return await self.master()
 
     async def kill(self, server: Server) -> None:
-        """End a server or a Sentinel as a crash would. Nothing is waited for."""
+        """Kill a server or a Sentinel, and wait for nothing."""
         await server.release()
         server.kill()
 
     async def restart(self, server: Server) -> None:
-        """Start one again that was killed. A former master claims to be it still, until it is told otherwise."""
+        """Restart a server or Sentinel that was killed, and wait until a former master is demoted."""
         server.start()
         if isinstance(server, SentinelServer):
             await self._hurry(server)

