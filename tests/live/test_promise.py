@@ -229,7 +229,7 @@ async def test_a_hundred_thousand_promises_have_one_outcome_each(server: Server,
             outcomes[number] += 1
 
         for number in range(total):
-            promise = promises.new_promise(str(number), 30 if number % 4 else 1.5)
+            promise = promises.new_promise(str(number), 110 if number % 4 else 1.5)
             promise.add_done_callback(lambda _, number=number: count(number))
             several.append(promise)
         assert promises.pending == mpx.stats().promises == total
