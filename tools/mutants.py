@@ -325,15 +325,15 @@ MUTANTS = [
     Mutant(
         "P7: a burst is counted without a look at the room",
         "_core/buffer.py",
-        "if self._fits(len(fresh) // 2, size) or",
+        "if self._fits(messages, size) or",
         "if True or",
         "tests/core/test_buffer.py -k model",
     ),
     Mutant(
         "P7: the bytes of a burst have no bound",
         "_core/buffer.py",
-        "if self._fits(len(fresh) // 2, size) or",
-        "if self._fits(len(fresh) // 2, 0) or",
+        "if self._fits(messages, size) or",
+        "if self._fits(messages, 0) or",
         "tests/live/test_limits.py -k pending_bytes_bounds_a",
     ),
     Mutant(
@@ -351,10 +351,10 @@ MUTANTS = [
         "tests/live/test_overflow.py -k middle_of_a_burst",
     ),
     Mutant(
-        "P2: a signal overtakes the messages of the batch",
-        "_core/buffer.py",
-        "return not self.batch and super()",
-        "return super()",
+        "P2: a signal overtakes the messages before it",
+        "_core/event_list.py",
+        "self.signals > 0 and self._items[self._skip()] is None",
+        "self.signals > 0",
         "tests/core/test_buffer.py -k model",
     ),
     Mutant(

@@ -44,11 +44,6 @@ class Budget:
         self.lenders: set[Buffer] = set()
         """The buffers that have lent a batch."""
 
-    @property
-    def is_tight(self) -> bool:
-        """Whether so little is free that messages are to be counted one by one."""
-        return 2 * self.used > self.total
-
     def recall(self) -> None:
         """Make `used` exact."""
         for buffer in tuple(self.lenders):
@@ -97,11 +92,6 @@ class Buffer(EventList):
         """The bytes of the messages pending."""
         return self._bytes - (self._lent or 0) + sum(map(len, self.batch)) + sum(map(len, self.fresh))
 
-    @property
-    def signal_is_next(self) -> bool:
-        """Whether the oldest event is a signal."""
-        return not self.batch and super().signal_is_next
-
     # --- events in
 
     def put(self, channel: bytes, data: bytes) -> object:
@@ -123,12 +113,12 @@ class Buffer(EventList):
         There must be some.
         """
         fresh, self.fresh, self._quiet = self.fresh, [], 0
-        size, dropped = sum(map(len, fresh)), 0
-        if self._fits(len(fresh) // 2, size) or self._fits_exactly(len(fresh) // 2, size):
+        messages, size, dropped = len(fresh) // 2, sum(map(len, fresh)), 0
+        if self._fits(messages, size) or self._fits_exactly(messages, size):
             self._append(fresh, size)
         else:
             dropped = self._squeeze(fresh, size)
-        self._room = 2 * (self._max_pending - len(self))
+        self._room = 2 * (self._max_pending - self._count) - len(self.batch)
         return dropped
 
     def _squeeze(self, fresh: list[bytes], size: int) -> int:
@@ -182,7 +172,8 @@ class Buffer(EventList):
         if not batch:
             if self._lent is not None:
                 self.recall()
-            if self.signals or self._count < 2 or self.overflowing or self._budget.is_tight:
+            if self.signals or self._count < 2 or self.overflowing or 2 * self._budget.used > self._budget.total:
+                # Something is to be looked at after each message, the last one among them; or the room is tight.
                 return self._pop_one()
             self._lend()
         return batch.pop(), batch.pop()
@@ -205,7 +196,7 @@ class Buffer(EventList):
 
         The batch ends before the first removed event, so that recall() restores all positions.
         """
-        items, head = self._items, self._skip()
+        items, head = self._items, self._skip() if self._removed else self._head
         chunk = items[head : head + 2 * min(BATCH_SIZE, self._count - 1)]
         if self._removed and None in chunk:
             del chunk[chunk.index(None) :]

@@ -240,7 +240,7 @@ class EventList:
 
     def _compact(self) -> None:
         """Delete what popped and removed events left behind. The index must be built again."""
-        items, head = self._items, self._skip()
+        items, head = self._items, self._skip() if self._removed else self._head
         if self._full_gap >= 0:
             self._full_gap -= head + 2 * items[head + 1 : self._full_gap : 2].count(None)
         del items[:head]

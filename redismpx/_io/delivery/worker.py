@@ -12,6 +12,7 @@ from typing import Any
 from ..._core.event_list import QueuedSignal, Signal
 from ...errors import ConnectionLost, narrow
 from ..runtime.tasks import TIME_SLICE, is_cancelled, running_task
+from ..session.subscriber import Deliver
 from .event_queue import EventQueue
 from .reporter import Report
 
@@ -25,7 +26,7 @@ async def work(queue: EventQueue, result: object) -> None:
     on_message, is_read = queue.straight, queue.is_read
     slice_ends = monotonic() + TIME_SLICE
     try:
-        while result is not _NO_EVENT:
+        while True:
             if result is not None:
                 cancelled = task.cancelling()
                 try:
@@ -46,20 +47,22 @@ async def work(queue: EventQueue, result: object) -> None:
                 if monotonic() > slice_ends:
                     await asyncio.sleep(0)
                     slice_ends = monotonic() + TIME_SLICE
-                result = _call_next(queue)
+                result = _call_next(queue, on_message, is_read)
+                if result is _NO_EVENT:
+                    break
     finally:
         queue.end_calling()
 
 
-def _call_next(queue: EventQueue) -> object:
+def _call_next(queue: EventQueue, on_message: Deliver, is_read: bool) -> object:
     """Call the callback of the next event, and return its result; _NO_EVENT if there is no event for a callback."""
     buffer = queue.buffer
     if buffer is None:
         return _NO_EVENT
-    message = None if queue.is_read else buffer.pop_message()
+    message = None if is_read else buffer.pop_message()
     if message is not None:
         try:
-            return queue.straight(*message)
+            return on_message(*message)
         except BaseException as error:  # noqa: BLE001, users' code
             return queue.reporter.failed(error, "on_message", queue.closed)
     signal = buffer.pop_signal()
