@@ -24,6 +24,8 @@ from redismpx import Multiplexer, PromiseInterrupted
 from redismpx._core import entry as names
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Command, Kind, Verb
+from redismpx._io import hub
+from redismpx._io.delivery import event_queue as queues
 from redismpx._io.session import link as links
 from redismpx._io.session import session as sessions
 
@@ -136,12 +138,14 @@ def test_event_table_is_the_code_s() -> None:
 @pytest.mark.parametrize(
     ("table", "states", "transitions"),
     [
+        ("multiplexer", hub.HubState, hub.HUB_TRANSITIONS),
         ("session", sessions.SessionState, sessions.SESSION_TRANSITIONS),
         ("link", links.LinkState, links.LINK_TRANSITIONS),
+        ("queue", queues.QueueState, queues.QUEUE_TRANSITIONS),
     ],
 )
 def test_state_table_is_the_code_s(table: str, states: Any, transitions: dict[Any, frozenset[Any]]) -> None:
-    """The tables of the states of a session and of a link are those of the code."""
+    """The table of the states of a multiplexer, session, link and queue is that of the code."""
     rows = [(states(a), states(b)) for a, b, _ in read_table(f"table: {table}")]
     assert len(rows) == len(set(rows))
     assert set(rows) == {(a, b) for a, following in transitions.items() for b in following}
