@@ -175,6 +175,7 @@ def suite(session: nox.Session, version: str) -> None:
             command,
             env={
                 "PATH": f"{python3.parent}{os.pathsep}{os.environ['PATH']}",
+                "PIP_QUIET": "1",  # with the -q of the command: errors only
                 "PYTEST_ADDOPTS": f"-q --durations=15 -n {WORKERS} --dist worksteal",
             },
             external=True,
