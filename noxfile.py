@@ -275,7 +275,7 @@ def tiers() -> dict[str, list[Job]]:
     }
 
 
-PLACES = int(os.environ.get("REDISMPX_PLACES", 2 * (os.cpu_count() or 1)))  # they wait for half of their time
+PLACES = int(os.environ.get("REDISMPX_PLACES", 3 * (os.cpu_count() or 1)))  # they wait for two thirds of their time
 
 
 class Running(NamedTuple):

@@ -35,6 +35,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 def pytest_configure() -> None:
     """Ignore how long a step of the loop or an example of Hypothesis takes: that depends on the load of the machine."""
+    os.environ.pop("PYTEST_ADDOPTS", None)  # options of this run, and not of those that tests start
     logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
     # The time of an example says how busy the machine is, too. Each test has a time limit as a whole.
     settings.register_profile("tests", deadline=None)
