@@ -153,10 +153,10 @@ MUTANTS = [
     ),
     Mutant(
         "the socket leaks at each reconnect",
-        "_io/session/link.py",
+        "_io/redispy/connection.py",
         "            self._transport.abort()\n",
-        "            self._connection._writer = None\n",
-        f"{TORTURE} -k frozen_server",
+        "            self._raw._writer = None\n",
+        f"{PUBLISH} -k idle",
     ),
     Mutant(
         "NOPERM is an endless reconnect",
