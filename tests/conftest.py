@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from redis.asyncio import Redis
 
 from .helpers.cluster import Cluster
@@ -39,7 +39,9 @@ def pytest_configure() -> None:
     logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
     # The time of an example says how busy the machine is, too. Each test has a time limit as a whole.
     settings.register_profile("tests", deadline=None)
-    settings.load_profile("tests")
+    # A mutant is to be noticed; a small example of it, which takes minutes to find, is of no use.
+    settings.register_profile("mutants", settings.get_profile("tests"), phases=[Phase.explicit, Phase.generate])
+    settings.load_profile(os.environ.get("REDISMPX_HYPOTHESIS", "tests"))
 
 
 @pytest.hookimpl(optionalhook=True)

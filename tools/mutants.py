@@ -1095,7 +1095,7 @@ def run(command: list[str], folder: str) -> tuple[int | None, str]:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": folder},
+            env={**os.environ, "PYTHONPATH": folder, "REDISMPX_HYPOTHESIS": "mutants"},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

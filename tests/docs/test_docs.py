@@ -282,7 +282,6 @@ async def run_python(*arguments: str, cwd: Path, redis_url: str) -> AsyncIterato
     """Run Python in a subprocess of its own, and make sure that it ends."""
     home = str(Path(redismpx.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": home, "PYTHONUNBUFFERED": "1", "REDIS_URL": redis_url}
-    environment.pop("PYTEST_ADDOPTS", None)  # the options of these tests are not those of the tests on a page
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
