@@ -24,6 +24,7 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
         self._own: set[asyncio.Task[object]] = set()  # the tasks that await no callback
+        self._again: asyncio.TimerHandle | None = None  # cancels the tasks in `_own` once more
         self._starting = 0  # tasks whose first step runs right now, inside start()
 
     def start(
@@ -55,6 +56,9 @@ class Tasks:
     def _end(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         self._own.discard(task)
+        if self._again is not None and not self._own:
+            self._again.cancel()
+            self._again = None
         if not task.cancelled() and task.exception() is not None:  # a fault of this library; never a silent end
             logger.critical("internal error in %s", task.get_name(), exc_info=task.exception())
 
@@ -64,10 +68,17 @@ class Tasks:
         return self._starting > 0 or running_task() in self._tasks
 
     def cancel(self) -> None:
-        """Cancel all tasks but the running one, once each."""
+        """Cancel all tasks but the running one; after CANCEL_AGAIN also the tasks of the library that still run."""
         for task in self._others():
             if not task.cancelling():
                 task.cancel()
+            if self._again is None and task in self._own:  # see ended()
+                self._again = task.get_loop().call_later(CANCEL_AGAIN, self._cancel_again)
+
+    def _cancel_again(self) -> None:
+        self._again = None
+        for task in self._own.intersection(self._others()):
+            task.cancel()
 
     async def ended(self) -> None:
         """Wait until all tasks but the running one have ended, for END_TIMEOUT at most.
