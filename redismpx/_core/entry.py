@@ -146,7 +146,7 @@ class Entry(Generic[S]):
     def change_all(self, state: SubscriberState) -> Iterable[S]:
         """Change the state of each subscriber that has another one, and yield it then.
 
-        Subscribers that are removed meanwhile are left out, and those that are added.
+        Leave out subscribers that are added or removed during the iteration.
         """
         if self.only_subscriber is None:
             return self._change_each(state)
