@@ -290,8 +290,8 @@ MUTANTS = [
     Mutant(
         "P6: a dial that did not notice its cancellation goes on",
         "_io/runtime/tasks.py",
-        "            for task in stuck & self._own:\n                task.cancel()\n",
-        "",
+        "        for task in own:\n            task.cancel()\n",
+        "        for task in own:\n",
         f"{CANCELLATION} -k closing_a_dial_that_swallows_its_cancellation",
     ),
     Mutant(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Coroutine
 from contextvars import Context
 
@@ -68,35 +67,34 @@ class Tasks:
         return self._starting > 0 or running_task() in self._tasks
 
     def cancel(self) -> None:
-        """Cancel all tasks but the running one; after CANCEL_AGAIN also the tasks of the library that still run."""
+        """Cancel all tasks but the running one; those of the library each CANCEL_AGAIN until they end.
+
+        Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; the
+        read that follows may take long. A callback is cancelled once: it may be cleaning up.
+        """
         for task in self._others():
             if not task.cancelling():
                 task.cancel()
-            if self._again is None and task in self._own:  # see ended()
+            if self._again is None and task in self._own:
                 self._again = task.get_loop().call_later(CANCEL_AGAIN, self._cancel_again)
 
     def _cancel_again(self) -> None:
         self._again = None
-        for task in self._own.intersection(self._others()):
+        own = self._own.intersection(self._others())
+        for task in own:
             task.cancel()
+            self._again = self._again or task.get_loop().call_later(CANCEL_AGAIN, self._cancel_again)
 
     async def ended(self) -> None:
-        """Wait until all tasks but the running one have ended, for END_TIMEOUT at most.
-
-        Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; the
-        read that follows may take long. So tasks of the library are cancelled again. A callback is not: it may be
-        cleaning up.
-        """
-        deadline = time.monotonic() + END_TIMEOUT
-        stuck = set(self._others())
-        while stuck and (left := deadline - time.monotonic()) > 0:
-            _, stuck = await asyncio.wait(stuck, timeout=min(left, CANCEL_AGAIN))
-            for task in stuck & self._own:
-                task.cancel()
-        for task in stuck:
-            logger.error(
-                "%s did not end within %g s after its cancellation; it is left running", task.get_name(), END_TIMEOUT
-            )
+        """Wait until all tasks but the running one have ended, for END_TIMEOUT at most; cancel() comes first."""
+        if others := self._others():
+            _, stuck = await asyncio.wait(others, timeout=END_TIMEOUT)
+            for task in stuck:
+                logger.error(
+                    "%s did not end within %g s after its cancellation; it is left running",
+                    task.get_name(),
+                    END_TIMEOUT,
+                )
 
     def _others(self) -> list[asyncio.Task[object]]:
         current = running_task()
