@@ -153,7 +153,10 @@ def pure(session: nox.Session) -> None:
 @nox.session(python=False)
 @nox.parametrize("version", PYTHONS, ids=PYTHONS)
 def suite(session: nox.Session, version: str) -> None:
-    """All tests, by the command of the README as it stands there, in a copy of the tree."""
+    """All tests, by the command of the README as it stands there, in a copy of the tree.
+
+    With the names of servers as arguments, only with these: nox -s 'suite(3.11)' -- valkey.
+    """
     (command,) = re.findall(r"^<!-- tests -->\n+```sh\n(.+)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE)
     found = find_python(version)
     if found is None:
@@ -177,6 +180,7 @@ def suite(session: nox.Session, version: str) -> None:
                 "PATH": f"{python3.parent}{os.pathsep}{os.environ['PATH']}",
                 "PIP_QUIET": "1",  # with the -q of the command: errors only
                 "PYTEST_ADDOPTS": f"-q --durations=15 -n {WORKERS} --dist worksteal",
+                "REDISMPX_SERVERS": " ".join(session.posargs or SERVERS),
             },
             external=True,
         )
@@ -256,19 +260,28 @@ PLACES = int(os.environ.get("REDISMPX_PLACES", 3 * (os.cpu_count() or 1)))  # th
 
 
 class Job(NamedTuple):
-    """A session, and how many of the places for processes it takes."""
+    """A session, how many of the places for processes it takes, and its arguments."""
 
     session: str
     places: int = 1
+    arguments: tuple[str, ...] = ()
 
 
 def tiers() -> dict[str, list[Job]]:
-    """What CI runs: a tier begins when all of the one before it has passed. Its longest sessions come first."""
+    """What CI runs: a tier begins when all of the one before it has passed. Its longest sessions come first.
+
+    The newest Python runs all tests with both servers, and each of the others with one of them, in turn.
+    """
+    *older, last = pythons()
     return {
         "first": [Job("types"), Job("pure"), Job("docs"), Job("lint")],
         "live": [
-            *(Job(f"suite({version})", int(WORKERS)) for version in reversed(pythons())),
+            Job(f"suite({last})", int(WORKERS)),
             Job("mutants", int(WORKERS)),
+            *(
+                Job(f"suite({version})", int(WORKERS), (SERVERS[number % len(SERVERS)],))
+                for number, version in enumerate(reversed(older))
+            ),
             *(Job(f"loops({version})") for version in pythons()),
             Job("newest"),
             Job("acl"),
@@ -354,6 +367,6 @@ def start(job: Job, folder: Path) -> Running:
     print(f"== {job.session}: started", flush=True)
     output = folder / f"{job.session}.log"
     with output.open("wb") as file:
-        command = [sys.executable, "-m", "nox", "--no-color", "-s", job.session]
+        command = [sys.executable, "-m", "nox", "--no-color", "-s", job.session, "--", *job.arguments]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
     return Running(job, process, output, time.monotonic())

@@ -1052,10 +1052,7 @@ def broken_copy(mutant: Mutant) -> Iterator[str]:
         text = path.read_text()
         if text.count(mutant.old) != 1:
             raise SystemExit(f"{mutant.fault}: its text is {text.count(mutant.old)} times in {mutant.file}")
-        text = text.replace(mutant.old, mutant.new)
-        if mutant.new.endswith("tuple(list("):
-            text = text.replace("if standing is active])", "if standing is active])[-1:])")
-        path.write_text(text)
+        path.write_text(text.replace(mutant.old, mutant.new))
         yield folder
 
 

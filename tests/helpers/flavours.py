@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from .servers import Server, find_binary
 
-FLAVOURS = ("valkey", "redis")
+FLAVOURS = tuple(os.environ.get("REDISMPX_SERVERS", "valkey redis").split())
+"""REDISMPX_SERVERS selects one of the two."""
 
 one_flavour = pytest.mark.parametrize("server", ["valkey"], indirect=True)
 """Marks a test of the client alone: the server makes no difference to it, so that one flavour is enough."""
