@@ -12,15 +12,14 @@ Lines end with CR LF.
 
 from __future__ import annotations
 
-__all__ = ["MAX_HEAD", "MAX_HEADERS", "Envelope", "new_id"]
+__all__ = ["MAX_HEAD", "MAX_HEADERS", "Envelope", "Headers", "new_id"]
 
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import MappingProxyType
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 MAX_HEADERS = 100
@@ -36,7 +35,6 @@ _STRAY = re.compile("%(?![0-9A-Fa-f]{2})")
 _is_id = re.compile(_ID).fullmatch
 _is_name = re.compile("[^:\r\n\0\ud800-\udfff]+").fullmatch  # UTF-8 cannot encode the last range
 _is_value = re.compile("[^\r\n\0\ud800-\udfff]*").fullmatch
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 _last = 0  # the time of the newest id, in 4096ths of a millisecond
 
@@ -95,8 +93,8 @@ class Envelope:
     def __post_init__(self) -> None:
         if not isinstance(self.body, bytes):
             raise TypeError(f"a body must be bytes, not {type(self.body).__name__}")
-        if self.headers is not _NO_HEADERS:
-            object.__setattr__(self, "headers", _checked(self.headers))
+        if type(self.headers) is not Headers:
+            object.__setattr__(self, "headers", Headers(self.headers))
         if self.reply_to is not None:
             if not isinstance(self.reply_to, bytes):
                 raise TypeError(f"reply_to must be bytes or None, not {type(self.reply_to).__name__}")
@@ -163,17 +161,39 @@ class Envelope:
         return f"<Envelope {self.id} {len(self.headers)} headers, {len(self.body)} bytes{reply}>"
 
 
-def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a read-only copy of valid headers."""
-    copy = dict(headers)
-    if len(copy) > MAX_HEADERS:
-        raise ValueError(f"{len(copy)} headers are more than the {MAX_HEADERS} that are allowed")
-    for name, value in copy.items():
-        if not _is_name(name):
-            raise ValueError("the name of a header must not be empty, and must not have a colon, CR, LF or NUL")
-        if not _is_value(value):
-            raise ValueError("the value of a header must not have CR, LF or NUL")
-    return MappingProxyType(copy)
+class Headers(Mapping[str, str]):
+    """Valid headers: text by name, read-only. Unlike a `types.MappingProxyType`, they can be pickled and copied."""
+
+    __slots__ = ("_texts",)
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = copy = dict(texts)
+        if len(copy) > MAX_HEADERS:
+            raise ValueError(f"{len(copy)} headers are more than the {MAX_HEADERS} that are allowed")
+        for name, value in copy.items():
+            if not _is_name(name):
+                raise ValueError("the name of a header must not be empty, and must not have a colon, CR, LF or NUL")
+            if not _is_value(value):
+                raise ValueError("the value of a header must not have CR, LF or NUL")
+
+    def __getitem__(self, name: str) -> str:
+        return self._texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def items(self) -> ItemsView[str, str]:
+        """Return the names with their values, faster than `Mapping` itself does."""
+        return self._texts.items()
+
+    def __repr__(self) -> str:
+        return repr(self._texts)
+
+
+_NO_HEADERS: Headers = Headers({})
 
 
 def _read_headers(lines: list[str]) -> dict[str, str]:

@@ -25,9 +25,11 @@ __all__ = [
 ]
 
 import asyncio
+import traceback
 
 _SHOWN = 64  # bytes of a name in a message or a log record
 _SHOWN_TEXT = 500  # characters of a text from outside, such as the error of a server
+_DEPTH = 10  # causes of a cause that are pickled: there may be many of them, and they may form a loop
 
 
 def quote(name: bytes) -> str:
@@ -41,7 +43,35 @@ def plain(text: str) -> str:
 
 
 class RedisMPXError(Exception):
-    """The base class of all exceptions of this library."""
+    """The base class of all exceptions of this library.
+
+    All of them can be pickled and copied, with their attributes and causes. A cause that belongs to another library is
+    replaced by a `RedisMPXError` with its type and text, so that any process can unpickle it.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:  # Exception's own calls the class with the text, and forgets the cause
+        state = self.__dict__
+        if self.__cause__ is not None:
+            state = {**state, "__cause__": _portable(self.__cause__)}
+        return _unpickle, (type(self), self.args), state
+
+
+def _unpickle(kind: type[RedisMPXError], args: tuple[object, ...]) -> RedisMPXError:
+    """Make an exception without a call to its `__init__`, which has other arguments than `args`."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
+
+def _portable(cause: BaseException, depth: int = _DEPTH) -> RedisMPXError:
+    """Return a cause, and the causes of it, as exceptions that can be pickled."""
+    if isinstance(cause, RedisMPXError):
+        return cause
+    portable = RedisMPXError(plain("".join(traceback.format_exception_only(cause)).rstrip()))
+    earlier = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    if earlier is not None and depth:
+        portable.__cause__ = _portable(earlier, depth - 1)
+    return portable
 
 
 class MultiplexerIsClosed(RedisMPXError):

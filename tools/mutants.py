@@ -34,6 +34,7 @@ BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
 CANCELLATION = "tests/live/test_cancellation.py"
 CLUSTER = "tests/cluster/test_cluster.py"
+PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
 REQUEST = "tests/live/test_request.py"
@@ -864,6 +865,28 @@ MUTANTS = [
         "            self._counters.ignored += 1  # a push of some other kind\n",
         '            raise ProtocolViolation("a push of some other kind")\n',
         "tests/io/test_maintenance.py -k counted",
+    ),
+    # Values and exceptions.
+    Mutant(
+        "a pickled exception has no cause",
+        "errors.py",
+        "        if self.__cause__ is not None:\n",
+        "        if False:\n",
+        f"{PICKLING} -k causes",
+    ),
+    Mutant(
+        "the cause of a pickled exception needs the library that it came from",
+        "errors.py",
+        "    if isinstance(cause, RedisMPXError):\n",
+        "    if True:\n",
+        f"{PICKLING} -k needs_no_other",
+    ),
+    Mutant(
+        "an exception is pickled as its class and its text",
+        "errors.py",
+        "    def __reduce__(",
+        "    def reduce(",
+        f"{PICKLING} -k a_value_or_exception_survives",
     ),
     # Request and reply.
     Mutant(

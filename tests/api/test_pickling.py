@@ -1,0 +1,198 @@
+"""Values and exceptions survive pickle and copy; objects that belong to an event loop do not."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import pickletools
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+import redis.exceptions
+
+import redismpx
+from redismpx import (
+    ChannelSubscription,
+    ConnectionLost,
+    DecodeError,
+    Envelope,
+    InactiveSubscription,
+    LimitReached,
+    Message,
+    Multiplexer,
+    MultiplexerIsClosed,
+    NoResponders,
+    Overflow,
+    PatternSubscription,
+    Promise,
+    PromiseInterrupted,
+    PromiseSubscription,
+    PromiseTimeout,
+    RedisMPXError,
+    Request,
+    RequestFailed,
+    Service,
+    SlowConsumer,
+    SubscriptionIsClosed,
+    SubscriptionRefused,
+    TooManyChannels,
+    TooManyPatterns,
+    TooManyPromises,
+    escape_glob,
+)
+
+ENVELOPE = Envelope(b"body", {"Name": "value"}, reply_to=b"reply")
+LOST = ConnectionLost("gone", frozenset({b"a"}), sent=True)
+EXAMPLES = [
+    LOST,
+    DecodeError(b"channel", b"data"),
+    ENVELOPE,
+    InactiveSubscription(b"pattern"),
+    LimitReached("max_channels", 1),
+    Message(b"channel", b"data", b"pattern"),
+    MultiplexerIsClosed(),
+    NoResponders(b"channel"),
+    Overflow.LATEST,
+    PromiseInterrupted(b"channel", "closed"),
+    PromiseTimeout(b"channel", 1.5),
+    RedisMPXError("text"),
+    Request(b"channel", b"body", ENVELOPE.headers, b"reply", ENVELOPE.id, datetime.now(UTC)),
+    RequestFailed(b"channel", "ValueError: text"),
+    SlowConsumer(1, 2),
+    Multiplexer("redis://127.0.0.1:1").stats(),
+    SubscriptionIsClosed(),
+    SubscriptionRefused("channel", b"channel", "NOPERM"),
+    TooManyChannels("max_channels", 1),
+    TooManyPatterns("max_patterns", 1),
+    TooManyPromises("max_promises", 1),
+]
+"""An object of each public class that is a value or an exception."""
+OF_A_LOOP = {ChannelSubscription, Multiplexer, PatternSubscription, Promise, PromiseSubscription, Service}
+"""The public classes whose objects belong to an event loop."""
+
+COPIES: dict[str, Callable[[object], object]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{
+        f"pickle {protocol}": lambda value, protocol=protocol: pickle.loads(pickle.dumps(value, protocol))
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+each_way = pytest.mark.parametrize("again", COPIES.values(), ids=list(COPIES))
+
+
+def test_every_public_class_has_an_example() -> None:
+    """Each public name is a value with an example here, an object of a loop, or a function."""
+    public = {getattr(redismpx, name) for name in redismpx.__all__}
+    assert public == {type(example) for example in EXAMPLES} | OF_A_LOOP | {escape_glob}
+
+
+@each_way
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: type(example).__name__)
+def test_a_value_or_exception_survives(example: object, again: Callable[[object], object]) -> None:
+    """A copy has the type, the text and the attributes of the original."""
+    twin = again(example)
+    assert type(twin) is type(example)
+    assert (str(twin), repr(twin)) == (str(example), repr(example))
+    if isinstance(example, BaseException):
+        assert isinstance(twin, BaseException)
+        assert (twin.args, twin.__dict__) == (example.args, example.__dict__)
+    else:
+        assert twin == example
+
+
+@each_way
+def test_headers_stay_read_only(again: Callable[[object], object]) -> None:
+    """The headers of a copied envelope, and headers that are copied alone, are equal and read-only."""
+    twin = again(ENVELOPE)
+    assert isinstance(twin, Envelope)
+    assert bytes(twin) == bytes(ENVELOPE)
+    for headers in (twin.headers, again(ENVELOPE.headers)):
+        assert headers == {"Name": "value"}
+        with pytest.raises(TypeError):
+            headers["Name"] = "other"  # type: ignore[index]
+
+
+def with_causes() -> PromiseInterrupted:
+    """An exception with a cause of this library, whose causes belong to others."""
+
+    class Local(Exception):
+        """An exception that cannot be pickled."""
+
+    try:
+        try:
+            try:
+                raise Local("the first")
+            except Local:
+                raise redis.exceptions.ConnectionError("the second")  # noqa: B904, the context is under test
+        except redis.exceptions.ConnectionError as error:
+            raise ConnectionLost("gone") from error
+    except ConnectionLost as lost:
+        interrupted = PromiseInterrupted(b"channel", "connection lost")
+        interrupted.__cause__ = lost
+        return interrupted
+
+
+@each_way
+def test_the_causes_survive_as_texts(again: Callable[[object], object]) -> None:
+    """A copy has all causes: those of this library whole, the others as their type and text."""
+    original = with_causes()
+    twin = again(again(original))
+    assert isinstance(twin, PromiseInterrupted)
+    assert isinstance(twin.__cause__, ConnectionLost)
+    assert twin.__cause__.reason == "gone"
+    text = "".join(traceback.format_exception(twin))
+    assert "Local: the first" in text
+    assert "redis.exceptions.ConnectionError: the second" in text
+
+
+def test_unpickling_needs_no_other_library() -> None:
+    """A pickle names no class of redis-py, whatever caused the exception."""
+    strings = {argument for _, argument, _ in pickletools.genops(pickle.dumps(with_causes()))}
+    assert "redismpx.errors" in strings
+    assert strings.isdisjoint({"redis.exceptions", __name__})
+
+
+def test_causes_that_form_a_loop_survive() -> None:
+    """An exception whose causes refer to each other is pickled with some of them."""
+    lost, other = ConnectionLost("gone"), OSError("other")
+    lost.__cause__, other.__cause__ = other, other
+    twin = pickle.loads(pickle.dumps(lost))
+    assert str(twin.__cause__) == "OSError: other"
+    other.__cause__ = lost
+    twin = pickle.loads(pickle.dumps(lost))
+    assert twin.__cause__.__cause__ is twin
+
+
+def test_a_subclass_of_a_user_survives() -> None:
+    """A subclass with other arguments and attributes of its own keeps them."""
+    twin = pickle.loads(pickle.dumps(Mine(7)))
+    assert (type(twin), str(twin), twin.number, twin.reason) == (Mine, "connection lost: 7", 7, "7")
+
+
+class Mine(ConnectionLost):
+    """A subclass as a user may write one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(str(number))
+        self.number = number
+
+
+@pytest.mark.parametrize("kind", OF_A_LOOP - {Promise}, ids=lambda kind: kind.__name__)
+def test_an_object_of_a_loop_cannot_be_pickled(kind: type) -> None:
+    """An object that belongs to a loop raises TypeError, and is unchanged."""
+    mpx = Multiplexer("redis://127.0.0.1:1")
+    objects = [
+        mpx,
+        mpx.new_channel_subscription(),
+        mpx.new_pattern_subscription("*"),
+        mpx.new_promise_subscription("p"),
+        mpx.serve("s", bytes),
+    ]
+    (example,) = [each for each in objects if type(each) is kind]
+    for again in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError):
+            again(example)
+    mpx.close()
