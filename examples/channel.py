@@ -1,6 +1,6 @@
 """A chat with many rooms. Each WebSocket has a `ChannelSubscription`; all share one Redis connection.
 
-    $ uvicorn examples.channel:app                  (or: python examples/channel.py)
+    $ uvicorn examples.channel:app                  (or: python -m examples.channel)
     $ python -m websockets ws://localhost:8000/
     > +tea
     < * tea: active
@@ -21,10 +21,13 @@ from collections.abc import AsyncIterator
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, SlowConsumer, SubscriptionRefused
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 PREFIX = "example:room:"  # clients can only use channels with this prefix
@@ -101,7 +104,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await mpx.aclose()
 
 
-app = Starlette(routes=[WebSocketRoute("/", chat)], lifespan=lifespan)
+app = Starlette(routes=[WebSocketRoute("/", chat)], lifespan=lifespan, middleware=[Middleware(SameOrigin)])
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

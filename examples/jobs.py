@@ -1,7 +1,7 @@
 """A job queue. An HTTP request waits for the result of its job, which one of several worker processes does.
 
-    $ uvicorn examples.jobs:app                     (or: python examples/jobs.py)
-    $ python examples/jobs.py worker                (start one or more)
+    $ uvicorn examples.jobs:app                     (or: python -m examples.jobs)
+    $ python -m examples.jobs worker                (start one or more)
     $ curl -d 'the quick brown fox' http://localhost:8000/count
     {"words":4,"worker":4711}
 
@@ -28,11 +28,14 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from redismpx import ConnectionLost, Envelope, InactiveSubscription, Multiplexer, PromiseInterrupted, PromiseTimeout
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 QUEUE = "example:jobs"
@@ -76,7 +79,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
 
 
-app = Starlette(routes=[Route("/count", count, methods=["POST"])], lifespan=lifespan)
+app = Starlette(
+    routes=[Route("/count", count, methods=["POST"])], lifespan=lifespan, middleware=[Middleware(SameOrigin)]
+)
 
 # --- the worker, a separate process
 

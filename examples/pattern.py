@@ -1,6 +1,6 @@
 """News by topic. Each WebSocket has a `PatternSubscription` to all channels of one topic.
 
-    $ uvicorn examples.pattern:app                  (or: python examples/pattern.py)
+    $ uvicorn examples.pattern:app                  (or: python -m examples.pattern)
     $ python -m websockets ws://localhost:8000/weather
     < * active
     $ curl -d 'sunny' http://localhost:8000/weather/rome
@@ -18,12 +18,15 @@ from collections.abc import AsyncIterator
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from redismpx import ConnectionLost, Multiplexer
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 # A client that could choose a pattern could read every channel. So clients choose one of these topics, and nothing that
@@ -88,7 +91,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 routes = [WebSocketRoute("/{topic}", listen), Route("/{topic}/{name}", publish, methods=["POST"])]
-app = Starlette(routes=routes, lifespan=lifespan)
+app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(SameOrigin)])
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

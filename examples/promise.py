@@ -1,6 +1,6 @@
 """HTTP requests that wait for a message. All share one `PromiseSubscription`; each request has a promise.
 
-    $ uvicorn examples.promise:app                  (or: python examples/promise.py)
+    $ uvicorn examples.promise:app                  (or: python -m examples.promise)
     $ curl 'http://localhost:8000/wait?suffix=order-7&timeout=30'
                                                     (waits; then, in another terminal:)
     $ curl -d 'paid' http://localhost:8000/fulfil/order-7
@@ -20,11 +20,14 @@ from collections.abc import AsyncIterator
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, PromiseInterrupted, PromiseTimeout
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 PREFIX = "example:promise:"
@@ -81,7 +84,11 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
 
 
-app = Starlette(routes=[Route("/wait", wait), Route("/fulfil/{suffix}", fulfil, methods=["POST"])], lifespan=lifespan)
+app = Starlette(
+    routes=[Route("/wait", wait), Route("/fulfil/{suffix}", fulfil, methods=["POST"])],
+    lifespan=lifespan,
+    middleware=[Middleware(SameOrigin)],
+)
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

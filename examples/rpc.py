@@ -1,6 +1,6 @@
 """Typed calls between services with `serve()`, `request()` and a codec, here msgspec.
 
-    $ uvicorn examples.rpc:app                      (or: python examples/rpc.py)
+    $ uvicorn examples.rpc:app                      (or: python -m examples.rpc)
     $ curl -d '{"item": "tea", "count": 3}' http://localhost:8000/quotes
     {"item":"tea","cents":750}
 
@@ -21,11 +21,14 @@ import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
 from redismpx import Multiplexer, NoResponders, PromiseInterrupted, PromiseTimeout, Request, RequestFailed, Service
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 MAX_BODY = 500  # bytes

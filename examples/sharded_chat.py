@@ -1,6 +1,6 @@
 """A chat whose rooms are sharded channels: a Redis Cluster sends each message to one shard, not to every node.
 
-    $ uvicorn examples.sharded_chat:app             (or: python examples/sharded_chat.py)
+    $ uvicorn examples.sharded_chat:app             (or: python -m examples.sharded_chat)
     $ python -m websockets ws://localhost:8000/
     > +tea
     < * tea: active
@@ -26,10 +26,13 @@ import uvicorn
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ResponseError
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, SlowConsumer, SubscriptionRefused
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 MAX_ROOMS = 20  # for each WebSocket
@@ -117,7 +120,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
             await mpx.aclose()
 
 
-app = Starlette(routes=[WebSocketRoute("/", chat)], lifespan=lifespan)
+app = Starlette(routes=[WebSocketRoute("/", chat)], lifespan=lifespan, middleware=[Middleware(SameOrigin)])
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

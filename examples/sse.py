@@ -1,6 +1,6 @@
 """Server-Sent Events. Each stream has a subscription, which it reads message by message.
 
-    $ uvicorn examples.sse:app                      (or: python examples/sse.py)
+    $ uvicorn examples.sse:app                      (or: python -m examples.sse)
     $ curl -N http://localhost:8000/events/weather
     event: active
     data:
@@ -26,6 +26,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
@@ -40,6 +41,8 @@ from redismpx import (
     SubscriptionIsClosed,
     SubscriptionRefused,
 )
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 HEARTBEAT = float(os.environ.get("HEARTBEAT", "15"))  # seconds; proxies close connections that are silent for longer
@@ -165,7 +168,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 routes = [Route("/events/{topic}", events), Route("/events/{topic}", publish, methods=["POST"])]
-app = Starlette(routes=routes, lifespan=lifespan)
+app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(SameOrigin)])
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")), timeout_graceful_shutdown=10)

@@ -1,6 +1,6 @@
 """Typed payloads. `decode` checks each payload and turns it into a dataclass.
 
-    $ uvicorn examples.typed:app                    (or: python examples/typed.py)
+    $ uvicorn examples.typed:app                    (or: python -m examples.typed)
     $ curl -d '{"item": "tea", "count": 3}' http://localhost:8000/orders
     {"receivers":1}
     $ curl -d '{"item": "tea", "count": 4}' http://localhost:8000/orders
@@ -24,11 +24,14 @@ from dataclasses import asdict, dataclass
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from redismpx import ChannelSubscription, ConnectionLost, DecodeError, Multiplexer
+
+from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 CHANNEL = "example:orders"
@@ -111,7 +114,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 app = Starlette(
-    routes=[Route("/orders", add_order, methods=["POST"]), Route("/totals", show_totals)], lifespan=lifespan
+    routes=[Route("/orders", add_order, methods=["POST"]), Route("/totals", show_totals)],
+    lifespan=lifespan,
+    middleware=[Middleware(SameOrigin)],
 )
 
 if __name__ == "__main__":

@@ -888,6 +888,14 @@ MUTANTS = [
         "    def reduce(",
         f"{PICKLING} -k a_value_or_exception_survives",
     ),
+    # The demo.
+    Mutant(
+        "the demo trusts any Host that agrees with Origin",
+        "demo/app.py",
+        "        if not self._is_trusted(host):\n",
+        "        if False:\n",
+        "tests/live/test_demo.py -k a_name_made_to_lead_here_opens_no_websocket",
+    ),
     # Request and reply.
     Mutant(
         "the value of a header adds another one",

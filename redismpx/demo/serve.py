@@ -43,7 +43,7 @@ async def _serve(listener: socket.socket, host: str, redis_url: str) -> None:
         backend = Backend(redis_url)
         server = uvicorn.Server(
             uvicorn.Config(
-                new_app(backend),
+                new_app(backend, host),
                 lifespan="on",
                 log_level="warning",
                 access_log=False,

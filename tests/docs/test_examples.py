@@ -30,7 +30,7 @@ from ..helpers.servers import free_port
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")
 DEADLINE = 15.0  # seconds after which a test gives up waiting for something that should happen
-COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("examples/{}.py",)}
+COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("-m", "examples.{}")}
 
 
 @pytest.fixture(scope="module")
@@ -191,12 +191,49 @@ async def test_each_examples_lifespan_closes_the_multiplexer(
 ) -> None:
     """The multiplexer of each example is closed when its lifespan ends."""
     monkeypatch.setenv("REDIS_URL", redis_url)
-    names = runpy.run_path(str(ROOT / "examples" / f"{example}.py"))
+    names = runpy.run_module(f"examples.{example}")
     async with names["lifespan"](names["app"]):
         await names["mpx"].connect(timeout=DEADLINE)
     assert names["mpx"].stats().state == "closed"
     assert not [task for task in asyncio.all_tasks() if "redismpx" in task.get_name()]
     await idle(redis)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_each_example_rejects_pages_of_other_sites(example: str) -> None:
+    """Each example rejects a request whose Host or Origin is another site's, before anything looks at it."""
+    app = runpy.run_module(f"examples.{example}")["app"]
+    for host, origin, status in [
+        ("localhost:8000", None, 404),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", 404),
+        ("[::1]", "https://[::1]", 404),
+        ("evil.example:8000", "http://evil.example:8000", 403),  # its name leads here (DNS rebinding)
+        ("127.0.0.1.evil.example", None, 403),
+        ("localhost:8000", "http://evil.example", 403),
+        ("localhost:8000", "null", 403),
+        ("[", None, 403),
+    ]:
+        sent: list[dict[str, object]] = []
+
+        async def send(message: dict[str, object], sent: list[dict[str, object]] = sent) -> None:
+            sent.append(message)
+
+        headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin else [])
+        scope = {"type": "http", "method": "GET", "path": "/no/such/path", "root_path": "", "headers": headers}
+        await app(scope, None, send)
+        assert sent[0]["status"] == status, (host, origin)
+
+
+@pytest.mark.parametrize(("example", "path"), [("channel", "/"), ("sharded_chat", "/"), ("pattern", "/news")])
+async def test_pages_of_other_sites_open_no_websocket(example: str, path: str, redis_url: str) -> None:
+    """A page of another site cannot open a WebSocket, even if its name leads to this machine."""
+    async with run(example, redis_url) as app:
+        for host in ("evil.example", "127.0.0.1"):
+            url = f"ws://{host}:{app.port}{path}"
+            options = {"origin": f"http://evil.example:{app.port}", "host": "127.0.0.1", "port": app.port}
+            with pytest.raises(InvalidStatus, match="403"):
+                async with connect(url, open_timeout=DEADLINE, **options):
+                    pass
 
 
 # --- channel.py
@@ -441,7 +478,7 @@ async def test_invalid_waits_are_rejected(redis_url: str) -> None:
 async def working(redis_url: str) -> AsyncIterator[int]:
     """Run a worker; yield its process id."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-W", "error", "examples/jobs.py", "worker"),
+        *(sys.executable, "-X", "dev", "-W", "error", "-m", "examples.jobs", "worker"),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url},
         stderr=asyncio.subprocess.PIPE,
@@ -520,7 +557,7 @@ async def test_a_typed_request_gets_a_typed_reply(redis_url: str, redis: Redis) 
 async def test_a_request_of_another_type_is_rejected(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service rejects a request that does not fit its type."""
     monkeypatch.setenv("REDIS_URL", redis_url)
-    names = runpy.run_path(str(ROOT / "examples/rpc.py"))
+    names = runpy.run_module("examples.rpc")
     mpx, quote, order = names["mpx"], names["quote"], names["Order"]
     async with names["lifespan"](names["app"]):
         await mpx.connect(DEADLINE)

