@@ -117,7 +117,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
             await mpx.drain(timeout=5)  # requests that have arrived still get a reply
 
 
-app = Starlette(routes=[Route("/quotes", get_quote, methods=["POST"])], lifespan=lifespan)
+app = Starlette(
+    routes=[Route("/quotes", get_quote, methods=["POST"])], lifespan=lifespan, middleware=[Middleware(SameOrigin)]
+)
 
 if __name__ == "__main__":
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))
