@@ -21,6 +21,7 @@ from .helpers.cluster import Cluster
 from .helpers.flavours import FLAVOURS, binary_of, start_server
 from .helpers.leaks import left_behind, open_sockets
 from .helpers.loops import LOOPS, run
+from .helpers.proxy import Proxy
 from .helpers.sentinel import Sentinels
 from .helpers.servers import Server
 
@@ -77,6 +78,22 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     server = start_server(request.param)
     yield server
     server.remove()
+
+
+@pytest.fixture
+def successor(server: Server) -> Iterator[Server]:
+    """A replica of `server`, to take its place."""
+    flavour = "redis" if "redis-server" in server.binary else "valkey"
+    replica = start_server(flavour, "--replicaof", "127.0.0.1", str(server.port))
+    yield replica
+    replica.remove()
+
+
+@pytest.fixture
+def service(server: Server) -> Iterator[Proxy]:
+    """The address by which the master can be reached, whichever server it is."""
+    with Proxy(server.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session", params=FLAVOURS)

@@ -21,7 +21,8 @@ from redismpx._core.wire import Kind
 from redismpx._io.deployment import shards as shards_module
 from redismpx._io.publishing import cluster as publishing_module
 from redismpx._io.publishing import publisher as publisher_module
-from redismpx._io.publishing.pipeline import PublishCall
+from redismpx._io.publishing.call import PublishCall
+from redismpx._io.redispy import connection as connection_module
 from redismpx._io.redispy.slot_map import SlotMap
 from tools.measure_migrations import SEED, Result, Stream, migrate
 
@@ -1035,6 +1036,36 @@ async def test_a_zero_count_leads_to_the_new_primary(shared_cluster: Cluster, mo
             return "" if count == 1 else f"{count} heard it"
 
         await eventually(complaint)
+
+
+async def test_publishing_leaves_a_demoted_primary_at_once(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demoted primary says so when it is asked for its role: the next sharded message goes to the new primary."""
+    monkeypatch.setattr(connection_module, "ROLE_INTERVAL", 0.0)
+    owner, *_ = await shared_cluster.primaries()
+    (name,) = await at(owner)
+    async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
+        checker = Checker()
+        await new_sub(other, checker, name).wait_for_activation(10)
+        assert await mpx.publish(name, "0", sharded=True) == 1
+        await shared_cluster.failover(owner)
+        await at_their_owners(shared_cluster, [name])
+        assert await mpx.publish(name, "1", sharded=True) == 1
+        await until(lambda: checker.messages == 2)
+
+
+async def test_an_abandoned_node_is_left_by_publishing_too(shared_cluster: Cluster) -> None:
+    """Publishing goes to another node when the node of its connection is abandoned, as the subscriptions do."""
+    async with multiplexing(shared_cluster) as mpx:
+        deployment = mpx._hub.deployment
+        await mpx.connect(10)
+        for _ in range(3):
+            await mpx.publish("a", "0")
+            before = deployment.publisher._pipeline.current.address
+            deployment.abandon("a test")
+            await mpx.publish("a", "1")
+            assert deployment.publisher._pipeline.current.address not in (None, before)
 
 
 async def test_delivery_probes_go_to_all_nodes(shared_cluster: Cluster) -> None:

@@ -305,6 +305,22 @@ async def test_announcements_of_a_failover_are_verified(
     assert not checker.faults
 
 
+async def test_publishing_alone_at_a_former_master_is_noticed(pair: tuple[Server, Server]) -> None:
+    """A Sentinel that missed a failover may send publishing to the former master: the next announcement shows it."""
+    old, new = pair
+    word = OneWord(new)
+    await new.admin.execute_command("REPLICAOF", "NO", "ONE")
+    async with listening(word) as (mpx, checker):
+        word.master = old
+        assert await mpx.publish("a", "lost") == 0
+        word.master = new
+        await new.admin.publish(HELLO, hello(new))
+        await until(lambda: mpx._hub.deployment.addresses == {("127.0.0.1", new.port)})
+        assert await mpx.publish("a", "found") == 1
+        await until(lambda: checker.kinds == ["activation", "message"])
+    assert not checker.faults
+
+
 async def test_a_missing_right_to_listen_is_warned_of_once(
     pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture
 ) -> None:

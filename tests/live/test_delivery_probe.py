@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 
 import pytest
 from redis.asyncio import ConnectionPool, Redis
@@ -14,28 +13,11 @@ from redismpx._io.redispy.endpoint import Endpoint
 from redismpx._io.session.delivery_probe import DeliveryProbe
 
 from ..helpers.checker import Checker
-from ..helpers.flavours import start_server
 from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-@pytest.fixture
-def successor(server: Server) -> Iterator[Server]:
-    """A replica of `server`, to take its place."""
-    flavour = "redis" if "redis-server" in server.binary else "valkey"
-    replica = start_server(flavour, "--replicaof", "127.0.0.1", str(server.port))
-    yield replica
-    replica.remove()
-
-
-@pytest.fixture
-def service(server: Server) -> Iterator[Proxy]:
-    """The address by which whichever server is the master can be reached."""
-    with Proxy(server.port) as proxy:
-        yield proxy
 
 
 async def fail_over(service: Proxy, successor: Server) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextvars import Context
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from ..._core.wire import Kind
 from ...errors import ConnectionLost
 from ..publishing.publisher import Publisher
 from ..redispy.client import AbstractBackoff
+from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
 from ..session.delivery_probe import DeliveryProbe
@@ -39,7 +40,9 @@ class Deployment(ABC):
         self._endpoint = new_endpoint()
         self._listeners: list[Listener] = []
         self.publisher: Publisher = publisher
-        self.main: Session = Session(self._endpoint, options.backoff, options.session, on_end=options.on_end)
+        self.main: Session = Session(
+            self._endpoint, options.backoff, options.session, self.doubt, on_end=options.on_end
+        )
         """The session of channels and patterns; of shard channels too, if there is no cluster."""
         if options.delivery_probe is not None:
             self._listen(DeliveryProbe(new_endpoint(), options.delivery_probe, self.abandon))
@@ -56,10 +59,33 @@ class Deployment(ABC):
         for listener in self._listeners:
             self._tasks.start(listener.run(), listener.title, Context())
 
-    def abandon(self, reason: str) -> None:
-        """Leave a server that still answers: every connection is dialled again, and the endpoint asked where to."""
-        self.main.abandon(reason)
-        self.publisher.abandon()
+    # --- what one connection shows about a server, for the others
+
+    @property
+    def sessions(self) -> Iterable[Session]:
+        """All sessions."""
+        return (self.main,)
+
+    @property
+    def addresses(self) -> set[Address]:
+        """Where the connections for classic names and for publishing lead."""
+        return self.publisher.addresses.union(filter(None, [self.main.address]))
+
+    def abandon(self, reason: str, address: Address | None = None) -> None:
+        """Leave a server that still answers, or the one at an address: dial again, and ask the endpoint where to."""
+        if address in (None, self.main.address):
+            self.main.abandon(reason)
+        self.publisher.abandon(address)
+
+    def doubt(self, address: Address) -> None:
+        """Check all connections to an address, because one of them was lost.
+
+        The server may be dead, or the address may lead to another server by now. Publishing dials again, which costs
+        little. A session pings, because dialling again would be a gap.
+        """
+        self.publisher.abandon(address)
+        for session in self.sessions:
+            session.check(address)
 
     # --- subscriptions
 

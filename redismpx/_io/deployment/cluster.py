@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextvars import Context
 from copy import deepcopy
 
@@ -23,14 +23,19 @@ class Cluster(Deployment):
 
     def __init__(self, slot_map: SlotMap, options: DeploymentOptions) -> None:
         session = options.session
-        publisher = ClusterPublisher(slot_map, options.publish_timeout, session.tasks, session.counters)
+        publisher = ClusterPublisher(slot_map, options.publish_timeout, session.tasks, session.counters, self.doubt)
         super().__init__(lambda: AnyNodeEndpoint(slot_map), publisher, options)
         self._publisher = publisher
         self.shards: Shards = Shards(slot_map, self._new_session)
 
     def _new_session(self, endpoint: Endpoint, evict: Evict) -> Session:
         # A backoff may count its calls, so each session has its own.
-        return Session(endpoint, deepcopy(self._options.backoff), self._options.session, evict=evict)
+        return Session(endpoint, deepcopy(self._options.backoff), self._options.session, self.doubt, evict=evict)
+
+    @property
+    def sessions(self) -> Iterable[Session]:
+        """The sessions of classic names and of shard channels."""
+        return (self.main, *self.shards.sessions)
 
     def start(self) -> None:
         """Start to dial, in the running loop."""

@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Callable
 
 from ...errors import SubscriptionRefused, plain
+from ..redispy.connection import Address
 from ..redispy.endpoint import SentinelEndpoint
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import is_cancelling
 from ..session.listener import Listener
-from ..session.session import Session
 from ..session.subscriber import Deliver
 from .base import DeploymentOptions
 from .standalone import Standalone
@@ -28,7 +28,7 @@ class SentinelManaged(Standalone):
 
     def __init__(self, endpoint: SentinelEndpoint, options: DeploymentOptions) -> None:
         super().__init__(endpoint, options)
-        self._listen(MasterWatch(endpoint, self.main, self.abandon))
+        self._listen(MasterWatch(endpoint, lambda: self.addresses, self.abandon))
 
 
 class MasterWatch(Listener):
@@ -39,18 +39,23 @@ class MasterWatch(Listener):
     later they make the former master a replica, and disconnect its clients. Until then nothing else shows the failover.
     """
 
-    def __init__(self, endpoint: SentinelEndpoint, session: Session, abandon: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        endpoint: SentinelEndpoint,
+        addresses: Callable[[], set[Address]],
+        abandon: Callable[[str, Address], None],
+    ) -> None:
         self.title = "redismpx master watch"
         self.channel = b"__sentinel__:hello"
         self.deliver: Deliver = self._heard
         self._endpoint = endpoint
-        self._session = session
+        self._addresses = addresses
         self._abandon = abandon
         self._doubted = Notifier()
         self._was_refused = False
 
     async def run(self) -> None:
-        """Ask for the master whenever a Sentinel names another one; abandon the link if they agree."""
+        """Ask for the master whenever a Sentinel names another one; abandon connections elsewhere if they agree."""
         while not is_cancelling():
             await self._doubted.wait()
             for _ in range(QUESTIONS):
@@ -58,20 +63,21 @@ class MasterWatch(Listener):
                 await asyncio.sleep(QUESTION_PAUSE)
 
     async def _ask(self) -> None:
-        address = self._session.address
+        addresses = self._addresses()
         try:
             named = await self._endpoint.master()
         except Exception as error:  # noqa: BLE001, redis-py raises anything; the next dial reports it
             logger.debug("no Sentinel names the master (%s)", plain(str(error)))
         else:
-            if named not in (None, address) and address == self._session.address:  # no new link in the meantime
-                self._abandon("the Sentinels name another master, {}:{}".format(*named or ()))
+            if named is not None:
+                for address in addresses & self._addresses() - {named}:  # not those dialled in the meantime
+                    self._abandon("the Sentinels name another master, {}:{}".format(*named), address)
 
     def _heard(self, channel: bytes, data: bytes) -> None:
         # The Sentinel's host, port, id and epoch, then the master's name, host, port and epoch.
-        service, *address = data.split(b",")[4:7] or [b""]
-        ours = [str(part).encode() for part in self._session.address or ()]
-        if service == self._endpoint.service and address != ours:
+        service, *named = data.split(b",")[4:7] or [b""]
+        ours = [[host.encode(), b"%d" % port] for host, port in self._addresses()]
+        if service == self._endpoint.service and any(address != named for address in ours):
             self._doubted.notify()
 
     def refuse(self, error: SubscriptionRefused) -> None:

@@ -73,6 +73,11 @@ class Shards:
         return len(self._shards)
 
     @property
+    def sessions(self) -> list[Session]:
+        """The sessions with the primaries."""
+        return [shard.session for shard in self._shards.values() if shard.session is not None]
+
+    @property
     def name_count(self) -> int:
         """How many channels have subscribers."""
         return len(self._places)

@@ -17,7 +17,7 @@ class Standalone(Deployment):
 
     def __init__(self, endpoint: Endpoint, options: DeploymentOptions) -> None:
         session: SessionOptions = options.session
-        publisher = Publisher(endpoint, options.publish_timeout, session.tasks, session.counters)
+        publisher = Publisher(endpoint, options.publish_timeout, session.tasks, session.counters, self.doubt)
         super().__init__(lambda: endpoint, publisher, options)
         self._counts_all: bool | None = None  # None: not known yet
         self._asking = asyncio.Lock()

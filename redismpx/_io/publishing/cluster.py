@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextvars import Context
 from time import monotonic
 
 from ...errors import plain
 from ...stats import Counters
 from ..redispy.client import key_slot
+from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, NodeEndpoint, SlotMap
 from ..runtime.log import logger
 from ..runtime.tasks import Tasks, is_cancelled
-from .pipeline import Moved, Pipeline, PublishCall
+from .call import Moved, PublishCall
+from .pipeline import Pipeline
 from .publisher import Publisher
 
 REFRESH_INTERVAL = 10.0  # seconds between two looks at the slot map because a sharded message reached nobody
@@ -28,8 +30,10 @@ class ClusterPublisher(Publisher):
     for a slot whose owner is not known go to any node, which redirects them.
     """
 
-    def __init__(self, slot_map: SlotMap, timeout: float, tasks: Tasks, counters: Counters) -> None:
-        super().__init__(AnyNodeEndpoint(slot_map), timeout, tasks, counters)
+    def __init__(
+        self, slot_map: SlotMap, timeout: float, tasks: Tasks, counters: Counters, on_lost: Callable[[Address], None]
+    ) -> None:
+        super().__init__(AnyNodeEndpoint(slot_map), timeout, tasks, counters, on_lost)
         self._slot_map = slot_map
         self._pipelines: dict[str, Pipeline] = {}  # by the names of their nodes
         self._places: dict[int, Pipeline] = {}  # the pipeline of the calls for a slot, while there are any
@@ -37,7 +41,7 @@ class ClusterPublisher(Publisher):
         self._closed = False
 
     def _new_pipeline(self, endpoint: Endpoint) -> Pipeline:
-        return Pipeline(endpoint, self._timeout, self._tasks, self._counters, self)
+        return Pipeline(endpoint, self._timeout, self._tasks, self._counters, self._on_lost, self)
 
     def _all_pipelines(self) -> Iterable[Pipeline]:
         return (self._pipeline, *self._pipelines.values())

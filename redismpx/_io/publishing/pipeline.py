@@ -9,51 +9,26 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextvars import Context
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ..._core.wire import Redirection
 from ...errors import ConnectionLost, MultiplexerIsClosed, plain
 from ...stats import Counters
 from ..redispy.client import publish_backoff
-from ..redispy.connection import Connection
+from ..redispy.connection import Address, Connection
 from ..redispy.endpoint import Endpoint
-from ..redispy.errors import MovedError, ResponseError, hide_arguments
+from ..redispy.errors import MovedError, ReadOnlyError, ResponseError, hide_arguments
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
+from .call import Moved, PublishCall
+from .current import CurrentConnection
 
 PUBLISH_BATCH = 512  # calls; resolving so many takes about a time slice of the loop
 PUBLISH_BATCH_BYTES = 1 << 20  # bytes copied and written at a time; a larger message goes alone
-# Length-prefixed arguments only, so both are data whatever bytes they have.
-PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-SPUBLISH = b"*3\r\n$8\r\nSPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 REDIRECTION_PAUSE = 0.02  # seconds after a batch in which a call was redirected for the second time
-
-
-class PublishCall:
-    """One call of `publish()`, from when it is made to its outcome."""
-
-    __slots__ = ("channel", "command", "deadline", "outcome", "redirections", "slot")
-
-    def __init__(self, channel: bytes, data: bytes, slot: int | None, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
-        self.channel: bytes = channel
-        self.slot: int | None = slot
-        """The slot of the channel, if it is a shard channel."""
-        self.command: bytes = (PUBLISH if slot is None else SPUBLISH) % (len(channel), channel, len(data), data)
-        self.deadline: float = loop.time() + timeout
-        self.redirections: int = 0
-        """How often a node redirected it to another one."""
-        self.outcome: asyncio.Future[int] = loop.create_future()
-
-
-class Moved(NamedTuple):
-    """A call that a node of a cluster rejected, because another node owns the slot."""
-
-    call: PublishCall
-    redirection: Redirection
 
 
 class Router(Protocol):
@@ -70,7 +45,13 @@ class Pipeline:
     """Publishes at one endpoint. Each call has one outcome, and is sent once or not at all."""
 
     def __init__(
-        self, endpoint: Endpoint, timeout: float, tasks: Tasks, counters: Counters, router: Router | None = None
+        self,
+        endpoint: Endpoint,
+        timeout: float,
+        tasks: Tasks,
+        counters: Counters,
+        on_lost: Callable[[Address], None],
+        router: Router | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._router = router
@@ -86,8 +67,7 @@ class Pipeline:
         self._called = Notifier()
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the oldest call
-        self._connection: Connection | None = None
-        self._is_outdated = False  # whether the connection leads to a former master
+        self.current: CurrentConnection = CurrentConnection(endpoint, timeout, on_lost, self._reroute)
         self._failure: BaseException | None = None  # of the last attempt to connect
 
     @property
@@ -138,22 +118,23 @@ class Pipeline:
         failures = 0
         try:
             while not is_cancelling():
-                if not self._waiting:
-                    await self._called.wait()
-                    continue
                 try:
-                    connection = await self._connect()
+                    if self.current.is_outdated:
+                        await self.current.leave()
+                    if not self._waiting:
+                        await self._called.wait()
+                        continue
+                    connection = await self.current.get()
                     self._failure, failures = None, 0
                     if not await self._exchange(connection):
-                        await self._release()
-                        await self._reroute()
+                        await self.current.lost()
                     if self._bounced:  # the nodes do not agree yet
                         self._bounced = False
                         await asyncio.sleep(REDIRECTION_PAUSE)
                 except (Exception, asyncio.CancelledError) as error:
                     if is_cancelled(error):
                         raise
-                    await self._release()
+                    await self.current.release()
                     hide_arguments(error)
                     self._failure = error
                     failures += 1
@@ -163,22 +144,7 @@ class Pipeline:
         finally:
             self.close()
             if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, which runs nothing any more
-                await self._release()
-
-    async def _connect(self) -> Connection:
-        """Return the connection of the last batch if it is still usable, and a new one otherwise."""
-        if self._connection is not None and (self._is_outdated or not await self._connection.is_usable()):
-            await self._release()
-        if self._connection is None:
-            self._is_outdated = False
-            self._connection = await self.endpoint.dial()
-        return self._connection
-
-    async def _release(self) -> None:
-        """End the connection, if there is one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.release()
+                await self.current.release()
 
     async def _reroute(self) -> None:
         """Look for another endpoint, for the pipeline or for the calls in it."""
@@ -234,7 +200,10 @@ class Pipeline:
         """Fail a call with an error reply; one that was redirected is kept for its new owner."""
         if self._router is not None and isinstance(error, MovedError):
             self._moved.append(Moved(call, Redirection(error.slot_id, error.host, error.port)))
-        elif not call.outcome.done():
+            return
+        if isinstance(error, ReadOnlyError):  # a former master, in the words of some proxies
+            self.current.is_outdated = True
+        if not call.outcome.done():
             hide_arguments(error)
             call.outcome.set_exception(error.with_traceback(None))
 
@@ -297,9 +266,13 @@ class Pipeline:
 
     # --- the end
 
-    def abandon(self) -> None:
-        """Dial again before the next batch. A batch in flight keeps its connection."""
-        self._is_outdated = True
+    def abandon(self, address: Address | None) -> None:
+        """Leave the server at an address, or any server: dial again before the next batch.
+
+        A batch in flight keeps its connection.
+        """
+        if self.current.abandon(address):
+            self._called.notify()
 
     def stop(self) -> None:
         """End the connection of a pipeline that is not needed any more."""

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ...stats import Counters
 from ..redispy.client import key_slot
+from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..runtime.tasks import Tasks
-from .pipeline import Pipeline, PublishCall
+from .call import PublishCall
+from .pipeline import Pipeline
 
 
 class Publisher:
-    """Publishes over one pipeline, in the order of the calls."""
+    """Publishes over one pipeline, in the order of the calls.
 
-    def __init__(self, endpoint: Endpoint, timeout: float, tasks: Tasks, counters: Counters) -> None:
+    It calls `on_lost` with the address of each connection that was lost in use.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, timeout: float, tasks: Tasks, counters: Counters, on_lost: Callable[[Address], None]
+    ) -> None:
         self._timeout = timeout
         self._tasks = tasks
         self._counters = counters
+        self._on_lost = on_lost
         self._pipeline = self._new_pipeline(endpoint)
 
     def _new_pipeline(self, endpoint: Endpoint) -> Pipeline:
-        return Pipeline(endpoint, self._timeout, self._tasks, self._counters)
+        return Pipeline(endpoint, self._timeout, self._tasks, self._counters, self._on_lost)
 
     @property
     def pending(self) -> int:
@@ -58,10 +66,15 @@ class Publisher:
         if outcomes := self._outcomes:
             await asyncio.wait(outcomes)
 
-    def abandon(self) -> None:
-        """Dial again before the next batch of each pipeline."""
+    @property
+    def addresses(self) -> set[Address]:
+        """Where the connections lead."""
+        return set(filter(None, [pipeline.current.address for pipeline in self._all_pipelines()]))
+
+    def abandon(self, address: Address | None) -> None:
+        """Leave the server at an address, or every server: dial again before the next batch."""
         for pipeline in self._all_pipelines():
-            pipeline.abandon()
+            pipeline.abandon(address)
 
     def close(self) -> None:
         """Fail the calls that have no outcome yet."""

@@ -6,10 +6,16 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import chain
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from redis.asyncio.connection import AbstractConnection
+
+ROLE_INTERVAL = 1.0  # seconds between two questions for the role of a server that is in use
+
+Address: TypeAlias = tuple[str, int]
+"""A host and a port; the path and 0 for a Unix socket."""
 
 
 class Leftover(NamedTuple):
@@ -38,11 +44,14 @@ class Connection:
         self._transport: asyncio.Transport | None = transport if hasattr(transport, "set_protocol") else None
         self._health_check_interval = health_check_interval
         self._checked = monotonic()
+        self._is_master = False  # whether the server has said so, at `_asked`
+        self._asked = -math.inf
 
     @property
-    def address(self) -> tuple[str, int]:
-        """The host and port at the other end, as they were dialled."""
-        return self._raw.host, self._raw.port
+    def address(self) -> Address:
+        """The other end, as it was dialled."""
+        raw = self._raw
+        return str(getattr(raw, "host", getattr(raw, "path", ""))), int(getattr(raw, "port", 0))
 
     # --- for a protocol that reads
 
@@ -99,6 +108,25 @@ class Connection:
             await self.call("PING")
             self._checked = monotonic()
         return True
+
+    async def hello(self, *protocol: int) -> None:
+        """Switch to a protocol, if one is given, and note the role of the server. Needs no right."""
+        reply = await self.call("HELLO", *protocol)
+        words = list(chain(*reply.items())) if isinstance(reply, dict) else reply  # RESP3, RESP2
+        fields = list(zip(words[::2], words[1::2], strict=False))
+        self._is_master = (b"role", b"master") in fields or ("role", "master") in fields
+        self._asked = monotonic()
+
+    async def was_demoted(self) -> bool:
+        """Tell whether the server was a master at the handshake, and is none any more.
+
+        A planned failover closes no connection, and the former master accepts a PUBLISH that reaches nobody at the new
+        one. The server is asked at most once in ROLE_INTERVAL, and not at all if the handshake was done without HELLO.
+        """
+        if not self._is_master or monotonic() < self._asked + ROLE_INTERVAL:
+            return False
+        await self.hello()
+        return not self._is_master
 
     # --- the end
 

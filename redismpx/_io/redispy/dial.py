@@ -55,8 +55,8 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> Connection:
                 connection = Connection(raw, health_check_interval)
                 if getattr(pool, "is_master", False):
                     await _check_role(connection)
-                if not without_hello and pool.connection_kwargs.get("protocol") is None:
-                    await _speak_resp2(connection)
+                if not without_hello:
+                    await _say_hello(connection, pool.connection_kwargs.get("protocol"))
         except ResponseError as error:
             await raw.disconnect(nowait=True)
             text = hide_arguments(error)
@@ -102,13 +102,16 @@ def ask_another_first(pool: Any) -> None:
         sentinels.append(sentinels.pop(0))
 
 
-async def _speak_resp2(connection: Connection) -> None:
-    """Go back to RESP2 after a handshake in RESP3, whose errors say more.
+async def _say_hello(connection: Connection, protocol: object) -> None:
+    """Note the role of the server, and go back to RESP2 after a handshake in RESP3, whose errors say more.
 
     Parsers make a subclass of list of each RESP3 push, and unpacking that costs a fifth of all the work for a message.
-    Nothing else in RESP3 is of use here.
+    Nothing else in RESP3 is of use here. But a `protocol` that the options name is kept; for RESP2, HELLO is not sent.
     """
-    await connection.call("HELLO", 2)
+    if protocol is None:
+        await connection.hello(2)
+    elif str(protocol) == "3":
+        await connection.hello()
 
 
 def _try_side_by_side(connection: Any) -> None:

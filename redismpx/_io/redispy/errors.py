@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.exceptions import AuthenticationError, InvalidResponse, MovedError, ResponseError
+from redis.exceptions import AuthenticationError, InvalidResponse, MovedError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..._core.wire import ErrorKind, classify_error
@@ -13,6 +13,7 @@ from .pool import Pool
 
 __all__ = [
     "MovedError",
+    "ReadOnlyError",
     "RedisTimeoutError",
     "ResponseError",
     "describe",

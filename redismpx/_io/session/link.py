@@ -10,7 +10,7 @@ from time import monotonic
 
 from ..._core.wire import NOT_ENOUGH, ProtocolViolation, new_parser
 from ...errors import ConnectionLost
-from ..redispy.connection import Connection
+from ..redispy.connection import Address, Connection
 from ..redispy.errors import ResponseError
 from ..runtime.log import logger
 from ..runtime.tasks import TIME_SLICE, Tasks
@@ -76,8 +76,8 @@ class Link(asyncio.BufferedProtocol):
         self._task: asyncio.Task[object] | None = None
 
     @property
-    def address(self) -> tuple[str, int]:
-        """The host and port at the other end, as they were dialled."""
+    def address(self) -> Address:
+        """The other end, as it was dialled."""
         return self._connection.address
 
     def open(self) -> None:
@@ -119,6 +119,11 @@ class Link(asyncio.BufferedProtocol):
     def abort(self, reason: str) -> None:
         """End the link at once, whatever the server does."""
         self._lose(reason)
+
+    def check(self) -> None:
+        """Ping now. Without an interval for pings, and while a ping has no reply yet, do nothing."""
+        if self._ping_interval is not None and self.state is LinkState.LIVE:
+            self._ping()
 
     async def release(self) -> None:
         """Close what is left of the connection of a lost link."""
@@ -219,14 +224,17 @@ class Link(asyncio.BufferedProtocol):
             elif silence < self._ping_interval and (oldest is None or oldest is known):
                 self._watch_in(self._ping_interval - silence)
             else:
-                self._move(LinkState.PINGED)
-                self._watch_in(self._ping_timeout)
-                self._send_ping()
+                self._ping()
         elif self.state is LinkState.PINGED:
             self._move(LinkState.DOUBTED)
             self._watch_in(GRACE)
         else:
             self._lose(f"no reply to PING within {self._ping_timeout:g} s")
+
+    def _ping(self) -> None:
+        self._move(LinkState.PINGED)
+        self._watch_in(self._ping_timeout)
+        self._send_ping()
 
     def _watch_in(self, delay: float | None) -> None:
         if self._timer is not None:

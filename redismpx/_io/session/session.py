@@ -15,6 +15,7 @@ from ..._core.wire import Kind
 from ...errors import ConnectionLost, MultiplexerIsClosed
 from ...stats import Counters
 from ..redispy.client import AbstractBackoff, key_slot
+from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..redispy.errors import RedisTimeoutError
 from ..runtime.log import logger
@@ -64,6 +65,7 @@ class Session:
         endpoint: Endpoint,
         backoff: AbstractBackoff,
         options: SessionOptions,
+        on_lost: Callable[[Address], None],
         *,
         evict: Evict | None = None,
         on_end: Callable[[], None] | None = None,
@@ -72,6 +74,7 @@ class Session:
         self._policy = ReconnectPolicy(backoff)
         self._options = options
         self._tasks = options.tasks
+        self._on_lost = on_lost
         self._on_end = on_end
         self.registry: Registry[Subscriber] = Registry(key_slot)
         self._dispatcher = Dispatcher(self.registry, options.counters, self._retry_in, evict)
@@ -116,8 +119,8 @@ class Session:
         return None if self.state is SessionState.CONNECTED else self.last_error
 
     @property
-    def address(self) -> tuple[str, int] | None:
-        """The host and port of the connection; None while there is none."""
+    def address(self) -> Address | None:
+        """Where the connection leads; None while there is none."""
         return None if self._link is None else self._link.address
 
     async def connected(self) -> None:
@@ -189,6 +192,7 @@ class Session:
             self._move(SessionState.CONNECTED)
             self._flush()
             lost = await link.lost
+            self._on_lost(link.address)
         finally:
             self._link = None
             if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, which runs nothing any more
@@ -247,6 +251,11 @@ class Session:
         """End the link, if there is one; the session dials again."""
         if self._link is not None:
             self._link.abort(reason)
+
+    def check(self, address: Address) -> None:
+        """Ping now, if the link leads to an address; without pings, do nothing."""
+        if self._link is not None and self._link.address == address:
+            self._link.check()
 
     # --- in: from the wire to the subscribers
 

@@ -1,0 +1,89 @@
+"""The connection of a pipeline: kept from batch to batch, as long as it leads to the right server. Sends no batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from ..redispy.connection import Address, Connection
+from ..redispy.endpoint import Endpoint
+from ..runtime.log import logger
+
+
+class CurrentConnection:
+    """The connection over which the next batch goes.
+
+    It calls `on_lost` with the address of a connection that was lost, and awaits `on_left` when a connection was left
+    because it may lead to the wrong server.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        timeout: float,
+        on_lost: Callable[[Address], None],
+        on_left: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._endpoint = endpoint
+        self._timeout = timeout
+        self._on_lost = on_lost
+        self._on_left = on_left
+        self._connection: Connection | None = None
+        self.is_outdated: bool = False
+        """Whether the connection, or the one that is being dialled, may lead to the wrong server."""
+
+    @property
+    def address(self) -> Address | None:
+        """Where the connection leads; None while there is none."""
+        return None if self._connection is None else self._connection.address
+
+    async def get(self) -> Connection:
+        """Return the connection of the last batch if it still leads to the right server, and a new one otherwise."""
+        if self._connection is not None and not await self._is_usable(self._connection):
+            await self.release()
+        while self._connection is None or self.is_outdated:
+            await self.leave()
+            self._connection = await self._endpoint.dial()
+        return self._connection
+
+    async def _is_usable(self, connection: Connection) -> bool:
+        """Tell whether an idle connection can carry a batch; note if its server was demoted."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                if not await connection.is_usable():
+                    return False
+                if await connection.was_demoted():
+                    logger.info("{}:{} is not a master any more; publishing connects again".format(*connection.address))
+                    self.is_outdated = True
+        except TimeoutError:
+            self._on_lost(connection.address)
+            return False
+        return True
+
+    def abandon(self, address: Address | None) -> bool:
+        """Note that the server at an address, or any server, is the wrong one; return whether it is this one.
+
+        A dial in progress may lead to that server too, and is done again.
+        """
+        concerned = None in (address, self.address) or address == self.address
+        self.is_outdated = self.is_outdated or concerned
+        return concerned
+
+    async def lost(self) -> None:
+        """Take note that a batch failed: leave the connection, and tell that it was lost."""
+        if self._connection is not None:
+            self._on_lost(self._connection.address)
+        await self.leave()
+
+    async def leave(self) -> None:
+        """End a connection that may lead to the wrong server."""
+        self.is_outdated = False
+        if self._connection is not None:
+            await self.release()
+            await self._on_left()
+
+    async def release(self) -> None:
+        """End the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.release()
