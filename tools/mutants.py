@@ -32,6 +32,7 @@ class Mutant(NamedTuple):
 CHANNEL = "tests/live/test_channel.py"
 BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
+CANARY = "tests/live/test_canary.py"
 CANCELLATION = "tests/live/test_cancellation.py"
 CLUSTER = "tests/cluster/test_cluster.py"
 PICKLING = "tests/api/test_pickling.py"
@@ -554,6 +555,13 @@ MUTANTS = [
         'the Redis URL {url} cannot be used: {hint}")',
         "tests/api/test_arguments.py -k an_invalid_multiplexer_option_raises",
     ),
+    Mutant(
+        "a piece of a password that was not encoded is dialled",
+        "_io/redispy/client.py",
+        "        if not _is_ambiguous(url):\n",
+        "        if True:\n",
+        "tests/api/test_arguments.py -k a_password_that_is_not_encoded_is_refused",
+    ),
     # Others that were seen on the way.
     Mutant(
         "the backoff begins anew with every connection",
@@ -833,8 +841,8 @@ MUTANTS = [
     Mutant(
         "the error of one call is that of all",
         "_io/publishing/pipeline.py",
-        "            except ResponseError as error:\n                self._reject(",
-        "            except KeyError as error:\n                self._reject(",
+        "            except ResponseError as error:\n                connection.hide",
+        "            except KeyError as error:\n                connection.hide",
         f"{PUBLISH} -k its_own_call_alone",
     ),
     Mutant(
@@ -957,6 +965,42 @@ MUTANTS = [
         "    def __reduce__(",
         "    def reduce(",
         f"{PICKLING} -k a_value_or_exception_survives",
+    ),
+    # Secrets.
+    Mutant(
+        "a password is shown that the server repeats in the handshake",
+        "_io/redispy/dial.py",
+        "            secrets.hide_in(error)\n            text = str(error)\n",
+        "            text = str(error)\n",
+        f"{CANARY} -k a_password_that_the_server_repeats_is_hidden",
+    ),
+    Mutant(
+        "a password is shown that the server repeats when it rejects a name",
+        "_io/session/dispatcher.py",
+        "        self._hide_secrets_in(error)\n",
+        "",
+        f"{CANARY} -k a_password_that_the_server_repeats_is_hidden",
+    ),
+    Mutant(
+        "a password is shown that the server repeats when it rejects a message",
+        "_io/publishing/pipeline.py",
+        "                connection.hide_secrets_in(error)\n                self._reject(",
+        "                self._reject(",
+        f"{CANARY} -k a_password_that_the_server_repeats_is_hidden",
+    ),
+    Mutant(
+        "a password from a credential provider is not known",
+        "_io/redispy/dial.py",
+        "        secrets.watch(raw)\n",
+        "",
+        f"{CANARY} -k a_password_that_the_server_repeats_is_hidden",
+    ),
+    Mutant(
+        "only the raw form of a password is hidden",
+        "_io/redispy/secrets.py",
+        "    if char.isascii() and char.isalnum():\n",
+        "    if True:\n",
+        "tests/io/test_secrets.py",
     ),
     # The demo.
     Mutant(

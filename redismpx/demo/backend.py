@@ -27,8 +27,9 @@ class Backend:
     def __init__(self, url: str) -> None:
         options: dict[str, Any] = {"socket_connect_timeout": 3.0}
         try:
+            Multiplexer(url)  # reads the URL more strictly than redis-py
             options |= parse_url(url)
-        except ValueError:
+        except (TypeError, ValueError):
             # The error of redis-py may contain a part of the password, so it is neither shown nor chained.
             raise CannotStart(
                 "the Redis URL is invalid; it must look like redis://host:6379 or rediss://user:password@host, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -53,6 +54,46 @@ def test_an_invalid_multiplexer_option_raises(
     with pytest.raises(error, match=text) as caught:
         Multiplexer(*arguments, **options)
     assert PASSWORD not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize("special", "@:/?#")
+@pytest.mark.parametrize("piece", ["1{}2", "hunter{}2", "{}hunter", "hunter{}", "a{0}b{0}c", "a{}b=c", "12{}db=hunter"])
+@pytest.mark.parametrize(
+    "form",
+    ["redis://user:{}@host:6379/0", "rediss://:{}@host", "redis://{}:x@host", "unix://user:{}@/run/redis.sock?db=1"],
+)
+def test_a_password_that_is_not_encoded_is_refused(form: str, piece: str, special: str) -> None:
+    """A special character in a user or password raises, instead of a piece of it being dialled, and none is shown."""
+    password = piece.format(special)
+    if form == "redis://{}:x@host" and special == ":":
+        password = f"{password}:"  # one colon ends the user
+    with pytest.raises(ValueError, match="%40") as caught:
+        Multiplexer(form.format(password))
+    assert "hunter" not in repr(caught.value)
+    assert caught.value.__context__ is None
+    quoted = form.format(quote(password, ""))
+    if "{}:x" not in form:
+        client = Multiplexer(quoted)._client
+        assert client.connection_pool.connection_kwargs["password"] == password
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "redis://localhost:6379/0/?client_name=me%40box&db=1",
+        "redis://localhost?password=p%40ss:w/rd&username=me",
+        "redis://user:p%40ss@[::1]:6379",
+        "redis://a-b_c.d~!$&'()*+,;=%25:e-f_g.h~!$&'()*+,;=%25@localhost",
+        "redis://user@localhost",
+        "redis://localhost:6379?",
+        "unix:///run/a@b:c.sock",
+        "unix://user@/run/a@b.sock?db=1",
+        "unix://localhost/run/redis.sock",
+    ],
+)
+def test_a_url_without_doubt_is_accepted(address: str) -> None:
+    """Special characters where they cannot belong to a password are accepted."""
+    Multiplexer(address)
 
 
 @pytest.mark.parametrize(

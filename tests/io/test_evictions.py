@@ -24,7 +24,7 @@ class Node:
         self._parser = new_parser()
         self._listener = Listener()
         self._dispatcher = Dispatcher(
-            self.registry, Counters(), lambda _: None, lambda names, _: self.evicted.append(names)
+            self.registry, Counters(), lambda _: None, lambda _: None, lambda names, _: self.evicted.append(names)
         )
 
     def add(self) -> list[bytes]:

@@ -9,6 +9,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -174,6 +175,70 @@ async def test_no_secret_and_no_payload_is_shown_anywhere(
     assert [m for m in ours if "on_activation of" in m]
     assert [m for m in ours if "until this is fixed" in m]
     assert not [m for m in ours if "\n" in m or len(m) > 1000]
+
+
+REPEATED = "hunter p@ss/w%rd 'é'"
+
+
+class Repeating(CredentialProvider):
+    def get_credentials(self) -> tuple[str, str]:
+        return "user", REPEATED
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "option": {"username": "user", "password": REPEATED},
+    "provider": {"credential_provider": Repeating()},
+    "url": {},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("at", [b"HELLO", b"AUTH", b"SUBSCRIBE", b"PUBLISH", b"PING"], ids=bytes.decode)
+async def test_a_password_that_the_server_repeats_is_hidden(
+    caplog: pytest.LogCaptureFixture, at: bytes, way: str
+) -> None:
+    """Whichever command a server or proxy rejects, and in whatever words, no password is shown."""
+    caplog.set_level(logging.DEBUG)
+    shown: list[object] = []
+    for words in (
+        "ERR unknown command 'X', with args beginning with: 'AUTH' 'user' '{}'",
+        "ERR unknown command 'X' with arguments 'AUTH' 'user' '{}'",
+        "ERR Protocol error near {}",
+        "NOAUTH {}",
+        "WRONGPASS {}",
+    ):
+        error = words.format(REPEATED)
+        asked: set[bytes] = set()
+
+        async def script(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: str = error, asked: set[bytes] = asked
+        ) -> None:
+            while True:
+                command, *_ = await read_command(reader)
+                asked.add(command)
+                replies = {
+                    b"HELLO": "-ERR unknown command 'HELLO'",
+                    b"SUBSCRIBE": "*3\r\n+subscribe\r\n$1\r\na\r\n:1",
+                    b"PUBLISH": ":0",
+                    at: f"-{error}",
+                }
+                writer.write(replies.get(command, "+OK").encode() + b"\r\n")
+
+        async with FakeServer(script).run() as url:
+            url = url.partition("?")[0]
+            if way == "url":
+                url = url.replace("//", f"//user:{quote(REPEATED, '')}@")
+            async with Multiplexer(url, backoff=QUICK, ping_interval=0.01, publish_timeout=0.05, **WAYS[way]) as mpx:
+                sub = mpx.new_channel_subscription(lambda *_: None, on_error=shown.append)
+                sub.add("a")
+                for waiting in (sub.wait_for_activation(0.05), mpx.publish("a", "x"), mpx.connect(0.05)):
+                    try:  # which of these fail depends on the rejected command
+                        await waiting
+                    except Exception as failure:
+                        shown.append(failure)
+                await until(lambda asked=asked: at in asked)
+                shown += [mpx, mpx.stats(), mpx.stats().last_error]
+    assert "hunter" not in show(*shown) + caplog.text
 
 
 async def test_an_undecodable_payload_is_kept_and_not_shown(url: str, admin: Redis) -> None:

@@ -19,7 +19,7 @@ from ...stats import Counters
 from ..redispy.client import publish_backoff
 from ..redispy.connection import Address, Connection
 from ..redispy.endpoint import Endpoint
-from ..redispy.errors import MovedError, ReadOnlyError, ResponseError, hide_arguments
+from ..redispy.errors import MovedError, ReadOnlyError, ResponseError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
@@ -135,7 +135,6 @@ class Pipeline:
                     if is_cancelled(error):
                         raise
                     await self.current.release()
-                    hide_arguments(error)
                     self._failure = error
                     failures += 1
                     logger.debug("publishing fails for now (%s)", plain(self.endpoint.explain(error)))
@@ -168,6 +167,7 @@ class Pipeline:
                     await self._read_replies(connection, sent)
                     is_usable = True
         except Exception as error:  # noqa: BLE001, after any failure no reply can be told from another
+            connection.hide_secrets_in(error)
             logger.debug("a connection was lost while publishing (%s)", plain(str(error)))
             self._lose(sent, str(error) or repr(error), error)
         finally:
@@ -185,6 +185,7 @@ class Pipeline:
             try:
                 reply = await read()
             except ResponseError as error:
+                connection.hide_secrets_in(error)
                 self._reject(sent.popleft(), error)
                 if str(error).startswith("Protocol error"):  # after which the server closes the connection
                     raise
@@ -204,7 +205,6 @@ class Pipeline:
         if isinstance(error, ReadOnlyError):  # a former master, in the words of some proxies
             self.current.is_outdated = True
         if not call.outcome.done():
-            hide_arguments(error)
             call.outcome.set_exception(error.with_traceback(None))
 
     def _redirect_moved(self) -> None:

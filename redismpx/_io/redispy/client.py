@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
@@ -46,17 +47,28 @@ def servers_of(client: Redis | RedisCluster) -> Endpoint | SentinelEndpoint | Sl
     return Endpoint(pool)
 
 
+_ENCODE = (
+    "percent-encode special characters, above all in user and password (@ is %40, : is %3A, / is %2F, ? is %3F, "
+    "# is %23), or pass username and password beside the URL"
+)
+
+
 def client_from_url(url: str, options: dict[str, Any]) -> Redis:
     """Build a client from a URL and options. Raises `TypeError` or `ValueError` for what cannot work."""
     # Off unless the options ask for them: redis-py would let a server redirect all connections of the client.
     options = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), **options}
+    client, hint = None, _ENCODE
     try:
-        client = Redis.from_url(url, **options)
+        if not _is_ambiguous(url):
+            hint = f"check the port, and {_ENCODE}"
+            client = Redis.from_url(url, **options)
     except ValueError as error:
-        # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated.
-        known = "scheme" in str(error) or str(error).startswith("Invalid value for")
-        hint = str(error) if known else "check the port, and percent-encode special characters in user and password"
-        raise ValueError(f"the Redis URL cannot be used: {hint}") from None
+        if "scheme" in str(error) or str(error).startswith("Invalid value for"):
+            hint = str(error)
+    if client is None:
+        # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated, and the
+        # error of redis-py is not kept as the context of this one.
+        raise ValueError(f"the Redis URL cannot be used: {hint}")
     if client.connection_pool.connection_kwargs.get("decode_responses"):
         raise ValueError(
             "names and payloads are bytes here, so decode_responses=True cannot be used; give decode=bytes.decode"
@@ -68,3 +80,21 @@ def client_from_url(url: str, options: dict[str, Any]) -> Redis:
     except RedisError as error:
         raise ValueError(f"an option that redis-py cannot use: {error}") from None
     return client
+
+
+def _is_ambiguous(url: str) -> bool:
+    """Tell whether a special character in a URL may belong to a user or password.
+
+    A piece of the password would be taken for a host, a port, a path or an option then, and be dialled or shown.
+    """
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    is_path_of_socket = parts.scheme == "unix" and not host
+    return (
+        "@" in user
+        or user.count(":") > 1
+        or ("@" in parts.path and not is_path_of_socket)
+        or "@" in parts.query
+        or any(option and "=" not in option for option in parts.query.split("&"))
+        or "#" in url
+    )

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from redis.asyncio.connection import AbstractConnection
 
+from .secrets import Secrets
+
 ROLE_INTERVAL = 1.0  # seconds between two questions for the role of a server that is in use
 
 Address: TypeAlias = tuple[str, int]
@@ -35,7 +37,7 @@ class Connection:
     it with `release()`, which waits for nothing.
     """
 
-    def __init__(self, raw: AbstractConnection, health_check_interval: float) -> None:
+    def __init__(self, raw: AbstractConnection, health_check_interval: float, secrets: Secrets) -> None:
         # `_writer` and `_reader` are not public, and unchanged from redis-py 5 to 8.
         self._raw: Any = raw
         transport: Any = getattr(getattr(raw, "_writer", None), "transport", None)
@@ -43,6 +45,7 @@ class Connection:
         # it disconnects, and with it what was not sent yet; so it is kept here.
         self._transport: asyncio.Transport | None = transport if hasattr(transport, "set_protocol") else None
         self._health_check_interval = health_check_interval
+        self._secrets = secrets
         self._checked = monotonic()
         self._is_master = False  # whether the server has said so, at `_asked`
         self._asked = -math.inf
@@ -75,8 +78,12 @@ class Connection:
 
     async def call(self, *words: str | bytes | int) -> Any:
         """Send one command; return its reply, or raise it if it is an error."""
-        await self._raw.send_command(*words, check_health=False)
-        return await self._raw.read_response()
+        try:
+            await self._raw.send_command(*words, check_health=False)
+            return await self._raw.read_response()
+        except Exception as error:
+            self.hide_secrets_in(error)
+            raise
 
     async def send(self, data: bytes) -> None:
         """Send commands that are encoded already."""
@@ -95,6 +102,10 @@ class Connection:
             disconnect_on_error=False,
             **({"push_request": True} if pushes else {}),
         )
+
+    def hide_secrets_in(self, error: BaseException) -> None:
+        """Replace the password of the connection in an error from the server, which may repeat it."""
+        self._secrets.hide_in(error)
 
     async def is_usable(self) -> bool:
         """Tell whether commands can be sent. No reply may be outstanding.

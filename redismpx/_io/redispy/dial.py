@@ -15,8 +15,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ...errors import plain
 from ..runtime.log import logger
 from .connection import Connection
-from .errors import hide_arguments
 from .pool import Pool
+from .secrets import Secrets
 
 DIAL_TIMEOUT = 30.0  # seconds for a whole dial; redis-py's own timeouts (5 s by default) bound each of its steps
 NEXT_ADDRESS_AFTER = 0.25  # seconds before the next address of a host is tried too (RFC 8305)
@@ -36,9 +36,11 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> Connection:
     Raises:
         Exception: whatever redis-py raises. Nothing is left open then, nor when the dial is cancelled.
     """
+    secrets = Secrets(pool)
     without_hello = without_name = False
     while True:
         raw: AbstractConnection = pool.make_connection()
+        secrets.watch(raw)
         health_check_interval = raw.health_check_interval
         raw.retry = Retry(NoBackoff(), 0)
         raw.health_check_interval = 0  # redis-py's check would read beside our reader
@@ -52,14 +54,15 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> Connection:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
                 await raw.connect()
-                connection = Connection(raw, health_check_interval)
+                connection = Connection(raw, health_check_interval, secrets)
                 if getattr(pool, "is_master", False):
                     await _check_role(connection)
                 if not without_hello:
                     await _say_hello(connection, pool.connection_kwargs.get("protocol"))
         except ResponseError as error:
             await raw.disconnect(nowait=True)
-            text = hide_arguments(error)
+            secrets.hide_in(error)
+            text = str(error)
             # Old servers and some proxies do not know HELLO, and redis-py does not fall back by itself.
             if not without_hello and ("unknown command" in text.lower() or "NOPROTO" in text):
                 logger.info("the server rejected HELLO (%s); falling back to RESP2", plain(text))
@@ -72,10 +75,14 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> Connection:
                 raise
         except TimeoutError as error:
             await raw.disconnect(nowait=True)
+            secrets.hide_in(error)
             ask_another_first(pool)
             raise RedisTimeoutError(f"not connected after {DIAL_TIMEOUT:g} s") from error
-        except BaseException:  # also when cancelled: a dial that failed leaves nothing open; the caller logs it
+        except (
+            BaseException
+        ) as error:  # also when cancelled: a dial that failed leaves nothing open; the caller logs it
             await raw.disconnect(nowait=True)
+            secrets.hide_in(error)
             raise
         else:
             return connection

@@ -11,6 +11,7 @@ from .connection import Connection
 from .dial import DIAL_TIMEOUT, ask_another_first, dial
 from .errors import describe, explain, skips_tls_verification
 from .pool import Pool
+from .secrets import Secrets
 
 
 class Endpoint:
@@ -77,4 +78,7 @@ class SentinelEndpoint(Endpoint):
         except TimeoutError:
             ask_another_first(self._pool)
             return None
+        except Exception as error:
+            Secrets(self._pool).hide_in(error)
+            raise
         return host, port

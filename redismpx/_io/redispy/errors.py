@@ -18,7 +18,6 @@ __all__ = [
     "ResponseError",
     "describe",
     "explain",
-    "hide_arguments",
     "needs_operator",
     "skips_tls_verification",
 ]
@@ -65,14 +64,3 @@ def needs_operator(cause: BaseException | None) -> bool:
         or (isinstance(cause, Exception) and classify_error(cause)[0] is ErrorKind.FATAL)
         or isinstance(getattr(cause, "__context__", None), ssl.SSLCertVerificationError)
     )
-
-
-def hide_arguments(error: BaseException) -> str:
-    """Remove from an error what must not be seen, and return the rest of its text.
-
-    A server that does not know a command repeats its arguments: those of HELLO and AUTH are the password.
-    """
-    text, found, _ = str(error).partition(", with args")
-    if found:
-        error.args = (text,)
-    return text

@@ -60,8 +60,8 @@ if there is one."""
 class Dispatcher:
     """Takes the replies of one link after another.
 
-    It calls `retry_in` with the seconds after which rejected names are to be retried. `evict` is for a node of a
-    cluster.
+    It calls `retry_in` with the seconds after which rejected names are to be retried, and `hide_secrets_in` with each
+    error reply. `evict` is for a node of a cluster.
     """
 
     def __init__(
@@ -69,11 +69,13 @@ class Dispatcher:
         registry: Registry[Subscriber],
         counters: Counters,
         retry_in: Callable[[float], None],
+        hide_secrets_in: Callable[[Exception], None],
         evict: Evict | None = None,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._retry_in = retry_in
+        self._hide_secrets_in = hide_secrets_in
         self._evict = evict
         self._fan_out: FanOut | None = None  # interrupted by the end of a time slice
         self._deferred: list[Subscriber] = []  # subscribers whose `deliver` returned DEFERRED
@@ -250,6 +252,7 @@ class Dispatcher:
 
     def _take_error(self, error: Exception) -> None:
         """Take an error reply."""
+        self._hide_secrets_in(error)
         kind, text = classify_error(error)
         if kind is ErrorKind.MOVED and self._evict is not None and (redirection := parse_redirection(text)):
             # No command need be in flight: the server may have unsubscribed its names on its own just before, and that

@@ -125,6 +125,10 @@ class Link(asyncio.BufferedProtocol):
         if self._ping_interval is not None and self.state is LinkState.LIVE:
             self._ping()
 
+    def hide_secrets_in(self, error: Exception) -> None:
+        """Replace the password of the connection in an error reply."""
+        self._connection.hide_secrets_in(error)
+
     async def release(self) -> None:
         """Close what is left of the connection of a lost link."""
         await self._connection.release()

@@ -77,7 +77,7 @@ class Session:
         self._on_lost = on_lost
         self._on_end = on_end
         self.registry: Registry[Subscriber] = Registry(key_slot)
-        self._dispatcher = Dispatcher(self.registry, options.counters, self._retry_in, evict)
+        self._dispatcher = Dispatcher(self.registry, options.counters, self._retry_in, self._hide_secrets_in, evict)
         self.state: SessionState = SessionState.IDLE
         self.last_error: ConnectionLost | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -266,6 +266,10 @@ class Session:
             self._flush_soon()
         self._changed.notify()
         return taken
+
+    def _hide_secrets_in(self, error: Exception) -> None:
+        if self._link is not None:
+            self._link.hide_secrets_in(error)
 
     def _retry_in(self, delay: float) -> None:
         assert self._loop is not None
