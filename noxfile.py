@@ -36,7 +36,8 @@ PYTEST = ("-X", "dev", "-W", "error", "-m", "pytest")
 PURE = ("tests/core", "tests/api")
 LOOPS = ("uvloop", "eager")
 IN_OTHER_LOOPS = [
-    f"tests/live/test_{name}.py" for name in ("callbacks", "drain", "fairness", "hardening", "overflow", "reading")
+    f"tests/live/test_{name}.py"
+    for name in ("callbacks", "drain", "fairness", "hardening", "last_messages", "overflow", "reading")
 ]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
 WORKERS = os.environ.get("REDISMPX_WORKERS", "2")  # processes of pytest-xdist for one suite
@@ -225,7 +226,8 @@ def chaos(session: nox.Session, server: str) -> None:
 @nox.parametrize("server", SERVERS, ids=SERVERS)
 def migrations(session: nox.Session, server: str) -> None:
     """Slots that move and primaries that fail over, under load."""
-    run_python(session, newest(), "-X", "dev", "-m", "tools.measure_migrations", "--server", server, *session.posargs)
+    options = session.posargs or ("--channels", "100", "--moves", "20", "--failovers", "2")
+    run_python(session, newest(), "-X", "dev", "-m", "tools.measure_migrations", "--server", server, *options)
 
 
 @nox.session(python=False)

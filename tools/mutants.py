@@ -35,6 +35,7 @@ CALLBACKS = "tests/live/test_callbacks.py"
 CANARY = "tests/live/test_canary.py"
 CANCELLATION = "tests/live/test_cancellation.py"
 CLUSTER = "tests/cluster/test_cluster.py"
+LAST_MESSAGES = "tests/live/test_last_messages.py"
 PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
@@ -580,7 +581,7 @@ MUTANTS = [
     Mutant(
         "a former master is kept",
         "_io/session/session.py",
-        "            self._link.abort(reason)\n",
+        "            self._link.abandon(reason)\n",
         "            pass\n",
         "tests/live/test_delivery_probe.py -k former_master_that",
     ),
@@ -684,10 +685,66 @@ MUTANTS = [
     ),
     Mutant(
         "our own standing still is taken for the server's",
-        "_io/session/link.py",
-        "            self._move(LinkState.DOUBTED)\n            self._watch_in(GRACE)\n",
-        '            self._lose("no reply")\n',
+        "_core/liveness.py",
+        "                self._move(LivenessState.DOUBTED)\n",
+        '                return Look(0, loss="no reply")\n',
         "tests/live/test_liveness.py -k suspended",
+    ),
+    Mutant(
+        "messages that arrived before the server closed the connection are thrown away",
+        "_io/session/link.py",
+        '        self._end_link("the server closed the connection")\n',
+        '        self._lose("the server closed the connection")\n',
+        f"{LAST_MESSAGES} -k killed",
+    ),
+    Mutant(
+        "messages that arrived on an abandoned connection are thrown away",
+        "_io/session/link.py",
+        "            self._end_link(reason)\n",
+        "            self._lose(reason)\n",
+        f"{LAST_MESSAGES} -k abandoned",
+    ),
+    Mutant(
+        "messages that arrived before a write failed are thrown away",
+        "_io/session/link.py",
+        "            self._add(self._connection.read_rest(READ_SIZE * LAST_READS))\n",
+        "            pass\n",
+        f"{LAST_MESSAGES} -k failed_write",
+    ),
+    Mutant(
+        "TLS reads on while reading is paused",
+        "_io/redispy/connection.py",
+        "            limit(high=1)\n",
+        "            pass\n",
+        f"{LAST_MESSAGES} -k tls",
+    ),
+    Mutant(
+        "commands are sent to a server that was abandoned",
+        "_io/session/link.py",
+        "        if self.state is LinkState.ENDING or self.state is LinkState.LOST:\n            return\n        if self._transport",
+        "        if self._transport",
+        f"{LAST_MESSAGES} -k sends_nothing",
+    ),
+    Mutant(
+        "our own lag counts as silence of the server",
+        "_core/liveness.py",
+        "            self._lag += now - self._behind_since\n",
+        "            pass\n",
+        "tests/core/test_liveness.py",
+    ),
+    Mutant(
+        "a fan-out that takes long counts as silence of the server",
+        "_io/session/link.py",
+        "            self.liveness.fell_behind(self._loop.time())\n",
+        "            pass\n",
+        "tests/live/test_liveness.py -k its_time_after",
+    ),
+    Mutant(
+        "a command behind a backlog counts as unanswered",
+        "_core/liveness.py",
+        "        if unread or self._behind_since is not None:\n",
+        "        if self._behind_since is not None:\n",
+        "tests/live/test_liveness.py -k backlog",
     ),
     Mutant(
         "half a frame is taken for life",
@@ -797,16 +854,16 @@ MUTANTS = [
     ),
     Mutant(
         "a link that swallows all we send lives for ever",
-        "_io/session/link.py",
-        "            if oldest is not None and oldest is known and now - since >=",
-        "            if oldest is None and oldest is known and now - since >=",
+        "_core/liveness.py",
+        "        if oldest is known and oldest is not None:\n",
+        "        if False:\n",
         "tests/live/test_hardening.py -k swallows",
     ),
     Mutant(
         "a fault of our own in a timer is the end of all pings",
         "_io/session/link.py",
-        "self._loop.call_later(delay, self.guard, self._watch)",
-        "self._loop.call_later(delay, self._watch)",
+        "self._loop.call_later(delay, self.guard, look)",
+        "self._loop.call_later(delay, look)",
         "tests/live/test_lifecycle.py -k _watch",
     ),
     Mutant(

@@ -479,8 +479,8 @@ async def test_a_partitioned_master_is_left_with_a_probe(pair: tuple[Server, Ser
             link = mpx._hub.deployment.main._link
             assert link is not None
             for _ in range(10):  # it goes on answering pings, each sent after the last was heard
-                heard = link._last_reply
-                await until(lambda heard=heard: link._last_reply > heard)  # type: ignore[misc]
+                heard = link.liveness._last_reply
+                await until(lambda heard=heard: link.liveness._last_reply > heard)  # type: ignore[misc]
             assert await new.admin.publish("a", "starved") == 0
             await old.admin.config_set("min-replicas-to-write", 1)
             with pytest.raises(ResponseError, match="NOREPLICAS"):

@@ -22,6 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 import redismpx
 from redismpx import Multiplexer, PromiseInterrupted
 from redismpx._core import entry as names
+from redismpx._core import liveness
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Command, Kind, Verb
 from redismpx._io import hub
@@ -141,6 +142,7 @@ def test_event_table_is_the_code_s() -> None:
         ("multiplexer", hub.HubState, hub.HUB_TRANSITIONS),
         ("session", sessions.SessionState, sessions.SESSION_TRANSITIONS),
         ("link", links.LinkState, links.LINK_TRANSITIONS),
+        ("liveness", liveness.LivenessState, liveness.LIVENESS_TRANSITIONS),
         ("queue", queues.QueueState, queues.QUEUE_TRANSITIONS),
     ],
 )

@@ -181,7 +181,7 @@ async def test_a_loading_server_accepts_subscriptions(server: Server, admin: Red
         await sub.wait_for_activation(10)
         link = mpx._hub.deployment.main._link
         assert link is not None
-        await until(lambda: link.state.value == "pinged")
+        await until(lambda: link.liveness.state.value == "pinged")
         await until(lambda: link.state.value == "live")  # by -LOADING
         async with Redis.from_url(server.url) as publisher:
             assert await publisher.publish("a", "1") == 1

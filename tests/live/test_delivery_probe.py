@@ -56,8 +56,8 @@ async def test_without_a_probe_a_former_master_is_kept(successor: Server, servic
         link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(3):  # it goes on answering pings, each sent after the last was heard
-            heard = link._last_reply
-            await until(lambda heard=heard: link._last_reply > heard)
+            heard = link.liveness._last_reply
+            await until(lambda heard=heard: link.liveness._last_reply > heard)
         async with Redis.from_url(successor.url) as admin:
             assert await admin.publish("a", "new") == 0
         assert mpx.connected

@@ -178,7 +178,7 @@ async def test_a_server_busy_with_a_script_is_kept(server: Server, admin: Redis)
         link = mpx._hub.deployment.main._link
         assert link is not None
         script = asyncio.create_task(admin.eval("while true do end", 0))
-        await until(lambda: link.state.value == "pinged")
+        await until(lambda: link.liveness.state.value == "pinged")
         most = 0
 
         def answered() -> bool:  # by -BUSY
@@ -209,7 +209,7 @@ async def test_a_user_without_the_ping_right_stays_connected(server: Server, adm
         link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(5):
-            await until(lambda: link.state.value == "pinged")
+            await until(lambda: link.liveness.state.value == "pinged")
             await until(lambda: link.state.value == "live")
         assert checker.kinds == ["activation"]
         assert mpx.stats().connections == 1

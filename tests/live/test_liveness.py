@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
@@ -46,8 +47,8 @@ async def test_silence_is_noticed_after_ping_timeout(server: Server, how: str) -
             link = mpx._hub.deployment.main._link
             assert link is not None
             link.lost.add_done_callback(lambda _: ended.append(loop.time()))
-            await until(lambda: link.state.value == "pinged")
-            await until(lambda: link.state.value == "live")
+            await until(lambda: link.liveness.state.value == "pinged")
+            await until(lambda: link.liveness.state.value == "live")
             silent = loop.time()
             if how == "frozen":
                 server.freeze()
@@ -55,7 +56,7 @@ async def test_silence_is_noticed_after_ping_timeout(server: Server, how: str) -
             proxy.to_server.hole = how in ("both ways", "to the server")
             await until(lambda: checker.kinds == ["activation", "disconnect"])
             assert "PING" in checker.events[1][1].reason
-            assert ended[0] >= link._last_reply + interval + timeout
+            assert ended[0] >= link.liveness._last_reply + interval + timeout
             assert ended[0] <= silent + interval + timeout + 0.5 + NOISE
             server.thaw()
             proxy.heal()
@@ -73,9 +74,9 @@ async def test_a_freeze_within_ping_timeout_is_ignored(server: Server) -> None:
         server.freeze()
         link = mpx._hub.deployment.main._link
         assert link is not None
-        await until(lambda: link.state.value == "pinged")
+        await until(lambda: link.liveness.state.value == "pinged")
         server.thaw()
-        await until(lambda: link.state.value == "live")
+        await until(lambda: link.liveness.state.value == "live")
         assert checker.kinds == ["activation"]
 
 
@@ -89,12 +90,120 @@ async def test_a_blocked_loop_is_no_lost_connection(url: str) -> None:
         link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(3):
-            await until(lambda: link.state.value == "live")
-            await until(lambda: link.state.value == "pinged")  # the answer comes while nobody reads
+            await until(lambda: link.liveness.state.value == "live")
+            await until(lambda: link.liveness.state.value == "pinged")  # the answer comes while nobody reads
             time.sleep(0.25)  # longer than ping_timeout
-        await until(lambda: link.state.value == "live")
+        await until(lambda: link.liveness.state.value == "live")
         assert checker.kinds == ["activation"]
         assert mpx.stats().connections == 1
+
+
+def spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+async def test_a_long_fan_out_is_no_lost_connection(url: str, admin: Redis) -> None:
+    """A fan-out that takes longer than ping_interval and ping_timeout leaves the connection alone."""
+    async with patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+        lost: list[Exception] = []
+        got: list[bytes] = []
+
+        def slow(channel: bytes, data: bytes) -> None:
+            spin(0.001)
+            got.append(data)
+
+        subs = [mpx.new_channel_subscription(slow, lost.append) for _ in range(1_000)]
+        for sub in subs:
+            sub.add("a")
+        await subs[-1].wait_for_activation(10)
+        await admin.publish("a", "x")
+        await until(lambda: len(got) == len(subs), 60)
+        await asyncio.sleep(0.3)  # in which a verdict would come
+        assert not lost
+
+
+async def test_a_server_has_its_time_after_a_fan_out() -> None:
+    """The time in which a command must get its reply stands still during a long fan-out."""
+    lost: list[Exception] = []
+    got: list[bytes] = []
+
+    def slow(channel: bytes, data: bytes) -> None:
+        spin(0.001)
+        got.append(data)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await shake_hands(reader, writer) == [b"SUBSCRIBE", b"a"]
+        writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n")
+        assert await read_command(reader) == [b"SUBSCRIBE", b"b"]
+        writer.write(b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n")
+        await until(lambda: len(got) == 1_000, 60)
+        await asyncio.sleep(0.2)  # the server replies late, but in time
+        writer.write(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:1\r\n")
+        while await read_command(reader) == [b"PING"]:
+            writer.write(b"+PONG\r\n")
+
+    async with FakeServer(script).run() as url, patient(url, ping_interval=0.1, ping_timeout=0.4) as mpx:
+        subs = [mpx.new_channel_subscription(slow, lost.append) for _ in range(1_000)]
+        for sub in subs:
+            sub.add("a")
+        await subs[-1].wait_for_activation(10)
+        sub.add("b")
+        await sub.wait_for_activation(60)
+        assert not lost
+
+
+async def test_a_command_behind_a_backlog_has_time(url: str, admin: Redis) -> None:
+    """The reply to a command waits in the socket behind many messages: the connection is kept, nothing is lost."""
+    async with patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
+        checker = Checker()
+
+        async def busy() -> None:
+            while True:  # other tasks keep the loop busy between two reads
+                spin(0.02)
+                await asyncio.sleep(0)
+
+        def slow(channel: bytes, data: bytes) -> None:
+            spin(0.00005)
+            checker.on_message(channel, data)
+
+        sub = mpx.new_channel_subscription(slow, checker.on_disconnect, checker.on_activation)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        pipe = admin.pipeline(transaction=False)
+        for number in range(4_000):
+            pipe.publish("a", b"%01000d" % number)
+        assert sum(await pipe.execute()) == 4_000
+        other = asyncio.create_task(busy())
+        mpx.new_channel_subscription(lambda channel, data: None).add("b")
+        await until(lambda: checker.messages == 4_000 or checker.disconnects > 0, 60)
+        other.cancel()
+        assert (checker.messages, checker.disconnects) == (4_000, 0)
+
+
+async def test_a_dead_server_is_found_after_a_backlog(server: Server) -> None:
+    """When the process has caught up, a server that is frozen is found after ping_interval and ping_timeout."""
+    async with patient(server.url, ping_interval=0.2, ping_timeout=0.2) as mpx, Redis(port=server.port) as admin:
+        checker = Checker()
+
+        def slow(channel: bytes, data: bytes) -> None:
+            spin(0.0005)
+            checker.on_message(channel, data)
+
+        sub = mpx.new_channel_subscription(slow, checker.on_disconnect, checker.on_activation)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        pipe = admin.pipeline(transaction=False)
+        for number in range(2_000):
+            pipe.publish("a", b"%0100d" % number)
+        await pipe.execute()
+        server.freeze()
+        await until(lambda: checker.messages == 2_000, 30)
+        began = time.monotonic()
+        await until(lambda: checker.disconnects == 1)
+        assert time.monotonic() - began < 0.4 + NOISE
+        server.thaw()
 
 
 def test_a_suspended_process_is_no_lost_connection(server: Server) -> None:
@@ -108,12 +217,12 @@ async def main():
         link = mpx._hub.deployment.main._link
         print("connected", flush=True)
         sys.stdin.readline()
-        while link.state.value != "pinged":
+        while link.liveness.state.value != "pinged":
             await asyncio.sleep(0.001)
         print("pinged", flush=True)
-        while link.state.value in ("pinged", "doubted"):
+        while link.liveness.state.value in ("pinged", "doubted"):
             await asyncio.sleep(1)
-        print(link.state.value, flush=True)
+        print(link.liveness.state.value, flush=True)
 asyncio.run(main())
 """
     command = [sys.executable, "-c", program, server.url]

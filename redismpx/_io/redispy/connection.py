@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import os
+import selectors
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import chain
@@ -64,6 +67,9 @@ class Connection:
         if transport is None:
             return None
         reader = self._raw._reader
+        limit = getattr(transport, "set_read_buffer_limits", None)
+        if limit is not None:  # TLS would read on while reading is paused, and lose that when the server closes
+            limit(high=1)
         transport.pause_reading()  # uvloop chooses how to read when reading begins
         transport.set_protocol(protocol)
         transport.resume_reading()
@@ -73,6 +79,33 @@ class Connection:
     def write(self, data: bytes) -> None:
         """Send bytes over a connection without a transport. Raises whatever such a connection raises."""
         self._raw._writer.writelines([data])
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the socket has something to read."""
+        if self._transport is None:
+            return False
+        with contextlib.suppress(OSError, ValueError), selectors.DefaultSelector() as selector:  # the socket is closed
+            selector.register(self._transport.get_extra_info("socket"), selectors.EVENT_READ)
+            return bool(selector.select(0))
+        return False
+
+    def read_rest(self, most: int) -> bytes:
+        """Return what had arrived on a connection that was lost, `most` bytes at most.
+
+        A failed write ends a transport although there may be something to read. Call this in `connection_lost()`: the
+        socket is still open then.
+        """
+        assert self._transport is not None
+        tls = self._transport.get_extra_info("ssl_object")
+        file = self._transport.get_extra_info("socket")
+        chunks: list[bytes] = []
+        size = 0
+        with contextlib.suppress(OSError, ValueError):  # nothing is left, or the other end has reset the connection
+            while size < most and (chunk := os.read(file.fileno(), most) if tls is None else tls.read(most)):
+                chunks.append(chunk)
+                size += len(chunk)
+        return b"".join(chunks)
 
     # --- for commands and their replies
 

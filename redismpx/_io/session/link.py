@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+from ..._core.liveness import GRACE, Liveness, Look
 from ..._core.wire import NOT_ENOUGH, ProtocolViolation, new_parser
 from ...errors import ConnectionLost
 from ..redispy.connection import Address, Connection
@@ -17,7 +19,9 @@ from ..runtime.tasks import TIME_SLICE, Tasks
 
 READ_SIZE = 64 * 1024  # bytes
 SLICE_SIZE = 16 * 1024  # bytes fed to hiredis at once: it moves the rest of its buffer after every reply
-GRACE = 0.1  # seconds between the timeout of a PING and the end of the link; see Link._watch
+# An abandoned link reads until nothing arrives for GRACE. While the server goes on sending, these are the limits.
+LONGEST_END = 1.0  # seconds
+LAST_READS = 256  # reads of READ_SIZE: no socket holds more
 
 Receive = Callable[[Callable[[], object], float], tuple[int, bool]]
 """Takes replies out of a parser's `gets`, until none is left or the monotonic clock shows the time given; returns how
@@ -28,15 +32,13 @@ class LinkState(enum.Enum):
     """Where a link is in its life."""
 
     LIVE = "live"
-    PINGED = "pinged"  # no reply for ping_interval, and a PING was sent
-    DOUBTED = "doubted"  # no reply for ping_timeout more
+    ENDING = "ending"  # nothing is sent any more; what was received is still delivered
     LOST = "lost"
 
 
 LINK_TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
-    LinkState.LIVE: frozenset({LinkState.PINGED, LinkState.LOST}),
-    LinkState.PINGED: frozenset({LinkState.LIVE, LinkState.DOUBTED, LinkState.LOST}),
-    LinkState.DOUBTED: frozenset({LinkState.LIVE, LinkState.LOST}),
+    LinkState.LIVE: frozenset({LinkState.ENDING, LinkState.LOST}),
+    LinkState.ENDING: frozenset({LinkState.LOST}),
     LinkState.LOST: frozenset(),
 }
 
@@ -57,20 +59,24 @@ class Link(asyncio.BufferedProtocol):
         self._connection = connection
         self._receive = receive
         self._oldest_in_flight = oldest_in_flight
-        self._unanswered: tuple[object, float] = (None, 0.0)  # the oldest command without a reply, and since when
         self._send_ping = send_ping
         self._ping_interval = ping_interval
-        self._ping_timeout = ping_timeout
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[ConnectionLost] = self._loop.create_future()
         self.state = LinkState.LIVE
+        self._reason: tuple[str, BaseException | None] = ("", None)  # why the link is ending, and the cause
+        self._reads_left = LAST_READS  # how often a link that is ending may read
+        self._end_by = 0.0  # until when, by the clock of the connection
         self._parser = new_parser()
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # the part of the buffer that is not parsed yet
+        self._reads = 0  # how often something was read
         self._resuming: asyncio.Handle | None = None  # while reading is paused, after a full time slice
-        self._last_reply = self._loop.time()  # when the last complete reply came
+        interval = math.inf if ping_interval is None else ping_interval
+        self.liveness: Liveness = Liveness(interval, ping_timeout, self._loop.time())
+        self._watched_reads = 0  # `_reads` at the last look
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[object] | None = None
@@ -87,17 +93,17 @@ class Link(asyncio.BufferedProtocol):
             self._task = self._tasks.start(self._poll(), "redismpx reader")
         else:
             self._transport, (data, closed, error) = taken
-            if data:
-                self._parser.feed(data)
-                self._take()
+            self._add(data)
             if closed:
                 self.connection_lost(error)
+            elif data:
+                self._take()
         if self.state is LinkState.LIVE:
             self._watch_in(self._ping_interval)
 
     def write(self, data: bytes) -> None:
-        """Send bytes. Does nothing on a lost link."""
-        if self.state is LinkState.LOST:
+        """Send bytes. Does nothing on a link that is ending or lost."""
+        if self.state is LinkState.ENDING or self.state is LinkState.LOST:
             return
         if self._transport is not None:
             if not self._transport.is_closing():
@@ -116,14 +122,23 @@ class Link(asyncio.BufferedProtocol):
             self._lose(f"internal error: {error!r}", error)
             logger.critical("internal error; reconnecting", exc_info=error)
 
+    def abandon(self, reason: str) -> None:
+        """Send nothing more, deliver what the server has sent so far, and end the link then."""
+        if self._transport is None:
+            self._lose(reason)
+        else:
+            self._end_link(reason)
+
     def abort(self, reason: str) -> None:
-        """End the link at once, whatever the server does."""
+        """End the link at once, whatever was received."""
         self._lose(reason)
 
     def check(self) -> None:
         """Ping now. Without an interval for pings, and while a ping has no reply yet, do nothing."""
         if self._ping_interval is not None and self.state is LinkState.LIVE:
-            self._ping()
+            look = self.liveness.check(self._loop.time())
+            if look is not None:
+                self._follow(look)
 
     def hide_secrets_in(self, error: Exception) -> None:
         """Replace the password of the connection in an error reply."""
@@ -140,13 +155,27 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._start, self._end = 0, nbytes
+        self._reads += 1
+        if self.state is LinkState.ENDING:
+            self._reads_left -= 1
         self.guard(self._take)
 
     def eof_received(self) -> None:
-        self._lose("the server closed the connection")
+        self._end_link("the server closed the connection")
+        self._reads_left = 0
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._lose("the server closed the connection" if exc is None else str(exc) or repr(exc), exc)
+        self._end_link("the server closed the connection" if exc is None else str(exc) or repr(exc), exc)
+        if exc is not None and self.state is LinkState.ENDING:
+            self._add(self._connection.read_rest(READ_SIZE * LAST_READS))
+        self._reads_left = 0
+
+    def _add(self, data: bytes) -> None:
+        """Add received bytes to those that are not parsed yet."""
+        rest = self._buffer[self._start : self._end] + data
+        self._start, self._end = 0, len(rest)
+        self._buffer = rest.ljust(READ_SIZE)
+        self._view = memoryview(self._buffer)
 
     def _take(self) -> None:
         """Parse and deliver what was read, for one time slice; then pause reading and go on in the next iteration."""
@@ -160,7 +189,7 @@ class Link(asyncio.BufferedProtocol):
                 if not is_empty:
                     break
                 if self._start == self._end:
-                    self._resume()
+                    self._caught_up()
                     return
                 size = min(SLICE_SIZE, self._end - self._start)
                 parser.feed(self._buffer, self._start, size)  # type: ignore[arg-type]
@@ -168,13 +197,23 @@ class Link(asyncio.BufferedProtocol):
         except ProtocolViolation as error:
             self._lose(f"protocol error: {error}", error.__cause__ or error)
         if self.state is not LinkState.LOST and self._transport is not None:
-            if self._resuming is None:
+            self.liveness.fell_behind(self._loop.time())
+            if not self._transport.is_closing():
                 self._transport.pause_reading()
-            self._resuming = self._loop.call_soon(self.guard, self._take)
+            self._take_soon()
 
-    def _resume(self) -> None:
-        if self._resuming is not None and self._transport is not None:
-            self._resuming = None
+    def _take_soon(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+        self._resuming = self._loop.call_soon(self.guard, self._take)
+
+    def _caught_up(self) -> None:
+        """Go on reading after everything that was read is delivered; end a link that is ending."""
+        self.liveness.caught_up(self._loop.time())
+        was_paused, self._resuming = self._resuming is not None, None
+        if self.state is LinkState.ENDING and self._reads_left <= 0:
+            self._lose(*self._reason)
+        elif was_paused and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     async def _poll(self) -> None:
@@ -199,57 +238,59 @@ class Link(asyncio.BufferedProtocol):
         finally:
             self._lose("reading was cancelled")
 
-    # --- the end
+    # --- whether it is alive
 
     def _note_reply(self) -> None:
-        """Note that a complete reply came. An error counts too: it shows that the server is alive."""
-        self._last_reply = self._loop.time()
-        if self.state is LinkState.PINGED or self.state is LinkState.DOUBTED:
-            self._move(LinkState.LIVE)
+        if self.liveness.replied(self._loop.time()) and self.state is LinkState.LIVE:
             self._watch_in(self._ping_interval)
 
     def _watch(self) -> None:
-        """Ping after ping_interval without a reply, or when a command has no reply yet; end the link without a PONG.
+        """Send a PING if it is time, and end the link if it is dead."""
+        unread = self._connection.is_readable
+        self._follow(self.liveness.look(self._loop.time(), self._oldest_in_flight(), unread=unread))
 
-        A command that gets no reply although other replies come ends the link after ping_interval and ping_timeout. The
-        end waits for GRACE after ping_timeout: when this process itself was suspended, timers may run before the
-        socket is read, and the replies in it are read in between.
-        """
-        assert self._ping_interval is not None
-        if self.state is LinkState.LIVE:
-            now = self._loop.time()
-            silence = now - self._last_reply
-            oldest = self._oldest_in_flight()
-            known, since = self._unanswered
-            if oldest is not known:
-                self._unanswered = (oldest, now)
-            if oldest is not None and oldest is known and now - since >= self._ping_interval + self._ping_timeout:
-                self._lose("no reply to a command")
-            elif silence < self._ping_interval and (oldest is None or oldest is known):
-                self._watch_in(self._ping_interval - silence)
-            else:
-                self._ping()
-        elif self.state is LinkState.PINGED:
-            self._move(LinkState.DOUBTED)
-            self._watch_in(GRACE)
-        else:
-            self._lose(f"no reply to PING within {self._ping_timeout:g} s")
-
-    def _ping(self) -> None:
-        self._move(LinkState.PINGED)
-        self._watch_in(self._ping_timeout)
-        self._send_ping()
+    def _follow(self, look: Look) -> None:
+        if look.loss is not None:
+            self._lose(look.loss)
+            return
+        self._watch_in(look.delay)
+        if look.ping:
+            self._send_ping()
 
     def _watch_in(self, delay: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if delay is None else self._loop.call_later(delay, self.guard, self._watch)
+        look = self._settle if self.state is LinkState.ENDING else self._watch
+        self._timer = None if delay is None else self._loop.call_later(delay, self.guard, look)
 
     def _move(self, state: LinkState) -> None:
         if state not in LINK_TRANSITIONS[self.state]:
             raise AssertionError(f"{self.state} to {state}")
         logger.debug("link %s -> %s", self.state.value, state.value)
         self.state = state
+
+    # --- the end
+
+    def _end_link(self, reason: str, cause: BaseException | None = None) -> None:
+        """Send nothing more, and deliver what was received. The link is lost after that."""
+        if self.state is LinkState.ENDING or self.state is LinkState.LOST:
+            return
+        self._move(LinkState.ENDING)
+        self._reason = reason, cause
+        self._end_by = self.liveness.clock(self._loop.time()) + LONGEST_END
+        self._watched_reads = self._reads
+        self._watch_in(GRACE)
+        if self._resuming is None:
+            self._take_soon()
+
+    def _settle(self) -> None:
+        """End an abandoned link when there was nothing to read for GRACE."""
+        is_over = self._reads == self._watched_reads or self.liveness.clock(self._loop.time()) > self._end_by
+        if self._resuming is None and is_over:
+            self._lose(*self._reason)
+        else:
+            self._watched_reads = self._reads
+            self._watch_in(GRACE)
 
     def _lose(self, reason: str, cause: BaseException | None = None) -> None:
         if self.state is LinkState.LOST:

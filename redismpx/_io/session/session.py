@@ -248,9 +248,9 @@ class Session:
             self._link.write(bytes(self.registry.ping()))
 
     def abandon(self, reason: str) -> None:
-        """End the link, if there is one; the session dials again."""
+        """End the link, if there is one, after what was received is delivered; the session dials again."""
         if self._link is not None:
-            self._link.abort(reason)
+            self._link.abandon(reason)
 
     def check(self, address: Address) -> None:
         """Ping now, if the link leads to an address; without pings, do nothing."""
