@@ -12,7 +12,7 @@ Lines end with CR LF.
 
 from __future__ import annotations
 
-__all__ = ["MAX_HEAD", "MAX_HEADERS", "Envelope", "Headers", "new_id"]
+__all__ = ["MAX_HEAD", "MAX_HEADERS", "REPLY", "REPLY_HEADERS", "Envelope", "Headers", "new_id"]
 
 import os
 import re
@@ -26,6 +26,8 @@ MAX_HEADERS = 100
 """The number of headers that an envelope may have: as many as HTTP servers allow."""
 MAX_HEAD = 65_536
 """The number of bytes before the body: only so many bytes of a hostile payload are read before it is rejected."""
+REPLY = "Mpx-Reply"
+"""The header that tells a reply from a request. Its value is `ok`."""
 
 _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
@@ -144,9 +146,10 @@ class Envelope:
             if found is None:
                 raise ValueError("its first line is not MPX/1, an id, a timestamp and an optional channel")
             id, timestamp, reply_to = found.groups()  # noqa: A001, the name of the field
+            headers = _COMMON_HEADERS.get(rest)
             return cls(
                 data[end + 4 :],
-                _read_headers(rest.split("\r\n")) if rest else _NO_HEADERS,
+                _read_headers(rest.split("\r\n")) if headers is None else headers,
                 reply_to=None if reply_to is None else _unquote(reply_to),
                 id=id,
                 timestamp=_read_time(timestamp),
@@ -194,6 +197,8 @@ class Headers(Mapping[str, str]):
 
 
 _NO_HEADERS: Headers = Headers({})
+REPLY_HEADERS: Headers = Headers({REPLY: "ok"})
+_COMMON_HEADERS = {"": _NO_HEADERS, f"{REPLY}: ok": REPLY_HEADERS}  # already read
 
 
 def _read_headers(lines: list[str]) -> dict[str, str]:

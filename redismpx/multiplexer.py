@@ -479,8 +479,9 @@ class Multiplexer:
         Returns at once, and works offline. If several services serve a channel, each gets every request, and
         `request()` takes the first reply: this is Pub/Sub, not a queue.
 
-        A message that is not an envelope goes to `on_error` as a `DecodeError`, and counts as dropped. `drain()` waits
-        until the handlers in flight have ended and their replies are published; `Service.close()` cancels the handlers.
+        A message that is not an envelope, or is a reply, goes to `on_error` as a `DecodeError`, and counts as dropped.
+        `drain()` waits until the handlers in flight have ended and their replies are published; `Service.close()`
+        cancels the handlers.
 
         Args:
             channel_or_pattern: a name with `*`, `?`, `[` or a backslash is a pattern. For a channel that has such a

@@ -1,10 +1,16 @@
-"""The form of a reply: an `Envelope` with the body, or with a header that says why there is none. No I/O."""
+"""The form of a reply: an `Envelope` with the body, or with a header that says why there is none. No I/O.
+
+A request chooses the channel for its reply. It may choose one that is served, so a service must tell a reply from a
+request: a reply has one of two headers that no request has.
+"""
 
 from __future__ import annotations
 
-__all__ = ["FAILURE", "REPLIES", "new_failure", "new_reply", "read_reply"]
+__all__ = ["FAILURE", "REPLIES", "check_request_headers", "new_failure", "new_reply", "read_reply", "read_request"]
 
-from .envelope import Envelope
+from collections.abc import Mapping
+
+from .envelope import REPLY, REPLY_HEADERS, Envelope
 from .errors import RequestFailed, plain
 
 FAILURE = "Mpx-Error"
@@ -23,7 +29,7 @@ def new_reply(body: object) -> bytes:
         body = b""
     if not isinstance(body, bytes):
         raise TypeError(f"a handler must return bytes or None, not {type(body).__name__}")
-    return bytes(Envelope(body))
+    return bytes(Envelope(body, REPLY_HEADERS))
 
 
 def new_failure(error: BaseException) -> bytes:
@@ -50,3 +56,20 @@ def read_reply(channel: bytes, reply: bytes) -> bytes:
     if failure is not None:
         raise RequestFailed(channel, failure)
     return envelope.body
+
+
+def read_request(data: bytes) -> Envelope:
+    """Return the envelope of a request.
+
+    Raises:
+        ValueError: the payload is not an envelope, or it is a reply.
+    """
+    envelope = Envelope.from_bytes(data)
+    check_request_headers(envelope.headers)
+    return envelope
+
+
+def check_request_headers(headers: Mapping[str, str]) -> None:
+    """Raise `ValueError` if headers belong to a reply."""
+    if headers and (REPLY in headers or FAILURE in headers):
+        raise ValueError(f"the headers {REPLY} and {FAILURE} are for replies; no service handles a request with them")

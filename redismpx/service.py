@@ -17,7 +17,7 @@ from ._io.runtime.notification import Notifier
 from ._io.runtime.tasks import is_cancelled, running_task
 from .envelope import Envelope
 from .errors import quote
-from .reply import new_failure, new_reply
+from .reply import new_failure, new_reply, read_request
 from .request import Handler, Publish, Request
 from .subscription import Subscription
 from .typing import OnError
@@ -60,7 +60,7 @@ class Service(Subscription):
         consumer = Consumer(
             self._start_handler,
             on_error=on_error,
-            decode=Envelope.from_bytes,
+            decode=read_request,
             max_pending=max_pending,
             overflow=overflow,
             is_own=True,
@@ -80,7 +80,7 @@ class Service(Subscription):
 
     @property
     def dropped(self) -> int:
-        """The number of messages dropped so far, because the buffer was full or they were not envelopes."""
+        """The number of messages dropped so far, because the buffer was full or they were not requests."""
         return self._inbox.dropped
 
     def close(self) -> None:

@@ -1069,6 +1069,13 @@ MUTANTS = [
     ),
     # Request and reply.
     Mutant(
+        "a reply on a served channel is taken for a request",
+        "reply.py",
+        "    if headers and (REPLY in headers or FAILURE in headers):\n",
+        "    if False:\n",
+        f"{REQUEST} -k a_reply_is_never_taken_for_a_request",
+    ),
+    Mutant(
         "the value of a header adds another one",
         "envelope.py",
         r'_is_value = re.compile("[^\r\n\0',

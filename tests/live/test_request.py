@@ -486,6 +486,51 @@ async def test_a_forged_reply_to_a_guessed_channel_does_nothing(mpx: Multiplexer
     assert mpx.stats().promises == 0
 
 
+@pytest.mark.parametrize("served", ["svc", "s?c"], ids=["channel", "pattern"])
+@pytest.mark.parametrize("fails", [False, True], ids=["reply", "failure"])
+async def test_a_reply_is_never_taken_for_a_request(url: str, admin: Redis, served: str, fails: bool) -> None:
+    """A forged request whose reply channel is served runs each handler once: the replies to it are dropped."""
+    handled: list[bytes] = []
+    errors: list[Exception] = []
+
+    def handle(request: Request) -> bytes:
+        handled.append(request.body)
+        if fails:
+            raise ValueError
+        return b"reply"
+
+    async with contextlib.AsyncExitStack() as stack:
+        services = []
+        for _ in range(4):
+            mpx = await stack.enter_async_context(Multiplexer(url, on_error=errors.append))
+            services.append(await active(mpx.serve(served, handle)))
+        assert await admin.publish("svc", bytes(Envelope(b"forged", reply_to=b"svc"))) == 4
+        await until(lambda: all(service.dropped == 4 and service.pending == 0 for service in services))
+        assert handled == [b"forged"] * 4
+    undecodable = [error for error in errors if isinstance(error, DecodeError)]
+    assert len(undecodable) == 4 * 4
+    assert "for replies" in str(undecodable[0].__cause__)
+
+
+async def test_a_reply_is_marked_in_its_wire_form(mpx: Multiplexer, admin: Redis) -> None:
+    """A reply has the header Mpx-Reply, a failure Mpx-Error; a reply without either is accepted."""
+    channels = mpx.new_channel_subscription(decode=Envelope.from_bytes)
+    channels.add("replies")
+    await channels.wait_for_activation(10)
+    await active(mpx.serve("work", lambda request: b"done" if request.body else None))
+    await active(mpx.serve("fail", lambda request: request.headers["missing"].encode()))
+    replies = []
+    for channel, body in (("work", b"x"), ("work", b""), ("fail", b"")):
+        await admin.publish(channel, bytes(Envelope(body, reply_to=b"replies")))
+        replies.append((await channels.get(10)).data)
+    assert [(reply.body, reply.headers) for reply in replies] == [
+        (b"done", {"Mpx-Reply": "ok"}),
+        (b"", {"Mpx-Reply": "ok"}),
+        (b"", {"Mpx-Error": "KeyError: 'missing'"}),
+    ]
+    assert {reply.reply_to for reply in replies} == {None}
+
+
 async def test_a_reply_that_is_no_envelope_is_a_failure(mpx: Multiplexer, admin: Redis) -> None:
     """A reply that is no envelope fails the request without repeating the payload."""
     sub = mpx.new_channel_subscription(decode=Envelope.from_bytes)
