@@ -17,8 +17,9 @@ from typing import Any
 import hiredis
 
 from redismpx import Overflow
-from redismpx._core.buffer import Budget, new_buffer
+from redismpx._core.budget import Budget
 from redismpx._core.entry import Entry, SubscriberState
+from redismpx._core.latest import new_buffer
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind
 from redismpx.message import new_message

@@ -181,19 +181,33 @@ def _advise(kind: str, reason: str) -> str:
 class SlowConsumer(RedisMPXError):
     """The consumer of a subscription does not keep up, and its messages are dropped as `overflow` says.
 
-    It is reported once per episode. An episode ends when at most half of `max_pending` messages are buffered; with the
-    overflow `latest`, when none are.
+    It is reported once per episode. An episode ends when at most half of each limit is used; with the overflow
+    `latest`, when no message is buffered.
     """
 
-    def __init__(self, dropped: int, pending: int) -> None:
+    def __init__(self, dropped: int, pending: int, limit: str = "max_pending") -> None:
         super().__init__(
-            f"the consumer is too slow: {pending} messages pending, {dropped} dropped so far; "
-            "make the consumer faster, raise max_pending, or choose another overflow"
+            f"the consumer is too slow: {pending} messages pending, {dropped} dropped so far; {_ADVICE[limit]}"
         )
         self.dropped = dropped
         """The number of messages that this subscription has dropped so far."""
         self.pending = pending
         """The number of messages that are buffered for the consumer."""
+        self.limit = limit
+        """The option whose limit was reached: `"max_pending"`, `"max_pending_bytes"` or `"max_total_pending_bytes"`.
+        `"overflow"`: none was reached, but `latest` has replaced a message by a newer one of the same channel."""
+
+
+_ADVICE = {
+    "max_pending": "make the consumer faster, raise max_pending, or choose another overflow",
+    "max_pending_bytes": "make the consumer faster, raise max_pending_bytes, or choose another overflow",
+    "max_total_pending_bytes": (
+        "all subscriptions together have reached max_total_pending_bytes, and this one is among the largest: "
+        "make its consumer faster, lower its max_pending, or raise max_total_pending_bytes"
+    ),
+    "overflow": "newer messages of the same channels have replaced them, as overflow='latest' says",
+}
+"""What to do about a slow consumer, by the option whose limit was reached."""
 
 
 class PromiseTimeout(RedisMPXError, TimeoutError):

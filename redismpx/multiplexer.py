@@ -12,7 +12,8 @@ from typing import Any, Self, overload
 from redis.asyncio import Redis, RedisCluster
 from redis.backoff import AbstractBackoff
 
-from ._core.buffer import Budget, Overflow
+from ._core.budget import Budget
+from ._core.buffer import Overflow
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.deployment import DeploymentOptions, deployment_of
@@ -39,7 +40,6 @@ from .promise import PromiseSubscription
 from .request import Handler, OutgoingRequest, Requester
 from .service import Service, kind_of
 from .stats import Counters, Stats
-from .subscription import MessageSubscription, Subscription
 from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
 
 
@@ -88,9 +88,10 @@ class Multiplexer:
         max_pattern_stars: the number of stars in a pattern. Beyond: `ValueError`. Each pattern costs the server time
             for every message that any client publishes.
         max_pending_bytes: the bytes of channels and payloads that one subscription buffers. Beyond, `overflow` applies
-            as for `max_pending`.
-        max_total_pending_bytes: the bytes that all subscriptions together buffer. One subscription buffers at most as
-            many bytes as remain free of this total. Beyond, `overflow` applies.
+            as for `max_pending`. A subscription without buffered messages buffers one message of any size.
+        max_total_pending_bytes: the bytes that all subscriptions together buffer. Beyond, the subscriptions that buffer
+            the most bytes drop messages, as their `overflow` says. Once half of the total is used, a payload of 1 KiB
+            or more that several subscriptions buffer is counted once.
         publish_timeout: seconds for one `publish()`, from the call to the reply of Redis.
         max_payload: the length of a payload for `publish()`, in bytes. Beyond: `ValueError`. Servers disconnect a
             subscriber whose unsent messages exceed `client-output-buffer-limit`.
@@ -570,18 +571,18 @@ class Multiplexer:
         """
         hub = self._hub
         counters = hub.counters
-        subscriptions = hub.subscriptions
+        pending, pending_bytes = hub.budget.totals
         return Stats(
             state=hub.deployment.main.state.value,
             connections=counters.connections,
             channels=hub.channels,
             patterns=hub.patterns,
             shards=hub.deployment.shard_count,
-            subscriptions=len(subscriptions),
+            subscriptions=len(hub.subscriptions),
             messages=counters.messages,
             ignored=counters.ignored,
-            pending=sum(s.pending for s in subscriptions if isinstance(s, (MessageSubscription, Service))),
-            pending_bytes=sum(s._inbox.pending_bytes for s in subscriptions if isinstance(s, Subscription)),
+            pending=pending,
+            pending_bytes=pending_bytes,
             dropped=counters.dropped,
             promises=counters.promises,
             published=counters.published,

@@ -35,7 +35,7 @@ class Stats:
     pending: int
     """The number of buffered messages of all subscriptions."""
     pending_bytes: int
-    """The bytes of their channels and payloads."""
+    """The bytes of their channels and payloads. A message counts for each subscription that buffers it."""
     dropped: int
     """The number of messages dropped so far; see `ChannelSubscription.dropped`."""
     promises: int

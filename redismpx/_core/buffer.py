@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import sys
+from typing import Any, TypeAlias
 
+from .budget import MAX_LENDERS, SHARED_SIZE, Budget
 from .event_list import EventList, pairs
 
 BATCH_SIZE = 32  # messages that are popped and counted together
@@ -13,6 +15,9 @@ DEFERRED = object()
 """What put() returns when commit() is to be called once no more messages are at hand."""
 FULL = object()
 """What put() returns when commit() is to be called at once."""
+
+Losses: TypeAlias = dict[Any, int]
+"""How many messages were dropped for lack of room, by the owner of the buffer."""
 
 
 class Overflow(enum.Enum):
@@ -28,41 +33,23 @@ class Overflow(enum.Enum):
     """The message that has just arrived, and the subscription is closed."""
 
 
-class Budget:
-    """The bytes of names and payloads that may be pending: in each buffer, and in all of a multiplexer together.
-
-    No buffer may hold more than is left free for all. So there is always room for one more, however many are full.
-    """
-
-    __slots__ = ("each", "lenders", "total", "used")
-
-    def __init__(self, each: int | None = None, total: int | None = None) -> None:
-        self.each: int = sys.maxsize if each is None else each
-        self.total: int = sys.maxsize if total is None else total
-        self.used: int = 0
-        """The bytes that the buffers have counted. For a lent batch that is what it had at first."""
-        self.lenders: set[Buffer] = set()
-        """The buffers that have lent a batch."""
-
-    def recall(self) -> None:
-        """Make `used` exact."""
-        for buffer in tuple(self.lenders):
-            buffer.recall()
-
-
 class Buffer(EventList):
     """A FIFO of messages and signals: at most `max_pending` messages, and no more bytes than the budget allows.
 
-    Beyond that the oldest message is dropped, or the newest. Messages arrive many at a time and are counted together:
-    put() adds to `fresh`; commit() is called at the end of the burst, and before any other change. They leave many at
-    a time, too: the consumer pops from `batch`, and calls pop_message() when that is empty.
+    Beyond that the oldest message is dropped, or the newest. An empty buffer takes one message of any size. When the
+    buffers of a budget together are too large, the largest drops messages. Messages arrive many at a time and are
+    counted together: put() adds to `fresh`; commit() is called at the end of the burst, and before any other change.
+    They leave many at a time, too: the consumer pops from `batch`, and calls pop_message() when that is empty.
     """
 
-    __slots__ = ("_budget", "_bytes", "_drop_newest", "_lent", "_max_pending", "_quiet", "_rearm_at", "_room", "batch",
-                 "fresh", "overflowing")  # fmt: skip
+    __slots__ = ("_budget", "_lent", "_lent_size", "_max_pending", "_overflow", "_quiet", "_rearm_at", "_room",
+                 "_shared_from", "_tail", "batch", "ceiling", "floor", "fresh", "limit", "overflowing", "owner", "rank",
+                 "size")  # fmt: skip
 
-    def __init__(self, max_pending: int, budget: Budget, drop_newest: bool = False) -> None:
+    def __init__(self, max_pending: int, budget: Budget, overflow: Overflow, owner: object) -> None:
         super().__init__()
+        self.owner = owner
+        """The key of this buffer in the result of commit()."""
         self.fresh: list[bytes] = []
         """The newest messages, not counted yet: channel, payload, channel, ..."""
         self.batch: list[bytes] = []
@@ -70,27 +57,31 @@ class Buffer(EventList):
         consumer need not look at the buffer after each."""
         self.overflowing: bool = False
         """Whether messages were dropped, and the consumer has not caught up since."""
+        self.limit: str = ""
+        """The option for which the last message was dropped."""
+        self.size: int = 0
+        """The bytes of the messages that are counted."""
+        self.rank: int = 0
+        self.floor: int = 0
+        self.ceiling: int = budget.small
         self._max_pending = max_pending
-        self._drop_newest = drop_newest
+        self._overflow = overflow
         self._rearm_at = max_pending // 2
         self._room = 2 * max_pending  # items that `fresh` may have, as far as their number goes
         self._quiet = 0  # items that `fresh` may have before put() returns anything
         self._budget = budget
-        self._bytes = 0  # of all messages, without `fresh`
-        self._lent: int | None = None  # of these, the bytes that `batch` had at first; None if no batch is lent
+        self._lent = 0  # items that `batch` had at first; 0 if no batch is lent
+        self._lent_size = 0  # their bytes
+        self._shared_from = sys.maxsize  # from this position on, the budget counts long payloads once
+        self._tail = (0, 0)  # with a list of this length, the newest message is before this position
 
     def __len__(self) -> int:
         """Messages pending."""
-        return self._count + (len(self.fresh) + len(self.batch)) // 2
+        return self.count + (len(self.fresh) + len(self.batch) - self._lent) // 2
 
     def __bool__(self) -> bool:
         """Whether anything is pending, a message or a signal."""
         return self.signals > 0 or len(self) > 0
-
-    @property
-    def pending_bytes(self) -> int:
-        """The bytes of the messages pending."""
-        return self._bytes - (self._lent or 0) + sum(map(len, self.batch)) + sum(map(len, self.fresh))
 
     # --- events in
 
@@ -105,39 +96,72 @@ class Buffer(EventList):
         if len(self.fresh) > self._room:
             return FULL
         self._quiet = self._room
+        self._budget.uncounted.add(self)
         return DEFERRED
 
-    def commit(self) -> int:
-        """Count the fresh messages, in one go if there is room for all of them; return how many were dropped.
+    def commit(self) -> Losses:
+        """Count the fresh messages, in one go if there is room for all of them; return which messages were dropped.
 
-        There must be some.
+        There must be some. Messages of other buffers may be dropped, too.
         """
         fresh, self.fresh, self._quiet = self.fresh, [], 0
-        messages, size, dropped = len(fresh) // 2, sum(map(len, fresh)), 0
-        if self._fits(messages, size) or self._fits_exactly(messages, size):
-            self._append(fresh, size)
+        budget, size = self._budget, sum(map(len, fresh))
+        budget.uncounted.discard(self)
+        if len(fresh) <= self._room and self._is_roomy(size):
+            self._items += fresh
+            self._grow(len(fresh) // 2, size)
+            losses = _NO_LOSSES
         else:
-            dropped = self._squeeze(fresh, size)
-        self._room = 2 * (self._max_pending - self._count) - len(self.batch)
+            losses = {}
+            self._squeeze(fresh, size, losses)
+        self._room = 2 * (self._max_pending - self.count) + self._lent - len(self.batch)
+        return losses
+
+    def _is_roomy(self, size: int) -> bool:
+        """Whether messages of so many bytes fit easily, and each may be counted for itself."""
+        budget = self._budget
+        if self._shared_from != sys.maxsize:
+            return False
+        return self.size + size <= budget.each and budget.size + size <= budget.loose
+
+    def _squeeze(self, fresh: list[bytes], size: int, losses: Losses) -> None:
+        """Add messages for which room may have to be made; count in `losses` what is dropped."""
+        budget = self._budget
+        self.recall()
+        budget.recall(size)
+        is_tight = budget.size + size > budget.loose
+        if not self.count:
+            self._shared_from = sys.maxsize
+        if is_tight and self._shared_from == sys.maxsize:
+            self._shared_from = len(self._items)
+        dropped = self._add_fitting(fresh) if self._drops_newest else self._add_all(fresh, size)
+        if dropped:
+            losses[self.owner] = losses.get(self.owner, 0) + dropped
+        if is_tight:
+            if not self.rank:
+                budget.sort(self)
+            while budget.is_exceeded and (largest := budget.largest(self)) is not None:
+                losses[largest.owner] = losses.get(largest.owner, 0) + largest.give_way()
+        self._tidy()
+
+    def _add_fitting(self, fresh: list[bytes]) -> int:
+        """Add messages as long as there is room; return how many were dropped."""
+        dropped = 0
+        for channel, data in pairs(fresh):
+            size = len(channel) + len(data)
+            if self.count and self._exceeds(1, size):
+                dropped += 1
+            else:
+                self._append([channel, data], size)
         return dropped
 
-    def _squeeze(self, fresh: list[bytes], size: int) -> int:
-        """Add messages for which there is no room; return how many were dropped."""
-        dropped = 0
-        if self._drop_newest:
-            for channel, data in pairs(fresh):
-                size = len(channel) + len(data)
-                if self._fits(1, size):
-                    self._append((channel, data), size)
-                else:
-                    dropped += 1
-        else:
-            self._append(fresh, size)
-            while self._count and not self._fits(0, 0):
-                self._drop_oldest()
-                dropped += 1
-            self._tidy()
-        return dropped
+    def _add_all(self, fresh: list[bytes], size: int) -> int:
+        """Add messages, and drop the oldest until the others fit; return how many were dropped."""
+        before = self.count + len(fresh) // 2
+        self._append(fresh, size)
+        while self.count > 1 and self._exceeds(0, 0):
+            self._drop_oldest()
+        return before - self.count
 
     def disconnect(self, argument: object, names: frozenset[bytes] | None) -> int:
         """Add a disconnect as EventList does; return how many messages were dropped for it."""
@@ -157,7 +181,12 @@ class Buffer(EventList):
         """Remove everything; return how many messages that were."""
         dropped = len(self)
         self.recall()
-        self._grow(-self._bytes)
+        for channel, data in pairs(self._items[self._shared_from :]):
+            if channel is not None and len(data) >= SHARED_SIZE:
+                self._budget.unshare(data)
+        self._shared_from, self._tail = sys.maxsize, (0, 0)
+        self._grow(-self.count, -self.size)
+        self._budget.uncounted.discard(self)
         self.fresh.clear()
         self._quiet = 0
         self._clear()
@@ -170,9 +199,9 @@ class Buffer(EventList):
         """Remove and return the oldest event, if that is a message: its channel and payload."""
         batch = self.batch
         if not batch:
-            if self._lent is not None:
+            if self._lent:
                 self.recall()
-            if self.signals or self._count < 2 or self.overflowing or 2 * self._budget.used > self._budget.total:
+            if self.signals or self.count < 2 or self.overflowing or not self._is_roomy(0):
                 # Something is to be looked at after each message, the last one among them; or the room is tight.
                 return self._pop_one()
             self._lend()
@@ -180,7 +209,7 @@ class Buffer(EventList):
 
     def _pop_one(self) -> tuple[bytes, bytes] | None:
         """Pop one message, and count it at once."""
-        if not self._count or (self.signals and self.signal_is_next):
+        if not self.count or (self.signals and self.signal_is_next):
             return None
         items, head = self._items, self._skip()
         channel, data = items[head], items[head + 1]
@@ -197,34 +226,64 @@ class Buffer(EventList):
         The batch ends before the first removed event, so that recall() restores all positions.
         """
         items, head = self._items, self._skip() if self._removed else self._head
-        chunk = items[head : head + 2 * min(BATCH_SIZE, self._count - 1)]
+        chunk = items[head : head + 2 * min(BATCH_SIZE, self.count - 1)]
         if self._removed and None in chunk:
             del chunk[chunk.index(None) :]
-        size = len(chunk)
-        items[head : head + size] = _NONES[:size]  # or the payloads would outlive their consumption
-        self._head = head + size
-        self._count -= size // 2
+        self._lent = lent = len(chunk)
+        self._lent_size = sum(map(len, chunk))
+        items[head : head + lent] = _NONES[:lent]  # or the payloads would outlive their consumption
+        self._head = head + lent
         chunk.reverse()
         self.batch.extend(chunk)
-        self._lent = sum(map(len, chunk))
-        self._budget.lenders.add(self)
+        lenders = self._budget.lenders
+        if len(lenders) >= MAX_LENDERS:
+            lenders.pop().recall()
+        lenders.add(self)
 
     def recall(self) -> None:
         """Move what is left of the batch back to the list, and count it exactly."""
-        batch = self.batch
-        if self._lent is None:
+        if not self._lent:
             return
-        self._grow(sum(map(len, batch)) - self._lent)
-        self._lent = None
+        batch = self.batch
+        consumed, size = (self._lent - len(batch)) // 2, self._lent_size - sum(map(len, batch))
+        self._lent = self._lent_size = 0
         self._budget.lenders.discard(self)
+        self._grow(-consumed, -size)
         if batch:
             self._head -= len(batch)
             self._items[self._head : self._head + len(batch)] = batch[::-1]
-            self._count += len(batch) // 2
             self._oldest = self._head
             batch.clear()
         else:
             self._tidy()
+
+    # --- the room
+
+    @property
+    def _drops_newest(self) -> bool:
+        return self._overflow in (Overflow.DROP_NEWEST, Overflow.CLOSE)
+
+    def _exceeds(self, count: int, size: int) -> bool:
+        """Whether more messages of so many bytes are too many for this buffer. Without a batch that is lent."""
+        if self.count + count > self._max_pending:
+            self.limit = "max_pending"
+        elif self.size + size > self._budget.each:
+            self.limit = "max_pending_bytes"
+        else:
+            return False
+        return True
+
+    def give_way(self) -> int:
+        """Drop a message, so that other buffers have room; return how many were dropped. No batch may be lent."""
+        self.limit = "max_total_pending_bytes"
+        if self._overflow is Overflow.CLOSE:
+            return self.clear()
+        if self._drops_newest:
+            self._drop_newest()
+        else:
+            self._drop_oldest()
+        self._tidy()
+        return 1
 
     def _drop_oldest(self) -> None:
         items, position = self._items, max(self._oldest, self._head)
@@ -233,79 +292,52 @@ class Buffer(EventList):
         self._remove_message(position)
         self._oldest = position + 2
 
-    # --- the room
+    def _drop_newest(self) -> None:
+        items, (length, end) = self._items, self._tail
+        position = (end if length == len(items) else len(items)) - 2
+        while items[position] is None:
+            position -= 2
+        self._remove_message(position)
+        self._tail = len(items), position
 
-    def _fits(self, messages: int, size: int) -> bool:
-        """Whether there is room for so many messages of so many bytes, as far as they are counted."""
-        budget, pending = self._budget, self._bytes + size
-        return (
-            len(self) + messages <= self._max_pending
-            and pending <= budget.each
-            and pending <= budget.total - budget.used - size  # what would be left free
-        )
+    def _append(self, messages: list[bytes], size: int) -> None:
+        if self._shared_from != sys.maxsize:
+            for data in messages[1::2]:
+                if len(data) >= SHARED_SIZE:
+                    self._budget.share(data)
+        self._items += messages
+        self._grow(len(messages) // 2, size)
 
-    def _fits_exactly(self, messages: int, size: int) -> bool:
-        """Whether there is room, after everything is counted exactly."""
-        if self._budget.lenders:
-            self._budget.recall()
-            return self._fits(messages, size)
-        return False
+    def _remove_message(self, position: int) -> None:
+        items = self._items
+        channel, data = items[position], items[position + 1]
+        items[position] = items[position + 1] = None
+        self._removed += 1
+        if position >= self._shared_from and len(data) >= SHARED_SIZE:
+            self._budget.unshare(data)
+        self._grow(-1, -len(channel) - len(data))
 
-    def _grow(self, size: int) -> None:
-        self._bytes += size
-        self._budget.used += size
+    def _grow(self, count: int, size: int) -> None:
+        """Take note that so many messages and bytes were added, or, if negative, removed."""
+        budget = self._budget
+        budget.pending += count
+        budget.size += size
+        self.count += count
+        self.size = size = self.size + size
+        if not self.floor <= size < self.ceiling or (self.rank > 0 and self.count == 1):
+            budget.sort(self)
 
     def _rearm(self) -> None:
         """End the episode of an overflow, if the consumer has caught up."""
-        budget = self._budget
-        if len(self) <= self._rearm_at and self._bytes <= min(budget.each, budget.total - budget.used) // 2:
+        if len(self) <= self._rearm_at and 2 * self.size <= self._budget.each and not self._budget.is_tight:
             self.overflowing = False
 
-
-class Latest(Buffer):
-    """A buffer in which only the newest message of each channel is pending; beyond the bounds the oldest is dropped.
-
-    Each is counted at once and none is lent, for each may be replaced.
-    """
-
-    __slots__ = ("_newest",)
-
-    def __init__(self, max_pending: int, budget: Budget) -> None:
-        super().__init__(max_pending, budget)
-        self._newest: dict[bytes, int] = {}  # position of the newest message of each channel; it may be gone
-        self._room = -1
-        self._rearm_at = 0  # replacing is the purpose: an episode lasts until the consumer has caught up
-
-    def commit(self) -> int:
-        fresh, self.fresh = self.fresh, []
-        dropped = 0
-        for channel, data in pairs(fresh):
-            position = self._newest.get(channel, -1)
-            if position >= self._head and self._items[position] is not None:
-                self._remove_message(position)
-                dropped += 1
-            self._newest[channel] = len(self._items)
-            dropped += self._squeeze([channel, data], len(channel) + len(data))
-        return dropped
-
-    def pop_message(self) -> tuple[bytes, bytes] | None:
-        return self._pop_one()
-
-    def clear(self) -> int:
-        self._newest.clear()
-        return super().clear()
-
     def _compact(self) -> None:
+        if self._shared_from != sys.maxsize:
+            self._shared_from = self._compacted(self._shared_from)
+        self._tail = (0, 0)
         super()._compact()
-        channels = enumerate(self._items[::2])
-        self._newest = {channel: 2 * number for number, channel in channels if channel is not None}
 
 
 _NONES = (None,) * (2 * BATCH_SIZE)
-
-
-def new_buffer(max_pending: int, overflow: Overflow, budget: Budget) -> Buffer:
-    """Return a buffer that drops messages as `overflow` says."""
-    if overflow is Overflow.LATEST:
-        return Latest(max_pending, budget)
-    return Buffer(max_pending, budget, drop_newest=overflow is not Overflow.DROP_OLDEST)
+_NO_LOSSES: Losses = {}  # never written to

@@ -52,16 +52,17 @@ class _Index:
 
 
 class EventList:
-    """Messages and signals in order. A subclass counts bytes and keeps bounds."""
+    """Messages and signals in order. A subclass adds and removes messages, counts them, and keeps bounds."""
 
-    __slots__ = ("_count", "_full_gap", "_head", "_index", "_items", "_oldest", "_removed", "signals")
+    __slots__ = ("_full_gap", "_head", "_index", "_items", "_oldest", "_removed", "count", "signals")
 
     def __init__(self) -> None:
         self.signals: int = 0
         """How many signals are queued."""
+        self.count: int = 0
+        """How many messages are queued, as far as they are counted."""
         self._items: list[Any] = []  # see the top of this module
         self._head = 0  # position of the next event; all items before it are None
-        self._count = 0  # messages from there on
         self._removed = 0  # removed events from there on
         self._oldest = 0  # no message is between `_head` and this position
         self._full_gap = -1  # position of a queued disconnect of all names; no later disconnect is queued
@@ -106,7 +107,7 @@ class EventList:
 
         The error about a name stays, if the name was not activated after it: it is not reported again.
         """
-        before = self._count
+        before = self.count
         activated: set[bytes] = set()
         for position in range(len(self._items) - 2, self._full_gap, -2):
             signal: QueuedSignal | None = self._items[position + 1]
@@ -117,7 +118,7 @@ class EventList:
                     continue
                 activated |= signal.names
                 self._remove_signal(position)
-        return before - self._count
+        return before - self.count
 
     def _gap_of(self, places: Any) -> int:
         """Return the position of the last disconnect queued that is about a name with these places; -1 if none is."""
@@ -154,18 +155,10 @@ class EventList:
     def _clear(self) -> None:
         """Remove everything."""
         self._items.clear()
-        self._head = self._count = self._removed = self._oldest = self.signals = 0
+        self._head = self.count = self._removed = self._oldest = self.signals = 0
         self._full_gap, self._index = -1, None
 
     # --- one event
-
-    def _grow(self, size: int) -> None:
-        """Take note that so many bytes of messages were added, or, if negative, removed."""
-
-    def _append(self, messages: list[bytes] | tuple[bytes, bytes], size: int) -> None:
-        self._items += messages
-        self._count += len(messages) // 2
-        self._grow(size)
 
     def _add_signal(self, signal: QueuedSignal) -> None:
         self._items += (None, signal)
@@ -181,11 +174,7 @@ class EventList:
         return head
 
     def _remove_message(self, position: int) -> None:
-        items = self._items
-        self._grow(-len(items[position]) - len(items[position + 1]))
-        items[position] = items[position + 1] = None
-        self._count -= 1
-        self._removed += 1
+        raise NotImplementedError  # a subclass counts it
 
     def _remove_signal(self, position: int) -> None:
         self._items[position + 1] = None
@@ -197,7 +186,7 @@ class EventList:
     def _remove(self, name: bytes, start: int) -> int:
         """Remove what is queued about an indexed name from position `start` on; return how many messages that were."""
         assert self._index is not None
-        places, before = self._index.places.pop(name, ()), self._count
+        places, before = self._index.places.pop(name, ()), self.count
         kept = []
         for position in places:
             signal = self._items[position + 1]
@@ -211,7 +200,7 @@ class EventList:
                     self._remove_signal(position)
         if kept:
             self._index.places[name] = kept
-        return before - self._count
+        return before - self.count
 
     def _places(self) -> dict[bytes, list[int]]:
         """Return where the events about each name are, after indexing those that are not indexed yet."""
@@ -238,11 +227,16 @@ class EventList:
         if 4 * waste > len(self._items) + SLACK and (self._index is None or waste > len(self._index.places)):
             self._compact()  # to build the index again costs no more than to pop and remove these events did
 
+    def _compacted(self, position: int) -> int:
+        """Return what _compact() makes of a position."""
+        head = self._skip()
+        return max(0, position - head - 2 * self._items[head + 1 : position : 2].count(None))
+
     def _compact(self) -> None:
         """Delete what popped and removed events left behind. The index must be built again."""
         items, head = self._items, self._skip() if self._removed else self._head
         if self._full_gap >= 0:
-            self._full_gap -= head + 2 * items[head + 1 : self._full_gap : 2].count(None)
+            self._full_gap = self._compacted(self._full_gap)
         del items[:head]
         if self._removed:
             self._items = [item for pair in pairs(items) if pair[1] is not None for item in pair]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from .._core.buffer import Budget
+from .._core.budget import Budget
 from .._core.wire import Kind
 from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, TooManyChannels, TooManyPatterns

@@ -10,15 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from redismpx._core import budget as budget_module
 from redismpx._core import buffer as buffer_module
 from redismpx._core import event_list as event_list_module
-from redismpx._core.buffer import DEFERRED, FULL, Budget, Buffer, Overflow, new_buffer
+from redismpx._core.budget import Budget
+from redismpx._core.buffer import DEFERRED, FULL, Buffer, Overflow
 from redismpx._core.event_list import QueuedSignal, Signal
+from redismpx._core.latest import new_buffer
 
 from ..helpers.counted import Counted
 
 NAMES = [b"a", b"b", b"c"]
 MAX_PENDING = 8
+LONG = 9  # bytes of a payload that is counted once when the budget is tight
 
 
 class Event(NamedTuple):
@@ -27,6 +31,7 @@ class Event(NamedTuple):
     kind: str
     names: frozenset[bytes] | None
     payload: bytes = b""
+    is_shared: bool = False
 
     @property
     def size(self) -> int:
@@ -40,14 +45,13 @@ class Event(NamedTuple):
 class Model:
     """What a buffer is to do, with a walk through all that is queued for each step."""
 
-    def __init__(self, overflow: Overflow, budget: Budget, others: list[Model]) -> None:
+    def __init__(self, overflow: Overflow, budget: Budget) -> None:
         self.overflow = overflow
         self.budget = budget
-        self.others = others  # all models of one budget
         self.events: list[Event] = []
-        self.dropped = 0
+        self.uncounted: list[tuple[bytes, bytes]] = []
+        self.is_sharing = False
         self.removed = 0
-        others.append(self)
 
     @property
     def messages(self) -> list[Event]:
@@ -58,40 +62,59 @@ class Model:
         return len(self.events) - len(self.messages)
 
     @property
-    def pending_bytes(self) -> int:
+    def size(self) -> int:
         return sum(event.size for event in self.messages)
 
-    @property
-    def is_too_full(self) -> bool:
-        used = sum(model.pending_bytes for model in self.others)
-        return (
-            len(self.messages) > MAX_PENDING
-            or self.pending_bytes > self.budget.each
-            or self.pending_bytes + used > self.budget.total
-        )
+    def replace(self) -> list[Event]:
+        """Drop the messages for which there is a newer one of their channel; return them."""
+        if self.overflow is not Overflow.LATEST:
+            return []
+        channels = {name for name, _ in self.uncounted}
+        return self._drop([event for event in self.messages if event.names and event.names <= channels])
 
-    def message(self, name: bytes, payload: bytes) -> None:
-        if self.overflow is Overflow.LATEST:
-            self._drop([event for event in self.messages if event.is_about(name)])
-        self.events.append(Event("message", frozenset({name}), payload))
-        while self.messages and self.is_too_full:
-            if self.overflow in (Overflow.DROP_NEWEST, Overflow.CLOSE):
-                self._drop([self.messages[-1]])
-                break
-            self._drop([self.messages[0]])
+    def commit(self, *, is_tight: bool) -> list[Event]:
+        """Count the messages of a burst; return those that are dropped because this buffer is too full."""
+        self.is_sharing = is_tight or (self.is_sharing and bool(self.messages))
+        dropped: list[Event] = []
+        for name, payload in self.uncounted:
+            is_shared = self.is_sharing and len(payload) >= LONG
+            self.events.append(Event("message", frozenset({name}), payload, is_shared))
+            while len(self.messages) > 1 and self._is_too_full:
+                dropped += self._drop([self.next_to_drop])
+        self.uncounted = []
+        return dropped
+
+    @property
+    def _is_too_full(self) -> bool:
+        return len(self.messages) > MAX_PENDING or self.size > self.budget.each
+
+    @property
+    def next_to_drop(self) -> Event:
+        return self.messages[-1 if self.overflow in (Overflow.DROP_NEWEST, Overflow.CLOSE) else 0]
+
+    def give_way(self, count: int) -> list[Event]:
+        """Drop messages in favour of other buffers; return them."""
+        if self.overflow is Overflow.CLOSE:
+            dropped = self.messages
+            assert count == len(dropped) + len(self.uncounted)
+            self.uncounted, self.events, self.is_sharing = [], [], False
+            return dropped
+        return [gone for _ in range(count) for gone in self._drop([self.next_to_drop])]
 
     def signal(self, kind: str, name: bytes) -> None:
         self.events.append(Event(kind, frozenset({name})))
 
-    def disconnect(self, names: frozenset[bytes] | None) -> None:
+    def disconnect(self, names: frozenset[bytes] | None) -> int:
+        """Add a disconnect; return how many messages are dropped for it."""
+        before = len(self.messages)
         if names is None:
             gaps = [n for n, event in enumerate(self.events) if event.kind == "disconnect" and event.names is None]
             if not gaps:
                 self.events.append(Event("disconnect", None))
-                return
+                return 0
             later = self.events[gaps[-1] + 1 :]
             self._drop([e for n, e in enumerate(later) if e.kind != "error" or _is_outdated(e, later[n:])])
-            return
+            return before - len(self.messages)
         new = set(names)
         for name in names:
             gaps = [n for n, event in enumerate(self.events) if event.kind == "disconnect" and event.is_about(name)]
@@ -100,6 +123,7 @@ class Model:
                 self._drop([event for event in self.events[gaps[-1] + 1 :] if event.is_about(name)])
         if new:
             self.events.append(Event("disconnect", frozenset(new)))
+        return before - len(self.messages)
 
     def remove(self, names: frozenset[bytes]) -> None:
         before = len(self.messages)
@@ -113,12 +137,12 @@ class Model:
 
     def clear(self) -> None:
         self.removed += len(self.messages)
-        self.events = []
+        self.events, self.is_sharing = [], False
 
-    def _drop(self, events: Iterable[Event]) -> None:
-        for gone in events:
-            self.dropped += gone.kind == "message"
-            self.events = [event for event in self.events if event is not gone]
+    def _drop(self, events: Iterable[Event]) -> list[Event]:
+        events = list(events)
+        self.events = [event for event in self.events if not any(event is gone for gone in events)]
+        return events
 
 
 def _is_outdated(error: Event, later: list[Event]) -> bool:
@@ -128,17 +152,21 @@ def _is_outdated(error: Event, later: list[Event]) -> bool:
 
 names = st.sampled_from(NAMES)
 some_names = st.sampled_from([frozenset(some) for size in (1, 2, 3) for some in itertools.combinations(NAMES, size)])
+bursts = st.binary(min_size=1, max_size=10)  # a byte for each message
 actions = st.lists(
-    st.tuples(
-        st.integers(0, 1),  # which of two buffers
-        st.one_of(
-            st.tuples(st.just("burst"), st.binary(min_size=1, max_size=10)),  # a byte for each message
-            st.tuples(st.just("lose"), st.none() | some_names),
-            st.tuples(st.just("activate"), names),
-            st.tuples(st.just("refuse"), names),
-            st.tuples(st.just("pop"), st.integers(1, 6)),
-            st.tuples(st.just("take"), st.integers(1, 6)),
-            st.tuples(st.just("remove"), some_names),
+    st.one_of(
+        st.tuples(st.just("spread"), bursts),
+        st.tuples(
+            st.integers(0, 2),  # which of three buffers
+            st.one_of(
+                st.tuples(st.just("burst"), bursts),
+                st.tuples(st.just("lose"), st.none() | some_names),
+                st.tuples(st.just("activate"), names),
+                st.tuples(st.just("refuse"), names),
+                st.tuples(st.just("pop"), st.integers(1, 6)),
+                st.tuples(st.just("take"), st.integers(1, 6)),
+                st.tuples(st.just("remove"), some_names),
+            ),
         ),
     ),
     min_size=20,
@@ -149,49 +177,55 @@ actions = st.lists(
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_module, "BATCH_SIZE", 3)
+    monkeypatch.setattr(buffer_module, "MAX_LENDERS", 2)
+    monkeypatch.setattr(buffer_module, "SHARED_SIZE", LONG)
     monkeypatch.setattr(event_list_module, "SLACK", 8)
 
 
 class Harness:
     """A buffer with its model, its server and its consumer."""
 
-    def __init__(self, overflow: Overflow, budget: Budget, models: list[Model]) -> None:
-        self.budget = budget
-        self.buffer = new_buffer(MAX_PENDING, overflow, budget)
-        self.model = Model(overflow, budget, models)
+    def __init__(self, overflow: Overflow, room: Room) -> None:
+        self.room = room
+        self.buffer = new_buffer(MAX_PENDING, overflow, room.budget, self)
+        self.model = Model(overflow, room.budget)
         self.server: set[bytes] = set()  # active names
         self.subscribed = set(NAMES)
         self.seen: set[bytes] = set()  # active names, as the consumer was notified
         self.received = self.delivered = self.dropped = self.removed = 0
-        self.numbers = itertools.count()
+        self.is_reminded = self.closed = False
         for name in NAMES:
             self.activate(name)
         self.pop(len(NAMES))
 
     def burst(self, messages: bytes) -> None:
-        is_reminded = False
-        for message in messages:
-            name, length = NAMES[message % 3], message // 3 % 10
-            if name not in self.server:
-                continue
-            payload = b"%d " % next(self.numbers) + b"x" * length
-            self.received += 1
-            said = self.buffer.put(name, payload)
-            assert said in (FULL, DEFERRED) or is_reminded, "the burst would not be counted"
-            is_reminded = said is not FULL
-            self.model.message(name, payload)
-            if said is FULL:
-                self.dropped += self.buffer.commit()
-            assert len(self.buffer) <= MAX_PENDING
+        for name, payload in self.room.new_messages(messages):
+            self.put(name, payload)
+        self.commit()
+
+    def put(self, name: bytes, payload: bytes) -> None:
+        if name not in self.server or self.closed:
+            return
+        self.received += 1
+        said = self.buffer.put(name, payload)
+        assert said in (FULL, DEFERRED) or self.is_reminded, "the burst would not be counted"
+        self.is_reminded = said is not FULL
+        self.model.uncounted.append((name, payload))
+        if said is FULL:
+            self.commit()
+
+    def commit(self) -> None:
+        self.is_reminded = False
         if self.buffer.fresh:
-            self.dropped += self.buffer.commit()
+            self.room.commit(self)
 
     def lose(self, lost: frozenset[bytes] | None) -> None:
         active = self.server.intersection(NAMES if lost is None else lost)
         if active:
             names = None if lost is None else frozenset(active)
-            self.dropped += self.buffer.disconnect("lost", names)
-            self.model.disconnect(names)
+            dropped = self.buffer.disconnect("lost", names)
+            assert dropped == self.model.disconnect(names)
+            self.dropped += dropped
             self.server -= active
 
     def activate(self, name: bytes) -> None:
@@ -236,7 +270,8 @@ class Harness:
         if event is None:
             assert expected is None
         elif isinstance(event, tuple):
-            assert expected == Event("message", frozenset({event[0]}), event[1])
+            assert expected is not None
+            assert expected[:3] == ("message", frozenset({event[0]}), event[1])
             assert event[0] in self.seen, "a message of a name that is not active"
             self.delivered += 1
         else:
@@ -255,40 +290,132 @@ class Harness:
         assert buffer.signals == len(model.events) - len(model.messages)
         assert bool(buffer) == bool(model.events)
         assert buffer.signal_is_next == (bool(model.events) and model.events[0].kind != "message")
-        assert (self.dropped, self.removed) == (model.dropped, model.removed)
+        assert self.removed == model.removed
         assert self.received == self.delivered + self.dropped + self.removed + len(buffer)
-        assert buffer.pending_bytes == model.pending_bytes <= self.budget.each
+        assert size_of(buffer) == model.size
+        assert model.size <= self.room.budget.each or len(buffer) == 1
         assert model.signal_count <= 5 * len(NAMES)
         assert not any(buffer._items[: buffer._head]), "a popped event stays in memory"
         assert len(buffer._items) <= 8 * len(model.events) + 64, "removed events pile up"
 
 
+class Room:
+    """Three buffers that share one budget. Checks which of them drops messages when the total is used up."""
+
+    def __init__(self, policies: Iterable[Overflow], each: int | None, total: int | None) -> None:
+        self.budget = Budget(each, total)
+        self.total = 10**9 if total is None else total
+        self.numbers = itertools.count()
+        self.harnesses = [Harness(policy, self) for policy in policies]
+
+    def new_messages(self, seeds: bytes) -> list[tuple[bytes, bytes]]:
+        """Return a message for each byte: its channel, and a payload of its own."""
+        return [(NAMES[seed % 3], b"%03d" % next(self.numbers) + b"x" * (seed // 3 % 16)) for seed in seeds]
+
+    @property
+    def used(self) -> int:
+        """The bytes in all models: a shared payload once, the others for each model."""
+        messages = [message for harness in self.harnesses for message in harness.model.messages]
+        shared = {id(message.payload): message.payload for message in messages if message.is_shared}
+        own = sum(message.size - message.is_shared * len(message.payload) for message in messages)
+        return own + sum(map(len, shared.values()))
+
+    def spread(self, messages: bytes) -> None:
+        """Deliver the same messages to all three, as the fan-out of a burst does."""
+        for name, payload in self.new_messages(messages):
+            for harness in self.harnesses:
+                harness.put(name, payload)
+        for harness in self.harnesses:
+            harness.commit()
+
+    def commit(self, harness: Harness) -> None:
+        losses = dict(harness.buffer.commit())
+        model = harness.model
+        size = sum(len(name) + len(payload) for name, payload in model.uncounted)
+        replaced = model.replace()
+        is_tight = self.used + size > self.total // 2
+        own = len(replaced + model.commit(is_tight=is_tight))
+        used = self.used
+        for loser, count in losses.items():
+            loser.dropped += count
+        if own:
+            losses[harness] -= own
+        gone = {loser: loser.model.give_way(count) for loser, count in losses.items() if count}
+        for loser in gone:
+            loser.closed = loser.model.overflow is Overflow.CLOSE
+        if used <= self.total:
+            assert not gone, "there was room"
+            return
+        sizes = [sum(message.size for message in dropped) for dropped in gone.values()]
+        assert self.used <= self.total or (len(model.messages) == 1 and self.used == model.size), "too many bytes"
+        assert not sizes or self.used + max(sizes) > self.total, "more is dropped than necessary"
+        for loser, dropped in gone.items():
+            self._check_loser(loser, dropped, harness)
+
+    def _check_loser(self, loser: Harness, dropped: list[Event], newcomer: Harness) -> None:
+        """Check that none of the others was more than twice as large when the loser dropped its last message."""
+        others = [other for other in self.harnesses if other is not loser and len(other.model.messages) > 1]
+        ranked = [other.model.size for other in others if other.buffer.rank]
+        if loser.model.messages or len(dropped) > 1:
+            size = loser.model.size + sum(message.size for message in dropped[-1 if loser.model.messages else 0 :])
+            assert max(ranked, default=0) < 2 * size, "a smaller buffer drops messages"
+        else:
+            assert not ranked, "the only message of a buffer is dropped, and others have several"
+            assert loser is not newcomer, "an empty buffer does not take a message"
+
+    def check(self) -> None:
+        for harness in self.harnesses:
+            harness.check()
+        buffers = [harness.buffer for harness in self.harnesses]
+        counted_twice = self.budget.loose - Budget(total=self.total).loose
+        assert self.total == 10**9 or sum(map(size_of, buffers)) - counted_twice == self.used
+        assert len(self.budget.lenders) <= 2
+
+
+def size_of(buffer: Buffer) -> int:
+    """The bytes of the messages that are pending in a buffer."""
+    return buffer.size - buffer._lent_size + sum(map(len, buffer.batch)) + sum(map(len, buffer.fresh))
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     actions,
-    st.sampled_from(Overflow),
-    st.sampled_from([(None, None), (60, None), (None, 60), (40, 90)]),
+    st.tuples(*[st.sampled_from(Overflow)] * 3),
+    st.sampled_from([(None, None), (60, None), (None, 30), (None, 90), (40, 150)]),
+    st.sampled_from([budget_module.SMALL, 6]),
 )
 def test_a_buffer_does_what_its_model_does(
-    script: list[tuple[int, tuple[str, Any]]], overflow: Overflow, bounds: tuple[int | None, int | None]
+    script: list[tuple[Any, Any]],
+    policies: tuple[Overflow, ...],
+    bounds: tuple[int | None, int | None],
+    small: int,
 ) -> None:
     """Any history gives the order, counts, bytes and gaps of a naive model."""
-    budget, models = Budget(*bounds), []
-    harnesses = [Harness(overflow, budget, models) for _ in range(2)]
-    for which, (action, argument) in script:
-        getattr(harnesses[which], action)(argument)
-        for harness in harnesses:
-            harness.check()
-        assert sum(model.pending_bytes for model in models) <= budget.total
-    for harness in harnesses:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(budget_module, "SMALL", small)
+        room = Room(policies, *bounds)
+    for which, argument in script:
+        if which == "spread":
+            room.spread(argument)
+        elif not room.harnesses[which].closed:
+            action, detail = argument
+            getattr(room.harnesses[which], action)(detail)
+        room.check()
+        if which == 0:
+            buffers = [harness.buffer for harness in room.harnesses]
+            expected = sum(map(len, buffers)), sum(map(size_of, buffers))
+            assert room.budget.totals == expected
+    for harness in room.harnesses:
         while harness.model.events:
             harness.take(1)
             harness.check()
         assert not harness.buffer
-        assert harness.seen & harness.server == harness.server, "the consumer was not notified of an activation"
-    budget.recall()
-    assert budget.used == 0
-    assert not budget.lenders
+        assert harness.closed or harness.seen & harness.server == harness.server, "an activation is missing"
+    assert room.budget.totals == (0, 0)
+    assert not room.budget.lenders
+    assert not room.budget.uncounted
+    assert not room.budget._shared
+    assert not any(room.budget._ranks.values())
 
 
 def filled(messages: Iterable[tuple[bytes, bytes]], max_pending: int = 10_000) -> Buffer:
@@ -432,12 +559,12 @@ def test_the_oldest_is_dropped_also_when_it_is_in_the_batch() -> None:
     buffer = new_buffer(4, Overflow.DROP_OLDEST, Budget())
     for number in range(4):
         buffer.put(b"a", b"%d" % number)
-    assert buffer.commit() == 0
+    assert not buffer.commit()
     assert buffer.pop_message() == (b"a", b"0")
     assert buffer.batch
     for number in (4, 5):
         buffer.put(b"a", b"%d" % number)
-    assert buffer.commit() == 1
+    assert buffer.commit() == {None: 1}
     assert popped(buffer) == [(b"a", b"2"), (b"a", b"3"), (b"a", b"4"), (b"a", b"5")]
 
 
@@ -451,7 +578,36 @@ def test_popped_bytes_are_free_for_another_buffer() -> None:
     assert one.pop_message()
     while one.batch:
         one.batch.pop()
-    assert one.pending_bytes == 10
-    two.put(b"a", b"x" * 39)
-    assert two.commit() == 0
-    assert budget.used == 50
+    assert size_of(one) == 10
+    two.put(b"a", b"x" * 79)
+    assert not two.commit()
+    assert budget.totals == (2, 90)
+
+
+def test_the_newest_is_dropped_also_after_a_clear() -> None:
+    """A buffer that made room once, and was cleared, drops its newest message the next time."""
+    budget = Budget(total=40)
+    stuck, other = (new_buffer(100, Overflow.DROP_NEWEST, budget, owner) for owner in ("stuck", "other"))
+    for _ in range(2):
+        stuck.clear()
+        other.clear()
+        for number in range(4):
+            stuck.put(b"a", b"%09d" % number)
+        assert not stuck.commit()
+        other.put(b"b", b"x" * 9)
+        assert other.commit() == {"stuck": 1}
+    assert [int(data) for _, data in popped(stuck)] == [0, 1, 2]
+
+
+def test_large_buffers_take_turns_to_make_room() -> None:
+    """Ten buffers of one size drop one message each, and no buffer drops two before the others."""
+    budget = Budget(total=10_000)
+    numbers = itertools.count()
+    large = [new_buffer(1000, Overflow.DROP_OLDEST, budget, number) for number in range(10)]
+    for buffer in large:
+        for _ in range(10):
+            buffer.put(b"a", b"%099d" % next(numbers))
+        assert not buffer.commit()
+    newcomer = new_buffer(1000, Overflow.DROP_OLDEST, budget, "newcomer")
+    newcomer.put(b"b", b"x" * 999)
+    assert newcomer.commit() == dict.fromkeys(range(10), 1)

@@ -172,19 +172,15 @@ async def test_max_pending_bytes_bounds_a_buffer(url: str, admin: Redis, overflo
         kept = channels[:10] if overflow == "drop_newest" else channels[10:]
         assert [(await sub.get()).channel for _ in range(10)] == kept
         assert mpx.stats().pending_bytes == 0
-        await admin.publish(channels[0], b"x" * 999)  # too large all by itself
-        await until(lambda: sub.dropped == 11)
+        await admin.publish(channels[0], b"x" * 999)  # an empty buffer takes one message of any size
+        await until(lambda: sub.pending == 1)
         await admin.publish(channels[0], b"x")
-        assert (await sub.get(5)).data == b"x"
+        assert len((await sub.get(5)).data) == (999 if overflow == "drop_newest" else 1)
+        assert sub.dropped == 11
 
 
 async def test_max_total_pending_bytes_bounds_all_buffers(url: str, admin: Redis) -> None:
-    """max_total_pending_bytes limits all buffers together, and leaves room for those that keep up."""
-    never = asyncio.Event()
-
-    async def hang(*_: object) -> None:
-        await never.wait()
-
+    """max_total_pending_bytes limits all buffers together; stuck consumers share it, and drop for others."""
     async with Multiplexer(url, max_total_pending_bytes=1000, on_error=lambda _: None) as mpx:
         subs = [mpx.new_channel_subscription(hang) for _ in range(4)]
         reader = mpx.new_channel_subscription()
@@ -193,13 +189,93 @@ async def test_max_total_pending_bytes_bounds_all_buffers(url: str, admin: Redis
             await sub.wait_for_activation(5)
         for number in range(20):
             await admin.publish("a", b"%099d" % number)
-            assert int((await reader.get(5)).data) == number  # who keeps up finds room
+            assert int((await reader.get(5)).data) == number
+            assert mpx.stats().pending_bytes <= 1000
         stats = mpx.stats()
-        assert stats.pending_bytes == 100 * stats.pending == 800  # what each holds is left free: 1000 / (4 + 1)
-        assert stats.pending + stats.dropped == 19 * 4  # one of each is in the callback's hands
+        assert stats.pending_bytes == 100 * stats.pending >= 900
+        assert {sub.pending for sub in subs} <= {2, 3}
+        assert stats.pending + stats.dropped == 19 * 4  # each consumer has one message
         assert reader.dropped == 0
         subs[0].close()
-        assert mpx.stats().pending_bytes == 600
+        assert mpx.stats().pending_bytes == 100 * sum(sub.pending for sub in subs[1:])
+
+
+async def hang(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "latest", "close"])
+async def test_stuck_consumers_leave_room_for_a_small_one(url: str, admin: Redis, overflow: str) -> None:
+    """Consumers that get stuck one after another use up the total; a later one gets its burst all the same."""
+    errors: list[Exception] = []
+    async with Multiplexer(url, max_total_pending_bytes=100_000, overflow=overflow, on_error=errors.append) as mpx:
+        subs, got = [], []
+        for number in range(20):
+            sub = mpx.new_channel_subscription(hang)
+            sub.add(*(f"{number}:{room}" for room in range(12)))
+            await sub.wait_for_activation(5)
+            subs.append(sub)
+            await publish(admin, [f"{number}:{room}" for room in range(12)], b"x" * 999)
+            await until(lambda total=12 * (number + 1): mpx.stats().messages == total)
+        assert mpx.stats().pending_bytes > 50_000
+        healthy = mpx.new_channel_subscription(overflow="drop_oldest")
+        healthy.add("healthy")
+        await healthy.wait_for_activation(5)
+        before = mpx.stats()
+        await publish(admin, ["healthy"] * 6, b"y" * 990)
+        await until(lambda: healthy.pending == 6)
+        got = [healthy.get_nowait() for _ in range(6)]
+        assert len(got) == 6
+        assert healthy.dropped == 0
+        stats = mpx.stats()
+        assert stats.pending_bytes <= 100_000
+        assert stats.pending + stats.dropped == before.pending + before.dropped == 20 * 11
+        assert {type(error) for error in errors} == {SlowConsumer}
+        assert {error.limit for error in errors if isinstance(error, SlowConsumer)} == {"max_total_pending_bytes"}
+
+
+async def test_a_long_payload_for_many_is_counted_once(url: str, admin: Redis) -> None:
+    """A long message to a hundred prompt readers takes its room once, and nobody drops it."""
+    errors: list[Exception] = []
+    async with Multiplexer(url, max_total_pending_bytes=1_000_000, on_error=errors.append) as mpx:
+        subs = [mpx.new_channel_subscription() for _ in range(100)]
+        for sub in subs:
+            sub.add("a")
+        for sub in subs:
+            await sub.wait_for_activation(5)
+        await publish(admin, ["a"] * 4, b"x" * 100_000)
+        await until(lambda: all(sub.pending == 4 for sub in subs))
+        assert mpx.stats().pending_bytes == 400 * 100_001
+        for sub in subs:
+            assert [len(sub.get_nowait().data) for _ in range(4)] == [100_000] * 4
+        assert mpx.stats().pending_bytes == mpx.stats().dropped == 0
+        assert not errors
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "size"),
+    [("max_pending", 2, 1), ("max_pending_bytes", 250, 99), ("max_total_pending_bytes", 250, 99)],
+)
+async def test_slow_consumer_names_the_limit(url: str, admin: Redis, option: str, value: int, size: int) -> None:
+    """SlowConsumer says which limit was reached, as an attribute and in its advice."""
+    errors: list[Exception] = []
+    async with Multiplexer(url, **{option: value}, on_error=errors.append) as mpx:  # type: ignore[arg-type]
+        sub = mpx.new_channel_subscription()
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        await publish(admin, ["a"] * 3, b"x" * size)
+        await until(lambda: sub.dropped == 1)
+        (error,) = errors
+        assert isinstance(error, SlowConsumer)
+        assert (error.limit, error.dropped, error.pending) == (option, 1, 2)
+        assert f"raise {option}" in str(error)
+
+
+async def publish(admin: Redis, channels: list[str], payload: bytes) -> None:
+    pipe = admin.pipeline(transaction=False)
+    for channel in channels:
+        pipe.publish(channel, payload)
+    await pipe.execute()
 
 
 async def test_pending_bytes_are_exact_after_each_message(url: str, admin: Redis) -> None:

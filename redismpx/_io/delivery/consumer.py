@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..._core.buffer import Budget, Overflow
+from ..._core.budget import Budget
+from ..._core.buffer import Overflow
 from ...stats import Counters
 from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from ..runtime.tasks import Tasks

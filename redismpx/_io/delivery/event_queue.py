@@ -7,7 +7,8 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from ..._core.buffer import Buffer, Overflow, new_buffer
+from ..._core.buffer import Buffer, Losses, Overflow
+from ..._core.latest import new_buffer
 from ...errors import SlowConsumer
 from ..runtime.notification import Notifier
 from ..session.subscriber import Deliver
@@ -96,11 +97,6 @@ class EventQueue(Notifier, ABC):
         return 0 if self.buffer is None else len(self.buffer)
 
     @property
-    def pending_bytes(self) -> int:
-        """The bytes of their channels and payloads."""
-        return 0 if self.buffer is None else self.buffer.pending_bytes
-
-    @property
     def reporter(self) -> Reporter:
         """Reports the errors of the subscription."""
         if self._reporter is None:
@@ -111,7 +107,7 @@ class EventQueue(Notifier, ABC):
         """Queue all events from now on."""
         consumer = self.consumer
         self._move(QueueState.BUFFERING)
-        self.buffer = buffer = new_buffer(consumer.max_pending, consumer.overflow, self.context.budget)
+        self.buffer = buffer = new_buffer(consumer.max_pending, consumer.overflow, self.context.budget, self)
         if not (self.is_read and consumer.decode):  # a reader pops decoded messages only
             self.batch = buffer.batch
         self.deliver = buffer.put
@@ -122,9 +118,9 @@ class EventQueue(Notifier, ABC):
         buffer = self.buffer
         if buffer is None or not buffer.fresh:
             return
-        dropped = buffer.commit()
-        if dropped:
-            self._overflow(buffer, dropped)
+        losses = buffer.commit()
+        if losses:
+            _report(losses)
         if self.reader is not None:
             self.reader.wake()
 
@@ -185,16 +181,21 @@ class EventQueue(Notifier, ABC):
         self.batch = _EMPTY_BATCH
         self.deliver = self.straight
 
-    def _overflow(self, buffer: Buffer, dropped: int) -> None:
+    def report_overflow(self) -> None:
         """Report the first messages of an episode that are dropped for lack of room."""
-        self.drop(dropped)
+        buffer = self.buffer
+        if buffer is None:
+            return  # closed by the report of another subscription
         is_latest = self.consumer.overflow is Overflow.LATEST
-        if buffer.overflowing or (is_latest and self._is_reader_waiting):  # such a reader is not slow, and runs soon
-            return
-        buffer.overflowing = True
-        self.reporter.report_aside(SlowConsumer(self.dropped, len(buffer)), self.context.tasks)
-        if self._close_subscription is not None:
-            self._close_subscription()
+        # A reader that waits is not slow: it runs soon.
+        if not (buffer.overflowing or (is_latest and self._is_reader_waiting)):
+            buffer.overflowing = True
+            error = SlowConsumer(self.dropped, len(buffer), buffer.limit)
+            self.reporter.report_aside(error, self.context.tasks)
+            if self._close_subscription is not None:
+                self._close_subscription()
+        if self.state is QueueState.BUFFERING:
+            self.settle()
 
     @property
     def _is_reader_waiting(self) -> bool:
@@ -204,3 +205,11 @@ class EventQueue(Notifier, ABC):
         if state not in QUEUE_TRANSITIONS[self.state]:
             raise AssertionError(f"{self.state} to {state}")
         self.state = state
+
+
+def _report(losses: Losses) -> None:
+    """Count the messages that were dropped for lack of room, then report them: counters are exact in each report."""
+    for queue, dropped in losses.items():
+        queue.drop(dropped)
+    for queue in losses:
+        queue.report_overflow()
