@@ -237,7 +237,7 @@ class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
 
 
 class NoResponders(RedisMPXError):
-    """No subscriber received a request: no service for its channel runs, or none is connected now."""
+    """It is certain that nobody received a request: no service for its channel runs, or none is connected now."""
 
     def __init__(self, channel: bytes) -> None:
         super().__init__(

@@ -170,7 +170,7 @@ class Multiplexer:
             limits,
             budget,
         )
-        self._requester = Requester(self._hub, self.publish, self._on_error, self._max_pending)
+        self._requester = Requester(self._hub, self._publish, self._on_error, self._max_pending)
 
     # --- subscriptions
 
@@ -377,11 +377,18 @@ class Multiplexer:
             TypeError, ValueError: the channel or the payload is invalid, or longer than `max_name_bytes` or
                 `max_payload`.
         """
+        return await self._publish(channel, data, sharded=sharded)
+
+    async def _publish(
+        self, channel: str | bytes, data: Payload, *, sharded: bool = False, must_be_heard: bool = False
+    ) -> int:
         if self._hub.closed:
             raise MultiplexerIsClosed
         self._hub.enter()
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
-        return await self._hub.deployment.publisher.publish(name, to_payload(data, self._max_payload), sharded=sharded)
+        payload = to_payload(data, self._max_payload)
+        publisher = self._hub.deployment.publisher
+        return await publisher.publish(name, payload, sharded=sharded, must_be_heard=must_be_heard)
 
     # --- request and reply
 
@@ -414,8 +421,9 @@ class Multiplexer:
             The body of the reply.
 
         Raises:
-            NoResponders: the channel has no subscriber. Raised at once. In a cluster, this is known for `sharded`
-                requests only, because a node counts its own subscribers only.
+            NoResponders: it is certain that nobody received the request. Raised at once. Redis must say that it counts
+                all subscribers: not at a replica or at a master that has or had replicas, not for a classic request in
+                a cluster, and not without the right to `INFO`. There, the request waits for its timeout.
             PromiseTimeout: no reply arrived within `timeout`.
             RequestFailed: the handler of the service raised; the reason is its text.
             PromiseInterrupted: the connection was lost, or the multiplexer closed, before the reply arrived. It is
@@ -523,7 +531,7 @@ class Multiplexer:
         check_positive(concurrency, "concurrency")
         return Service(
             self._hub,
-            self.publish,
+            self._publish,
             name,
             handler,
             concurrency,

@@ -59,8 +59,10 @@ Handler: TypeAlias = Callable[[Request], bytes | Awaitable[bytes | None] | None]
 class Publish(Protocol):
     """Publishes a payload on a channel; returns the number of connections that received it, as Redis counts them."""
 
-    def __call__(self, channel: bytes, data: bytes, *, sharded: bool = False) -> Awaitable[int]:
-        """Publish the payload."""
+    def __call__(
+        self, channel: bytes, data: bytes, *, sharded: bool = False, must_be_heard: bool = False
+    ) -> Awaitable[int]:
+        """Publish the payload. If it must be heard, raise `NoResponders` when it is certain that nobody received it."""
         ...
 
 
@@ -161,24 +163,24 @@ class Requester:
     # --- sending
 
     async def _send(self, request: OutgoingRequest, reply_to: bytes, outcome: asyncio.Future[Any]) -> None:
-        """Publish a request, and check that somebody received it.
+        """Publish a request. Raise `NoResponders` when it is certain that nobody received it.
 
         Return early when `outcome` is done first: the requester has its reply, or can get none any more.
         """
         try:
-            await _run_until_done(outcome, self._publish_request(request, reply_to, outcome))
+            await _run_until_done(outcome, self._publish_request(request, reply_to))
+        except NoResponders:
+            if not outcome.done():
+                raise
         except (ConnectionLost, MultiplexerIsClosed) as error:
             if outcome.done():
                 return
             reason = "connection lost" if isinstance(error, ConnectionLost) else "closed"
             raise PromiseInterrupted(request.channel, reason) from error
 
-    async def _publish_request(self, request: OutgoingRequest, reply_to: bytes, outcome: asyncio.Future[Any]) -> None:
-        receivers = await self._publish(request.channel, request.encode(reply_to), sharded=request.sharded)
-        if receivers > 0 or outcome.done():
-            return
-        if await self._hub.deployment.counts_all(request.channel, sharded=request.sharded):
-            raise NoResponders(request.channel)
+    async def _publish_request(self, request: OutgoingRequest, reply_to: bytes) -> None:
+        data = request.encode(reply_to)
+        await self._publish(request.channel, data, sharded=request.sharded, must_be_heard=True)
 
 
 class _ReplySubscription:

@@ -912,8 +912,8 @@ MUTANTS = [
     Mutant(
         "the reply to a call that was cancelled is given to the next one",
         "_io/publishing/pipeline.py",
-        "outcome = sent.popleft().outcome",
-        "outcome = min([sent.popleft(), *sent], key=lambda call: call.outcome.done()).outcome",
+        "            call = sent.popleft()\n",
+        "            call = min([sent.popleft(), *sent], key=lambda call: call.outcome.done())\n",
         "tests/live/test_mixing.py -k valkey",
     ),
     Mutant(
@@ -947,8 +947,8 @@ MUTANTS = [
     Mutant(
         "an answer that comes too late is given to another call",
         "_io/publishing/pipeline.py",
-        "                connection.abort()\n            self._redirect_moved()\n        return is_usable\n",
-        "                pass\n            self._redirect_moved()\n        return True\n",
+        "                sent.clear()\n                connection.abort()\n            for call",
+        "                sent.clear()\n                is_usable = True\n            for call",
         f"{PUBLISH} -k a_late_reply_goes_to_no_other_call",
     ),
     Mutant(
@@ -1132,10 +1132,31 @@ MUTANTS = [
         f"{REQUEST} -k a_lost_connection_interrupts_a",
     ),
     Mutant(
+        "a master is believed to count what its replicas count",
+        "_io/redispy/connection.py",
+        '{b"role:master", b"connected_slaves:0", b"repl_backlog_active:0"}',
+        '{b"role:master"}',
+        "tests/live/test_no_responders.py -k hears_requests",
+    ),
+    Mutant(
+        "a replica that is away for a moment does not count",
+        "_io/redispy/connection.py",
+        'b"connected_slaves:0", b"repl_backlog_active:0"}',
+        'b"connected_slaves:0"}',
+        "tests/live/test_no_responders.py -k without_a_connection",
+    ),
+    Mutant(
+        "each request that nobody hears asks for the replicas",
+        "_io/redispy/connection.py",
+        "monotonic() < self._incomplete.get(sharded, -math.inf) + COUNTS_INTERVAL",
+        "False",
+        "tests/live/test_no_responders.py -k receivers_asks",
+    ),
+    Mutant(
         "the count of a node is believed to be that of its cluster",
-        "_io/deployment/standalone.py",
-        "self._counts_all = not is_node",
-        "self._counts_all = True",
+        "_io/redispy/connection.py",
+        'ALONE_AND_NO_NODE = ALONE | {b"cluster_enabled:0"}',
+        "ALONE_AND_NO_NODE = ALONE",
         f"{REQUEST} -k one_cluster_nodes_count_proves_nothing",
     ),
     Mutant(

@@ -16,7 +16,7 @@ from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, NoResponders, PromiseTimeout, Request
+from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, PromiseTimeout, Request
 from redismpx._core.wire import Kind
 from redismpx._io.deployment import shards as shards_module
 from redismpx._io.publishing import cluster as publishing_module
@@ -995,9 +995,7 @@ async def test_least_privilege_users_are_enough(shared_cluster: Cluster) -> None
             await node.ask("ACL", "DELUSER", *users)
 
 
-async def test_a_former_primarys_zero_count_is_not_trusted(
-    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_former_primarys_zero_count_is_not_trusted(shared_cluster: Cluster) -> None:
     """A demoted primary accepts publishes for its shard but counts only its own clients, so 0 proves nothing."""
 
     async def answer(request: Request) -> bytes:
@@ -1005,17 +1003,14 @@ async def test_a_former_primarys_zero_count_is_not_trusted(
         return b"answer"
 
     owner, *_ = await shared_cluster.primaries()
-    served, nobody = await at(owner, 2)
+    (served,) = await at(owner)
     async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
         service = other.serve(served, answer, sharded=True)
         await service.wait_for_activation(10)
         assert await mpx.request(served, "?", timeout=10, sharded=True) == b"answer"
         await shared_cluster.failover(owner)
         await at_their_owners(shared_cluster, [served])
-        monkeypatch.setattr(mpx._hub.deployment.shards._slot_map, "seen", 0.0)  # it is some time ago
         assert await mpx.request(served, "?", timeout=10, sharded=True) == b"answer"
-        with pytest.raises(NoResponders):
-            await mpx.request(nobody, "?", timeout=10, sharded=True)
 
 
 async def test_a_zero_count_leads_to_the_new_primary(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

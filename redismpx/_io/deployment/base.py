@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from contextvars import Context
 from typing import NamedTuple
@@ -31,7 +30,7 @@ class DeploymentOptions(NamedTuple):
     """Called when the session has ended, also when asyncio cancelled it."""
 
 
-class Deployment(ABC):
+class Deployment:
     """Where the servers are, and which of them owns a name."""
 
     def __init__(self, new_endpoint: Callable[[], Endpoint], publisher: Publisher, options: DeploymentOptions) -> None:
@@ -113,12 +112,6 @@ class Deployment(ABC):
     def shard_count(self) -> int:
         """How many primaries of a cluster there are connections to, for shard channels."""
         return 0
-
-    # --- publishing
-
-    @abstractmethod
-    async def counts_all(self, channel: bytes, *, sharded: bool) -> bool:
-        """Tell whether a count of 0 from PUBLISH means that nobody is subscribed."""
 
     # --- the end
 

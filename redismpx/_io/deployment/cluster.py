@@ -25,7 +25,6 @@ class Cluster(Deployment):
         session = options.session
         publisher = ClusterPublisher(slot_map, options.publish_timeout, session.tasks, session.counters, self.doubt)
         super().__init__(lambda: AnyNodeEndpoint(slot_map), publisher, options)
-        self._publisher = publisher
         self.shards: Shards = Shards(slot_map, self._new_session)
 
     def _new_session(self, endpoint: Endpoint, evict: Evict) -> Session:
@@ -74,12 +73,6 @@ class Cluster(Deployment):
     def shard_count(self) -> int:
         """How many primaries there are connections to, for shard channels."""
         return len(self.shards)
-
-    # --- publishing
-
-    async def counts_all(self, channel: bytes, *, sharded: bool) -> bool:
-        """Tell whether a count of 0 means that nobody is subscribed. For a plain channel, a node counts its clients."""
-        return sharded and await self._publisher.counts_all(channel)
 
     # --- the end
 

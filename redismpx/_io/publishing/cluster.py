@@ -10,7 +10,6 @@ from time import monotonic
 
 from ...errors import plain
 from ...stats import Counters
-from ..redispy.client import key_slot
 from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, NodeEndpoint, SlotMap
@@ -65,17 +64,6 @@ class ClusterPublisher(Publisher):
         if count == 0 and not self._closed and self._map_is_older_than(REFRESH_INTERVAL):
             self._tasks.start(self._refresh(), "redismpx slot map", Context())
         return count
-
-    async def counts_all(self, channel: bytes) -> bool:
-        """Tell whether a count of 0 for a shard channel means that nobody is subscribed.
-
-        A demoted primary still accepts messages, as a replica, and counts its own clients only.
-        """
-        slot = key_slot(channel)
-        owner = self._slot_map.owner(slot)
-        if self._map_is_older_than(1.0):
-            await self._refresh()
-        return owner is not None and owner == self._slot_map.owner(slot)
 
     def close(self) -> None:
         """Fail the calls that have no outcome yet."""

@@ -14,7 +14,7 @@ from contextvars import Context
 from typing import Protocol
 
 from ..._core.wire import Redirection
-from ...errors import ConnectionLost, MultiplexerIsClosed, plain
+from ...errors import ConnectionLost, MultiplexerIsClosed, NoResponders, plain
 from ...stats import Counters
 from ..redispy.client import publish_backoff
 from ..redispy.connection import Address, Connection
@@ -63,6 +63,7 @@ class Pipeline:
         self._waiting: deque[PublishCall] = deque()
         self._sent: deque[PublishCall] = deque()  # the calls of the batch in flight that have no reply yet
         self._moved: list[Moved] = []  # redirected calls of that batch; they stay until it ends, so none overtakes them
+        self._unheard: list[PublishCall] = []  # calls of that batch with a count of 0 that must be heard
         self._bounced = False  # whether a call of that batch was redirected for the second time
         self._called = Notifier()
         self._task: asyncio.Task[object] | None = None
@@ -73,7 +74,7 @@ class Pipeline:
     @property
     def outcomes(self) -> list[asyncio.Future[int]]:
         """The futures of the calls that have no outcome yet."""
-        calls = (*self._sent, *(call for call, _ in self._moved), *self._waiting)
+        calls = (*self._sent, *self._unheard, *(call for call, _ in self._moved), *self._waiting)
         return [call.outcome for call in calls if not call.outcome.done()]
 
     @property
@@ -165,6 +166,7 @@ class Pipeline:
                 await connection.send(b"".join([call.command for call in sent]))
                 if not is_cancelling():
                     await self._read_replies(connection, sent)
+                    await self._reject_unheard(connection)
                     is_usable = True
         except Exception as error:  # noqa: BLE001, after any failure no reply can be told from another
             connection.hide_secrets_in(error)
@@ -175,6 +177,10 @@ class Pipeline:
                 self._lose(sent, "closed before Redis answered", None)
                 sent.clear()
                 connection.abort()
+            for call in self._unheard:
+                if not call.outcome.done():
+                    call.outcome.set_result(0)  # which proves nothing
+            self._unheard.clear()
             self._redirect_moved()
         return is_usable
 
@@ -193,9 +199,19 @@ class Pipeline:
             if type(reply) is not int:
                 raise TypeError(f"PUBLISH was answered with {type(reply).__name__}")
             self._counters.published += 1
-            outcome = sent.popleft().outcome
-            if not outcome.done():
-                outcome.set_result(reply)
+            call = sent.popleft()
+            if reply == 0 and call.must_be_heard:
+                self._unheard.append(call)
+            elif not call.outcome.done():
+                call.outcome.set_result(reply)
+
+    async def _reject_unheard(self, connection: Connection) -> None:
+        """Fail the calls that must be heard and were not, if it is certain that nobody gets their messages."""
+        for sharded in {call.slot is not None for call in self._unheard}:
+            if await connection.counts_all(sharded=sharded):
+                for call in self._unheard:
+                    if (call.slot is not None) is sharded and not call.outcome.done():
+                        call.outcome.set_exception(NoResponders(call.channel))
 
     def _reject(self, call: PublishCall, error: ResponseError) -> None:
         """Fail a call with an error reply; one that was redirected is kept for its new owner."""

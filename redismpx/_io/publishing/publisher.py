@@ -44,9 +44,13 @@ class Publisher:
     def _all_pipelines(self) -> Iterable[Pipeline]:
         return (self._pipeline,)
 
-    async def publish(self, channel: bytes, data: bytes, *, sharded: bool) -> int:
-        """Publish after all earlier calls; return how many connections received the message, as Redis counts."""
-        call = PublishCall(channel, data, key_slot(channel) if sharded else None, self._timeout)
+    async def publish(self, channel: bytes, data: bytes, *, sharded: bool, must_be_heard: bool) -> int:
+        """Publish after all earlier calls; return how many connections received the message, as Redis counts.
+
+        Raise `NoResponders` if the message must be heard, and it is certain that nobody received it.
+        """
+        slot = key_slot(channel) if sharded else None
+        call = PublishCall(channel, data, slot, self._timeout, must_be_heard=must_be_heard)
         try:
             return await self._send(call)
         except BaseException:  # the outcome, or a cancellation: for the caller in both cases

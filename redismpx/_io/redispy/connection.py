@@ -14,10 +14,16 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ResponseError
 
 from .secrets import Secrets
 
 ROLE_INTERVAL = 1.0  # seconds between two questions for the role of a server that is in use
+COUNTS_INTERVAL = 1.0  # seconds for which a server that does not count all subscribers is not asked again
+
+# In the reply to INFO of a server that counts all subscribers of a shard channel, and of any channel.
+ALONE = frozenset({b"role:master", b"connected_slaves:0", b"repl_backlog_active:0"})
+ALONE_AND_NO_NODE = ALONE | {b"cluster_enabled:0"}
 
 Address: TypeAlias = tuple[str, int]
 """A host and a port; the path and 0 for a Unix socket."""
@@ -52,6 +58,7 @@ class Connection:
         self._checked = monotonic()
         self._is_master = False  # whether the server has said so, at `_asked`
         self._asked = -math.inf
+        self._incomplete: dict[bool, float] = {}  # when the server was found not to count all, by `sharded`
 
     @property
     def address(self) -> Address:
@@ -171,6 +178,30 @@ class Connection:
             return False
         await self.hello()
         return not self._is_master
+
+    async def counts_all(self, *, sharded: bool) -> bool:
+        """Tell whether nobody gets a message that PUBLISH, or SPUBLISH, was answered with 0 for before this call.
+
+        A replica of the server gets the message too, and its subscribers are not counted. It gets the message even if
+        it is not connected at the moment: later, out of the backlog. A server frees the backlog when it had no replica
+        for some time, an hour by default; so there has been no replica if there is no backlog. A replica itself, and a
+        node of a cluster, count their own subscribers only.
+
+        A server that does not say all this proves nothing. Such an answer is believed for COUNTS_INTERVAL: if it is
+        wrong, a request waits for its timeout. The other answer is about the past, and is never used twice.
+        """
+        if monotonic() < self._incomplete.get(sharded, -math.inf) + COUNTS_INTERVAL:
+            return False
+        await self._raw.send_command("INFO", check_health=False)
+        try:
+            reply = await self._raw.read_response(disable_decoding=True)
+        except ResponseError:  # no right to ask
+            reply = b""
+        lines = reply.split(b"\r\n") if type(reply) is bytes else []
+        counts_all = (ALONE if sharded else ALONE_AND_NO_NODE).issubset(lines)
+        if not counts_all:
+            self._incomplete[sharded] = monotonic()
+        return counts_all
 
     # --- the end
 
