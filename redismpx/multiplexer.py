@@ -6,6 +6,7 @@ __all__ = ["Multiplexer"]
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -610,9 +611,9 @@ class Multiplexer:
         """Close everything at once. No callback is called after this returns.
 
         All subscriptions are closed, and outstanding promises and `publish()` calls fail. Async callbacks that are
-        being awaited are cancelled, except one that calls `close()`. May be called at any time, also from inside a
-        callback; without effect when closed already. Sockets and tasks are released in the next ticks of the loop;
-        `aclose()` waits for that.
+        being awaited are cancelled, except one that calls `close()`, itself or by way of a task that it has started.
+        May be called at any time, also from inside a callback; without effect when closed already. Sockets and tasks
+        are released in the next ticks of the loop; `aclose()` waits for that.
         """
         self._hub.check()
         self._hub.close()
@@ -625,9 +626,9 @@ class Multiplexer:
         may still publish, and services reply to the requests they have received. The last step before closing is to
         wait for the outcome of each `publish()`.
 
-        Offline, there is nothing to unsubscribe from. Cancelled, it closes at once. Called from inside a callback, it
-        returns at once and continues in the background, because it cannot wait for that callback. Without effect when
-        closed already.
+        Offline, there is nothing to unsubscribe from. Cancelled, it closes at once. Called from inside a callback, or
+        from a task that a running callback has started, it returns at once and continues in the background, because it
+        cannot wait for that callback. Without effect when closed already.
 
         Args:
             timeout: seconds after which the multiplexer is closed in any case, and buffered messages are dropped. None:
@@ -643,7 +644,8 @@ class Multiplexer:
             return
         self._hub.drain()
         if self._hub.tasks.are_running:
-            self._hub.tasks.start(self._drain_in_background(timeout), "redismpx drain")
+            # In an empty context: it waits for the callback that the running code belongs to.
+            Context().run(self._hub.tasks.start, self._drain_in_background(timeout), "redismpx drain")
         else:
             await self._drain(timeout)
 
@@ -671,9 +673,9 @@ class Multiplexer:
     async def aclose(self) -> None:
         """Close, and wait until every task has ended and every socket is closed.
 
-        This takes a few seconds at most, even if callbacks ignore their cancellation. Called from inside a callback, it
-        does not wait for that callback. If it is cancelled, closing continues, and another `aclose()` waits for the
-        rest. Works offline, and when closed already.
+        This takes a few seconds at most, even if callbacks ignore their cancellation. Called from inside a callback, or
+        from a task that a running callback has started, it does not wait for that callback. If it is cancelled, closing
+        continues, and another `aclose()` waits for the rest. Works offline, and when closed already.
         """
         self.close()
         self._hub.tasks.cancel()  # also a callback that called close() and still runs

@@ -14,7 +14,7 @@ from ._io.delivery.consumer import Consumer
 from ._io.delivery.reporter import Reporter
 from ._io.hub import Hub
 from ._io.runtime.notification import Notifier
-from ._io.runtime.tasks import is_cancelled, running_task
+from ._io.runtime.tasks import adopt, belongs_to, is_cancelled
 from .envelope import Envelope
 from .errors import quote
 from .reply import new_failure, new_reply, read_request
@@ -91,7 +91,7 @@ class Service(Subscription):
         """
         super().close()
         for task in tuple(self._tasks):
-            if task is not running_task() and not task.get_loop().is_closed():
+            if not belongs_to(task) and not task.get_loop().is_closed():
                 task.cancel()
 
     async def _consumed(self) -> None:
@@ -122,6 +122,7 @@ class Service(Subscription):
         try:
             result = self._handler(request)
             if inspect.isawaitable(result):
+                adopt(result)
                 result = await result
             reply = new_reply(result)
         except BaseException as error:
@@ -129,7 +130,7 @@ class Service(Subscription):
                 raise
             failures.append((error, _HANDLING))
             reply = new_failure(error)
-        if request.reply_to is not None:
+        if request.reply_to is not None and not self.closed:
             try:
                 await self._publish_reply(request.reply_to, reply, failures)
             except Exception as error:  # noqa: BLE001, it is for the owner of the service only: there is no reply

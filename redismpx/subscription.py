@@ -41,8 +41,8 @@ class Subscription(ABC):
         """Unsubscribe from everything, at once and for good.
 
         No callback is called after this. Buffered messages are dropped. An async callback that is being awaited is
-        cancelled, unless it is the one that calls `close()`. Works offline. Without effect when the subscription is
-        closed already.
+        cancelled, unless it calls `close()`, itself or by way of a task that it has started. Works offline. Without
+        effect when the subscription is closed already.
         """
         if self._inbox.closed:
             return

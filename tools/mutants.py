@@ -34,6 +34,7 @@ BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
 CANARY = "tests/live/test_canary.py"
 CANCELLATION = "tests/live/test_cancellation.py"
+CLOSING = "tests/live/test_closing.py"
 CLUSTER = "tests/cluster/test_cluster.py"
 LAST_MESSAGES = "tests/live/test_last_messages.py"
 PICKLING = "tests/api/test_pickling.py"
@@ -307,7 +308,7 @@ MUTANTS = [
     Mutant(
         "P6: closing from a callback waits for the callback",
         "_io/runtime/tasks.py",
-        "return [task for task in self._tasks if task is not current]",
+        "return [task for task in self._tasks if not belongs_to(task)]",
         "return list(self._tasks)",
         f"{TORTURE} -k closing_inside",
     ),
@@ -1101,6 +1102,42 @@ MUTANTS = [
         "        if not self._is_trusted(host):\n",
         "        if False:\n",
         "tests/live/test_demo.py -k a_name_made_to_lead_here_opens_no_websocket",
+    ),
+    # The end.
+    Mutant(
+        "a callback that closes by way of another task is cancelled",
+        "_io/runtime/tasks.py",
+        "    return task is running_task() or task.get_coro() in _callers.get()\n",
+        "    return task is running_task()\n",
+        f"{CLOSING} -k a_callback_may_end_it_by_another_task",
+    ),
+    Mutant(
+        "a task that a callback returned does not belong to it",
+        "_io/runtime/tasks.py",
+        "    if isinstance(awaitable, asyncio.Task) and ",
+        "    if False and ",
+        f"{CLOSING} -k a_task_that_a_callback_returns_may_end_it",
+    ),
+    Mutant(
+        "a drain in the background leaves the callback that began it",
+        "multiplexer.py",
+        "            Context().run(self._hub.tasks.start, ",
+        "            (lambda start, *arguments: start(*arguments))(self._hub.tasks.start, ",
+        f"{CLOSING} -k a_callback_that_hangs_after_drain_is_cancelled",
+    ),
+    Mutant(
+        "a handler that closes its service sends its reply",
+        "service.py",
+        " and not self.closed:\n            try:",
+        ":\n            try:",
+        f"{CLOSING} -k a_handler_that_closes_its_service_sends_no_reply",
+    ),
+    Mutant(
+        "request_many() read after the end waits for its timeout",
+        "_io/hub.py",
+        "        if self.state is not HubState.OPEN:\n            raise",
+        "        if False:\n            raise",
+        f"{REQUEST} -k request_many_read_after_the_end_raises",
     ),
     # Request and reply.
     Mutant(

@@ -12,7 +12,7 @@ from typing import Protocol
 from .._core.budget import Budget
 from .._core.wire import Kind
 from ..arguments import Limits
-from ..errors import ConnectionLost, LimitReached, TooManyChannels, TooManyPatterns
+from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyChannels, TooManyPatterns
 from ..stats import Counters
 from .delivery.consumer import DeliveryContext
 from .deployment import Deployment
@@ -85,7 +85,9 @@ class Hub:
     # --- what subscriptions call
 
     def join(self, subscription: Closable) -> None:
-        """Register a subscription, to be closed at the end."""
+        """Register a subscription, to be closed at the end. Raises `MultiplexerIsClosed` after the end has begun."""
+        if self.state is not HubState.OPEN:
+            raise MultiplexerIsClosed
         self.subscriptions.add(subscription)
 
     def leave(self, subscription: Closable) -> None:

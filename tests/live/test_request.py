@@ -460,6 +460,38 @@ async def test_closing_interrupts_pending_requests(url: str) -> None:
         await mpx.request("a", b"", timeout=1)
 
 
+@pytest.mark.parametrize("end", ["close", "aclose", "drain", "draining"])
+async def test_request_many_read_after_the_end_raises(url: str, end: str) -> None:
+    """An iteration that begins after the end has begun raises MultiplexerIsClosed at once, and leaves nothing."""
+    gate = asyncio.Event()
+
+    async def hold(channel: bytes, data: bytes) -> None:
+        await gate.wait()
+
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(hold)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        replies = mpx.request_many("service", b"", timeout=600)
+        draining = None
+        if end == "close":
+            mpx.close()
+        elif end == "draining":
+            await mpx.publish("a", "x")
+            await until(lambda: not sub._inbox.idle)
+            draining = asyncio.create_task(mpx.drain())
+            await asyncio.sleep(0)
+        else:
+            await getattr(mpx, end)()
+        async with asyncio.timeout(1):
+            with pytest.raises(MultiplexerIsClosed):
+                await anext(replies)
+        gate.set()
+        if draining is not None:
+            await draining
+    assert mpx.stats().subscriptions == 0
+
+
 async def test_a_forged_reply_to_a_guessed_channel_does_nothing(mpx: Multiplexer, admin: Redis) -> None:
     """Forged replies to guessed channels reach no request, and a second reply is ignored."""
     gate = asyncio.Event()
@@ -890,12 +922,15 @@ async def test_drain_cancels_handlers_at_its_timeout(url: str) -> None:
 
 
 async def test_a_closing_service_cancels_its_handlers(mpx: Multiplexer, other: Multiplexer, admin: Redis) -> None:
-    """close() cancels the running handlers, except the one that calls it, and sends no replies for them."""
+    """close() cancels the running handlers, except the one that calls it, and sends no reply any more."""
     cancelled: list[bytes] = []
+    finished: list[bytes] = []
 
     async def never(request: Request) -> bytes:
         if request.body == b"close":
             service.close()
+            await asyncio.sleep(0)
+            finished.append(request.body)
             return b"closed by it"
         try:
             await asyncio.Event().wait()
@@ -906,8 +941,9 @@ async def test_a_closing_service_cancels_its_handlers(mpx: Multiplexer, other: M
     service = await active(mpx.serve("a", never, concurrency=3))
     asking = [asyncio.ensure_future(other.request("a", str(number), timeout=60)) for number in range(2)]
     await until(lambda: service.in_flight == 2)
-    assert await other.request("a", "close", timeout=30) == b"closed by it"  # who closes it is not cancelled
+    asking.append(asyncio.ensure_future(other.request("a", "close", timeout=60)))
     await until(lambda: len(cancelled) == 2 and service.in_flight == 0)
+    assert finished == [b"close"]
     service.close()
     with pytest.raises(SubscriptionIsClosed):
         await service.wait_for_activation(1)

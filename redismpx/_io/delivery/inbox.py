@@ -12,7 +12,7 @@ from typing import Any
 from ..._core.buffer import FULL
 from ..._core.event_list import Signal
 from ...errors import ConnectionLost, DecodeError, SubscriptionRefused
-from ..runtime.tasks import TIME_SLICE, running_task
+from ..runtime.tasks import TIME_SLICE, belongs_to
 from ..session.subscriber import Deliver
 from .consumer import Consumer, DeliveryContext
 from .event_queue import EventQueue, QueueState
@@ -118,7 +118,7 @@ class Inbox(EventQueue):
         """Drop all events, call no callback any more, and cancel the callback that is awaited, unless it calls this."""
         self.end()
         for task in (self.worker, None if self._reporter is None else self._reporter.aside):
-            if task is not None and task is not running_task() and not task.get_loop().is_closed():
+            if task is not None and not belongs_to(task) and not task.get_loop().is_closed():
                 task.cancel()
 
     async def read(self) -> tuple[bytes, Any]:

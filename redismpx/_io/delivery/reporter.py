@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ...typing import OnError
 from ..runtime.log import logger
-from ..runtime.tasks import Tasks, is_cancelled, running_task
+from ..runtime.tasks import Tasks, adopt, is_cancelled, running_task
 
 LOG_INTERVAL = 10.0  # seconds between two records of the same type of error of one subscription
 
@@ -64,6 +64,7 @@ class Reporter:
         report = self.failed(error, callback, closed)
         if report is None:
             return
+        adopt(report.awaitable)
         try:
             await report.awaitable
         except BaseException as failure:
@@ -76,6 +77,7 @@ class Reporter:
         task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
+        adopt(report.awaitable)
         try:
             await report.awaitable
         except BaseException as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..._core.event_list import QueuedSignal, Signal
 from ...errors import ConnectionLost, narrow
-from ..runtime.tasks import TIME_SLICE, is_cancelled, running_task
+from ..runtime.tasks import TIME_SLICE, adopt, is_cancelled, running_task
 from ..session.subscriber import Deliver
 from .event_queue import EventQueue
 from .reporter import Report
@@ -97,6 +97,7 @@ async def _settle(queue: EventQueue, result: object) -> None:
     if isinstance(result, Report):
         await queue.reporter.settle_report(result)
     elif inspect.isawaitable(result):
+        adopt(result)
         await result
 
 

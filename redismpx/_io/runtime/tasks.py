@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from contextvars import Context
+from contextvars import Context, ContextVar, copy_context
 
 from .log import logger
 
@@ -15,6 +15,9 @@ TIME_SLICE = (
 LOOK_AFTER = 16  # messages or deliveries between two looks at the clock
 END_TIMEOUT = 5.0  # seconds until closing no longer waits for a cancelled task
 CANCEL_AGAIN = 0.5  # seconds until a task of the library that has not ended is cancelled again
+
+_callers: ContextVar[tuple[object, ...]] = ContextVar("redismpx callbacks", default=())
+"""The coroutines of the callbacks that the running code belongs to. A task that a callback starts inherits them."""
 
 
 class Tasks:
@@ -34,6 +37,10 @@ class Tasks:
         A task of the library gets a context; a callback's task gets none, and runs in a copy of the current one.
         """
         loop = asyncio.get_running_loop()
+        is_own = context is not None
+        if context is None:
+            context = copy_context()
+            context.run(_callers.set, (*_callers.get(), coroutine))
         task: asyncio.Task[object]
         if sys.version_info >= (3, 12):
             self._starting += 1
@@ -47,7 +54,7 @@ class Tasks:
             self._end(task)
         else:
             self._tasks.add(task)
-            if context is not None:
+            if is_own:
                 self._own.add(task)
             task.add_done_callback(self._end)
         return task
@@ -64,13 +71,14 @@ class Tasks:
     @property
     def are_running(self) -> bool:
         """Whether the running code belongs to one of the tasks."""
-        return self._starting > 0 or running_task() in self._tasks
+        return self._starting > 0 or any(map(belongs_to, self._tasks))
 
     def cancel(self) -> None:
-        """Cancel all tasks but the running one; those of the library each CANCEL_AGAIN until they end.
+        """Cancel all tasks that the running code does not belong to.
 
         Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; the
-        read that follows may take long. A callback is cancelled once: it may be cleaning up.
+        read that follows may take long. So a task of the library is cancelled each CANCEL_AGAIN. A callback is
+        cancelled once: it may be cleaning up.
         """
         for task in self._others():
             if not task.cancelling():
@@ -86,7 +94,7 @@ class Tasks:
             self._again = self._again or task.get_loop().call_later(CANCEL_AGAIN, self._cancel_again)
 
     async def ended(self) -> None:
-        """Wait until all tasks but the running one have ended, for END_TIMEOUT at most; cancel() comes first."""
+        """Wait until the cancelled tasks have ended, for END_TIMEOUT at most; cancel() comes first."""
         if others := self._others():
             _, stuck = await asyncio.wait(others, timeout=END_TIMEOUT)
             for task in stuck:
@@ -97,8 +105,7 @@ class Tasks:
                 )
 
     def _others(self) -> list[asyncio.Task[object]]:
-        current = running_task()
-        return [task for task in self._tasks if task is not current]
+        return [task for task in self._tasks if not belongs_to(task)]
 
 
 def running_task() -> asyncio.Task[object] | None:
@@ -107,6 +114,22 @@ def running_task() -> asyncio.Task[object] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
+
+
+def belongs_to(task: asyncio.Task[object]) -> bool:
+    """Tell whether the running code belongs to a task: the task runs, or has started the task that runs.
+
+    A callback must not be waited for by code that it may wait for. `await asyncio.gather(mpx.aclose())`, for example,
+    runs `aclose()` in a task of its own.
+    """
+    return task is running_task() or task.get_coro() in _callers.get()
+
+
+def adopt(awaitable: object) -> None:
+    """Let a task that a callback returned belong to the running task, which awaits it."""
+    if isinstance(awaitable, asyncio.Task) and sys.version_info >= (3, 12):  # before, a task does not tell its context
+        context = awaitable.get_context()
+        context.run(_callers.set, (*context.get(_callers, ()), *_callers.get()))
 
 
 def is_cancelling() -> bool:

@@ -1,0 +1,186 @@
+"""Closing from inside users' code: by way of another task, in a handler, in a backoff, in a log handler."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from redismpx import Envelope, Multiplexer, Request
+
+from ..helpers.waiting import until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+Ending = Callable[[], Coroutine[Any, Any, object]]
+
+
+async def by_group(end: Ending) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(end())
+
+
+async def by_waiting(end: Ending) -> None:
+    await asyncio.wait([asyncio.create_task(end())])
+
+
+WAYS: dict[str, Callable[[Ending], Awaitable[object]]] = {
+    "gather": lambda end: asyncio.gather(end()),
+    "group": by_group,
+    "shield": lambda end: asyncio.shield(end()),
+    "wait": by_waiting,
+    "wait_for": lambda end: asyncio.wait_for(end(), 30),
+    "task in a task": lambda end: asyncio.create_task(by_waiting(end)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("place", ["on_message", "on_error", "handler"])
+@pytest.mark.parametrize("ending", ["drain", "aclose"])
+async def test_a_callback_may_end_it_by_another_task(url: str, admin: Redis, ending: str, place: str, way: str) -> None:
+    """A callback that awaits a task which awaits drain() or aclose() ends normally, and the multiplexer closes."""
+    ended: list[str] = []
+
+    async def end(*_: object) -> None:
+        try:
+            async with asyncio.timeout(3):  # less than closing waits for a task that does not end
+                await WAYS[way](getattr(mpx, ending))
+            ended.append("normally")
+        except BaseException as error:
+            ended.append(repr(error))
+            raise
+
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    mpx = Multiplexer(url)
+    if place == "handler":
+        sub = mpx.serve("a", end)
+    else:
+        sub = mpx.new_channel_subscription(
+            end if place == "on_message" else fail, on_error=end if place == "on_error" else None
+        )
+        sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", bytes(Envelope(b"")))
+    await until(lambda: bool(ended))
+    assert ended == ["normally"]
+    await until(lambda: mpx.stats().state == "closed")
+    await mpx.aclose()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a task does not tell its context")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ending", ["drain", "aclose"])
+async def test_a_task_that_a_callback_returns_may_end_it(url: str, admin: Redis, ending: str, way: str) -> None:
+    """A plain callback returns a task that awaits drain() or aclose(): the task ends normally."""
+    ended: list[str] = []
+
+    async def end() -> None:
+        async with asyncio.timeout(3):
+            await WAYS[way](getattr(mpx, ending))
+        ended.append("normally")
+
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(lambda *_: asyncio.create_task(end()))
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "x")
+    await until(lambda: bool(ended))
+    await until(lambda: mpx.stats().state == "closed")
+    await mpx.aclose()
+
+
+async def test_a_task_that_outlives_its_callback_waits(url: str, admin: Redis) -> None:
+    """drain() in a task that a callback started and did not wait for waits until the messages are handled."""
+    gate, handled, drained = asyncio.Event(), asyncio.Event(), []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def start(channel: bytes, data: bytes) -> None:
+        tasks.append(asyncio.create_task(drain()))
+
+    async def drain() -> None:
+        await gate.wait()
+        await mpx.drain(5)
+        drained.append(handled.is_set())
+
+    async def handle(channel: bytes, data: bytes) -> None:
+        gate.set()
+        await asyncio.sleep(0.05)  # work
+        handled.set()
+
+    mpx = Multiplexer(url)
+    starting, handling = mpx.new_channel_subscription(start), mpx.new_channel_subscription(handle)
+    starting.add("start")
+    handling.add("handle")
+    for sub in (starting, handling):
+        await sub.wait_for_activation(5)
+    await admin.publish("start", "x")
+    await until(lambda: bool(tasks))
+    await admin.publish("handle", "x")
+    await until(lambda: tasks[0].done())
+    assert drained == [True]
+    assert mpx.stats().state == "closed"
+    await mpx.aclose()
+
+
+async def test_a_callback_that_hangs_after_drain_is_cancelled(url: str, admin: Redis) -> None:
+    """A callback that calls drain() and then hangs is cancelled at the timeout of drain()."""
+    cancelled: list[bool] = []
+
+    async def drain_and_hang(channel: bytes, data: bytes) -> None:
+        await asyncio.gather(mpx.drain(0.05))
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    mpx = Multiplexer(url)
+    sub = mpx.new_channel_subscription(drain_and_hang)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await admin.publish("a", "x")
+    await until(lambda: bool(cancelled))
+    await until(lambda: mpx.stats().state == "closed")
+    await mpx.aclose()
+
+
+@pytest.mark.parametrize("way", ["close", "multiplexer", "task"])
+async def test_a_handler_that_closes_its_service_sends_no_reply(url: str, admin: Redis, way: str) -> None:
+    """After close() a service publishes no reply, not even that of the handler which called close()."""
+    finished: list[bool] = []
+    failures: list[Exception] = []
+
+    async def close_later() -> None:
+        service.close()
+
+    async def handle(request: Request) -> bytes:
+        if way == "task":
+            await asyncio.gather(close_later())
+        elif way == "close":
+            service.close()
+        else:
+            mpx.close()
+        finished.append(True)
+        return b"reply"
+
+    async with Multiplexer(url) as beside, Multiplexer(url, on_error=failures.append) as mpx:
+        replies = beside.new_channel_subscription()
+        replies.add("replies", "end")
+        await replies.wait_for_activation(5)
+        service = mpx.serve("a", handle)
+        await service.wait_for_activation(5)
+        await admin.publish("a", bytes(Envelope(b"", reply_to=b"replies")))
+        await until(lambda: bool(finished) and service.in_flight == 0)
+        if way != "multiplexer":
+            await mpx.publish("end", "")  # after a reply, if there was one: messages keep their order
+        else:
+            await mpx.aclose()
+            await admin.publish("end", "")
+        assert (await replies.get(5)).channel == b"end"
+    assert failures == []
