@@ -43,6 +43,7 @@ def to_bytes(name: str | bytes, what: str, max_bytes: int | None = None) -> byte
     if isinstance(name, str):
         name = _encode(name, what)
     if isinstance(name, bytes):
+        name = _exact(name)
         if max_bytes is not None and len(name) > max_bytes:
             raise ValueError(f"{what} of {len(name)} bytes is too long: at most {max_bytes} are allowed")
         return name
@@ -61,7 +62,7 @@ def to_payload(data: Payload, max_bytes: int | None) -> bytes:
         if isinstance(data, str):
             data = _encode(data, "the data")
         elif hasattr(type(data), "__bytes__"):
-            data = bytes(data)
+            data = _exact(bytes(data))
         else:
             try:
                 data = memoryview(data).tobytes()  # type: ignore[arg-type]
@@ -101,11 +102,16 @@ def to_pattern(pattern: str | bytes, limits: Limits) -> bytes:
 
 def _encode(name: str, what: str) -> bytes:
     try:
-        return name.encode()
+        return str.encode(name)
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{what} has a character that UTF-8 cannot encode, at index {error.start}; pass bytes"
         ) from None
+
+
+def _exact(data: bytes) -> bytes:
+    """Return plain bytes: a subclass may have a length, a hash and an equality of its own."""
+    return data if type(data) is bytes else memoryview(data).tobytes()
 
 
 def check_bound(bound: int | None, what: str) -> int | None:

@@ -352,7 +352,7 @@ class Multiplexer:
     async def publish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
         """Publish a message.
 
-        Messages go out in the order of the calls, over one connection of the client's pool. Calls made while the
+        Messages go out in the order of the calls, over a connection of their own. Calls made while the
         connection waits for replies are sent together, in the next pipeline. Each call has its own outcome. A message
         is sent at most once: nothing is retried after it was sent. May be called in callbacks, and during `drain()`.
 
@@ -383,11 +383,11 @@ class Multiplexer:
     async def _publish(
         self, channel: str | bytes, data: Payload, *, sharded: bool = False, must_be_heard: bool = False
     ) -> int:
-        if self._hub.closed:
-            raise MultiplexerIsClosed
-        self._hub.enter()
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
         payload = to_payload(data, self._max_payload)
+        if self._hub.closed:  # also by the payload, while it was converted
+            raise MultiplexerIsClosed
+        self._hub.enter()
         publisher = self._hub.deployment.publisher
         return await publisher.publish(name, payload, sharded=sharded, must_be_heard=must_be_heard)
 

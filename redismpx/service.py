@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Service", "kind_of"]
 
 import asyncio
-import inspect
 from collections.abc import Awaitable
 
 from ._core.buffer import Overflow
@@ -13,6 +12,7 @@ from ._core.wire import Kind, escape_glob
 from ._io.delivery.consumer import Consumer
 from ._io.delivery.reporter import Reporter
 from ._io.hub import Hub
+from ._io.runtime.awaitable import is_awaitable
 from ._io.runtime.notification import Notifier
 from ._io.runtime.tasks import adopt, belongs_to, is_cancelled
 from .envelope import Envelope
@@ -121,7 +121,7 @@ class Service(Subscription):
         failures: list[tuple[BaseException, str]] = []
         try:
             result = self._handler(request)
-            if inspect.isawaitable(result):
+            if is_awaitable(result):
                 adopt(result)
                 result = await result
             reply = new_reply(result)

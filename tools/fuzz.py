@@ -128,6 +128,11 @@ class Connection:
 
     async def connect(self) -> None: ...
 
+    async def send_command(self, *words: object, **options: object) -> None: ...
+
+    async def read_response(self, **options: object) -> list[bytes]:
+        return [b"role", b"master"]  # to HELLO
+
     async def disconnect(self, nowait: bool = False) -> None: ...
 
 

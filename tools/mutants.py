@@ -46,6 +46,7 @@ REGISTRY = "tests/core/test_registry.py"
 SENTINEL = "tests/cluster/test_sentinel.py"
 SHARDED = "tests/live/test_sharded.py"
 TORTURE = "tests/live/test_torture.py"
+USER_OBJECTS = "tests/live/test_user_objects.py"
 
 MUTANTS = [
     # The faults of the Python original.
@@ -172,8 +173,8 @@ MUTANTS = [
     Mutant(
         "a confirmation that comes late marks the wrong state",
         "_core/registry.py",
-        "if command is None or command.verb is not verb or self._unconfirmed[0].name != name:",
-        "if command is None or command.verb.kind is not verb.kind or name not in self._tables[verb.kind]:",
+        "if not commands or commands[0].verb is not verb or unconfirmed[0].name != name:",
+        "if not commands or commands[0].verb.kind is not verb.kind or name not in self._tables[verb.kind]:",
         REGISTRY,
     ),
     Mutant(
@@ -835,7 +836,7 @@ MUTANTS = [
     Mutant(
         "a bad payload ends delivery",
         "_io/delivery/inbox.py",
-        "        except Exception as error:  # noqa: BLE001, users' code\n            return self._report_undecodable",
+        "        except BaseException as error:  # noqa: BLE001, users' code\n            return self._report_undecodable",
         "        except KeyError as error:\n            return self._report_undecodable",
         "tests/live/test_reading.py -k decode",
     ),
@@ -877,9 +878,51 @@ MUTANTS = [
     Mutant(
         "a fan-out to many is done in one go",
         "_io/session/dispatcher.py",
-        "            start += FANOUT_CHUNK\n            if monotonic() > deadline:\n",
-        "            start += FANOUT_CHUNK\n            if False:\n",
-        "tests/live/test_fairness.py -k hundred_thousand",
+        "            elif monotonic() > deadline:\n",
+        "            elif False:\n",
+        "tests/io/test_dispatcher.py -k slices",
+    ),
+    Mutant(
+        "the result of a callback is asked for its class",
+        "_io/runtime/awaitable.py",
+        '    return any("__await__" in vars(base) for base in type.mro(kind))\n',
+        "    return isinstance(result, Awaitable)\n",
+        f"{USER_OBJECTS} -k odd_result",
+    ),
+    Mutant(
+        "decode that closes its subscription is followed by on_message",
+        "_io/delivery/inbox.py",
+        "        if self.closed or channel in self._forgotten:  # decode did that\n",
+        "        if False:\n",
+        f"{USER_OBJECTS} -k may_end_its",
+    ),
+    Mutant(
+        "a subscription that came back during a fan-out gets the old message",
+        "_io/session/session.py",
+        "        if not self._dispatcher.is_interrupted:",
+        "        if True:",
+        f"{USER_OBJECTS} -k came_back",
+    ),
+    Mutant(
+        "a subclass of bytes is trusted",
+        "arguments.py",
+        "    return data if type(data) is bytes else memoryview(data).tobytes()\n",
+        "    return data\n",
+        f"{USER_OBJECTS} -k subclasses",
+    ),
+    Mutant(
+        "long names are sent in batches as large as those of short names",
+        "_core/sync_queue.py",
+        "                room -= len(entry.name)\n",
+        "",
+        f"{REGISTRY} -k bytes",
+    ),
+    Mutant(
+        "a fan-out iterates over subscribers that a finalizer may remove",
+        "_core/entry.py",
+        "states = self._states.copy()",
+        "states = self._states",
+        "tests/io/test_dispatcher.py -k finalizer",
     ),
     Mutant(
         "callbacks run in the context of strangers",

@@ -13,11 +13,11 @@ from typing import Generic
 
 from .bisection import Bisection, NextStep, Probe
 from .entry import NEXT_STATE, NOT_ON_SERVER, Entry, NameEvent, NameState, S, SubscriberState
-from .sync_queue import SUBSCRIBE_BATCH, SyncQueue
+from .in_flight import InFlight
+from .sync_queue import SyncQueue
 from .wire import Command, Kind, ProtocolViolation, Verb
 
 NEXT_IF_CONFIRMED = NEXT_STATE[NameEvent.CONFIRMED]
-SUBSCRIBE_WINDOW = 16 * SUBSCRIBE_BATCH  # names in flight; bounds what the socket buffers, and one flush
 LOSS_CHUNK = 512  # names of a lost connection that are changed between two looks at the clock
 
 
@@ -38,9 +38,8 @@ class Registry(Generic[S]):
         self._out_of_sync: SyncQueue[S] = SyncQueue(slot_of)
         self._probes: deque[tuple[Verb, Probe]] = deque()  # each is to be sent in a command of its own
         self._bisection = Bisection()
-        self._in_flight: deque[Command] = deque()  # commands without a complete reply, oldest first
-        self._unconfirmed: deque[Entry[S]] = deque()  # the names of these commands that are not confirmed yet
-        self._late: list[tuple[Entry[S], S]] = []  # subscribers that were added to a name that was joined already
+        self._in_flight: InFlight[S] = InFlight()
+        self._late: deque[tuple[Entry[S], S]] = deque()  # subscribers that were added to a name that was joined already
         self._refused: dict[Entry[S], None] = {}  # names that the server rejected; retry_refused() retries them
         self._notified_of_loss: S | None = None  # a subscriber whose names are being changed from active to waiting
 
@@ -117,9 +116,7 @@ class Registry(Generic[S]):
     @property
     def has_work(self) -> bool:
         """Whether there is a whole command to send and room for it, or a late subscriber to activate."""
-        if self._late or self._probes:
-            return True
-        return bool(self._out_of_sync) and len(self._unconfirmed) <= SUBSCRIBE_WINDOW - SUBSCRIBE_BATCH
+        return bool(self._late or self._probes or (self._out_of_sync and self._in_flight.has_room))
 
     @property
     def is_empty(self) -> bool:
@@ -129,10 +126,10 @@ class Registry(Generic[S]):
     @property
     def oldest_command(self) -> Command | None:
         """The oldest command without a complete reply."""
-        return self._in_flight[0] if self._in_flight else None
+        return self._in_flight.oldest
 
     def next_commands(self) -> list[Command]:
-        """Return the commands to send now, in order. From here on they count as sent."""
+        """Return the commands to send next, in order: a batch, if there is room. From here on they count as sent."""
         commands: list[Command] = []
         while self._probes:
             verb, probe = self._probes.popleft()
@@ -144,23 +141,24 @@ class Registry(Generic[S]):
                 commands.append(self._mark_sent(Command(verb, probe=probe), entries))
             else:  # no name of the probe is desired any more
                 self._continue_search(verb, self._bisection.accepted(0, probe))
-        room = SUBSCRIBE_WINDOW - len(self._unconfirmed)
-        for verb, entries in self._out_of_sync.take_batches(room, self.draining):
-            commands.append(self._mark_sent(Command(verb), entries))
+        if self._in_flight.has_room:
+            for verb, entries in self._out_of_sync.take_batches(self._in_flight.room, self.draining):
+                commands.append(self._mark_sent(Command(verb), entries))
         return commands
 
     def activate_late(self) -> Iterator[tuple[S, bytes]]:
         """Yield the subscribers that were added to a name that was joined already; each is active from then on."""
-        late, self._late = self._late, []
-        for entry, subscriber in late:
+        while self._late:
+            entry, subscriber = self._late.popleft()
             if entry.state is NameState.JOINED and entry.state_of(subscriber) is SubscriberState.WAITING:
                 entry.set_state(subscriber, SubscriberState.ACTIVE)
                 yield subscriber, entry.name
 
     def ping(self) -> Command:
         """Return a PING to send. Its reply comes in the order of all replies."""
-        self._in_flight.append(Command(Verb.PING))
-        return self._in_flight[-1]
+        command = Command(Verb.PING)
+        self._in_flight.push(command, [])
+        return command
 
     def retry_refused(self) -> bool:
         """Subscribe again to the names that were rejected; return whether there were any."""
@@ -178,14 +176,14 @@ class Registry(Generic[S]):
 
         If the server unsubscribed the name on its own, these are the subscribers to disconnect.
         """
-        command = self._in_flight[0] if self._in_flight else None
-        if command is None or command.verb is not verb or self._unconfirmed[0].name != name:
+        commands, unconfirmed = self._in_flight.commands, self._in_flight.unconfirmed
+        if not commands or commands[0].verb is not verb or unconfirmed[0].name != name:
             return self._take_unrequested(verb, name)
-        entry = self._unconfirmed.popleft()
+        command, entry = commands[0], unconfirmed.popleft()
         entry.state = NEXT_IF_CONFIRMED[entry.state]
         command.confirmed += 1
         if command.confirmed == len(command.names):
-            self._in_flight.popleft()
+            self._in_flight.pop()
             if verb.subscribes:
                 self._continue_search(verb, self._bisection.accepted(len(command.names), command.probe))
         if verb.subscribes and entry.only_subscriber is not None and not self.draining:
@@ -207,9 +205,9 @@ class Registry(Generic[S]):
 
     def pong(self) -> None:
         """Take the reply to a PING."""
-        if not self._in_flight or self._in_flight[0].verb is not Verb.PING:
+        if self.oldest_command is None or self.oldest_command.verb is not Verb.PING:
             raise ProtocolViolation("a reply to PING, while another command must get its reply first")
-        self._in_flight.popleft()
+        self._in_flight.pop()
 
     def refuse(self, *, transient: bool = False) -> tuple[Command, Iterable[S]]:
         """Take an error reply to the whole of the oldest command; return the command, and the subscribers to notify.
@@ -217,10 +215,9 @@ class Registry(Generic[S]):
         Redis does not say which of the names it rejects: the bisection finds the forbidden ones. `transient` says that
         the error is not about the names: retry_refused() sends them again.
         """
-        if not self._in_flight:
+        if self._in_flight.oldest is None:
             raise ProtocolViolation("an error, while no command is in flight")
-        command = self._in_flight.popleft()
-        entries = [self._unconfirmed.popleft() for _ in command.names[command.confirmed :]]
+        command, entries = self._in_flight.pop()
         rejected: Iterable[S] = ()
         if transient or not command.verb.subscribes:
             self._refused.update(dict.fromkeys(entries))  # not out of sync: no command can help now
@@ -250,13 +247,12 @@ class Registry(Generic[S]):
         command = self.oldest_command
         if command is None or command.verb.kind is not Kind.SHARD_CHANNEL or self._slot_of(command.names[0]) != slot:
             return ()
-        self._in_flight.popleft()
-        names = command.names[command.confirmed :]
-        for entry in [self._unconfirmed.popleft() for _ in names]:
+        command, entries = self._in_flight.pop()
+        for entry in entries:
             self._move(entry, NameEvent.REVERTED if command.verb.subscribes else NameEvent.CONFIRMED)
             self._reconcile(entry)
         self._release(command)
-        return names
+        return tuple([entry.name for entry in entries])
 
     def connection_lost(self) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
         """Take the loss of the connection; yield, once each, the subscribers with active names, and these names.
@@ -266,14 +262,19 @@ class Registry(Generic[S]):
         self._forget_connection()
         active: dict[S, list[Entry[S]]] = defaultdict(list)
         following = NEXT_STATE[NameEvent.CONNECTION_LOST]
-        for number, entry in enumerate(self._entries(), 1):
+        steps = 0
+        for entry in self._entries():
             if not entry.has_subscribers and self._tables[entry.kind].get(entry.name) is not entry:
                 continue  # deleted since this began
-            for subscriber in entry.active_subscribers:
-                active[subscriber].append(entry)
             entry.state = following[entry.state]
             self._reconcile(entry)
-            if number % LOSS_CHUNK == 0:
+            for subscriber in entry.active_subscribers:
+                active[subscriber].append(entry)
+                steps += 1
+                if steps % LOSS_CHUNK == 0:
+                    yield None
+            steps += 1
+            if steps % LOSS_CHUNK == 0:
                 yield None
         self._refused.clear()
         yield from self._notify_of_loss(active)
@@ -304,8 +305,7 @@ class Registry(Generic[S]):
         for entry in entries:
             entry.state = following[entry.state]
         command.names = tuple([entry.name for entry in entries])
-        self._in_flight.append(command)
-        self._unconfirmed += entries
+        self._in_flight.push(command, entries)
         return command
 
     def _revert(self, entries: list[Entry[S]]) -> None:
@@ -343,8 +343,8 @@ class Registry(Generic[S]):
         self._notified_of_loss = None
         self._late.clear()
         self._in_flight.clear()
-        self._unconfirmed.clear()
         self._probes.clear()
 
     def _entries(self) -> list[Entry[S]]:
-        return [entry for table in self._tables.values() for entry in table.values()]
+        # Copies: the garbage collector may remove a name at any moment.
+        return [entry for table in self._tables.values() for entry in tuple(table.values())]

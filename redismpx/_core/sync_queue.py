@@ -10,6 +10,7 @@ from .entry import Entry, S
 from .wire import Kind, Verb
 
 SUBSCRIBE_BATCH = 512  # names in one command: the server closes the connection at one giant SUBSCRIBE
+SUBSCRIBE_BATCH_BYTES = 256 * 1024  # of names in flight: the server closes a connection with too many unread replies
 
 
 class SyncQueue(Generic[S]):
@@ -35,19 +36,23 @@ class SyncQueue(Generic[S]):
         self._queue.clear()
 
     def take_batches(self, room: int, draining: bool) -> Iterator[tuple[Verb, list[Entry[S]]]]:
-        """Remove the names that need a command, `room` at most; yield the verb and the names of each command."""
+        """Remove the names that need a command; yield the verb and the names of each command.
+
+        They are SUBSCRIBE_BATCH names at most, and `room` bytes: the last one may exceed that.
+        """
         batches: dict[tuple[Verb, int], list[Entry[S]]] = defaultdict(list)
-        while room > 0 and (self._queue or self.marked):
+        left = SUBSCRIBE_BATCH
+        while left > 0 and room > 0 and (self._queue or self.marked):
             if not self._queue:
-                self._queue.extend(self.marked)
-                self.marked.clear()
+                marked, self.marked = self.marked, {}
+                self._queue.extend(marked)
             entry = self._queue.popleft()
             verb = entry.needed_verb(draining)
             if verb is not None:
                 # A node of a cluster accepts names of one slot only in a command.
                 slot = self._slot_of(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
                 batches[verb, slot].append(entry)
-                room -= 1
+                left -= 1
+                room -= len(entry.name)
         for (verb, _), batch in batches.items():
-            for start in range(0, len(batch), SUBSCRIBE_BATCH):
-                yield verb, batch[start : start + SUBSCRIBE_BATCH]
+            yield verb, batch

@@ -69,6 +69,11 @@ class Command:
     confirmed: int = 0
     probe: Probe | None = None  # of a search for forbidden names; an ordinary command has none
 
+    @property
+    def name_bytes(self) -> int:
+        """The bytes of all its names."""
+        return sum(map(len, self.names))
+
     def as_probe(self) -> Probe:
         """Return the names without a reply as a probe."""
         names = self.names[self.confirmed :]

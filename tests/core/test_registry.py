@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from redis.crc import key_slot
@@ -15,7 +15,7 @@ from redis.crc import key_slot
 from redismpx._core import registry as registry_module
 from redismpx._core.entry import Entry, NameState, SubscriberState
 from redismpx._core.registry import Registry
-from redismpx._core.sync_queue import SUBSCRIBE_BATCH
+from redismpx._core.sync_queue import SUBSCRIBE_BATCH, SUBSCRIBE_BATCH_BYTES
 from redismpx._core.wire import SUBSCRIBE_VERBS, UNSUBSCRIBE_VERBS, Command, Kind, Verb
 
 NAMES = [b"a", b"{a}b", b"\r\n"]
@@ -457,3 +457,25 @@ def test_one_forbidden_name_costs_a_binary_search() -> None:
         assert sent - 1 <= math.log2(SUBSCRIBE_BATCH) + 2, position
         standings = [registry.subscriber_state(Kind.CHANNEL, b"%d" % n, "user") for n in range(SUBSCRIBE_BATCH)]
         assert standings.count(SubscriberState.ACTIVE) == SUBSCRIBE_BATCH - 1
+
+
+@given(st.lists(st.integers(1, 100_000), min_size=1, max_size=200), st.integers(0, 3))
+def test_names_in_flight_are_bounded_in_bytes(sizes: list[int], replies: int) -> None:
+    """Long names go out in small commands, so that neither side buffers much more than SUBSCRIBE_BATCH_BYTES."""
+    registry: Registry[str] = Registry()
+    names = [b"%05d" % number + b"x" * size for number, size in enumerate(sizes)]
+    registry.add(Kind.CHANNEL, names, "user")
+    in_flight: deque[bytes] = deque()
+    confirmed: list[bytes] = []
+    while True:
+        commands = registry.next_commands()
+        for command in commands:
+            in_flight.extend(command.names)
+            assert sum(map(len, command.names[:-1])) < SUBSCRIBE_BATCH_BYTES
+        assert sum(map(len, list(in_flight)[:-1])) < SUBSCRIBE_BATCH_BYTES + max(map(len, names))
+        if not in_flight:
+            break
+        for _ in range(min(len(in_flight), 1 + replies)):
+            confirmed.append(in_flight.popleft())
+            assert list(registry.confirm(Verb.SUBSCRIBE, confirmed[-1])) == ["user"]
+    assert confirmed == names

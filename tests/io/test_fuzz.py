@@ -90,7 +90,7 @@ async def test_a_stream_cut_anywhere_ends_in_one_disconnect(rig: Rig) -> None:
         await rig.play(transport, [stream[:at]])
         before = list(rig.sync.events)
         transport.protocol.connection_lost(None)
-        assert transport.protocol.lost.result().reason == "the server closed the connection"
+        assert (await transport.protocol.lost).reason == "the server closed the connection"
         after = rig.sync.events
         await rig.connect()
         assert before == events[: len(before)]

@@ -67,7 +67,7 @@ class Maintained:
             mark = b">" if protocol == 3 else b"*"
             replies = [b"+OK\r\n"]
             if command[0] == b"HELLO":
-                protocol = int(command[1])
+                protocol = int(command[1]) if len(command) > 1 else protocol
                 replies = [b"%%1\r\n+proto\r\n:%d\r\n" % protocol if protocol == 3 else b"*2\r\n+proto\r\n:2\r\n"]
             elif command[:2] == [b"CLIENT", b"MAINT_NOTIFICATIONS"]:
                 has_asked = True

@@ -186,7 +186,7 @@ async def test_a_link_that_swallows_our_commands_is_left() -> None:
 
         def left() -> bool:
             nonlocal most
-            most = max(most, len(mpx._hub.deployment.main.registry._in_flight))
+            most = max(most, len(mpx._hub.deployment.main.registry._in_flight.commands))
             return fake.accepted >= 3
 
         await until(left)

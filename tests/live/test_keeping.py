@@ -183,8 +183,8 @@ async def test_a_server_busy_with_a_script_is_kept(server: Server, admin: Redis)
 
         def answered() -> bool:  # by -BUSY
             nonlocal most
-            most = max(most, len(mpx._hub.deployment.main.registry._in_flight))
-            return link.state.value == "live"
+            most = max(most, len(mpx._hub.deployment.main.registry._in_flight.commands))
+            return link.liveness.state.value == "live"
 
         await until(answered)
         assert most == 1  # one PING at a time, in ten intervals
@@ -210,7 +210,7 @@ async def test_a_user_without_the_ping_right_stays_connected(server: Server, adm
         assert link is not None
         for _ in range(5):
             await until(lambda: link.liveness.state.value == "pinged")
-            await until(lambda: link.state.value == "live")
+            await until(lambda: link.liveness.state.value == "live")
         assert checker.kinds == ["activation"]
         assert mpx.stats().connections == 1
 
@@ -329,6 +329,7 @@ async def test_a_peer_that_stops_reading_is_found_by_ping(server: Server, admin:
             assert link is not None
             assert link._transport is not None
             proxy.to_server.stall = True
+            link._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             names = [b"%d-" % number + b"x" * 2000 for number in range(5000)]
             sub.add(*names)
             await until(lambda: link._transport.get_write_buffer_size() > 0)

@@ -12,14 +12,16 @@ from typing import Any
 from ..._core.buffer import FULL
 from ..._core.event_list import Signal
 from ...errors import ConnectionLost, DecodeError, SubscriptionRefused
+from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, belongs_to
 from ..session.subscriber import Deliver
 from .consumer import Consumer, DeliveryContext
 from .event_queue import EventQueue, QueueState
 from .reader import Reader
-from .reporter import Report, start
-from .worker import call, is_awaitable, work
+from .reporter import Report, raise_in_loop, start
+from .worker import call, work
 
+_NO_NAMES: frozenset[bytes] = frozenset()
 _NO_REFUSALS: dict[bytes, SubscriptionRefused] = {}  # of all inboxes without a rejected name; never written to
 
 
@@ -34,13 +36,14 @@ class Inbox(EventQueue):
     Notifies also when a name becomes active or rejected, or is removed.
     """
 
-    __slots__ = ("_awaited", "active", "refusals")
+    __slots__ = ("_awaited", "_forgotten", "active", "refusals")
 
     def __init__(
         self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object]
     ) -> None:
         super().__init__(consumer, label, context, close_subscription)
         self._awaited = 0.0  # when the last awaitable of a callback was done
+        self._forgotten = _NO_NAMES  # names that were removed since `decode` was last called
         self.active: int = 0
         """The number of active names."""
         self.refusals: dict[bytes, SubscriptionRefused] = _NO_REFUSALS
@@ -53,7 +56,7 @@ class Inbox(EventQueue):
         if result is FULL:
             self.flush()
             return
-        if not is_awaitable(result):
+        if type(result) is not Report and not is_awaitable(result):
             return
         self._start(result)
         if self.state is QueueState.IDLE:  # the awaitable is done already
@@ -109,6 +112,7 @@ class Inbox(EventQueue):
     def forget(self, names: frozenset[bytes], were_active: int, rest: bool) -> None:
         """Drop the queued events about removed names; `rest` tells whether the subscription has other names."""
         self.active -= were_active
+        self._forgotten |= names
         for name in names & self.refusals.keys():
             del self.refusals[name]
         self.notify()
@@ -165,10 +169,15 @@ class Inbox(EventQueue):
             if decode is None:
                 return message
             channel, data = message
+            self._forgotten = _NO_NAMES
             try:
-                return channel, decode(data)
-            except Exception as error:  # noqa: BLE001, users' code
+                decoded = decode(data)
+            except BaseException as error:  # noqa: BLE001, users' code
                 self.accept(self._report_undecodable(channel, data, error))
+                continue
+            if not (self.closed or channel in self._forgotten):  # decode did that
+                return channel, decoded
+            self.drop(1)
         return None
 
     # --- delivery
@@ -186,11 +195,15 @@ class Inbox(EventQueue):
         on_message, decode = self.consumer.on_message, self.consumer.decode
         assert on_message is not None
         assert decode is not None
+        self._forgotten = _NO_NAMES
         try:
-            data = decode(data)
-        except Exception as error:  # noqa: BLE001, users' code
+            decoded = decode(data)
+        except BaseException as error:  # noqa: BLE001, users' code
             return self._report_undecodable(channel, data, error)
-        return on_message(channel, data)
+        if self.closed or channel in self._forgotten:  # decode did that
+            self.drop(1)
+            return None
+        return on_message(channel, decoded)
 
     def _queue(self, channel: bytes, data: bytes) -> object:
         """Queue a message, and all that follow, for a reader."""
@@ -209,8 +222,11 @@ class Inbox(EventQueue):
         if not worker.done() and not self.closed:
             self.begin_calling(worker)
 
-    def _report_undecodable(self, channel: bytes, data: bytes, cause: Exception) -> Report | None:
+    def _report_undecodable(self, channel: bytes, data: bytes, cause: BaseException) -> Report | None:
         self.drop(1)
+        raise_in_loop(cause)
+        if self.closed:  # decode did that, before it raised
+            return None
         error = DecodeError(channel, data)
         error.__cause__ = cause
         return self.reporter.report(error)

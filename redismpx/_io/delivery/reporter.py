@@ -6,9 +6,11 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Awaitable, Coroutine
+from types import CoroutineType
 from typing import Any, NamedTuple, NoReturn
 
 from ...typing import OnError
+from ..runtime.awaitable import is_awaitable
 from ..runtime.log import logger
 from ..runtime.tasks import Tasks, adopt, is_cancelled, running_task
 
@@ -36,9 +38,7 @@ class Reporter:
     def failed(self, error: BaseException, callback: str, closed: bool) -> Report | None:
         """Report the exception of a callback; return an awaitable of on_error, if there is one."""
         self.log(error, callback)
-        if isinstance(error, (SystemExit, KeyboardInterrupt)):
-            # The exception leaves the loop, as it is meant to, but not in the middle of a fan-out.
-            asyncio.get_running_loop().call_soon(_raise, error)
+        raise_in_loop(error)
         return None if closed else self._report(error)
 
     def report(self, error: Exception) -> Report | None:
@@ -94,7 +94,7 @@ class Reporter:
         except BaseException as failure:  # noqa: BLE001, users' code
             self.log(failure, "on_error")
             return None
-        return Report(result) if inspect.isawaitable(result) else None
+        return Report(result) if is_awaitable(result) else None
 
     def log(self, error: BaseException, callback: str | None = None) -> None:
         """Log an error, with its traceback if a callback raised it.
@@ -126,12 +126,18 @@ def start(
     return task
 
 
+def raise_in_loop(error: BaseException) -> None:
+    """Let `SystemExit` and `KeyboardInterrupt` leave the loop, as they are meant to, but not in a fan-out."""
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        asyncio.get_running_loop().call_soon(_raise, error)
+
+
 def _raise(error: BaseException) -> NoReturn:
     raise error
 
 
 def _close_unstarted(result: object) -> None:
     """Close a coroutine that never ran, which would warn that it was never awaited."""
-    coroutine = result.awaitable if isinstance(result, Report) else result
-    if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+    coroutine = result.awaitable if type(result) is Report else result
+    if type(coroutine) is CoroutineType and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
         coroutine.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from time import monotonic
 from types import CoroutineType
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..._core.event_list import QueuedSignal, Signal
 from ...errors import ConnectionLost, narrow
+from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, adopt, is_cancelled, running_task
 from ..session.subscriber import Deliver
 from .event_queue import EventQueue
@@ -86,17 +86,10 @@ def call(queue: EventQueue, kind: Signal, argument: Any) -> object:
         return queue.reporter.failed(error, name, queue.closed)
 
 
-def is_awaitable(result: object) -> bool:
-    """Whether the result of a callback is to be awaited."""
-    if result is None or type(result) is CoroutineType:  # the two most common results; inspect is slow
-        return result is not None
-    return isinstance(result, Report) or inspect.isawaitable(result)
-
-
 async def _settle(queue: EventQueue, result: object) -> None:
-    if isinstance(result, Report):
+    if type(result) is Report:
         await queue.reporter.settle_report(result)
-    elif inspect.isawaitable(result):
+    elif is_awaitable(result):
         adopt(result)
         await result
 

@@ -79,7 +79,8 @@ class _WatchedProvider:
     async def get_credentials_async(self) -> tuple[str, ...]:
         """Return the user and password, or only the password."""
         credentials: tuple[str, ...] = await self._provider.get_credentials_async()
-        self._secrets.add(credentials[-1])
+        if credentials:  # a provider may have none
+            self._secrets.add(credentials[-1])
         return credentials
 
 

@@ -6,8 +6,8 @@ It sends nothing, and waits neither for the network nor for a consumer.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,7 +49,14 @@ class FanOut(NamedTuple):
     snapshot: Subscribers
     channel: bytes
     data: bytes
-    start: int = 0  # the subscribers before this index have the message
+    rest: Iterator[Subscriber]  # the subscribers that do not have the message yet
+
+
+class Notices(NamedTuple):
+    """One event, other than a message, that many subscribers are being notified of."""
+
+    notify: Callable[[Subscriber], None]
+    rest: Iterator[Subscriber]  # the subscribers that are not notified yet
 
 
 Evict: TypeAlias = Callable[[tuple[bytes, ...], Redirection | None], None]
@@ -77,9 +84,14 @@ class Dispatcher:
         self._retry_in = retry_in
         self._hide_secrets_in = hide_secrets_in
         self._evict = evict
-        self._fan_out: FanOut | None = None  # interrupted by the end of a time slice
+        self._interrupted: FanOut | Notices | None = None  # by the end of a time slice
         self._deferred: list[Subscriber] = []  # subscribers whose `deliver` returned DEFERRED
         self._warned = False  # that Redis rejects an unsubscribe; one warning is enough
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether some subscribers wait for an event that others have already."""
+        return self._interrupted is not None
 
     def receive(self, gets: Callable[[], object], deadline: float) -> tuple[int, bool]:
         """Take complete replies from `gets` until there are no more, or until `deadline` on the monotonic clock.
@@ -87,7 +99,7 @@ class Dispatcher:
         Return how many replies were taken, and whether there are no more. The loop is one function for speed, with four
         cases.
         """
-        if self._fan_out is not None and not self._continue_fan_out(deadline):
+        if self._interrupted is not None and not self._continue(deadline):
             return 0, False
         registry = self._registry
         channels, patterns, shard_channels = registry.channels, registry.patterns, registry.shard_channels
@@ -121,6 +133,8 @@ class Dispatcher:
                 if entry is None or type(data) is not bytes:
                     # Case 1: not a message, or a message without subscribers.
                     others += self._take_other(reply)
+                    if self._interrupted is not None and not self._continue(deadline):
+                        return replies, False
                 elif (only := entry.only_active) is not None:
                     # Case 2: a message for one subscriber, as most are.
                     try:
@@ -138,8 +152,8 @@ class Dispatcher:
                         self._deliver_to(snapshot, entry, snapshot, channel, data)
                     else:
                         # Case 4: a message for many subscribers. The fan-out may outlast the time slice.
-                        self._fan_out = FanOut(entry, snapshot, channel, data)
-                        if not self._continue_fan_out(deadline):
+                        self._interrupted = FanOut(entry, snapshot, channel, data, iter(snapshot))
+                        if not self._continue(deadline):
                             return replies, False
                 if replies >= check_clock_at:
                     check_clock_at = replies + LOOK_AFTER
@@ -151,8 +165,10 @@ class Dispatcher:
 
     async def lose(self, error: ConnectionLost) -> None:
         """Take the loss of the link: notify each subscriber that had an active name, in time slices."""
-        if self._fan_out is not None:  # each of its subscribers gets the last message before the disconnect
-            self._continue_fan_out(math.inf)
+        if isinstance(self._interrupted, FanOut):  # each of its subscribers gets the last message before the disconnect
+            while not self._continue(monotonic() + TIME_SLICE):  # noqa: ASYNC110, there is work to do
+                await asyncio.sleep(0)
+        self._interrupted = None
         deadline = monotonic() + TIME_SLICE
         for loss in self._registry.connection_lost():
             if loss is not None:
@@ -167,19 +183,26 @@ class Dispatcher:
 
     # --- messages
 
-    def _continue_fan_out(self, deadline: float) -> bool:
-        """Deliver one message in chunks, until all subscribers have it or the time is over; return whether all do."""
-        assert self._fan_out is not None
-        entry, snapshot, channel, data, start = self._fan_out
-        while start < len(snapshot):
-            self._deliver_to(snapshot[start : start + FANOUT_CHUNK], entry, snapshot, channel, data)
-            self._flush_deferred()
-            start += FANOUT_CHUNK
-            if monotonic() > deadline:
-                self._fan_out = FanOut(entry, snapshot, channel, data, start)
+    def _continue(self, deadline: float) -> bool:
+        """Deliver one event in chunks, until all subscribers have it or the time is over; return whether all do."""
+        while self._interrupted is not None:
+            if not self._deliver_chunk(self._interrupted):
+                self._interrupted = None
+            elif monotonic() > deadline:
                 return False
-        self._fan_out = None
         return True
+
+    def _deliver_chunk(self, event: FanOut | Notices) -> bool:
+        """Deliver an event to some more subscribers; return whether there may be others."""
+        if isinstance(event, Notices):
+            count = 0
+            for count, subscriber in enumerate(islice(event.rest, LOOK_AFTER), 1):  # noqa: B007
+                event.notify(subscriber)
+            return count == LOOK_AFTER
+        chunk = tuple(islice(event.rest, FANOUT_CHUNK))
+        self._deliver_to(chunk, event.entry, event.snapshot, event.channel, event.data)
+        self._flush_deferred()
+        return len(chunk) == FANOUT_CHUNK
 
     def _deliver_to(
         self, chunk: Subscribers, entry: Entry[Subscriber], snapshot: Subscribers, channel: bytes, data: bytes
@@ -225,8 +248,12 @@ class Dispatcher:
                 self._registry.pong()
         elif verb is not None and type(name) is bytes:
             if verb.subscribes:
-                for subscriber in self._registry.confirm(verb, name):
-                    subscriber.activate(name)
+                subscribers = self._registry.confirm(verb, name)
+                if type(subscribers) is tuple:  # one, as most names have
+                    for subscriber in subscribers:
+                        subscriber.activate(name)
+                else:
+                    self._notify(lambda subscriber: subscriber.activate(name), subscribers)
             else:
                 self._take_unsubscribe(verb, name)
         elif (reply[:1], len(reply)) in (([MESSAGE], 3), ([PMESSAGE], 4), ([SMESSAGE], 3)):
@@ -245,8 +272,8 @@ class Dispatcher:
         confirmed = 0 if oldest is None else oldest.confirmed
         names = None if verb.kind is Kind.PATTERN else frozenset({name})
         reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
-        for subscriber in self._registry.confirm(verb, name):
-            subscriber.disconnect(ConnectionLost(reason, names))
+        error = ConnectionLost(reason, names)
+        self._notify(lambda subscriber: subscriber.disconnect(error), self._registry.confirm(verb, name))
         if self._evict is not None and (oldest is None or oldest.confirmed == confirmed):  # no command asked for it
             self._evict((name,), None)
 
@@ -268,5 +295,9 @@ class Dispatcher:
             if not (command.verb.subscribes or is_transient or self._warned):
                 self._warned = True
                 logger.warning("Redis rejects an unsubscribe (%s); messages for such names are ignored", plain(text))
-        for subscriber in rejected:
-            subscriber.refuse(SubscriptionRefused(command.verb.kind.value, command.names[0], text))
+            refusal = SubscriptionRefused(command.verb.kind.value, command.names[0], text)
+            self._notify(lambda subscriber: subscriber.refuse(refusal), rejected)
+
+    def _notify(self, notify: Callable[[Subscriber], None], subscribers: Iterable[Subscriber]) -> None:
+        """Notify subscribers of an event; receive() does it in time slices, before it takes the next reply."""
+        self._interrupted = Notices(notify, iter(subscribers))

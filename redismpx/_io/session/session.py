@@ -8,6 +8,7 @@ import enum
 import sys
 from collections.abc import Callable, Collection
 from contextvars import Context
+from time import monotonic
 from typing import NamedTuple
 
 from ..._core.registry import Registry
@@ -20,7 +21,7 @@ from ..redispy.endpoint import Endpoint
 from ..redispy.errors import RedisTimeoutError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
-from ..runtime.tasks import Tasks, is_cancelled, is_cancelling, running_task
+from ..runtime.tasks import LOOK_AFTER, TIME_SLICE, Tasks, is_cancelled, is_cancelling, running_task
 from .dispatcher import Dispatcher, Evict
 from .link import Link
 from .reconnect import ReconnectPolicy
@@ -236,11 +237,18 @@ class Session:
             self._flushing = None
         if self._link is None:
             return
-        commands = self.registry.next_commands()
-        if commands:
+        slice_end = monotonic() + TIME_SLICE
+        while (commands := self.registry.next_commands()) and self._link is not None:
             self._link.write(b"".join(map(bytes, commands)))
-        for subscriber, name in self.registry.activate_late():
-            subscriber.activate(name)
+            if monotonic() > slice_end:
+                break
+        if not self._dispatcher.is_interrupted:  # a late subscriber gets no message from before
+            for number, (subscriber, name) in enumerate(self.registry.activate_late(), 1):
+                subscriber.activate(name)
+                if number % LOOK_AFTER == 0 and monotonic() > slice_end:
+                    break
+        if self.registry.has_work:
+            self._flush_soon()
         self._changed.notify()
 
     def _send_ping(self) -> None:

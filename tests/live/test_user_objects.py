@@ -1,0 +1,262 @@
+"""Nothing that a user's object does raises into the library, or is a fault of another subscription."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from redismpx import ConnectionLost, Message, Multiplexer, MultiplexerIsClosed, SubscriptionIsClosed
+
+from ..helpers.waiting import until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+class Gone: ...
+
+
+def unaskable() -> Any:
+    """Return an object that raises ReferenceError when it is asked for its class."""
+    gone = Gone()
+    proxy = weakref.proxy(gone)
+    del gone
+    with pytest.raises(ReferenceError):
+        isinstance(proxy, int)
+    return proxy
+
+
+async def test_odd_results_in_a_fan_out_cost_nobody_a_message(url: str, admin: Redis) -> None:
+    """A callback returns an object that cannot be asked for its class: all others get the message, once."""
+    odd = unaskable()
+    got: Counter[int] = Counter()
+    async with Multiplexer(url) as mpx:
+
+        def note(number: int) -> Callable[[bytes, bytes], object]:
+            def on_message(channel: bytes, data: bytes) -> object:
+                got[number] += 1
+                return odd if number % 100 == 50 else None
+
+            return on_message
+
+        subs = [mpx.new_channel_subscription(note(number)) for number in range(300)]
+        for sub in subs:
+            sub.add("a")
+        for sub in subs:
+            await sub.wait_for_activation(10)
+        for _ in range(2):
+            await admin.publish("a", "x")
+        await until(lambda: got.total() == 600)
+        assert set(got.values()) == {2}
+        assert mpx.stats().connections == 1
+
+
+@pytest.mark.parametrize("where", ["on_message", "on_activation", "on_disconnect", "on_error"])
+async def test_an_odd_result_of_any_callback_is_ignored(url: str, admin: Redis, where: str) -> None:
+    """Whichever callback returns it, the connection of the other subscriptions is not touched."""
+    odd = unaskable()
+    lost: list[ConnectionLost] = []
+
+    def fail(channel: bytes, data: bytes) -> None:
+        raise ValueError
+
+    callbacks: dict[str, Any] = {"on_message": fail if where == "on_error" else lambda channel, data: None}
+    async with Multiplexer(url) as mpx:
+        other = mpx.new_channel_subscription(lambda channel, data: None, lost.append)
+        other.add("b")
+        await other.wait_for_activation(10)
+        got: list[object] = []
+
+        def note(*arguments: object) -> object:
+            got.append(arguments)
+            return odd
+
+        sub = mpx.new_channel_subscription(**{**callbacks, where: note})
+        sub.add("a")
+        await sub.wait_for_activation(10)
+        await admin.publish("a", "x")
+        if where == "on_disconnect":
+            await admin.client_kill_filter(_type="pubsub")
+        await until(lambda: len(got) == 1)
+        await mpx.connect(10)
+        await other.wait_for_activation(10)
+        assert len(lost) == (where == "on_disconnect")
+
+
+async def test_a_handler_with_an_odd_result_fails_alone(url: str) -> None:
+    """A service whose handler returns it replies with a failure, and goes on."""
+    from redismpx import RequestFailed
+
+    odd = unaskable()
+    async with Multiplexer(url) as mpx:
+        service = mpx.serve("a", lambda request: odd if request.body == b"odd" else b"fine")
+        await service.wait_for_activation(10)
+        with pytest.raises(RequestFailed):
+            await mpx.request("a", "odd", timeout=5)
+        assert await mpx.request("a", "x", timeout=5) == b"fine"
+
+
+@pytest.mark.parametrize("what", ["subscription", "multiplexer", "channel"])
+@pytest.mark.parametrize("raises", [False, True])
+async def test_decode_may_end_its_subscription(url: str, admin: Redis, what: str, raises: bool) -> None:
+    """When decode closes or removes, neither on_message nor on_error is called after that; the message is counted."""
+    called: list[object] = []
+    decoded: list[bytes] = []
+    async with Multiplexer(url) as mpx:
+
+        def decode(data: bytes) -> bytes:
+            decoded.append(data)
+            if what == "subscription":
+                sub.close()
+            elif what == "multiplexer":
+                mpx.close()
+            else:
+                sub.remove("a")
+            if raises:
+                raise ValueError
+            return data
+
+        errors = called.append if what != "channel" else lambda error: None
+        sub = mpx.new_channel_subscription(lambda *message: called.append(message), decode=decode, on_error=errors)
+        sub.add("a", "b")
+        await sub.wait_for_activation(10)
+        await admin.publish("a", "x")
+        await until(lambda: bool(decoded))
+        await asyncio.sleep(0)
+        assert called == []
+        assert sub.dropped == 1
+
+
+async def test_decode_may_end_the_subscription_that_is_read(url: str, admin: Redis) -> None:
+    """A reader gets no message that was decoded after the end."""
+    async with Multiplexer(url) as mpx:
+
+        def decode(data: bytes) -> bytes:
+            sub.close()
+            return data
+
+        sub = mpx.new_channel_subscription(decode=decode)
+        sub.add("a")
+        await sub.wait_for_activation(10)
+        await admin.publish("a", "x")
+        with pytest.raises(SubscriptionIsClosed):
+            await sub.get(5)
+        assert sub.dropped == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, GeneratorExit])
+async def test_each_exception_of_decode_is_counted(url: str, admin: Redis, error: type[BaseException]) -> None:
+    """Received is delivered and dropped, whatever decode raises, for callbacks and for readers."""
+
+    def decode(data: bytes) -> bytes:
+        if data == b"bad":
+            raise error
+        return data
+
+    got: list[bytes] = []
+    async with Multiplexer(url) as mpx:
+        called = mpx.new_channel_subscription(lambda channel, data: got.append(data), decode=decode)
+        read = mpx.new_channel_subscription(decode=decode)
+        for sub in (called, read):
+            sub.add("a")
+            await sub.wait_for_activation(10)
+        for data in ("bad", "bad", "good"):
+            await admin.publish("a", data)
+        assert await read.get(5) == Message(b"a", b"good", None)
+        assert (got, called.dropped, read.dropped, read.pending) == ([b"good"], 2, 2, 0)
+
+
+async def test_a_payload_may_close_the_multiplexer(url: str) -> None:
+    """`__bytes__` closes the multiplexer: nothing is published, and nothing is left running."""
+    mpx = Multiplexer(url)
+    await mpx.connect(10)
+
+    class Payload:
+        def __bytes__(self) -> bytes:
+            mpx.close()
+            return b"x"
+
+    with pytest.raises(MultiplexerIsClosed):
+        await mpx.publish("a", Payload())
+    await mpx.aclose()
+
+
+class Lying(bytes):
+    """Bytes that claim to be other bytes."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+async def test_subclasses_of_bytes_are_taken_as_bytes(url: str, admin: Redis) -> None:
+    """A name or payload with a length, hash or equality of its own is only the bytes that it holds."""
+    got: list[tuple[bytes, bytes]] = []
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(lambda *message: got.append(message))
+        sub.add(Lying(b"first"), Lying(b"second"))
+        await sub.wait_for_activation(10)
+        assert sub.channels == {b"first", b"second"}
+        assert await mpx.publish(Lying(b"first"), Lying(b"x\r\n*1\r\n$4\r\nPING")) == 1
+        await until(lambda: bool(got))
+        assert got == [(b"first", b"x\r\n*1\r\n$4\r\nPING")]
+
+
+async def test_a_subscription_that_came_back_gets_no_old_message(url: str, admin: Redis) -> None:
+    """A subscription leaves and joins again during a long fan-out: the message from before is not for it."""
+    count = 3_000
+    got: dict[int, list[bytes]] = {number: [] for number in range(count)}
+    seen = asyncio.Event()
+    async with Multiplexer(url) as mpx:
+
+        def note(number: int) -> Callable[[bytes, bytes], None]:
+            def on_message(channel: bytes, data: bytes) -> None:
+                got[number].append(data)
+                seen.set()
+                for _ in range(500):  # slow enough for several time slices
+                    pass
+
+            return on_message
+
+        subs = [mpx.new_channel_subscription(note(number)) for number in range(count)]
+        for sub in subs:
+            sub.add("a")
+        for sub in subs:
+            await sub.wait_for_activation(10)
+        await admin.publish("a", "old")
+        await seen.wait()
+        assert not got[count - 1]
+        subs[-1].remove("a")
+        subs[-1].add("a")
+        await subs[-1].wait_for_activation(10)
+        await admin.publish("a", "new")
+        await until(lambda: bool(got[0][1:]) and bool(got[count - 1]))
+        await until(lambda: sum(map(len, got.values())) == 2 * count - 1)
+        assert got[count - 1] == [b"new"]
+
+
+async def test_long_names_do_not_cost_the_connection(url: str, admin: Redis) -> None:
+    """The confirmations of many long names never fill the server's output buffer."""
+    await admin.config_set("client-output-buffer-limit", "pubsub 4mb 4mb 1")
+    try:
+        lost: list[ConnectionLost] = []
+        async with Multiplexer(url) as mpx:
+            innocent = mpx.new_channel_subscription(lambda channel, data: None, lost.append)
+            innocent.add("a")
+            await innocent.wait_for_activation(10)
+            sub = mpx.new_channel_subscription(lambda channel, data: None)
+            sub.add(*[f"{number}:".ljust(60_000, "x") for number in range(512)])
+            await sub.wait_for_activation(30)
+            assert not lost
+    finally:
+        await admin.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")
