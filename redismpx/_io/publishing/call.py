@@ -6,6 +6,7 @@ import asyncio
 from typing import NamedTuple
 
 from ..._core.wire import Redirection
+from ...errors import ConnectionLost, MultiplexerIsClosed
 
 # Length-prefixed arguments only, so both are data whatever bytes they have.
 PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
@@ -15,7 +16,7 @@ SPUBLISH = b"*3\r\n$8\r\nSPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 class PublishCall:
     """One call of `publish()`, from when it is made to its outcome."""
 
-    __slots__ = ("channel", "command", "deadline", "must_be_heard", "outcome", "redirections", "slot")
+    __slots__ = ("channel", "command", "deadline", "must_be_heard", "outcome", "redirections", "slot", "timeout")
 
     def __init__(self, channel: bytes, data: bytes, slot: int | None, timeout: float, *, must_be_heard: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -23,12 +24,40 @@ class PublishCall:
         self.slot: int | None = slot
         """The slot of the channel, if it is a shard channel."""
         self.command: bytes = (PUBLISH if slot is None else SPUBLISH) % (len(channel), channel, len(data), data)
+        self.timeout: float = timeout
         self.deadline: float = loop.time() + timeout
         self.must_be_heard: bool = must_be_heard
         """Whether the outcome is `NoResponders` when nobody can have received the message."""
         self.redirections: int = 0
         """How often a node redirected it to another one."""
         self.outcome: asyncio.Future[int] = loop.create_future()
+
+    def expire(self, why: str, cause: BaseException | None) -> None:
+        """Fail the call at its deadline, unless it has an outcome: it was not sent."""
+        self._fail(f"not sent within {self.timeout:g} s: {why}", cause, sent=False)
+
+    def resolve(self, count: int) -> None:
+        """Let the call return a count, unless it has an outcome."""
+        if self._has_caller():
+            self.outcome.set_result(count)
+
+    def lose(self, why: str, cause: BaseException | None) -> None:
+        """Fail the call, unless it has an outcome: it was sent, and no reply can come any more."""
+        self._fail(f"sent, and may or may not have been published: {why}", cause, sent=True)
+
+    def close(self) -> None:
+        """Fail the call because the multiplexer is closed, unless it has an outcome: it was not sent."""
+        if self._has_caller():
+            self.outcome.set_exception(MultiplexerIsClosed())
+
+    def _fail(self, reason: str, cause: BaseException | None, *, sent: bool) -> None:
+        if self._has_caller():
+            error = ConnectionLost(reason, frozenset({self.channel}), sent=sent)
+            error.__cause__ = cause
+            self.outcome.set_exception(error)
+
+    def _has_caller(self) -> bool:
+        return not self.outcome.done() and not self.outcome.get_loop().is_closed()
 
 
 class Moved(NamedTuple):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextvars import Context
+from functools import partial
 from time import monotonic
 
 from ...errors import plain
@@ -16,6 +16,7 @@ from ..redispy.slot_map import AnyNodeEndpoint, NodeEndpoint, SlotMap
 from ..runtime.log import logger
 from ..runtime.tasks import Tasks, is_cancelled
 from .call import Moved, PublishCall
+from .lane import Lane
 from .pipeline import Pipeline
 from .publisher import Publisher
 
@@ -25,8 +26,8 @@ REFRESH_INTERVAL = 10.0  # seconds between two looks at the slot map because a s
 class ClusterPublisher(Publisher):
     """Publishes over one pipeline for each primary that owns a slot of a sharded message, and over one for the rest.
 
-    All calls for one slot are in the same pipeline, and move to another one together: so they keep their order. Calls
-    for a slot whose owner is not known go to any node, which redirects them.
+    The calls for one slot have a lane, which keeps their order. Calls for a slot whose owner is not known go to any
+    node, which redirects them.
     """
 
     def __init__(
@@ -35,8 +36,7 @@ class ClusterPublisher(Publisher):
         super().__init__(AnyNodeEndpoint(slot_map), timeout, tasks, counters, on_lost)
         self._slot_map = slot_map
         self._pipelines: dict[str, Pipeline] = {}  # by the names of their nodes
-        self._places: dict[int, Pipeline] = {}  # the pipeline of the calls for a slot, while there are any
-        self._calls: Counter[int] = Counter()  # how many those are
+        self._lanes: dict[int, Lane] = {}  # by their slots
         self._closed = False
 
     def _new_pipeline(self, endpoint: Endpoint) -> Pipeline:
@@ -49,26 +49,35 @@ class ClusterPublisher(Publisher):
         slot = call.slot
         if slot is None:
             return await super()._send(call)
-        pipeline = self._places.get(slot)
-        if pipeline is None:
-            pipeline = self._places[slot] = self._owner(slot)
-        self._calls[slot] += 1
+        lane = self._lanes.get(slot)
+        if lane is None:
+            lane = self._lanes[slot] = Lane(partial(self._owner, slot))
+        lane.calls += 1
         try:
-            pipeline.put(call)
+            lane.put(call)
             count = await call.outcome
+            lane.accepted(call)
         finally:
+            lane.calls -= 1
+            if lane.calls:
+                lane.ended(call)
+            else:
+                del self._lanes[slot]
             del call  # see publish()
-            self._calls[slot] -= 1
-            if not self._calls[slot]:
-                del self._calls[slot], self._places[slot]
         if count == 0 and not self._closed and self._map_is_older_than(REFRESH_INTERVAL):
             self._tasks.start(self._refresh(), "redismpx slot map", Context())
         return count
+
+    @property
+    def _outcomes(self) -> list[asyncio.Future[int]]:
+        return [*super()._outcomes, *(call.outcome for lane in self._lanes.values() for call in lane.held)]
 
     def close(self) -> None:
         """Fail the calls that have no outcome yet."""
         self._closed = True
         super().close()
+        for lane in self._lanes.values():
+            lane.close()
 
     # --- the owners of slots
 
@@ -114,21 +123,21 @@ class ClusterPublisher(Publisher):
             call.redirections += 1
             self._slot_map.note(redirection, pipeline.endpoint.host)
         slots = {redirection.slot for _, redirection in moved}
-        self._place([call for call, _ in moved] + pipeline.take(slots))
+        self._divert([call for call, _ in moved] + pipeline.take(slots))
 
     async def divert(self, pipeline: Pipeline) -> None:
         """Move the calls of a pipeline that cannot connect, if their slots have other owners by now."""
         if not pipeline.slots:
             return
         if await self._refresh(str(pipeline.endpoint)):
-            self._place(pipeline.take({slot for slot in pipeline.slots if self._owner(slot) is not pipeline}))
+            self._divert(pipeline.take({slot for slot in pipeline.slots if self._owner(slot) is not pipeline}))
 
-    def _place(self, calls: Collection[PublishCall]) -> None:
-        """Put calls into the pipelines of the owners of their slots."""
-        by_pipeline: dict[Pipeline, list[PublishCall]] = {}
+    def _divert(self, calls: Collection[PublishCall]) -> None:
+        """Put calls back into the lanes of their slots."""
+        by_slot: dict[int, list[PublishCall]] = {}
         for call in calls:
             if call.slot is not None and not call.outcome.done():
-                pipeline = self._places[call.slot] = self._owner(call.slot)
-                by_pipeline.setdefault(pipeline, []).append(call)
-        for pipeline, moved in by_pipeline.items():
-            pipeline.merge(moved)
+                by_slot.setdefault(call.slot, []).append(call)
+        for slot, diverted in by_slot.items():
+            if slot in self._lanes:
+                self._lanes[slot].divert(diverted)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextvars import Context
+from itertools import chain
 from typing import Protocol
 
 from ..._core.wire import Redirection
-from ...errors import ConnectionLost, MultiplexerIsClosed, NoResponders, plain
+from ...errors import NoResponders, plain
 from ...stats import Counters
 from ..redispy.client import publish_backoff
 from ..redispy.connection import Address, Connection
@@ -61,6 +62,7 @@ class Pipeline:
         self._backoff = publish_backoff()
         # Without a bound: each call in it is a caller that waits, for `timeout` at most.
         self._waiting: deque[PublishCall] = deque()
+        self._is_sorted = True  # whether those that wait are in the order of their deadlines
         self._sent: deque[PublishCall] = deque()  # the calls of the batch in flight that have no reply yet
         self._moved: list[Moved] = []  # redirected calls of that batch; they stay until it ends, so none overtakes them
         self._unheard: list[PublishCall] = []  # calls of that batch with a count of 0 that must be heard
@@ -89,14 +91,15 @@ class Pipeline:
         self._waiting.append(call)
         self._attend_to(call)
 
-    def merge(self, calls: Collection[PublishCall]) -> None:
-        """Queue calls from another pipeline. Calls keep their order; they are sorted by deadline."""
+    def put_first(self, calls: Sequence[PublishCall]) -> None:
+        """Queue calls that have waited elsewhere, the oldest first, before all others."""
         if calls:
-            self._waiting = deque(sorted((*self._waiting, *calls), key=lambda call: call.deadline))
-            if self._timer is not None:  # it may be too late for these
+            self._waiting.extendleft(reversed(calls))
+            self._is_sorted = False
+            if self._timer is not None and self._timer.when() > calls[0].deadline:
                 self._timer.cancel()
                 self._timer = None
-            self._attend_to(self._waiting[0])
+            self._attend_to(calls[0])
 
     def take(self, slots: Collection[int]) -> list[PublishCall]:
         """Remove the queued calls with one of these slots, and return them."""
@@ -162,7 +165,7 @@ class Pipeline:
             return True  # all calls were cancelled
         is_usable = False
         try:
-            async with asyncio.timeout_at(sent[-1].deadline):
+            async with asyncio.timeout_at(max([call.deadline for call in sent])):
                 await connection.send(b"".join([call.command for call in sent]))
                 if not is_cancelling():
                     await self._read_replies(connection, sent)
@@ -178,8 +181,7 @@ class Pipeline:
                 sent.clear()
                 connection.abort()
             for call in self._unheard:
-                if not call.outcome.done():
-                    call.outcome.set_result(0)  # which proves nothing
+                call.resolve(0)  # which proves nothing
             self._unheard.clear()
             self._redirect_moved()
         return is_usable
@@ -253,6 +255,9 @@ class Pipeline:
         now = loop.time()
         overdue = [call for call in self._sent if call.deadline <= now]  # their replies may still come
         self._lose(overdue, f"no answer within {self._timeout:g} s", TimeoutError())
+        if not self._is_sorted:
+            self._waiting = deque(sorted(self._waiting, key=lambda call: call.deadline))
+            self._is_sorted = True
         waiting = self._waiting
         if self._failure is not None:
             why = self.endpoint.explain(self._failure)
@@ -261,24 +266,18 @@ class Pipeline:
         else:
             why = f"no connection to {self.endpoint} yet"
         while waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
-            self._fail(waiting.popleft(), f"not sent within {self._timeout:g} s: {why}", self._failure, sent=False)
+            waiting.popleft().expire(why, self._failure)
         for call, _ in self._moved:
             if call.deadline <= now:
-                self._fail(call, f"not sent within {self._timeout:g} s: its slot has moved", None, sent=False)
-        oldest = next((call for call in (*self._sent, *waiting) if call.deadline > now), None)
+                call.expire("its slot has moved", None)
+        oldest = next((call for call in chain(self._sent, waiting) if call.deadline > now), None)
         if oldest is not None:
             self._timer = loop.call_at(oldest.deadline, self._expire)
 
-    def _lose(self, calls: Iterable[PublishCall], why: str, cause: BaseException | None) -> None:
-        for call in calls:
-            self._fail(call, f"sent, and may or may not have been published: {why}", cause, sent=True)
-
     @staticmethod
-    def _fail(call: PublishCall, reason: str, cause: BaseException | None, *, sent: bool) -> None:
-        if not call.outcome.done():
-            error = ConnectionLost(reason, frozenset({call.channel}), sent=sent)
-            error.__cause__ = cause
-            call.outcome.set_exception(error)
+    def _lose(calls: Iterable[PublishCall], why: str, cause: BaseException | None) -> None:
+        for call in calls:
+            call.lose(why, cause)
 
     # --- the end
 
@@ -302,9 +301,6 @@ class Pipeline:
             self._timer = None
         sent, waiting = self._sent, [*(call for call, _ in self._moved), *self._waiting]
         self._sent, self._moved, self._waiting = deque(), [], deque()
-        if not (sent or waiting) or (sent or waiting)[0].outcome.get_loop().is_closed():
-            return  # no caller is left to wake
         self._lose(sent, "closed before Redis answered", None)
         for call in waiting:
-            if not call.outcome.done():
-                call.outcome.set_exception(MultiplexerIsClosed())
+            call.close()
