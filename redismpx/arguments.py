@@ -42,13 +42,14 @@ def to_bytes(name: str | bytes, what: str, max_bytes: int | None = None) -> byte
     """
     if isinstance(name, str):
         name = _encode(name, what)
-    if isinstance(name, bytes):
+    elif isinstance(name, bytes):
         name = _exact(name)
-        if max_bytes is not None and len(name) > max_bytes:
-            raise ValueError(f"{what} of {len(name)} bytes is too long: at most {max_bytes} are allowed")
-        return name
-    hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
-    raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
+    else:
+        hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
+        raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
+    if max_bytes is not None and len(name) > max_bytes:
+        raise ValueError(f"{what} of {len(name)} bytes is too long: at most {max_bytes} are allowed")
+    return name
 
 
 def to_payload(data: Payload, max_bytes: int | None) -> bytes:

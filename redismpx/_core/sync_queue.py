@@ -36,23 +36,25 @@ class SyncQueue(Generic[S]):
         self._queue.clear()
 
     def take_batches(self, room: int, draining: bool) -> Iterator[tuple[Verb, list[Entry[S]]]]:
-        """Remove the names that need a command; yield the verb and the names of each command.
+        """Look at the next SUBSCRIBE_BATCH names; yield the verb and the names of each command that they need.
 
-        They are SUBSCRIBE_BATCH names at most, and `room` bytes: the last one may exceed that.
+        The names in the commands have `room` bytes at most, but for the last one.
         """
         batches: dict[tuple[Verb, int], list[Entry[S]]] = defaultdict(list)
-        left = SUBSCRIBE_BATCH
-        while left > 0 and room > 0 and (self._queue or self.marked):
+        for _ in range(SUBSCRIBE_BATCH):
             if not self._queue:
                 marked, self.marked = self.marked, {}
                 self._queue.extend(marked)
+                if not marked:
+                    break
             entry = self._queue.popleft()
             verb = entry.needed_verb(draining)
             if verb is not None:
                 # A node of a cluster accepts names of one slot only in a command.
                 slot = self._slot_of(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
                 batches[verb, slot].append(entry)
-                left -= 1
                 room -= len(entry.name)
+                if room <= 0:
+                    break
         for (verb, _), batch in batches.items():
             yield verb, batch

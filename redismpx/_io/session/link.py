@@ -197,14 +197,14 @@ class Link(asyncio.BufferedProtocol):
         except ProtocolViolation as error:
             self._lose(f"protocol error: {error}", error.__cause__ or error)
         if self.state is not LinkState.LOST and self._transport is not None:
-            self.liveness.fell_behind(self._loop.time())
-            if not self._transport.is_closing():
-                self._transport.pause_reading()
-            self._take_soon()
+            self._take_later(self._transport)
 
-    def _take_soon(self) -> None:
-        if self._resuming is not None:
-            self._resuming.cancel()
+    def _take_later(self, transport: asyncio.Transport) -> None:
+        """Pause reading, and go on in the next iteration of the loop."""
+        if self._resuming is None:
+            self.liveness.fell_behind(self._loop.time())
+            if not transport.is_closing():
+                transport.pause_reading()
         self._resuming = self._loop.call_soon(self.guard, self._take)
 
     def _caught_up(self) -> None:
@@ -280,8 +280,8 @@ class Link(asyncio.BufferedProtocol):
         self._end_by = self.liveness.clock(self._loop.time()) + LONGEST_END
         self._watched_reads = self._reads
         self._watch_in(GRACE)
-        if self._resuming is None:
-            self._take_soon()
+        if self._resuming is None and self._transport is not None:
+            self._take_later(self._transport)
 
     def _settle(self) -> None:
         """End an abandoned link when there was nothing to read for GRACE."""
