@@ -295,8 +295,8 @@ MUTANTS = [
     Mutant(
         "P6: a dial that did not notice its cancellation goes on",
         "_io/runtime/tasks.py",
-        "        for task in own:\n            task.cancel()\n",
-        "        for task in own:\n",
+        "        for task in tuple(self._own):\n            task.cancel()\n",
+        "",
         f"{CANCELLATION} -k closing_a_dial_that_swallows_its_cancellation",
     ),
     Mutant(
@@ -1157,7 +1157,7 @@ MUTANTS = [
     Mutant(
         "a task that a callback returned does not belong to it",
         "_io/runtime/tasks.py",
-        "    if isinstance(awaitable, asyncio.Task) and ",
+        "    if issubclass(type(awaitable), asyncio.Task) and ",
         "    if False and ",
         f"{CLOSING} -k a_task_that_a_callback_returns_may_end_it",
     ),
@@ -1181,6 +1181,36 @@ MUTANTS = [
         "        if self.state is not HubState.OPEN:\n            raise",
         "        if False:\n            raise",
         f"{REQUEST} -k request_many_read_after_the_end_raises",
+    ),
+    Mutant(
+        "a session that a log handler closed goes on",
+        "_io/session/session.py",
+        "        before, self.state = self.state, state\n        self._changed.notify()\n"
+        '        logger.debug("session %s -> %s", before.value, state.value)',
+        "        before = self.state\n        self._changed.notify()\n"
+        '        logger.debug("session %s -> %s", before.value, state.value)\n        self.state = state',
+        f"{CLOSING} -k a_log_handler_may_close_it_at_any_record",
+    ),
+    Mutant(
+        "on_error is called although the log handler has closed it",
+        "_io/delivery/reporter.py",
+        "        report = None if closed else self._report(error)  # before",
+        "        self.log(error, callback)\n        report = None if closed else self._report(error)  # before",
+        f"{CLOSING} -k a_log_handler_may_close_it_at_any_record",
+    ),
+    Mutant(
+        "a session that its backoff closed goes on",
+        "_io/session/session.py",
+        "            while not self.closed:\n                try:\n",
+        "            while True:\n                try:\n",
+        f"{CLOSING} -k a_backoff_may_close_it",
+    ),
+    Mutant(
+        "a task of the library that starts after the end is not cancelled",
+        "_io/runtime/tasks.py",
+        "                if self._is_ending:\n",
+        "                if False:\n",
+        "tests/io/test_tasks.py -k after_the_end",
     ),
     # Request and reply.
     Mutant(

@@ -79,8 +79,8 @@ class Hub:
     def _move(self, state: HubState) -> None:
         if state not in HUB_TRANSITIONS[self.state]:
             raise AssertionError(f"{self.state} to {state}")
-        logger.debug("multiplexer %s -> %s", self.state.value, state.value)
-        self.state = state
+        before, self.state = self.state, state
+        logger.debug("multiplexer %s -> %s", before.value, state.value)
 
     # --- what subscriptions call
 

@@ -34,3 +34,21 @@ async def test_a_swallowed_cancellation_is_repeated(monkeypatch: pytest.MonkeyPa
     await swallowed.wait()
     await until(task.done)
     assert task.cancelled()
+
+
+async def test_a_task_of_the_library_ends_at_once_after_the_end() -> None:
+    """A task of the library that is started after cancel(), or that calls it, is cancelled too."""
+    tasks = Tasks()
+
+    async def wait(closes: bool) -> None:
+        if closes:
+            tasks.cancel()
+        await asyncio.Event().wait()
+
+    closing = tasks.start(wait(closes=True), "closing", Context())
+    await asyncio.sleep(0)
+    late = tasks.start(wait(closes=False), "late", Context())
+    await until(lambda: closing.done() and late.done())
+    assert closing.cancelled()
+    assert late.cancelled()
+    await tasks.ended()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.backoff import AbstractBackoff
 
-from redismpx import Envelope, Multiplexer, Request
+from redismpx import ConnectionLost, Envelope, Multiplexer, MultiplexerIsClosed, Request, SubscriptionIsClosed
+from redismpx._io.session import reconnect
 
+from ..helpers.backoffs import QUICK
+from ..helpers.servers import Server, free_port
 from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -184,3 +190,137 @@ async def test_a_handler_that_closes_its_service_sends_no_reply(url: str, admin:
             await admin.publish("end", "")
         assert (await replies.get(5)).channel == b"end"
     assert failures == []
+
+
+# --- in a log handler, and in a backoff
+
+
+class ClosingHandler(logging.Handler):
+    """Closes a multiplexer at the record with a number."""
+
+    def __init__(self, number: int, events: list[object]) -> None:
+        super().__init__(logging.DEBUG)
+        self.number = number
+        self.events = events
+        self.before: int | None = None  # events before it closed
+        self.mpx: Multiplexer | None = None
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        if len(self.records) == self.number and self.mpx is not None:
+            self.mpx.close()
+            self.before = len(self.events)
+
+
+async def live(mpx: Multiplexer, admin: Redis, events: list[object]) -> None:
+    """Connect, get messages, lose the connection, get it back, publish, drain."""
+
+    async def on_message(channel: bytes, data: bytes) -> None:
+        events.append(data)
+
+    sub = mpx.new_channel_subscription(on_message, events.append, events.append)
+    sub.add("a")
+    await sub.wait_for_activation(5)
+    await mpx.publish("a", "1")
+    failing = mpx.new_channel_subscription(lambda *_: 1 / 0, on_error=events.append)
+    failing.add("a")
+    await failing.wait_for_activation(5)
+    await mpx.publish("a", "2")
+    await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await until(lambda: mpx.stats().connections == 2 or mpx.stats().state == "closed")
+    await sub.wait_for_activation(5)
+    await mpx.drain(5)
+
+
+async def library_tasks_ended() -> None:
+    await until(lambda: not [task for task in asyncio.all_tasks() if "redismpx" in task.get_name()])
+
+
+async def test_a_log_handler_may_close_it_at_any_record(
+    url: str, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever record a log handler closes it at: no error is logged, nothing is called later, and all tasks end."""
+    caplog.set_level(logging.DEBUG, "redismpx")
+    logger = logging.getLogger("redismpx")
+    number, total = 0, 1
+    while number < total:
+        number += 1
+        events = list[object]()
+        handler = ClosingHandler(number, events)
+        logger.addHandler(handler)
+        try:
+            mpx = handler.mpx = Multiplexer(url, backoff=QUICK)
+            with contextlib.suppress(MultiplexerIsClosed, SubscriptionIsClosed, ConnectionLost):
+                await live(mpx, admin, events)
+            assert mpx.stats().state == "closed", number
+            await library_tasks_ended()
+            await mpx.aclose()
+        finally:
+            logger.removeHandler(handler)
+        total = max(total, len(handler.records))
+        assert handler.before in (None, len(events)), (number, events)
+        worst = [record.getMessage() for record in handler.records if record.levelno > logging.WARNING]
+        assert not [text for text in worst if "on_message of" not in text], (number, worst)
+    assert total > 10
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+async def test_a_backoff_may_close_it(calls: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A backoff that closes the multiplexer ends it: no error is logged, no further attempt is made."""
+
+    class Closing(AbstractBackoff):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def compute(self, failures: int) -> float:
+            self.calls += 1
+            if self.calls == calls:
+                mpx.close()
+            return 0.0
+
+    backoff = Closing()
+    mpx = Multiplexer(f"redis://127.0.0.1:{free_port()}", backoff=backoff)
+    sub = mpx.new_channel_subscription(print)
+    sub.add("a")
+    with pytest.raises(SubscriptionIsClosed):
+        await sub.wait_for_activation(10)
+    await library_tasks_ended()
+    assert backoff.calls == calls
+    assert mpx.stats().state == "closed"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    await mpx.aclose()
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+async def test_a_backoff_that_raises_does_not_end_it(
+    server: Server, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exceptions of compute() and reset() cost neither the multiplexer nor a connection."""
+    monkeypatch.setattr(reconnect, "FALLBACK_DELAY", 0.01)
+    monkeypatch.setattr(reconnect, "STABLE_AFTER", 0.0)
+
+    class Raising(AbstractBackoff):
+        resets = computed = 0
+
+        def reset(self) -> None:
+            self.resets += 1
+            raise error
+
+        def compute(self, failures: int) -> float:
+            self.computed += 1
+            raise error
+
+    backoff = Raising()
+    lost: list[ConnectionLost] = []
+    async with Multiplexer(server.url, backoff=backoff) as mpx:
+        sub = mpx.new_channel_subscription(print, lost.append)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        server.kill()
+        await until(lambda: backoff.computed > 1)
+        server.start()
+        await sub.wait_for_activation(10)
+    assert backoff.resets == 1
+    assert len(lost) == 1
+    assert "internal error" not in lost[0].reason

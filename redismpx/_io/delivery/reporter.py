@@ -37,9 +37,10 @@ class Reporter:
 
     def failed(self, error: BaseException, callback: str, closed: bool) -> Report | None:
         """Report the exception of a callback; return an awaitable of on_error, if there is one."""
+        report = None if closed else self._report(error)  # before a log handler may close the subscription
         self.log(error, callback)
         raise_in_loop(error)
-        return None if closed else self._report(error)
+        return report
 
     def report(self, error: Exception) -> Report | None:
         """Report an event of the subscription, in the log if there is no on_error."""

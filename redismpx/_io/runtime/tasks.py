@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Coroutine
 from contextvars import Context, ContextVar, copy_context
+from typing import Any
 
 from .log import logger
 
@@ -27,6 +28,7 @@ class Tasks:
         self._tasks: set[asyncio.Task[object]] = set()
         self._own: set[asyncio.Task[object]] = set()  # the tasks that await no callback
         self._again: asyncio.TimerHandle | None = None  # cancels the tasks in `_own` once more
+        self._is_ending = False  # whether new tasks of the library are cancelled at once
         self._starting = 0  # tasks whose first step runs right now, inside start()
 
     def start(
@@ -56,6 +58,8 @@ class Tasks:
             self._tasks.add(task)
             if is_own:
                 self._own.add(task)
+                if self._is_ending:
+                    task.cancel()
             task.add_done_callback(self._end)
         return task
 
@@ -80,18 +84,21 @@ class Tasks:
         read that follows may take long. So a task of the library is cancelled each CANCEL_AGAIN. A callback is
         cancelled once: it may be cleaning up.
         """
+        self._is_ending = True
         for task in self._others():
             if not task.cancelling():
                 task.cancel()
-            if self._again is None and task in self._own:
-                self._again = task.get_loop().call_later(CANCEL_AGAIN, self._cancel_again)
+        self._cancel_later()
+
+    def _cancel_later(self) -> None:
+        if self._own and self._again is None:
+            self._again = next(iter(self._own)).get_loop().call_later(CANCEL_AGAIN, self._cancel_again)
 
     def _cancel_again(self) -> None:
         self._again = None
-        own = self._own.intersection(self._others())
-        for task in own:
+        for task in tuple(self._own):
             task.cancel()
-            self._again = self._again or task.get_loop().call_later(CANCEL_AGAIN, self._cancel_again)
+        self._cancel_later()
 
     async def ended(self) -> None:
         """Wait until the cancelled tasks have ended, for END_TIMEOUT at most; cancel() comes first."""
@@ -125,9 +132,12 @@ def belongs_to(task: asyncio.Task[object]) -> bool:
     return task is running_task() or task.get_coro() in _callers.get()
 
 
-def adopt(awaitable: object) -> None:
+def adopt(awaitable: Any) -> None:
     """Let a task that a callback returned belong to the running task, which awaits it."""
-    if isinstance(awaitable, asyncio.Task) and sys.version_info >= (3, 12):  # before, a task does not tell its context
+    if issubclass(type(awaitable), asyncio.Task) and sys.version_info >= (
+        3,
+        12,
+    ):  # before, a task does not tell its context
         context = awaitable.get_context()
         context.run(_callers.set, (*context.get(_callers, ()), *_callers.get()))
 

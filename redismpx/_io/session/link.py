@@ -266,8 +266,8 @@ class Link(asyncio.BufferedProtocol):
     def _move(self, state: LinkState) -> None:
         if state not in LINK_TRANSITIONS[self.state]:
             raise AssertionError(f"{self.state} to {state}")
-        logger.debug("link %s -> %s", self.state.value, state.value)
-        self.state = state
+        before, self.state = self.state, state
+        logger.debug("link %s -> %s", before.value, state.value)  # a log handler may end the link
 
     # --- the end
 
@@ -275,8 +275,10 @@ class Link(asyncio.BufferedProtocol):
         """Send nothing more, and deliver what was received. The link is lost after that."""
         if self.state is LinkState.ENDING or self.state is LinkState.LOST:
             return
-        self._move(LinkState.ENDING)
         self._reason = reason, cause
+        self._move(LinkState.ENDING)
+        if self.lost.done():
+            return
         self._end_by = self.liveness.clock(self._loop.time()) + LONGEST_END
         self._watched_reads = self._reads
         self._watch_in(GRACE)

@@ -5,6 +5,7 @@ Never waits, and never dials.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from time import monotonic
 
@@ -36,7 +37,10 @@ class ReconnectPolicy:
         """Note how long a connection has lasted."""
         if seconds >= STABLE_AFTER:
             self.failures = 0
-            self._backoff.reset()
+            try:
+                self._backoff.reset()
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001, users' code
+                logger.exception("reset() of the backoff raised an exception")
 
     def failed(self, where: str, lost: ConnectionLost, was_connected: bool) -> float:
         """Log a failure at a server; return the seconds to wait: 0 after the first, then what the backoff says."""
@@ -55,7 +59,7 @@ class ReconnectPolicy:
         try:
             # Capped: redis-py computes 2 to this power as a float.
             delay = max(0.0, float(self._backoff.compute(min(self.failures - 2, 64))))
-        except Exception:  # noqa: BLE001, users' code
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001, users' code
             if self.failures == 2:  # its first call
                 logger.exception("the backoff raised an exception; waiting %g s between attempts", FALLBACK_DELAY)
             delay = FALLBACK_DELAY

@@ -115,6 +115,11 @@ class Session:
         self._flush_soon()
 
     @property
+    def closed(self) -> bool:
+        """Whether the session is closed."""
+        return self.state is SessionState.CLOSED
+
+    @property
     def outage(self) -> ConnectionLost | None:
         """Why there is no connection now; None while there is one."""
         return None if self.state is SessionState.CONNECTED else self.last_error
@@ -128,7 +133,7 @@ class Session:
         """Wait until there is a connection; raise MultiplexerIsClosed if the session is closed."""
         self._needed.notify()
         while self.state is not SessionState.CONNECTED:
-            if self.state is SessionState.CLOSED:
+            if self.closed:
                 raise MultiplexerIsClosed
             await self._changed.wait()
 
@@ -141,7 +146,7 @@ class Session:
 
     async def _run(self) -> None:
         try:
-            while True:
+            while not self.closed:
                 try:
                     lost = await self._live()
                     await self._dispatcher.lose(lost)
@@ -150,7 +155,7 @@ class Session:
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
                     await self._dispatcher.lose(lost)
-                if self.state is SessionState.CLOSED or is_cancelling():  # by a callback, or by asyncio.run
+                if self.closed or is_cancelling():  # by a callback, or by asyncio.run
                     return
                 self.last_error = lost
                 self._endpoint.failed()
@@ -164,6 +169,8 @@ class Session:
         """Live through one link, from the dial to its end; return why it ended."""
         assert self._loop is not None
         self._move(SessionState.DIALLING)
+        if self.closed:
+            return ConnectionLost("closed")
         timed_out = self.last_error is not None and isinstance(self.last_error.__cause__, RedisTimeoutError)
         try:
             connection = await self._endpoint.dial(side_by_side=timed_out)
@@ -173,7 +180,7 @@ class Session:
             lost = ConnectionLost(self._endpoint.explain(error))
             lost.__cause__ = error
             return lost
-        if self.state is SessionState.CLOSED or is_cancelling():
+        if self.closed or is_cancelling():
             await connection.release()
             return ConnectionLost("closed")
         link = self._link = Link(
@@ -189,8 +196,8 @@ class Session:
         try:
             link.open()
             self._options.counters.connections += 1
-            logger.info("connected to %s", self._endpoint)
             self._move(SessionState.CONNECTED)
+            logger.info("connected to %s", self._endpoint)
             self._flush()
             lost = await link.lost
             self._on_lost(link.address)
@@ -205,24 +212,24 @@ class Session:
     async def _back_off(self, lost: ConnectionLost) -> None:
         """Wait until it is time for the next dial."""
         was_connected = self.state is SessionState.CONNECTED
+        self._move(SessionState.BACKING_OFF)
         if was_connected and self.registry.is_empty:
             # Nothing was missed: most often the server's `timeout` for idle clients, and no outage.
             logger.debug("a connection without subscriptions was lost (%s)", lost.reason)
-            self._move(SessionState.BACKING_OFF)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_DELAY):
                     await self._needed.wait()
         else:
             delay = self._policy.failed(str(self._endpoint), lost, was_connected)
-            self._move(SessionState.BACKING_OFF)
-            await asyncio.sleep(delay)
+            if not self.closed:  # by a log handler, or by the backoff
+                await asyncio.sleep(delay)
 
     def _move(self, state: SessionState) -> None:
         if state not in SESSION_TRANSITIONS[self.state]:
             raise AssertionError(f"{self.state} to {state}")
-        logger.debug("session %s -> %s", self.state.value, state.value)
-        self.state = state
+        before, self.state = self.state, state
         self._changed.notify()
+        logger.debug("session %s -> %s", before.value, state.value)  # a log handler may close the session
 
     # --- out: from the registry to the wire
 
@@ -304,7 +311,7 @@ class Session:
 
     def close(self) -> None:
         """End the session at once and for good. Without effect when closed."""
-        if self.state is SessionState.CLOSED:
+        if self.closed:
             return
         self._move(SessionState.CLOSED)
         self.registry.clear()
