@@ -581,9 +581,9 @@ async def test_closing_while_connecting_leaves_nothing(server: Server, how: str)
     """Closing during the handshake fails the calls and leaves no task or socket."""
     server.freeze()
     mpx = Multiplexer(server.url, publish_timeout=30)
+    before = open_sockets()
     calls = start(mpx, "1", "2")
-    await until(lambda: mpx._hub.deployment.publisher._pipeline._task is not None)
-    await asyncio.sleep(0.01)
+    await until(lambda: open_sockets() >= before + 2)  # of the session and of the publisher
     if how == "close":
         mpx.close()
     else:

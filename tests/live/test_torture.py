@@ -114,7 +114,8 @@ async def test_remove_in_flight_does_not_come_back(server: Server, admin: Redis)
         await sub.wait_for_activation(5)
         server.freeze()
         sub.remove("goes")
-        await asyncio.sleep(0.01)  # the command is in the server's socket, and never read
+        state = mpx._hub.deployment.main.registry.channels[b"goes"]
+        await until(lambda: state.state.value == "leaving")  # the command is in the server's socket, and never read
         server.kill()
         server.start()
         await until(lambda: mpx.stats().connections == 2)

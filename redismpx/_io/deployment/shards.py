@@ -75,7 +75,7 @@ class Shards:
     @property
     def sessions(self) -> list[Session]:
         """The sessions with the primaries."""
-        return [shard.session for shard in self._shards.values() if shard.session is not None]
+        return [shard.session for shard in tuple(self._shards.values()) if shard.session is not None]
 
     @property
     def name_count(self) -> int:
@@ -85,7 +85,7 @@ class Shards:
     @property
     def outage(self) -> ConnectionLost | None:
         """Why some channels have no connection now; None if all have one."""
-        failing = [s.session.outage for s in self._shards.values() if s.slots and s.session is not None]
+        failing = [s.session.outage for s in tuple(self._shards.values()) if s.slots and s.session is not None]
         unowned = ConnectionLost("no node is known to own its slot") if self._ownerless.slots else None
         return next(filter(None, failing), self._error or unowned)
 
@@ -225,7 +225,9 @@ class Shards:
                 await self._misplaced.wait()
             self._all_placed = True  # unless something happens from here on
             try:
-                failing = [shard.node for shard in self._shards.values() if shard.slots and not shard.is_connected]
+                failing = [
+                    shard.node for shard in tuple(self._shards.values()) if shard.slots and not shard.is_connected
+                ]
                 await self._slot_map.refresh(failing[0] if failing else None)
             except (Exception, asyncio.CancelledError) as error:
                 if is_cancelled(error):

@@ -112,7 +112,7 @@ class Tasks:
                 )
 
     def _others(self) -> list[asyncio.Task[object]]:
-        return [task for task in self._tasks if not belongs_to(task)]
+        return [task for task in tuple(self._tasks) if not belongs_to(task)]
 
 
 def running_task() -> asyncio.Task[object] | None:
