@@ -309,7 +309,7 @@ MUTANTS = [
     Mutant(
         "P6: closing from a callback waits for the callback",
         "_io/runtime/tasks.py",
-        "return [task for task in self._tasks if not belongs_to(task)]",
+        "return [task for task in tuple(self._tasks) if not belongs_to(task)]",
         "return list(self._tasks)",
         f"{TORTURE} -k closing_inside",
     ),
