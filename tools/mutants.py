@@ -1034,15 +1034,8 @@ MUTANTS = [
     Mutant(
         "without the right to ask for the role there is no connection",
         "_io/redispy/dial.py",
-        "    except ResponseError as error:  # no right",
-        "    except LookupError as error:  # no right",
-        f"{SENTINEL} -k without_the_right_to_role_it_connects",
-    ),
-    Mutant(
-        "a server that does not know ROLE is no master",
-        "_io/redispy/dial.py",
-        "    except ResponseError as error:  # no right",
-        "    except NoPermissionError as error:  # no right",
+        "    except ResponseError as error:\n        logger.debug(",
+        "    except LookupError as error:\n        logger.debug(",
         f"{SENTINEL} -k without_the_right_to_role_it_connects",
     ),
     Mutant(
@@ -1069,8 +1062,8 @@ MUTANTS = [
     Mutant(
         "the link asks for maintenance notifications",
         "_io/redispy/dial.py",
-        "        raw.maint_notifications_config = None ",
-        "        pass ",
+        "    raw.maint_notifications_config = None ",
+        "    pass ",
         "tests/io/test_maintenance.py -k the_link_does_not_request_notices",
     ),
     Mutant(
@@ -1106,8 +1099,8 @@ MUTANTS = [
     Mutant(
         "a password is shown that the server repeats in the handshake",
         "_io/redispy/dial.py",
-        "            secrets.hide_in(error)\n            text = str(error)\n",
-        "            text = str(error)\n",
+        "        secrets.hide_in(error)\n        if isinstance(error, TimeoutError):\n",
+        "        if isinstance(error, TimeoutError):\n",
         f"{CANARY} -k a_password_that_the_server_repeats_is_hidden",
     ),
     Mutant(
@@ -1127,7 +1120,7 @@ MUTANTS = [
     Mutant(
         "a password from a credential provider is not known",
         "_io/redispy/dial.py",
-        "        secrets.watch(raw)\n",
+        "    secrets.watch(raw)\n",
         "",
         f"{CANARY} -k a_password_that_the_server_repeats_is_hidden",
     ),
@@ -1395,6 +1388,41 @@ MUTANTS = [
         "        if call is self._first:\n            self._advance()\n",
         "        pass\n",
         "tests/cluster/test_publishing_order.py -k holds_up",
+    ),
+    Mutant(
+        "only HELLO that is unknown means RESP2",
+        "_io/redispy/dial.py",
+        "    return isinstance(error, (ResponseError, AttributeError))",
+        '    return "unknown command" in str(error)',
+        "tests/live/test_handshake.py -k any_rejection",
+    ),
+    Mutant(
+        "a wrong password is sent again in RESP2",
+        "_io/redispy/dial.py",
+        "            if not _may_be_about_hello(error):\n                raise\n",
+        "",
+        "tests/live/test_handshake.py -k is_sent_once",
+    ),
+    Mutant(
+        "without a client name there is no connection",
+        "_io/redispy/dial.py",
+        '                await _optional(connection.call("CLIENT", "SETNAME", name), "the client name")',
+        '                await connection.call("CLIENT", "SETNAME", name)',
+        "tests/live/test_handshake.py -k costs",
+    ),
+    Mutant(
+        "a server whose role is unknown is left",
+        "_io/redispy/dial.py",
+        'reply[0] if isinstance(reply, list) and reply else "master"',
+        "reply[0]",
+        "tests/live/test_handshake.py -k unknown_role",
+    ),
+    Mutant(
+        "a server that keeps RESP3 is left",
+        "_io/redispy/dial.py",
+        'await _optional(_say_hello(connection, protocol), "HELLO")',
+        "await _say_hello(connection, protocol)",
+        "tests/live/test_handshake.py -k keeps_resp3",
     ),
     Mutant(
         "calls overtake those that are redirected",

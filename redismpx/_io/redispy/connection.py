@@ -164,7 +164,7 @@ class Connection:
         """Switch to a protocol, if one is given, and note the role of the server. Needs no right."""
         reply = await self.call("HELLO", *protocol)
         words = list(chain(*reply.items())) if isinstance(reply, dict) else reply  # RESP3, RESP2
-        fields = list(zip(words[::2], words[1::2], strict=False))
+        fields = list(zip(words[::2], words[1::2], strict=False)) if isinstance(words, list) else []
         self._is_master = (b"role", b"master") in fields or ("role", "master") in fields
         self._asked = monotonic()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ...errors import plain
@@ -26,7 +27,7 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> Connection:
     """Make a connection with all the options of a redis-py client, and do its handshake.
 
     A server that Sentinel or the nodes of a cluster call a master is asked for its role. The connection does without
-    what a server may refuse: RESP3, a client name, and the question for the role.
+    what a server may reject: RESP3, a client name, and the question for the role.
 
     Args:
         pool: the options.
@@ -36,65 +37,72 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> Connection:
     Raises:
         Exception: whatever redis-py raises. Nothing is left open then, nor when the dial is cancelled.
     """
-    secrets = Secrets(pool)
-    without_hello = without_name = False
-    while True:
-        raw: AbstractConnection = pool.make_connection()
-        secrets.watch(raw)
-        health_check_interval = raw.health_check_interval
-        raw.retry = Retry(NoBackoff(), 0)
-        raw.health_check_interval = 0  # redis-py's check would read beside our reader
-        raw.maint_notifications_config = None  # our reader does not act on them
-        if without_hello:
-            raw.protocol = 2
-        if without_name:
-            raw.client_name = None
-        if side_by_side:
-            _try_side_by_side(raw)
+    protocol = pool.connection_kwargs.get("protocol")
+    if str(protocol) != "2":
         try:
-            async with asyncio.timeout(DIAL_TIMEOUT):
-                await raw.connect()
-                connection = Connection(raw, health_check_interval, secrets)
-                if getattr(pool, "is_master", False):
-                    await _check_role(connection)
-                if not without_hello:
-                    await _say_hello(connection, pool.connection_kwargs.get("protocol"))
-        except ResponseError as error:
-            await raw.disconnect(nowait=True)
-            secrets.hide_in(error)
-            text = str(error)
-            # Old servers and some proxies do not know HELLO, and redis-py does not fall back by itself.
-            if not without_hello and ("unknown command" in text.lower() or "NOPROTO" in text):
-                logger.info("the server rejected HELLO (%s); falling back to RESP2", plain(text))
-                without_hello = True
-            # A user may lack the right to CLIENT SETNAME; the connection works without a name.
-            elif not without_name and raw.client_name and isinstance(error, NoPermissionError):
-                logger.info("the server rejected a command (%s); trying without a client name", plain(text))
-                without_name = True
-            else:
+            return await _attempt(pool, protocol, side_by_side=side_by_side)
+        except Exception as error:
+            # Old servers and many proxies reject HELLO, each in other words, and redis-py does not fall back by itself.
+            if not _may_be_about_hello(error):
                 raise
-        except TimeoutError as error:
-            await raw.disconnect(nowait=True)
-            secrets.hide_in(error)
+            logger.info("the server rejected the handshake (%s); falling back to RESP2", plain(str(error)))
+    return await _attempt(pool, 2, side_by_side=side_by_side)
+
+
+def _may_be_about_hello(error: Exception) -> bool:
+    """Tell whether the server answered, and not that a password is wrong or missing: then RESP2 may work."""
+    if isinstance(error, RedisConnectionError):
+        return isinstance(error, BusyLoadingError) or str(error) == "Invalid RESP version"
+    return isinstance(error, (ResponseError, AttributeError))  # AttributeError: the reply to HELLO was no map
+
+
+async def _attempt(pool: Pool, protocol: object, *, side_by_side: bool) -> Connection:
+    """Dial once, with one protocol; None: RESP3 for the handshake, then RESP2."""
+    secrets = Secrets(pool)
+    raw: AbstractConnection = pool.make_connection()
+    secrets.watch(raw)
+    health_check_interval = raw.health_check_interval
+    raw.retry = Retry(NoBackoff(), 0)
+    raw.health_check_interval = 0  # redis-py's check would read beside our reader
+    raw.maint_notifications_config = None  # our reader does not act on them
+    if protocol == 2:
+        raw.protocol = 2
+    name, raw.client_name = raw.client_name, None  # without the right to set it, redis-py would give up
+    if side_by_side:
+        _try_side_by_side(raw)
+    try:
+        async with asyncio.timeout(DIAL_TIMEOUT):
+            await raw.connect()
+            connection = Connection(raw, health_check_interval, secrets)
+            if name:
+                await _optional(connection.call("CLIENT", "SETNAME", name), "the client name")
+            if getattr(pool, "is_master", False):
+                await _check_role(connection)
+            if protocol != 2:
+                await _optional(_say_hello(connection, protocol), "HELLO")
+    except BaseException as error:  # also when cancelled: a dial that failed leaves nothing open; the caller logs it
+        await raw.disconnect(nowait=True)
+        secrets.hide_in(error)
+        if isinstance(error, TimeoutError):
             ask_another_first(pool)
             raise RedisTimeoutError(f"not connected after {DIAL_TIMEOUT:g} s") from error
-        except (
-            BaseException
-        ) as error:  # also when cancelled: a dial that failed leaves nothing open; the caller logs it
-            await raw.disconnect(nowait=True)
-            secrets.hide_in(error)
-            raise
-        else:
-            return connection
+        raise
+    return connection
+
+
+async def _optional(question: Awaitable[Any], what: str) -> Any:
+    """Return the reply of the server; None if it is an error, because the connection works without it."""
+    try:
+        return await question
+    except ResponseError as error:
+        logger.debug("the server rejected %s (%s); going on without", what, plain(str(error)))
+        return None
 
 
 async def _check_role(connection: Connection) -> None:
     """Reject a master that was demoted, which not every Sentinel or node knows yet."""
-    try:
-        role, *_ = await connection.call("ROLE")
-    except ResponseError as error:  # no right to ask, or a server where the command was renamed
-        logger.debug("the role of the server is unknown (%s)", plain(str(error)))
-        return
+    reply = await _optional(connection.call("ROLE"), "ROLE")  # no right, or the command was renamed
+    role = reply[0] if isinstance(reply, list) and reply else "master"
     if role not in (b"master", "master"):
         raise RedisConnectionError("{}:{} is not a master any more".format(*connection.address))
 
@@ -113,12 +121,9 @@ async def _say_hello(connection: Connection, protocol: object) -> None:
     """Note the role of the server, and go back to RESP2 after a handshake in RESP3, whose errors say more.
 
     Parsers make a subclass of list of each RESP3 push, and unpacking that costs a fifth of all the work for a message.
-    Nothing else in RESP3 is of use here. But a `protocol` that the options name is kept; for RESP2, HELLO is not sent.
+    Nothing else in RESP3 is of use here. But a `protocol` that the options name is kept.
     """
-    if protocol is None:
-        await connection.hello(2)
-    elif str(protocol) == "3":
-        await connection.hello()
+    await connection.hello(*([2] if protocol is None else []))
 
 
 def _try_side_by_side(connection: Any) -> None:
