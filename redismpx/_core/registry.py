@@ -18,7 +18,7 @@ from .sync_queue import SyncQueue
 from .wire import Command, Kind, ProtocolViolation, Verb
 
 NEXT_IF_CONFIRMED = NEXT_STATE[NameEvent.CONFIRMED]
-LOSS_CHUNK = 512  # names of a lost connection that are changed between two looks at the clock
+CHUNK = 512  # names of very many that are changed together
 
 
 class Registry(Generic[S]):
@@ -58,7 +58,7 @@ class Registry(Generic[S]):
                 self._add_to(entry, subscriber)
         self.name_counts[kind] += len(table) - known
         if self.draining:
-            self.drain()  # the new names too
+            self._reconcile_names(kind, names)
 
     def _add_to(self, entry: Entry[S], subscriber: S) -> None:
         """Add a subscriber to a name that has an entry."""
@@ -105,11 +105,16 @@ class Registry(Generic[S]):
         self._refused.clear()
         self._forget_connection()
 
-    def drain(self) -> None:
-        """Unsubscribe all names. Active subscribers get messages until the server has confirmed that."""
+    def drain(self) -> Iterator[None]:
+        """Unsubscribe all names, and yield now and then: with very many names this takes a while.
+
+        Active subscribers get messages until the server has confirmed that.
+        """
         self.draining = True
-        for entry in self._entries():
+        for number, entry in enumerate(self._entries(), 1):
             self._reconcile(entry)
+            if number % CHUNK == 0:
+                yield
 
     # --- what to send, and which subscribers to notify at the same time
 
@@ -222,7 +227,7 @@ class Registry(Generic[S]):
         if transient or not command.verb.subscribes:
             self._refused.update(dict.fromkeys(entries))  # not out of sync: no command can help now
             self._revert(entries)
-            self._release(command)
+            self._reconcile_names(command.verb.kind, command.held_back)
         elif len(entries) > 1:
             self._revert(entries)
             self._continue_search(command.verb, self._bisection.rejected(command.as_probe()))
@@ -251,7 +256,7 @@ class Registry(Generic[S]):
         for entry in entries:
             self._move(entry, NameEvent.REVERTED if command.verb.subscribes else NameEvent.CONFIRMED)
             self._reconcile(entry)
-        self._release(command)
+        self._reconcile_names(command.verb.kind, command.held_back)
         return tuple([entry.name for entry in entries])
 
     def connection_lost(self) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
@@ -271,10 +276,10 @@ class Registry(Generic[S]):
             for subscriber in entry.active_subscribers:
                 active[subscriber].append(entry)
                 steps += 1
-                if steps % LOSS_CHUNK == 0:
+                if steps % CHUNK == 0:
                     yield None
             steps += 1
-            if steps % LOSS_CHUNK == 0:
+            if steps % CHUNK == 0:
                 yield None
         self._refused.clear()
         yield from self._notify_of_loss(active)
@@ -319,11 +324,6 @@ class Registry(Generic[S]):
         self._probes += [(verb, probe) for probe in step.probes]
         self._reconcile_names(verb.kind, step.released)
 
-    def _release(self, command: Command) -> None:
-        """End the search that a command belongs to; the names that it holds back can be sent again."""
-        if command.probe is not None:
-            self._reconcile_names(command.verb.kind, command.probe.held_back)
-
     def _notify_of_loss(self, active: dict[S, list[Entry[S]]]) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
         for subscriber, entries in active.items():
             if not any(entry.state_of(subscriber) is SubscriberState.ACTIVE for entry in entries):
@@ -334,7 +334,7 @@ class Registry(Generic[S]):
             for number, entry in enumerate(entries, 1):
                 if entry.state_of(subscriber) is SubscriberState.ACTIVE:
                     entry.set_state(subscriber, SubscriberState.WAITING)
-                if number % LOSS_CHUNK == 0:
+                if number % CHUNK == 0:
                     yield None
         self._notified_of_loss = None
 

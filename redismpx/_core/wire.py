@@ -74,6 +74,11 @@ class Command:
         """The bytes of all its names."""
         return sum(map(len, self.names))
 
+    @property
+    def held_back(self) -> tuple[bytes, ...]:
+        """The names of its search that wait for its reply."""
+        return () if self.probe is None else self.probe.held_back
+
     def as_probe(self) -> Probe:
         """Return the names without a reply as a probe."""
         names = self.names[self.confirmed :]

@@ -24,7 +24,7 @@ NAMES = [b"a", b"{a}b", b"\r\n"]
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost connection is dealt with name by name."""
-    monkeypatch.setattr(registry_module, "LOSS_CHUNK", 1)
+    monkeypatch.setattr(registry_module, "CHUNK", 1)
 
 
 class Recorder:
@@ -395,7 +395,7 @@ def test_a_name_subscribed_during_drain_is_left_again() -> None:
     registry: Registry[str] = Registry()
     registry.add(Kind.CHANNEL, (b"asked for",), "user")
     registry.next_commands()
-    registry.drain()
+    list(registry.drain())
     registry.add(Kind.CHANNEL, (b"too late",), "user")
     assert list(registry.channels) == [b"asked for"]
     list(registry.confirm(Verb.SUBSCRIBE, b"asked for"))

@@ -281,7 +281,8 @@ class Shards:
 
     async def unsubscribe_all(self) -> None:
         """Unsubscribe from every channel, and wait until the servers have confirmed it."""
-        self._ownerless.registry.drain()
+        for _ in self._ownerless.registry.drain():
+            await asyncio.sleep(0)
         for shard in tuple(self._shards.values()):
             if shard.session is not None:
                 await shard.session.unsubscribe_all()

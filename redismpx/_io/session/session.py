@@ -304,7 +304,8 @@ class Session:
 
     async def unsubscribe_all(self) -> None:
         """Unsubscribe from every name, and wait until the server has confirmed it."""
-        self.registry.drain()
+        for _ in self.registry.drain():
+            await asyncio.sleep(0)
         self._flush_soon()
         while self.state is SessionState.CONNECTED and (self.registry.oldest_command or self.registry.has_work):
             await self._changed.wait()
