@@ -14,7 +14,9 @@ __all__ = [
     "to_payload",
 ]
 
-from typing import NamedTuple, TypeVar
+import inspect
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple, TypeVar
 
 from ._core.buffer import Overflow
 from .typing import Payload
@@ -131,11 +133,36 @@ def check_seconds(seconds: float | None, what: str) -> float | None:
     return seconds
 
 
-def check_callback(callback: _Callback, what: str) -> _Callback:
-    """Return a callback, or None; raise `TypeError` for an object that cannot be called."""
-    if callback is not None and not callable(callback):
+def check_callback(callback: _Callback, what: str, *arguments: str) -> _Callback:
+    """Return a callback, or None; raise `TypeError` for an object that cannot be called with these arguments.
+
+    A callable that does not tell its parameters is accepted: some built-in functions do not.
+    """
+    if callback is None or _takes(callback, len(arguments)):
+        return callback
+    if not callable(callback):
         raise TypeError(f"{what} must be callable, not {type(callback).__name__}")
+    try:  # not those of a function that a decorator wraps: the decorator may add some
+        parameters = inspect.signature(callback, follow_wrapped=False)
+    except Exception:  # noqa: BLE001, users' objects
+        return callback
+    try:
+        parameters.bind(*arguments)
+    except TypeError as error:
+        call = f"{what}({', '.join(arguments)})"
+        raise TypeError(f"{what} is called as {call}, but its parameters are {parameters}: {error}") from None
     return callback
+
+
+def _takes(callback: object, count: int) -> bool:
+    """Tell, much faster than `inspect`, that a plain function or method takes so many arguments; False if unsure."""
+    function: Any = callback
+    if isinstance(callback, MethodType):
+        function, count = callback.__func__, count + 1
+    if type(function) is not FunctionType or function.__code__.co_kwonlyargcount:
+        return False
+    most = function.__code__.co_argcount
+    return most - len(function.__defaults__ or ()) <= count <= most
 
 
 def check_positive(number: int, what: str) -> int:

@@ -153,7 +153,7 @@ class Multiplexer:
             check_bound(max_total_pending_bytes, "max_total_pending_bytes"),
         )
         self._overflow = check_overflow(overflow)
-        self._on_error = check_callback(on_error, "on_error")
+        self._on_error = check_callback(on_error, "on_error", "error")
         client = client_from_url(redis, connection_options) if isinstance(redis, str) else redis
         if client is redis:
             _check_client(client, connection_options)
@@ -521,8 +521,9 @@ class Multiplexer:
                 mpx.serve("weather", weather, concurrency=10)
         """
         self._enter()
-        if not callable(handler):
-            raise TypeError(f"handler must be callable, not {type(handler).__name__}")
+        if handler is None:
+            raise TypeError("handler must be callable, not NoneType")
+        check_callback(handler, "handler", "request")
         limits = self._hub.limits
         name = to_bytes(channel_or_pattern, "a channel or pattern", limits.max_name_bytes)
         if kind_of(name) is Kind.PATTERN:
@@ -718,11 +719,11 @@ class Multiplexer:
         on_error: OnError | None,
     ) -> Consumer:
         return Consumer(
-            check_callback(on_message, "on_message"),
-            check_callback(on_disconnect, "on_disconnect"),
-            check_callback(on_activation, "on_activation"),
-            check_callback(on_error, "on_error") or self._on_error,
-            check_callback(decode, "decode"),
+            check_callback(on_message, "on_message", "channel", "message"),
+            check_callback(on_disconnect, "on_disconnect", "error"),
+            check_callback(on_activation, "on_activation", "name"),
+            check_callback(on_error, "on_error", "error") or self._on_error,
+            check_callback(decode, "decode", "payload"),
             self._max_pending if max_pending is None else check_positive(max_pending, "max_pending"),
             self._overflow if overflow is None else check_overflow(overflow),
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
@@ -188,3 +190,80 @@ async def test_wait_for_activation_without_names_returns_at_once() -> None:
     mpx = Multiplexer("redis://127.0.0.1:1", backoff=ConstantBackoff(1))
     await asyncio.wait_for(mpx.new_channel_subscription(print).wait_for_activation(), 1)
     await mpx.aclose()
+
+
+class Callable2:
+    def __call__(self, channel: bytes, message: bytes) -> None: ...
+
+    def method(self, channel: bytes, message: bytes, more: object = None) -> None: ...
+
+    async def one(self, message: bytes) -> None: ...
+
+
+def injected(function: Any) -> Any:
+    """A decorator that adds an argument."""
+
+    @functools.wraps(function)
+    def wrapper(channel: bytes, message: bytes) -> Any:
+        return function("added", channel, message)
+
+    return wrapper
+
+
+@injected
+def with_added_argument(added: str, channel: bytes, message: bytes) -> None: ...
+
+
+def too_many(channel: bytes, message: bytes, more: object) -> None: ...
+
+
+def keyword_only(channel: bytes, message: bytes, *, more: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "on_message",
+    [
+        print,
+        Callable2(),
+        Callable2().method,
+        with_added_argument,
+        lambda *arguments: None,
+        lambda channel, message, more=1: None,
+        functools.partial(too_many, more=1),
+        Mock(),
+        dict,
+        max,
+    ],
+)
+def test_a_callback_that_takes_its_arguments_is_accepted(on_message: Any) -> None:
+    """Whatever can be called with two arguments, or does not tell its parameters, is accepted."""
+    Multiplexer().new_channel_subscription(on_message)
+
+
+@pytest.mark.parametrize(
+    ("option", "callback", "text"),
+    [
+        (
+            "on_message",
+            lambda message: None,
+            r"called as on_message\(channel, message\), but its parameters are \(message\)",
+        ),
+        ("on_message", Callable2().one, r"on_message\(channel, message\)"),
+        ("on_message", too_many, "missing a required argument: 'more'"),
+        ("on_message", keyword_only, "missing a required"),
+        ("on_message", [].append, "on_message"),
+        ("on_disconnect", lambda: None, r"on_disconnect\(error\)"),
+        ("on_activation", Callable2(), r"on_activation\(name\)"),
+        ("on_error", lambda error, more: None, r"on_error\(error\)"),
+        ("decode", lambda: None, r"decode\(payload\)"),
+    ],
+)
+def test_a_callback_with_other_parameters_raises_at_once(option: str, callback: Any, text: str) -> None:
+    """The error shows how the callback is called, and which parameters it has."""
+    with pytest.raises(TypeError, match=text):
+        Multiplexer().new_channel_subscription(**{"on_message": print, option: callback})
+    with pytest.raises(TypeError, match=r"handler\(request\)"):
+        Multiplexer().serve("a", lambda: b"")
+    if option == "on_error":
+        with pytest.raises(TypeError, match=text):
+            Multiplexer(on_error=callback)
