@@ -28,6 +28,7 @@ from .promise import Promise, PromiseSubscription
 from .request import Request
 from .service import Service
 from .stats import Stats
+from .typing import OnActivation, OnDisconnect, OnError, OnMessage
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,10 @@ __all__ = [
     "Multiplexer",
     "MultiplexerIsClosed",
     "NoResponders",
+    "OnActivation",
+    "OnDisconnect",
+    "OnError",
+    "OnMessage",
     "Overflow",
     "PatternSubscription",
     "Promise",

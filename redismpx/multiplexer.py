@@ -41,7 +41,7 @@ from .promise import PromiseSubscription
 from .request import Handler, OutgoingRequest, Requester
 from .service import Service, kind_of
 from .stats import Counters, Stats
-from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, Payload, T
+from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
 
 
 class Multiplexer:
@@ -121,7 +121,7 @@ class Multiplexer:
         ping_timeout: float = 5.0,
         delivery_probe: float | None = None,
         max_pending: int = 10_000,
-        overflow: Overflow | str = "drop_oldest",
+        overflow: Overflow | OverflowName = "drop_oldest",
         on_error: OnError | None = None,
         max_channels: int | None = 1_000_000,
         max_patterns: int | None = 1_000,
@@ -184,7 +184,7 @@ class Multiplexer:
         *,
         decode: None = None,
         max_pending: int | None = None,
-        overflow: Overflow | str | None = None,
+        overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
         sharded: bool = False,
     ) -> ChannelSubscription[bytes]: ...
@@ -198,7 +198,7 @@ class Multiplexer:
         *,
         decode: Decode[T],
         max_pending: int | None = None,
-        overflow: Overflow | str | None = None,
+        overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
         sharded: bool = False,
     ) -> ChannelSubscription[T]: ...
@@ -211,7 +211,7 @@ class Multiplexer:
         *,
         decode: Decode[Any] | None = None,
         max_pending: int | None = None,
-        overflow: Overflow | str | None = None,
+        overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
         sharded: bool = False,
     ) -> ChannelSubscription[Any]:
@@ -269,7 +269,7 @@ class Multiplexer:
         *,
         decode: None = None,
         max_pending: int | None = None,
-        overflow: Overflow | str | None = None,
+        overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
     ) -> PatternSubscription[bytes]: ...
 
@@ -283,7 +283,7 @@ class Multiplexer:
         *,
         decode: Decode[T],
         max_pending: int | None = None,
-        overflow: Overflow | str | None = None,
+        overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
     ) -> PatternSubscription[T]: ...
 
@@ -296,7 +296,7 @@ class Multiplexer:
         *,
         decode: Decode[Any] | None = None,
         max_pending: int | None = None,
-        overflow: Overflow | str | None = None,
+        overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
     ) -> PatternSubscription[Any]:
         """Subscribe to all channels that match a glob pattern.
@@ -715,7 +715,7 @@ class Multiplexer:
         on_activation: OnActivation | None,
         decode: Decode[Any] | None,
         max_pending: int | None,
-        overflow: Overflow | str | None,
+        overflow: Overflow | OverflowName | None,
         on_error: OnError | None,
     ) -> Consumer:
         return Consumer(

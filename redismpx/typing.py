@@ -5,10 +5,10 @@ A callback is a plain function, a coroutine function, or any callable that retur
 
 from __future__ import annotations
 
-__all__ = ["Decode", "OnActivation", "OnDisconnect", "OnError", "OnMessage", "Payload", "T"]
+__all__ = ["Decode", "OnActivation", "OnDisconnect", "OnError", "OnMessage", "OverflowName", "Payload", "T"]
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, SupportsBytes, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Literal, SupportsBytes, TypeAlias, TypeVar, Union
 
 from .errors import ConnectionLost
 
@@ -31,6 +31,9 @@ OnActivation: TypeAlias = Callable[[bytes], object]
 
 OnError: TypeAlias = Callable[[Exception], object]
 """Called with each exception of a callback, and with `SlowConsumer`, `DecodeError` and `SubscriptionRefused`."""
+
+OverflowName: TypeAlias = Literal["drop_oldest", "drop_newest", "latest", "close"]
+"""The name of a `redismpx.Overflow`."""
 
 Payload: TypeAlias = Union[str, "Buffer", SupportsBytes]
 """A payload to publish: `str` (encoded as UTF-8), `bytes`, or an object with the buffer protocol or `__bytes__`."""

@@ -206,7 +206,8 @@ def test_the_public_names_are_the_documented_ones() -> None:
     assert sorted(redismpx.__all__) == redismpx.__all__
     assert set(redismpx.__all__) == {
         "ChannelSubscription", "ConnectionLost", "DecodeError", "Envelope", "InactiveSubscription", "LimitReached",
-        "Message", "Multiplexer", "MultiplexerIsClosed", "NoResponders", "Overflow", "PatternSubscription", "Promise",
+        "Message", "Multiplexer", "MultiplexerIsClosed", "NoResponders", "OnActivation", "OnDisconnect", "OnError",
+        "OnMessage", "Overflow", "PatternSubscription", "Promise",
         "PromiseInterrupted", "PromiseSubscription", "PromiseTimeout", "RedisMPXError", "Request", "RequestFailed",
         "Service", "SlowConsumer", "Stats", "SubscriptionIsClosed", "SubscriptionRefused",
         "TooManyChannels", "TooManyPatterns", "TooManyPromises", "escape_glob",

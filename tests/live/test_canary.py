@@ -299,6 +299,6 @@ async def test_no_payload_is_shown_when_redis_py_reads(caplog: pytest.LogCapture
 
 def test_the_repr_of_a_message_shortens_its_names() -> None:
     """repr() of a message shows no payload, and shortens channel and pattern."""
-    assert repr(Message(b"a", b"canary-payload")) == "Message(channel=b'a')"
-    assert repr(Message(b"ab", b"canary-payload", b"a*")) == "Message(channel=b'ab', pattern=b'a*')"
+    assert repr(Message(b"a", b"canary-payload")) == "Message(channel=b'a', data=<14 bytes>)"
+    assert repr(Message(b"ab", b"canary-payload", b"a*")) == "Message(channel=b'ab', data=<14 bytes>, pattern=b'a*')"
     assert len(repr(Message(HOSTILE, b"", HOSTILE))) < 700
