@@ -20,7 +20,7 @@ from ._io.delivery.consumer import Consumer
 from ._io.deployment import DeploymentOptions, deployment_of
 from ._io.hub import Hub
 from ._io.redispy.client import client_from_url, reconnect_backoff
-from ._io.runtime.log import logger
+from ._io.runtime.log import RecordLimit, logger
 from ._io.runtime.tasks import Tasks
 from ._io.session.session import SessionOptions, SessionState
 from .arguments import (
@@ -159,8 +159,8 @@ class Multiplexer:
             _check_client(client, connection_options)
         self._client = client  # kept alive: connections of a Sentinel client refer to it weakly
         self._is_owner = client is not redis
-        tasks, counters = Tasks(), Counters()
-        sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters)
+        tasks, counters, record_limit = Tasks(), Counters(), RecordLimit()
+        sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters, record_limit)
         backoff = reconnect_backoff() if backoff is None else backoff
         self._hub = Hub(
             lambda on_end: deployment_of(
@@ -170,6 +170,7 @@ class Multiplexer:
             counters,
             limits,
             budget,
+            record_limit,
         )
         self._requester = Requester(self._hub, self._publish, self._on_error, self._max_pending)
 

@@ -53,7 +53,7 @@ class Service(Subscription):
         self._handler = handler
         self._concurrency = concurrency
         self._label = f"service on {quote(name)}"
-        self._reporter = Reporter(on_error, self._label)
+        self._reporter = Reporter(on_error, self._label, hub.delivery.record_limit)
         self._tasks: set[asyncio.Task[object]] = set()  # one for each request in flight
         self._progress = Notifier()  # notifies when a handler has ended
         hub.admit(self._kind, (name,))

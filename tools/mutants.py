@@ -37,6 +37,7 @@ CANCELLATION = "tests/live/test_cancellation.py"
 CLOSING = "tests/live/test_closing.py"
 CLUSTER = "tests/cluster/test_cluster.py"
 LAST_MESSAGES = "tests/live/test_last_messages.py"
+LOGGING = "tests/live/test_logging.py"
 PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
@@ -259,8 +260,8 @@ MUTANTS = [
     Mutant(
         "P3: after a loss only the old names are asked for",
         "_core/registry.py",
-        "            entry.state = following[entry.state]\n            self._reconcile(entry)\n",
-        "            entry.state = following[entry.state]\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n            self._reconcile(entry)\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n",
         f"{RECONNECT} -k a_restarted_server_gets_all_names_again",
     ),
     Mutant(
@@ -581,7 +582,7 @@ MUTANTS = [
     ),
     Mutant(
         "P8: a warning for each attempt",
-        "_io/session/reconnect.py",
+        "_io/session/session.py",
         'logger.debug("attempt',
         'logger.warning("attempt',
         f"{RECONNECT} -k an_outage_is_warned_of_once",
@@ -1094,6 +1095,21 @@ MUTANTS = [
         "    def __reduce__(",
         "    def reduce(",
         f"{PICKLING} -k a_value_or_exception_survives",
+    ),
+    # The log.
+    Mutant(
+        "P8: each failing subscription logs a record",
+        "_io/runtime/log.py",
+        "        if window.written >= RECORDS:\n",
+        "        if False:\n",
+        f"{LOGGING} -k failing_subscriptions_log_a_few_records",
+    ),
+    Mutant(
+        "P8: the end of an outage is not seen at the level of its begin",
+        "_io/session/outage.py",
+        'logger.warning("connected to',
+        'logger.info("connected to',
+        f"{LOGGING} -k the_end_of_an_outage_is_a_warning",
     ),
     # Secrets.
     Mutant(

@@ -41,6 +41,7 @@ class Registry(Generic[S]):
         self._in_flight: InFlight[S] = InFlight()
         self._late: deque[tuple[Entry[S], S]] = deque()  # subscribers that were added to a name that was joined already
         self._refused: dict[Entry[S], None] = {}  # names that the server rejected; retry_refused() retries them
+        self.lost_names: int = 0  # names that were active when the last connection was lost
         self._notified_of_loss: S | None = None  # a subscriber whose names are being changed from active to waiting
 
     # --- what is desired
@@ -266,21 +267,20 @@ class Registry(Generic[S]):
         """
         self._forget_connection()
         active: dict[S, list[Entry[S]]] = defaultdict(list)
-        following = NEXT_STATE[NameEvent.CONNECTION_LOST]
-        steps = 0
+        steps = self.lost_names = 0
         for entry in self._entries():
             if not entry.has_subscribers and self._tables[entry.kind].get(entry.name) is not entry:
                 continue  # deleted since this began
-            entry.state = following[entry.state]
+            self._move(entry, NameEvent.CONNECTION_LOST)
             self._reconcile(entry)
-            for subscriber in entry.active_subscribers:
-                active[subscriber].append(entry)
+            subscribers = entry.active_subscribers
+            self.lost_names += bool(subscribers)
+            for subscriber in (None, *subscribers):  # None: a name without subscribers is a step too
+                if subscriber is not None:
+                    active[subscriber].append(entry)
                 steps += 1
                 if steps % CHUNK == 0:
                     yield None
-            steps += 1
-            if steps % CHUNK == 0:
-                yield None
         self._refused.clear()
         yield from self._notify_of_loss(active)
 

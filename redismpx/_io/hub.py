@@ -16,7 +16,7 @@ from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyC
 from ..stats import Counters
 from .delivery.consumer import DeliveryContext
 from .deployment import Deployment
-from .runtime.log import logger
+from .runtime.log import RecordLimit, logger
 from .runtime.tasks import Tasks
 from .session.subscriber import Subscriber
 
@@ -53,6 +53,7 @@ class Hub:
         counters: Counters,
         limits: Limits,
         budget: Budget,
+        record_limit: RecordLimit,
     ) -> None:
         self.tasks: Tasks = tasks
         self.counters: Counters = counters
@@ -62,7 +63,9 @@ class Hub:
         self.subscriptions: set[Closable] = set()
         """All open subscriptions."""
         self.deployment: Deployment = new_deployment(self.close)
-        self.delivery: DeliveryContext = DeliveryContext(tasks, counters, budget, self.deployment.main.call_soon)
+        self.delivery: DeliveryContext = DeliveryContext(
+            tasks, counters, budget, self.deployment.main.call_soon, record_limit
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: tuple[int, int] = (0, 0)  # process and thread of the loop
 

@@ -22,6 +22,7 @@ from redismpx._io.redispy import endpoint as endpoint_module
 
 from ..helpers.checker import Checker
 from ..helpers.flavours import FLAVOURS, binary_of, start_server
+from ..helpers.logs import warnings
 from ..helpers.monitor import settled
 from ..helpers.sentinel import MASTER, Sentinels
 from ..helpers.servers import Server
@@ -125,10 +126,6 @@ async def swap(master: Server, replica: Server) -> None:
 
 async def kill_subscribers(server: Server) -> None:
     await server.admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "redismpx" and r.levelno >= logging.WARNING]
 
 
 # --- failover

@@ -79,10 +79,11 @@ def test_each_program_prints_what_the_readme_says(program: Program, redis_url: s
         check=False,
     )
     assert (result.returncode, result.stdout) == (0, program.printed), result.stderr
-    # One warning for one outage, and nothing else: no traceback, no warning of Python's, no task left behind.
+    # Two warnings for one outage, and nothing else: no traceback, no warning of Python's, no task left behind.
     outages = program.printed.count("disconnect:")
-    assert len(without_slowness(result.stderr.splitlines())) == outages, result.stderr
+    assert len(without_slowness(result.stderr.splitlines())) == 2 * outages, result.stderr
     assert result.stderr.count("no connection to Redis at 127.0.0.1") == outages, result.stderr
+    assert result.stderr.count("after an outage of") == outages, result.stderr
 
 
 def test_the_readme_covers_the_main_features() -> None:

@@ -7,9 +7,14 @@ import logging
 import pytest
 
 
+def loud(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return the records at WARNING and above, without those of the ends of outages."""
+    return [r for r in caplog.records if r.levelno >= logging.WARNING and "after an outage" not in r.getMessage()]
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the texts of the records at WARNING and above."""
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    """Return the texts of the records at WARNING and above, without those of the ends of outages."""
+    return [r.getMessage() for r in loud(caplog)]
 
 
 def without_slowness(lines: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from redis.backoff import AbstractBackoff, ExponentialBackoff
 
-from redismpx import ConnectionLost, Multiplexer
+from redismpx import Multiplexer
 
 from ..helpers.herd import MOST, peak
 
@@ -33,9 +33,9 @@ def returns(outage: float, backoff: AbstractBackoff | None = None) -> list[float
     times = []
     for _ in range(MANY):
         retries.failures = 0
-        time = retries.failed("here", ConnectionLost("as planned"), was_connected=True)
+        time = retries.failed()
         while time < outage:
-            time += retries.failed("here", ConnectionLost("nobody listens"), was_connected=False)
+            time += retries.failed()
         times.append(time - outage)
     return times
 

@@ -10,11 +10,12 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from redismpx import ConnectionLost, Multiplexer
-from redismpx._io.session import reconnect as retries_module
+from redismpx._io.session import outage
 
 from ..helpers.acl import PUBLISHER, SUBSCRIBER, set_user
 from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
+from ..helpers.logs import loud
 from ..helpers.monitor import settled
 from ..helpers.servers import Server
 from ..helpers.waiting import until
@@ -27,7 +28,7 @@ def as_user(server: Server, **options: object) -> Multiplexer:
 
 
 def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.levelname for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record.levelname for record in loud(caplog)]
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -135,7 +136,7 @@ async def test_a_wrong_password_is_logged_once_and_retried(
             await mpx.connect(0.05)
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert checker.events == []
-        monkeypatch.setattr(retries_module, "ERROR_INTERVAL", 0.0)  # the five minutes are over
+        monkeypatch.setattr(outage, "ERROR_INTERVAL", 0.0)  # the five minutes are over
         await until(lambda: levels(caplog).count("ERROR") > 1)
         await set_user(admin, "chat", "secret", SUBSCRIBER)
         await sub.wait_for_activation(5)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 import pytest
 from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, SubscriptionRefused
+from redismpx._io.delivery import reporter
+from redismpx._io.runtime import log, tasks
+from redismpx._io.session import outage
 
 from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command
@@ -111,6 +115,193 @@ async def test_events_without_on_error_are_logged(
     assert len(warnings) == 2
     assert "NOPERM" in warnings[0]
     assert "the consumer is too slow" in warnings[1]
+
+
+async def test_failing_subscriptions_log_a_few_records(
+    url: str, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message to 200 failing subscriptions is a few records of each kind, and the next record counts the others."""
+    counts = {"fail": 0, "decode": 0}
+
+    def fail(channel: bytes, data: bytes) -> None:
+        counts["fail"] += 1
+        raise KeyError(data)
+
+    def decode(data: bytes) -> object:
+        counts["decode"] += 1
+        raise ValueError
+
+    async with Multiplexer(url) as mpx:
+        subs = [mpx.new_channel_subscription(fail) for _ in range(200)]
+        subs += [mpx.new_channel_subscription(fail, decode=decode) for _ in range(200)]
+        for sub in subs:
+            sub.add("a")
+        await mpx.connect(5)
+        for sub in subs:
+            await sub.wait_for_activation(5)
+        await admin.publish("a", "x")
+        await until(lambda: counts == {"fail": 200, "decode": 200})
+        other = mpx.new_channel_subscription(lambda *_: 1 / 0)
+        other.add("other")
+        await other.wait_for_activation(5)
+        await admin.publish("other", "x")  # an error of another kind is not left out
+        await until(lambda: "ZeroDivisionError" in caplog.text)
+        texts = [record.getMessage() for record in caplog.records]
+        assert sum("KeyError" in text for text in texts) == log.RECORDS
+        assert sum("cannot be decoded" in text for text in texts) == log.RECORDS
+        for module in (log, reporter):
+            monkeypatch.setattr(module, "LOG_INTERVAL", 0.0)  # it is over
+        caplog.clear()
+        await admin.publish("a", "x")
+        await until(lambda: counts == {"fail": 400, "decode": 400})
+    for word in ("KeyError", "cannot be decoded"):
+        first, *_ = [record.getMessage() for record in caplog.records if word in record.getMessage()]
+        assert f"({200 - log.RECORDS} more like this since the last record)" in first
+
+
+async def test_any_number_of_types_of_errors_is_bounded(
+    url: str, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A callback that raises a new type of exception each time logs a bounded number of records."""
+    count = 0
+
+    def fail(*_: object) -> None:
+        nonlocal count
+        count += 1
+        raise type(f"Error{count}", (Exception,), {})
+
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(fail)
+        sub.add("a")
+        await sub.wait_for_activation(5)
+        for _ in range(300):
+            await admin.publish("a", "x")
+        await until(lambda: count == 300)
+        assert len(caplog.records) == log.KINDS + log.RECORDS
+        assert len(sub._inbox.reporter._logged) <= log.KINDS
+
+
+async def test_stuck_callbacks_are_a_few_records(
+    url: str, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many callbacks that ignore their cancellation some are named, and the others are counted."""
+    monkeypatch.setattr(tasks, "END_TIMEOUT", 0.05)
+    gate = asyncio.Event()
+    stuck = 0
+
+    async def ignore(channel: bytes, data: bytes) -> None:
+        nonlocal stuck
+        stuck += 1
+        while not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                continue
+
+    mpx = Multiplexer(url)
+    subs = [mpx.new_channel_subscription(ignore) for _ in range(50)]
+    for sub in subs:
+        sub.add("a")
+    for sub in subs:
+        await sub.wait_for_activation(5)
+    await admin.publish("a", "x")
+    await until(lambda: stuck == 50)
+    await mpx.aclose()
+    texts = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    gate.set()
+    assert len(texts) == log.RECORDS + 1
+    assert texts[-1].startswith(f"{50 - log.RECORDS} more tasks did not end")
+    await until(lambda: not [task for task in asyncio.all_tasks() if "redismpx" in task.get_name()])
+
+
+# --- the end of an outage
+
+
+def ends(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.getMessage().startswith("connected to ")]
+
+
+async def test_the_end_of_an_outage_is_a_warning(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record says how long the outage was, and how many subscriptions and names were interrupted."""
+    caplog.set_level(logging.INFO)
+    async with Multiplexer(server.url, backoff=ConstantBackoff(0.01), delivery_probe=60) as mpx:
+        subs = [mpx.new_channel_subscription(print) for _ in range(3)]
+        for number, sub in enumerate(subs):
+            sub.add("shared", f"own {number}")
+        idle = mpx.new_channel_subscription(print)
+        for sub in subs:
+            await sub.wait_for_activation(5)
+        server.kill()
+        await until(lambda: mpx.stats().last_error is not None)
+        await asyncio.sleep(0.3)  # how long the outage is
+        idle.add("later")
+        server.start()
+        for sub in subs:
+            await sub.wait_for_activation(10)
+    first, second = ends(caplog)
+    assert (first.levelname, first.getMessage()) == ("INFO", f"connected to 127.0.0.1:{server.port}")
+    assert second.levelname == "WARNING"
+    found = re.fullmatch(
+        r"connected to Redis at 127\.0\.0\.1:\d+ after an outage of ([\d.]+) s; "
+        r"interrupted: 3 subscriptions, (\d+) names; what was published is missed",
+        second.getMessage(),
+    )
+    assert found, second.getMessage()
+    assert 0.3 <= float(found[1]) < 10
+    assert int(found[2]) == 4  # without that of the probe
+
+
+async def test_the_first_connection_after_failures_is_a_warning(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage at the start ends with a record too; nothing was interrupted."""
+    server.kill()
+    async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
+        sub = mpx.new_channel_subscription(print)
+        sub.add("a")
+        await until(lambda: mpx.stats().last_error is not None)
+        server.start()
+        await sub.wait_for_activation(10)
+    (record,) = ends(caplog)
+    assert record.levelname == "WARNING"
+    assert record.getMessage().endswith("; no subscription was interrupted")
+
+
+async def test_an_outage_that_was_not_logged_ends_quietly(
+    server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a connection that breaks again and again, one loss and one return are warnings."""
+    caplog.set_level(logging.INFO)
+    async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
+        sub = mpx.new_channel_subscription(print)
+        sub.add("a")
+        for losses in range(1, 6):
+            await sub.wait_for_activation(5)
+            await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda losses=losses: mpx.stats().connections == losses + 1)
+        await sub.wait_for_activation(5)
+    assert [record.levelname for record in ends(caplog)] == ["INFO", "WARNING", "INFO", "INFO", "INFO", "INFO"]
+
+
+def test_many_servers_of_a_cluster_log_a_few_records(caplog: pytest.LogCaptureFixture) -> None:
+    """When hundreds of servers are lost together, a few outages are logged, and the ends of these only."""
+    limit = log.RecordLimit()
+    logs = [outage.OutageLog(limit) for _ in range(300)]
+    caplog.set_level(logging.WARNING)
+    for number, each in enumerate(logs):
+        each.failed(f"node {number}", ConnectionLost("gone"), outage.Gap(1, 2), is_first=True, is_flapping=False)
+    assert len(caplog.records) == log.RECORDS
+    for number, each in enumerate(logs):
+        if number % 2:
+            each.ended(f"node {number}")
+        else:
+            each.given_up(f"node {number}")
+    texts = [record.getMessage() for record in caplog.records[log.RECORDS :]]
+    assert len(texts) == log.RECORDS
+    assert "not needed any more, after an outage of" in texts[0]
+    assert "connected to Redis at node 1 after an outage of" in texts[1]
 
 
 async def test_hostile_names_are_escaped_and_shortened(url: str) -> None:

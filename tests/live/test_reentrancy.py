@@ -13,6 +13,7 @@ from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
 from redismpx._io.delivery import reporter
+from redismpx._io.runtime import log
 
 from ..helpers.checker import Checker
 from ..helpers.monitor import settled
@@ -144,6 +145,7 @@ async def test_the_log_counts_suppressed_records(
         sub.add("a")
         await sub.wait_for_activation(5)
         monkeypatch.setattr(reporter, "LOG_INTERVAL", 0.2)
+        monkeypatch.setattr(log, "LOG_INTERVAL", 0.2)
         for number in range(1, 11):
             await admin.publish("a", number)
             await until(lambda expected=number: seen == expected)
@@ -151,4 +153,4 @@ async def test_the_log_counts_suppressed_records(
         await admin.publish("a", "again")
         await until(lambda: len(caplog.records) == 2)
     assert [r.levelno for r in caplog.records] == [logging.ERROR] * 2
-    assert "(9 more since the last record)" in caplog.records[1].getMessage()
+    assert "(9 more like this since the last record)" in caplog.records[1].getMessage()

@@ -37,7 +37,7 @@ from redismpx import (
     TooManyPromises,
     escape_glob,
 )
-from redismpx._io.delivery.reporter import LOG_INTERVAL
+from redismpx._io.runtime.log import LOG_INTERVAL
 from tools.measure_requests import storm
 
 from ..helpers.cluster import Cluster

@@ -27,6 +27,7 @@ from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster
 from ..helpers.flavours import FLAVOURS
+from ..helpers.logs import loud
 from ..helpers.proxy import Proxy
 from ..helpers.servers import Server, TLSServer, find_binary
 from ..helpers.waiting import until
@@ -126,11 +127,6 @@ def trusted(tmp_path: Path) -> str:
 
 def attempts(caplog: pytest.LogCaptureFixture) -> int:
     return sum("attempt" in record.getMessage() for record in caplog.records)
-
-
-def loud(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Warnings and worse, of the library; asyncio tells of what the proxy runs into."""
-    return [r for r in caplog.records if r.levelno >= logging.WARNING and r.name == "redismpx"]
 
 
 BAD = {

@@ -9,6 +9,7 @@ from ..._core.budget import Budget
 from ..._core.buffer import Overflow
 from ...stats import Counters
 from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
+from ..runtime.log import RecordLimit
 from ..runtime.tasks import Tasks
 
 
@@ -33,3 +34,4 @@ class DeliveryContext(NamedTuple):
     budget: Budget
     call_soon: Callable[[Callable[[], object]], None]
     """Has the loop call a function in its next iteration."""
+    record_limit: RecordLimit

@@ -100,7 +100,7 @@ class EventQueue(Notifier, ABC):
     def reporter(self) -> Reporter:
         """Reports the errors of the subscription."""
         if self._reporter is None:
-            self._reporter = Reporter(self.consumer.on_error, self._label)
+            self._reporter = Reporter(self.consumer.on_error, self._label, self.context.record_limit)
         return self._reporter
 
     def hold(self) -> Buffer:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import sys
 from collections.abc import Awaitable, Coroutine
+from time import monotonic
 from types import CoroutineType
 from typing import Any, NamedTuple, NoReturn
 
 from ...typing import OnError
 from ..runtime.awaitable import is_awaitable
-from ..runtime.log import logger
+from ..runtime.log import KINDS, LOG_INTERVAL, RecordLimit, logger
 from ..runtime.tasks import Tasks, adopt, is_cancelled, running_task
-
-LOG_INTERVAL = 10.0  # seconds between two records of the same type of error of one subscription
 
 
 class Report(NamedTuple):
@@ -26,12 +26,13 @@ class Report(NamedTuple):
 class Reporter:
     """Calls on_error, and logs."""
 
-    __slots__ = ("_label", "_logged", "_on_error", "aside")
+    __slots__ = ("_label", "_limit", "_logged", "_on_error", "aside")
 
-    def __init__(self, on_error: OnError | None, label: str) -> None:
+    def __init__(self, on_error: OnError | None, label: str, limit: RecordLimit) -> None:
         self._on_error = on_error
         self._label = label
-        self._logged: dict[type[BaseException], tuple[float, int]] | None = None
+        self._limit = limit
+        self._logged: dict[type[BaseException], float] = {}  # when an error of each type was logged
         self.aside: asyncio.Task[object] | None = None
         """The task that awaits the last report that did not go through the buffer."""
 
@@ -100,17 +101,20 @@ class Reporter:
     def log(self, error: BaseException, callback: str | None = None) -> None:
         """Log an error, with its traceback if a callback raised it.
 
-        At most one record in LOG_INTERVAL for each type of error, with the number of records left out.
+        At most one record of a subscription in LOG_INTERVAL for each type of error, and RECORDS of all subscriptions.
         """
-        now = asyncio.get_running_loop().time()
-        if self._logged is None:
-            self._logged = {}
-        next_time, suppressed = self._logged.get(type(error), (now, 0))
-        if now < next_time:
-            self._logged[type(error)] = (next_time, suppressed + 1)
+        now = monotonic()
+        kind = type(error), callback
+        if now < self._logged.get(type(error), -math.inf) + LOG_INTERVAL:
+            self._limit.leave_out(kind)
             return
-        self._logged[type(error)] = (now + LOG_INTERVAL, 0)
-        more = f" ({suppressed} more since the last record)" if suppressed else ""
+        left_out = self._limit.admit(kind)
+        if left_out is None:
+            return
+        if len(self._logged) >= KINDS:
+            self._logged.clear()
+        self._logged[type(error)] = now
+        more = f" ({left_out} more like this since the last record)" if left_out else ""
         if callback is None:
             logger.warning("%s: %s%s", self._label, error, more)
         else:

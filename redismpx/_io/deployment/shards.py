@@ -164,7 +164,7 @@ class Shards:
             shard.closing.cancel()
         if self._shards.get(shard.node) is shard and shard.session is not None:
             del self._shards[shard.node]
-            shard.session.close()
+            shard.session.retire()
 
     def _move(self, name: bytes, source: Shard, target: Shard) -> None:
         """Remove a channel from one shard, and add it to another."""
@@ -290,6 +290,10 @@ class Shards:
     def close(self) -> None:
         """End every session, at once and for good."""
         for shard in tuple(self._shards.values()):
-            self._close_shard(shard)
+            if shard.closing is not None:
+                shard.closing.cancel()
+            if shard.session is not None:
+                shard.session.close()
+        self._shards.clear()
         self._places.clear()
         self._ownerless.registry.clear()

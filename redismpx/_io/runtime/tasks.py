@@ -6,9 +6,10 @@ import asyncio
 import sys
 from collections.abc import Coroutine
 from contextvars import Context, ContextVar, copy_context
+from itertools import islice
 from typing import Any
 
-from .log import logger
+from .log import RECORDS, logger
 
 TIME_SLICE = (
     0.001  # seconds that anything here may keep the loop to itself, as long as it is not a user's callback that does
@@ -104,12 +105,11 @@ class Tasks:
         """Wait until the cancelled tasks have ended, for END_TIMEOUT at most; cancel() comes first."""
         if others := self._others():
             _, stuck = await asyncio.wait(others, timeout=END_TIMEOUT)
-            for task in stuck:
-                logger.error(
-                    "%s did not end within %g s after its cancellation; it is left running",
-                    task.get_name(),
-                    END_TIMEOUT,
-                )
+            for task in islice(stuck, RECORDS):
+                name = task.get_name()
+                logger.error("%s did not end within %g s after its cancellation; it is left running", name, END_TIMEOUT)
+            if len(stuck) > RECORDS:
+                logger.error("%d more tasks did not end; they are left running", len(stuck) - RECORDS)
 
     def _others(self) -> list[asyncio.Task[object]]:
         return [task for task in tuple(self._tasks) if not belongs_to(task)]

@@ -33,6 +33,8 @@ from ...errors import ConnectionLost, SubscriptionRefused, narrow, plain
 from ...stats import Counters
 from ..runtime.log import logger
 from ..runtime.tasks import LOOK_AFTER, TIME_SLICE
+from .listener import Listener
+from .outage import Gap
 from .subscriber import Subscriber, Subscribers
 
 FANOUT_CHUNK = 256  # subscribers that get a message between two looks at the clock
@@ -163,16 +165,21 @@ class Dispatcher:
             self._counters.messages += replies - others
             self._flush_deferred()
 
-    async def lose(self, error: ConnectionLost) -> None:
+    async def lose(self, error: ConnectionLost) -> Gap:
         """Take the loss of the link: notify each subscriber that had an active name, in time slices."""
         if isinstance(self._interrupted, FanOut):  # each of its subscribers gets the last message before the disconnect
             while not self._continue(monotonic() + TIME_SLICE):  # noqa: ASYNC110, there is work to do
                 await asyncio.sleep(0)
         self._interrupted = None
+        subscriptions = listeners = 0
         deadline = monotonic() + TIME_SLICE
         for loss in self._registry.connection_lost():
             if loss is not None:
                 subscriber, entries = loss
+                if isinstance(subscriber, Listener):
+                    listeners += 1
+                else:
+                    subscriptions += 1
                 names = None
                 if self._evict is not None:  # its other names may be on links to other nodes
                     names = frozenset([entry.name for entry in entries])
@@ -180,6 +187,7 @@ class Dispatcher:
             if monotonic() > deadline:
                 await asyncio.sleep(0)
                 deadline = monotonic() + TIME_SLICE
+        return Gap(subscriptions, self._registry.lost_names - listeners)  # a listener has one name
 
     # --- messages
 

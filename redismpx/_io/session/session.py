@@ -19,11 +19,12 @@ from ..redispy.client import AbstractBackoff, key_slot
 from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..redispy.errors import RedisTimeoutError
-from ..runtime.log import logger
+from ..runtime.log import RecordLimit, logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import LOOK_AFTER, TIME_SLICE, Tasks, is_cancelled, is_cancelling, running_task
 from .dispatcher import Dispatcher, Evict
 from .link import Link
+from .outage import Gap, OutageLog
 from .reconnect import ReconnectPolicy
 from .subscriber import Subscriber
 
@@ -56,6 +57,7 @@ class SessionOptions(NamedTuple):
     ping_timeout: float  # seconds
     tasks: Tasks
     counters: Counters
+    record_limit: RecordLimit
 
 
 class Session:
@@ -73,6 +75,7 @@ class Session:
     ) -> None:
         self._endpoint = endpoint
         self._policy = ReconnectPolicy(backoff)
+        self._outage_log = OutageLog(options.record_limit)
         self._options = options
         self._tasks = options.tasks
         self._on_lost = on_lost
@@ -149,17 +152,17 @@ class Session:
             while not self.closed:
                 try:
                     lost = await self._live()
-                    await self._dispatcher.lose(lost)
+                    gap = await self._dispatcher.lose(lost)
                 except Exception as error:  # noqa: BLE001, a fault of this library; never a silent end
                     logger.critical("internal error; reconnecting", exc_info=True)
                     lost = ConnectionLost(f"internal error: {error!r}")
                     lost.__cause__ = error
-                    await self._dispatcher.lose(lost)
+                    gap = await self._dispatcher.lose(lost)
                 if self.closed or is_cancelling():  # by a callback, or by asyncio.run
                     return
                 self.last_error = lost
                 self._endpoint.failed()
-                await self._back_off(lost)
+                await self._back_off(lost, gap)
         finally:
             self.close()
             if self._on_end is not None:
@@ -197,7 +200,7 @@ class Session:
             link.open()
             self._options.counters.connections += 1
             self._move(SessionState.CONNECTED)
-            logger.info("connected to %s", self._endpoint)
+            self._outage_log.ended(str(self._endpoint))
             self._flush()
             lost = await link.lost
             self._on_lost(link.address)
@@ -209,7 +212,7 @@ class Session:
         self._policy.lasted(self._loop.time() - since)
         return lost
 
-    async def _back_off(self, lost: ConnectionLost) -> None:
+    async def _back_off(self, lost: ConnectionLost, gap: Gap) -> None:
         """Wait until it is time for the next dial."""
         was_connected = self.state is SessionState.CONNECTED
         self._move(SessionState.BACKING_OFF)
@@ -220,8 +223,16 @@ class Session:
                 async with asyncio.timeout(IDLE_DELAY):
                     await self._needed.wait()
         else:
-            delay = self._policy.failed(str(self._endpoint), lost, was_connected)
-            if not self.closed:  # by a log handler, or by the backoff
+            is_first = self._policy.failures == 0
+            self._outage_log.failed(
+                str(self._endpoint), lost, gap, is_first=is_first, is_flapping=was_connected and not is_first
+            )
+            if self.closed:  # by a log handler
+                return
+            delay = self._policy.failed()
+            if not is_first:
+                logger.debug("attempt %d failed (%s); the next in %.3f s", self._policy.failures, lost.reason, delay)
+            if not self.closed:  # by the backoff, or by a log handler
                 await asyncio.sleep(delay)
 
     def _move(self, state: SessionState) -> None:
@@ -309,6 +320,11 @@ class Session:
         self._flush_soon()
         while self.state is SessionState.CONNECTED and (self.registry.oldest_command or self.registry.has_work):
             await self._changed.wait()
+
+    def retire(self) -> None:
+        """End a session that has no names any more."""
+        self._outage_log.given_up(str(self._endpoint))
+        self.close()
 
     def close(self) -> None:
         """End the session at once and for good. Without effect when closed."""
