@@ -157,7 +157,7 @@ class Multiplexer:
         client = client_from_url(redis, connection_options) if isinstance(redis, str) else redis
         if client is redis:
             _check_client(client, connection_options)
-        self._client = client  # kept alive: connections of a Sentinel client refer to it weakly
+        self._client = client
         self._is_owner = client is not redis
         tasks, counters, record_limit = Tasks(), Counters(), RecordLimit()
         sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters, record_limit)

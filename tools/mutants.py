@@ -1047,13 +1047,6 @@ MUTANTS = [
         f"{SENTINEL} -k a_dead_or_frozen_sentinel_is_skipped",
     ),
     Mutant(
-        "why no Sentinel names a master is cut off",
-        "_io/redispy/errors.py",
-        "text.replace(str(sentinel), describe(sentinel.connection_pool))",
-        "text",
-        f"{SENTINEL} -k passwords",
-    ),
-    Mutant(
         "a server leads all connections elsewhere by pushing MOVING",
         "_io/redispy/client.py",
         "MaintNotificationsConfig(enabled=False)",
@@ -1439,6 +1432,13 @@ MUTANTS = [
         'await _optional(_say_hello(connection, protocol), "HELLO")',
         "await _say_hello(connection, protocol)",
         "tests/live/test_handshake.py -k keeps_resp3",
+    ),
+    Mutant(
+        "the Sentinels are asked over the connections of a client",
+        "_io/redispy/sentinels.py",
+        "        self.sentinel_manager.sentinels = [_Sentinel(client) for client in theirs.sentinel_manager.sentinels]\n",
+        "",
+        "tests/live/test_shared_client.py -k sentinel_client",
     ),
     Mutant(
         "calls overtake those that are redirected",

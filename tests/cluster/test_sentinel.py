@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from redis.exceptions import ResponseError
 from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io.deployment import sentinel as master_module
 from redismpx._io.redispy import dial as dial_module
-from redismpx._io.redispy import endpoint as endpoint_module
+from redismpx._io.redispy import sentinels as sentinels_module
 
 from ..helpers.checker import Checker
 from ..helpers.flavours import FLAVOURS, binary_of, start_server
@@ -36,25 +37,32 @@ AT_ONCE: dict[str, Any] = {"socket_connect_timeout": 1, "socket_timeout": 1, "re
 HELLO = b"__sentinel__:hello"  # the channel of the Sentinels themselves, at each server
 
 
+@dataclass
+class Word:
+    """What all Sentinels say."""
+
+    master: Server
+    replica: Server | None
+    asked: int = 0
+    answers: Callable[[], Awaitable[None]] | None = None
+    """Done before each answer, if it is set."""
+
+
 class OneWord(Sentinel):
     """Sentinels that all name the master, or a replica, that they are told to name."""
 
     def __init__(self, master: Server, replica: Server | None = None) -> None:
         super().__init__([])
-        self.master = master
-        self.replica = replica
-        self.asked = 0
-        self.answers: Callable[[], Awaitable[None]] | None = None
-        """Done before each answer, if it is set."""
+        self.said = Word(master, replica)  # not of this object, which the multiplexer copies
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        self.asked += 1
-        if self.answers is not None:
-            await self.answers()
-        return "127.0.0.1", self.master.port
+        self.said.asked += 1
+        if self.said.answers is not None:
+            await self.said.answers()
+        return "127.0.0.1", self.said.master.port
 
     async def discover_slaves(self, service_name: str) -> list[tuple[str, int]]:  # type: ignore[override]
-        return [] if self.replica is None else [("127.0.0.1", self.replica.port)]
+        return [] if self.said.replica is None else [("127.0.0.1", self.said.replica.port)]
 
 
 @asynccontextmanager
@@ -264,7 +272,7 @@ async def test_announcements_of_a_failover_are_verified(
 
         async def asked_after(*texts: str | bytes) -> int:
             """How often they were asked because of texts, each of which was heard."""
-            before, heard = word.asked, checker.messages
+            before, heard = word.said.asked, checker.messages
             for text in texts:
                 await old.admin.publish(HELLO, text)
                 await old.admin.publish("a", "")
@@ -272,7 +280,7 @@ async def test_announcements_of_a_failover_are_verified(
                 await until(lambda heard=heard: checker.messages == heard)  # type: ignore[misc]
                 for _ in range(5):
                     await asyncio.sleep(0)
-            return word.asked - before
+            return word.said.asked - before
 
         assert (
             await asked_after(hello(old), hello(new, "other"), hello(new, "ma"), "", "main", ",,,,", b"\xff,\0" * 9)
@@ -283,18 +291,19 @@ async def test_announcements_of_a_failover_are_verified(
         async def nobody_answers() -> None:
             raise MasterNotFoundError
 
-        word.answers = nobody_answers
+        word.said.answers = nobody_answers
         assert await asked_after(hello(new)) == 1
-        monkeypatch.setattr(endpoint_module, "DIAL_TIMEOUT", 0)
-        frozen, other = word.sentinels = [Redis(), Redis()]
-        word.answers = asyncio.get_running_loop().create_future
+        monkeypatch.setattr(sentinels_module, "DIAL_TIMEOUT", 0)
+        manager = mpx._hub.deployment._endpoint._pool.sentinel_manager  # type: ignore[attr-defined]
+        frozen, other = manager.sentinels = [Redis(), Redis()]
+        word.said.answers = asyncio.get_running_loop().create_future
         assert await asked_after(hello(new)) == 1
-        await until(lambda: word.sentinels == [other, frozen])
+        await until(lambda: manager.sentinels == [other, frozen])
         assert mpx.stats().connections == 1
 
         monkeypatch.undo()
-        word.answers = None
-        word.master = new
+        word.said.answers = None
+        word.said.master = new
         await new.admin.execute_command("REPLICAOF", "NO", "ONE")
         await old.admin.publish(HELLO, hello(new))
         await until(lambda: checker.activations == 2)
@@ -308,9 +317,9 @@ async def test_publishing_alone_at_a_former_master_is_noticed(pair: tuple[Server
     word = OneWord(new)
     await new.admin.execute_command("REPLICAOF", "NO", "ONE")
     async with listening(word) as (mpx, checker):
-        word.master = old
+        word.said.master = old
         assert await mpx.publish("a", "lost") == 0
-        word.master = new
+        word.said.master = new
         await new.admin.publish(HELLO, hello(new))
         await until(lambda: mpx._hub.deployment.addresses == {("127.0.0.1", new.port)})
         assert await mpx.publish("a", "found") == 1
@@ -355,11 +364,11 @@ async def test_a_replica_named_as_master_is_not_used(
     async with multiplexer(word) as mpx:
         sub = mpx.new_channel_subscription()
         sub.add("a")
-        await until(lambda: word.asked >= 4)
+        await until(lambda: word.said.asked >= 4)
         stats = mpx.stats()
         assert (stats.state == "connected", stats.connections) == (False, 0)
         assert f"127.0.0.1:{old.port} is not a master" in str(stats.last_error)
-        word.master = new
+        word.said.master = new
         await sub.wait_for_activation(5)
         await settled(new.admin, {b"a", HELLO})
         await settled(old.admin, set())
@@ -377,12 +386,12 @@ async def test_a_demoted_master_is_not_reconnected_to(
     word = OneWord(old)
     async with listening(word) as (mpx, checker):
         await swap(old, new)
-        asked = word.asked
+        asked = word.said.asked
         await kill_subscribers(old)
-        await until(lambda: word.asked >= asked + 4)
+        await until(lambda: word.said.asked >= asked + 4)
         assert not mpx.connected
         assert checker.kinds == ["activation", "disconnect"]
-        word.master = new
+        word.said.master = new
         await until(lambda: checker.activations == 2)
         await settled(new.admin, {b"a", HELLO})
     assert not checker.faults
@@ -452,7 +461,7 @@ async def test_a_planned_failover_keeps_the_connection(
     async with listening(word) as (mpx, checker):
         await old.admin.execute_command("FAILOVER", "TO", "127.0.0.1", new.port)
         await in_sync(old, new)
-        word.master = new
+        word.said.master = new
         for number in range(3):
             assert await new.admin.publish("a", str(number)) == 0
         await until(lambda: checker.kinds == ["activation"] + 3 * ["message"])
@@ -471,7 +480,7 @@ async def test_a_partitioned_master_is_left_with_a_probe(pair: tuple[Server, Ser
     word = OneWord(old)
     async with listening(word, ping_interval=0.05, delivery_probe=probe) as (mpx, checker):
         await new.admin.execute_command("REPLICAOF", "NO", "ONE")
-        word.master = new
+        word.said.master = new
         if probe is None:
             link = mpx._hub.deployment.main._link
             assert link is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..redispy.client import Redis, RedisCluster, servers_of
-from ..redispy.endpoint import SentinelEndpoint
+from ..redispy.sentinels import SentinelEndpoint
 from ..redispy.slot_map import SlotMap
 from .base import Deployment, DeploymentOptions
 from .cluster import Cluster

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ...errors import SubscriptionRefused, plain
 from ..redispy.connection import Address
-from ..redispy.endpoint import SentinelEndpoint
+from ..redispy.sentinels import SentinelEndpoint
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import is_cancelling

@@ -12,7 +12,8 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from .endpoint import Endpoint, SentinelEndpoint
+from .endpoint import Endpoint
+from .sentinels import SentinelEndpoint, SentinelPool
 from .slot_map import SlotMap
 
 __all__ = [
@@ -42,8 +43,8 @@ def servers_of(client: Redis | RedisCluster) -> Endpoint | SentinelEndpoint | Sl
     if isinstance(client, RedisCluster):
         return SlotMap(client)
     pool = client.connection_pool
-    if isinstance(pool, SentinelConnectionPool) and pool.is_master:
-        return SentinelEndpoint(pool)
+    if isinstance(pool, SentinelConnectionPool):
+        return SentinelEndpoint(SentinelPool(pool)) if pool.is_master else Endpoint(SentinelPool(pool))
     return Endpoint(pool)
 
 

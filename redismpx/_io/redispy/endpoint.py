@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from redis.asyncio.sentinel import SentinelConnectionPool
-
 from .connection import Connection
-from .dial import DIAL_TIMEOUT, ask_another_first, dial
+from .dial import DIAL_TIMEOUT, dial
 from .errors import describe, explain, skips_tls_verification
 from .pool import Pool
-from .secrets import Secrets
 
 
 class Endpoint:
@@ -53,32 +50,3 @@ class Endpoint:
     def explain(self, error: BaseException) -> str:
         """Return why a dial failed."""
         return explain(self.pool, error)
-
-
-class SentinelEndpoint(Endpoint):
-    """The master of a Sentinel service. redis-py asks the Sentinels for it at each dial."""
-
-    def __init__(self, pool: SentinelConnectionPool) -> None:
-        super().__init__(pool)
-        self._pool = pool
-
-    @property
-    def service(self) -> bytes:
-        """The name of the service."""
-        return str(self._pool.service_name).encode()
-
-    async def master(self) -> tuple[str, int] | None:
-        """Ask the Sentinels which server is the master; None if they did not answer in time.
-
-        Raises whatever redis-py raises, for example when no Sentinel can be reached.
-        """
-        try:
-            async with asyncio.timeout(DIAL_TIMEOUT):
-                host, port = await self._pool.get_master_address()
-        except TimeoutError:
-            ask_another_first(self._pool)
-            return None
-        except Exception as error:
-            Secrets(self._pool).hide_in(error)
-            raise
-        return host, port

@@ -40,9 +40,6 @@ def explain(pool: Pool, error: BaseException) -> str:
     elif issubclass(pool.connection_class, Connection) and (cut_off or isinstance(error, InvalidResponse)):
         hint = " (does this port want TLS? That is rediss://)"
     text = str(error) or repr(error)
-    for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
-        # redis-py shows all options of a Sentinel, its password too, before it says what is wrong.
-        text = text.replace(str(sentinel), describe(sentinel.connection_pool))
     return f"cannot connect to {describe(pool)}: {text}{hint}"
 
 
