@@ -267,9 +267,9 @@ MUTANTS = [
     Mutant(
         "P3: a remove in flight comes back",
         "_core/registry.py",
-        "            entry.state = following[entry.state]\n            self._reconcile(entry)\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n            self._reconcile(entry)\n",
         "            if entry.state is NameState.LEAVING:\n                entry.add(self)\n"
-        "            entry.state = following[entry.state]\n            self._reconcile(entry)\n",
+        "            self._move(entry, NameEvent.CONNECTION_LOST)\n            self._reconcile(entry)\n",
         f"{TORTURE} -k remove_in_flight",
     ),
     Mutant(
