@@ -119,6 +119,7 @@ class Connection:
     """A connection after its handshake, with the attributes of redis-py's connection that a link uses."""
 
     health_check_interval = 0
+    client_name = None
 
     def __init__(self, early: bytes) -> None:
         self._reader = asyncio.StreamReader()
@@ -172,7 +173,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.faults: list[str] = []
-        self.pool = Pool(protocol=3)  # the protocol of the pool; this connection negotiates nothing
+        self.pool = Pool(protocol=2)  # then nothing is negotiated
         self.mpx = Multiplexer(Redis(connection_pool=self.pool), backoff=NoBackoff(), ping_interval=None)
         self.sync, self.promising, self.slow, self.pattern, self.read = self.witnesses = [
             Witness(), Witness(), Witness(), Witness(lambda _: PATTERN), Witness()
