@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ["Multiplexer"]
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context
 from types import TracebackType
 from typing import Any, Self, overload
@@ -259,6 +260,68 @@ class Multiplexer:
         self._enter()
         consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
         return (ShardedChannelSubscription if sharded else ChannelSubscription)(self._hub, consumer)
+
+    @overload
+    def subscribe(
+        self,
+        *channels: str | bytes,
+        on_message: OnMessage[bytes] | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        decode: None = None,
+        max_pending: int | None = None,
+        overflow: Overflow | OverflowName | None = None,
+        on_error: OnError | None = None,
+        sharded: bool = False,
+    ) -> AbstractAsyncContextManager[ChannelSubscription[bytes]]: ...
+
+    @overload
+    def subscribe(
+        self,
+        *channels: str | bytes,
+        on_message: OnMessage[T] | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        decode: Decode[T],
+        max_pending: int | None = None,
+        overflow: Overflow | OverflowName | None = None,
+        on_error: OnError | None = None,
+        sharded: bool = False,
+    ) -> AbstractAsyncContextManager[ChannelSubscription[T]]: ...
+
+    @asynccontextmanager
+    async def subscribe(self, *channels: str | bytes, **options: Any) -> AsyncIterator[ChannelSubscription[Any]]:
+        """Subscribe to channels for the duration of a block: `async with mpx.subscribe("news") as sub`.
+
+        All channels are active when the block begins, so it misses no message that is published from then on. The
+        subscription is closed at the end of the block. Offline, it waits for the connection; use `asyncio.timeout()`
+        to limit the wait. If it is cancelled, or an error is raised, nothing stays subscribed.
+
+        Args:
+            channels: names; `str` is encoded as UTF-8.
+            options: the callbacks and options of `new_channel_subscription()`, as keywords.
+
+        Returns:
+            An asynchronous context manager with the `ChannelSubscription`.
+
+        Raises:
+            SubscriptionRefused: the server rejects one of the channels.
+            TooManyChannels: `max_channels` would be exceeded.
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            SubscriptionIsClosed: the multiplexer was closed during the wait.
+            TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                async with mpx.subscribe("news", "weather") as sub:
+                    async for message in sub:
+                        print(message.channel, message.data)
+        """
+        async with self.new_channel_subscription(**options) as subscription:
+            subscription.add(*channels)
+            await subscription.wait_for_activation()
+            yield subscription
 
     @overload
     def new_pattern_subscription(

@@ -37,6 +37,17 @@ class Subscription(ABC):
         """Whether the subscription, or its multiplexer, was closed."""
         return self._inbox.closed
 
+    @property
+    def active(self) -> frozenset[bytes]:
+        """The names of this subscription that Redis has confirmed on the present connection: it gets their messages.
+
+        Empty while there is no connection, and when the subscription is closed.
+        """
+        if not self._inbox.active:  # most often there is no connection
+            return frozenset()
+        names = tuple(self._names)
+        return frozenset([name for name in names if self._hub.is_active(self._kind, name, self._inbox)])
+
     def close(self) -> None:
         """Unsubscribe from everything, at once and for good.
 

@@ -127,6 +127,10 @@ class Hub:
         """Unsubscribe a subscriber from names; return how many were active."""
         return self.deployment.remove(kind, names, subscriber)
 
+    def is_active(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
+        """Tell whether a subscriber gets the messages of a name now."""
+        return self.deployment.is_active(kind, name, subscriber)
+
     def outage(self, kind: Kind) -> ConnectionLost | None:
         """Return why there is no connection for names of a kind now; None while there is one."""
         return self.deployment.outage(kind)

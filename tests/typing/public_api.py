@@ -50,6 +50,11 @@ async def inferred(mpx: Multiplexer) -> None:
     assert_type(mpx.new_channel_subscription(take_order, decode=Order.parse), ChannelSubscription[Order])
     assert_type(mpx.new_channel_subscription(take_order_later, decode=Order.parse), ChannelSubscription[Order])
 
+    async with mpx.subscribe("a", b"b") as block:
+        assert_type(block, ChannelSubscription[bytes])
+    async with mpx.subscribe("a", decode=Order.parse, on_message=take_order) as order_block:
+        assert_type(order_block, ChannelSubscription[Order])
+
     text = mpx.new_pattern_subscription("a*", decode=bytes.decode, overflow="latest")
     assert_type(text, PatternSubscription[str])
     anything = mpx.new_pattern_subscription(b"a*", decode=json.loads, overflow=Overflow.CLOSE)

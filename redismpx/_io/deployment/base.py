@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextvars import Context
 from typing import NamedTuple
 
+from ..._core.entry import SubscriberState
 from ..._core.wire import Kind
 from ...errors import ConnectionLost
 from ..publishing.publisher import Publisher
@@ -103,6 +104,10 @@ class Deployment:
     def count_new(self, kind: Kind, names: Collection[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""
         return self.main.registry.count_new(kind, names)
+
+    def is_active(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
+        """Tell whether a subscriber gets the messages of a name now."""
+        return self.main.registry.subscriber_state(kind, name, subscriber) is SubscriberState.ACTIVE
 
     def outage(self, kind: Kind) -> ConnectionLost | None:
         """Return why there is no connection for names of a kind now; None while there is one."""

@@ -65,6 +65,12 @@ class Cluster(Deployment):
         """Return how many of `names` have no subscriber yet."""
         return self.shards.count_new(names) if kind is Kind.SHARD_CHANNEL else super().count_new(kind, names)
 
+    def is_active(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
+        """Tell whether a subscriber gets the messages of a name now."""
+        if kind is Kind.SHARD_CHANNEL:
+            return self.shards.is_active(name, subscriber)
+        return super().is_active(kind, name, subscriber)
+
     def outage(self, kind: Kind) -> ConnectionLost | None:
         """Return why there is no connection for names of a kind now; None while there is one."""
         return self.shards.outage if kind is Kind.SHARD_CHANNEL else super().outage(kind)

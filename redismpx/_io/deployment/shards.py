@@ -16,6 +16,7 @@ from functools import partial
 from time import monotonic
 from typing import TypeAlias
 
+from ..._core.entry import SubscriberState
 from ..._core.registry import Registry
 from ..._core.wire import Kind, Redirection
 from ...errors import ConnectionLost, plain
@@ -92,6 +93,12 @@ class Shards:
     def count_new(self, names: Collection[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""
         return sum([name not in self._places for name in names])
+
+    def is_active(self, name: bytes, subscriber: Subscriber) -> bool:
+        """Tell whether a subscriber gets the messages of a channel now."""
+        shard = self._places.get(name)
+        state = None if shard is None else shard.registry.subscriber_state(Kind.SHARD_CHANNEL, name, subscriber)
+        return state is SubscriberState.ACTIVE
 
     # --- subscriptions
 
