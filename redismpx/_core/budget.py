@@ -35,6 +35,7 @@ class Holder(Protocol):
 
     def give_way(self) -> int:
         """Drop messages; return how many."""
+        ...
 
 
 class Budget:
