@@ -117,7 +117,7 @@ async def test_all_that_arrived_is_delivered_before_the_loss(wire: Wire, how: st
         if how == "killed while it is read":
             await until(lambda: bool(received.numbers))
         deadline = time.monotonic() + 10  # until the server has written everything to the socket
-        while any(int(client["omem"]) for client in wire.admin.client_list(_type="pubsub")):
+        while any(int(client["obl"]) + int(client["omem"]) for client in wire.admin.client_list(_type="pubsub")):
             assert time.monotonic() < deadline
             await asyncio.sleep(0)
         if how == "abandoned":

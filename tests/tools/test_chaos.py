@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tools.chaos import FAULTS, plan
+from tools.chaos.axes import AXES
+from tools.chaos.faults import FAULTS, plan
 from tools.mutants import ROOT
 
 from ..helpers.waiting import DEADLINE
@@ -20,6 +22,14 @@ BROKEN = {
     "only the old names are asked for": "not as desired",
     "a late joiner is not activated": "which is not active",
     "taken away during a fan-out": "which is not active",
+}
+# For each axis: the server, a fault that the axis must detect, and what it then prints.
+AXIS_FAULTS = {
+    "tls": ("valkey", "only the old names are asked for", "not as desired"),
+    "link-end": ("redis", "before the server closed the connection", "were delivered before the disconnect"),
+    "removals": ("valkey", "to remove a channel walks", "removals one by one"),
+    "bytes": ("redis", "an empty buffer rejects a message", "a prompt reader did not get a message"),
+    "user-objects": ("valkey", "the result of a callback is asked", "internal error"),
 }
 
 
@@ -50,6 +60,45 @@ def test_chaos_detects_a_fault_put_back(results: dict[str, tuple[int, str]], fau
     status, output = results[fault]
     assert status == 1, output[-5000:]
     assert BROKEN[fault] in output
+
+
+def run_axis(axis: str, server: str, *options: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "tools.chaos", "--seed", "1", "--axis", axis, "--server", server, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("axis", AXIS_FAULTS)
+def test_a_second_of_each_axis_violates_nothing(axis: str) -> None:
+    """A second of each axis violates no promise."""
+    server = AXIS_FAULTS[axis][0]
+    status, output = run_axis(axis, server, "--seconds", "1", "--settle", str(DEADLINE))
+    assert status == 0, output[-5000:]
+    assert f"{server}, seed 1: 0 violations" in output
+
+
+@pytest.fixture(scope="module")
+def broken_axes() -> dict[str, tuple[int, str]]:
+    """The status and the output of each axis with its fault; two run side by side."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = {
+            axis: pool.submit(run_axis, axis, server, "--seconds", "60", "--broken", fault)
+            for axis, (server, fault, _) in AXIS_FAULTS.items()
+        }
+    return {axis: run.result() for axis, run in runs.items()}
+
+
+@pytest.mark.parametrize("axis", AXIS_FAULTS)
+def test_each_axis_detects_a_fault_put_back(broken_axes: dict[str, tuple[int, str]], axis: str) -> None:
+    """Each axis finds a known fault that it is about."""
+    status, output = broken_axes[axis]
+    assert status == 1, output[-5000:]
+    assert AXIS_FAULTS[axis][2] in output
+
+
+def test_each_axis_has_a_fault_to_detect() -> None:
+    """No axis is left out of the tests above."""
+    assert AXIS_FAULTS.keys() == {"tls", *AXES}
 
 
 def test_the_seed_determines_the_plan() -> None:

@@ -1,0 +1,17 @@
+"""The axes: each module has a scene about one thing."""
+
+from __future__ import annotations
+
+from ..scenes import Scene
+from .link_end import LinkEnd
+from .removals import Removals
+from .sizes import Sizes
+from .user_objects import UserObjects
+
+AXES: dict[str, type[Scene]] = {
+    "link-end": LinkEnd,
+    "removals": Removals,
+    "bytes": Sizes,
+    "user-objects": UserObjects,
+}
+"""By the name that `--axis` takes."""
