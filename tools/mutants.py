@@ -497,6 +497,13 @@ MUTANTS = [
         "tests/core/test_buffer.py -k loses_the_names",
     ),
     Mutant(
+        "P1: a disconnect of all names outlives these names",
+        "_core/event_list.py",
+        "                if not gap.lost:\n",
+        "                if False:\n",
+        "tests/core/test_buffer.py -k goes_with_the_last",
+    ),
+    Mutant(
         "on_disconnect gets the names that were removed",
         "_io/delivery/worker.py",
         "return error if len(names) == len(error.names) else narrow(error, frozenset(names))",

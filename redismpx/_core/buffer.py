@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from .budget import MAX_LENDERS, SHARED_SIZE, Budget
@@ -163,10 +164,10 @@ class Buffer(EventList):
             self._drop_oldest()
         return before - self.count
 
-    def disconnect(self, argument: object, names: frozenset[bytes] | None) -> int:
+    def disconnect(self, argument: object, names: frozenset[bytes] | None, lost: Iterable[bytes] | None = None) -> int:
         """Add a disconnect as EventList does; return how many messages were dropped for it."""
         self.recall()
-        dropped = super().disconnect(argument, names)
+        dropped = super().disconnect(argument, names, lost)
         self._rearm()
         return dropped
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 SLACK = 64  # items of removed events that may be left behind before anything is done about them
@@ -31,12 +31,16 @@ class Signal(enum.Enum):
 class QueuedSignal:
     """A signal in the buffer: its kind, its argument, and the names that it is about; None stands for all names."""
 
-    __slots__ = ("argument", "kind", "names")
+    __slots__ = ("argument", "kind", "lost", "names")
 
-    def __init__(self, kind: Signal, argument: object, names: set[bytes] | None) -> None:
+    def __init__(
+        self, kind: Signal, argument: object, names: set[bytes] | None, lost: set[bytes] | None = None
+    ) -> None:
         self.kind = kind
         self.argument = argument
         self.names = names
+        self.lost = lost
+        """For a disconnect of all names: those that were active then and are still subscribed to; None: unknown."""
 
 
 class _Index:
@@ -77,8 +81,10 @@ class EventList:
         """Add an activation or an error."""
         self._add_signal(QueuedSignal(kind, argument, {name}))
 
-    def disconnect(self, argument: object, names: frozenset[bytes] | None) -> int:
+    def disconnect(self, argument: object, names: frozenset[bytes] | None, lost: Iterable[bytes] | None = None) -> int:
         """Add a disconnect of these names, or, for None, of all; return how many messages were dropped for it.
+
+        `lost` has the names that were active, if `names` is None: when the last of them is removed, the disconnect is.
 
         A name of which an earlier disconnect is still queued is not repeated: its connection between the two came and
         went unseen. Both are one gap for the consumer, and what was received between them is dropped. So reconnects
@@ -88,7 +94,7 @@ class EventList:
             dropped = self._drop_after_full_gap()
         elif names is None:
             self._full_gap = len(self._items)
-            self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, None))
+            self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, None, None if lost is None else set(lost)))
             return 0
         else:
             dropped, places, new = 0, self._places(), set(names)
@@ -145,10 +151,16 @@ class EventList:
     def remove(self, names: frozenset[bytes]) -> int:
         """Remove all that is queued about these names; return how many messages that were.
 
-        A disconnect loses these names, and is removed if it has no others. One of all names stays.
+        A disconnect loses these names, and is removed if it has no others.
         """
         self._places()
         dropped = sum([self._remove(name, 0) for name in names])
+        if self._full_gap >= 0:
+            gap: QueuedSignal = self._items[self._full_gap + 1]
+            if gap.lost is not None:
+                gap.lost -= names
+                if not gap.lost:
+                    self._remove_signal(self._full_gap)
         self._tidy()
         return dropped
 

@@ -32,6 +32,7 @@ class Event(NamedTuple):
     names: frozenset[bytes] | None
     payload: bytes = b""
     is_shared: bool = False
+    lost: frozenset[bytes] = frozenset()  # by a disconnect of all names
 
     @property
     def size(self) -> int:
@@ -104,13 +105,13 @@ class Model:
     def signal(self, kind: str, name: bytes) -> None:
         self.events.append(Event(kind, frozenset({name})))
 
-    def disconnect(self, names: frozenset[bytes] | None) -> int:
+    def disconnect(self, names: frozenset[bytes] | None, lost: frozenset[bytes]) -> int:
         """Add a disconnect; return how many messages are dropped for it."""
         before = len(self.messages)
         if names is None:
             gaps = [n for n, event in enumerate(self.events) if event.kind == "disconnect" and event.names is None]
             if not gaps:
-                self.events.append(Event("disconnect", None))
+                self.events.append(Event("disconnect", None, lost=lost))
                 return 0
             later = self.events[gaps[-1] + 1 :]
             self._drop([e for n, e in enumerate(later) if e.kind != "error" or _is_outdated(e, later[n:])])
@@ -129,8 +130,12 @@ class Model:
         before = len(self.messages)
         kept = []
         for event in self.events:
-            left = event.names if event.names is None or event.kind == "message" else event.names - names
-            if event.names is None or (left and not left <= names):
+            if event.names is None:
+                event = event._replace(lost=event.lost - names)
+                kept += [event] if event.lost else []
+                continue
+            left = event.names if event.kind == "message" else event.names - names
+            if left and not left <= names:
                 kept.append(event._replace(names=left))
         self.events = kept
         self.removed += before - len(self.messages)
@@ -223,8 +228,8 @@ class Harness:
         active = self.server.intersection(NAMES if lost is None else lost)
         if active:
             names = None if lost is None else frozenset(active)
-            dropped = self.buffer.disconnect("lost", names)
-            assert dropped == self.model.disconnect(names)
+            dropped = self.buffer.disconnect("lost", names, active if lost is None else None)
+            assert dropped == self.model.disconnect(names, frozenset(active))
             self.dropped += dropped
             self.server -= active
 
@@ -276,11 +281,13 @@ class Harness:
             self.delivered += 1
         else:
             names = event.names if event.names is None else frozenset(event.names)
-            assert expected == Event(event.kind.value, names)
+            assert expected is not None
+            assert expected[:2] == (event.kind.value, names)
             if event.kind is Signal.ACTIVATION:
                 assert event.argument not in self.seen, "activated twice"
                 self.seen.add(event.argument)
             elif event.kind is Signal.DISCONNECT:
+                assert self.seen, "a disconnect, and no name is active"
                 assert names is None or names <= self.seen, "a disconnect of a name that is not active"
                 self.seen -= set(NAMES) if names is None else names
 
@@ -485,6 +492,20 @@ def test_a_disconnect_loses_the_names_that_are_removed() -> None:
     for name in (b"a", b"b"):
         buffer.remove(frozenset({name}))
     assert popped(buffer) == [(b"z", b"")]
+
+
+def test_a_disconnect_of_all_names_goes_with_the_last_of_them() -> None:
+    """A queued disconnect of all names is removed when the names that were active then are, whatever was added since."""
+    buffer = filled([(b"z", b"")])
+    buffer.disconnect("lost", None, [b"a", b"b"])
+    for name in (b"a", b"new"):
+        buffer.signal(Signal.ACTIVATION, name, name)
+    buffer.disconnect("lost again", None, [b"a", b"new"])
+    buffer.remove(frozenset({b"a"}))
+    assert buffer.signals == 1
+    buffer.signal(Signal.ACTIVATION, b"new", b"new")
+    buffer.remove(frozenset({b"b"}))
+    assert popped(buffer) == [(b"z", b""), (Signal.ACTIVATION, b"new", {b"new"})]
 
 
 def test_a_later_disconnect_has_only_the_names_that_are_new() -> None:

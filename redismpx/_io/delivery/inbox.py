@@ -5,7 +5,7 @@ Blocks no caller. Raises only what a plain `on_message` raises, which the dispat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
@@ -80,12 +80,12 @@ class Inbox(EventQueue):
         if self.buffer is not None or self.consumer.on_activation is not None:
             self._signal(Signal.ACTIVATION, name, name)
 
-    def disconnect(self, error: ConnectionLost) -> None:
-        """Take note that the connection is lost, or one name on it."""
+    def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
+        """Take note that the connection is lost, or some names on it."""
         self.active = 0 if error.names is None else self.active - len(error.names)
         self.flush()
         if self.buffer is not None:
-            self.drop(self.buffer.disconnect(error, error.names))
+            self.drop(self.buffer.disconnect(error, error.names, lost))
         elif not self.closed:  # the flush may have closed the subscription
             self.accept(call(self, Signal.DISCONNECT, error))
 
