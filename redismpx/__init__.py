@@ -1,6 +1,6 @@
 """A Redis Pub/Sub multiplexer: one shared connection, many subscriptions, alive after every disconnect."""
 
-from ._core.buffer import Overflow
+from ._core.overflow import Overflow
 from .channel import ChannelSubscription
 from .envelope import Envelope
 from .errors import (

@@ -18,7 +18,7 @@ import inspect
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from ._core.buffer import Overflow
+from ._core.overflow import Overflow
 from .typing import Payload
 
 _Callback = TypeVar("_Callback")

@@ -15,7 +15,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.backoff import AbstractBackoff
 
 from ._core.budget import Budget
-from ._core.buffer import Overflow
+from ._core.overflow import Overflow
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.deployment import DeploymentOptions, deployment_of

@@ -7,7 +7,7 @@ __all__ = ["Service", "kind_of"]
 import asyncio
 from collections.abc import Awaitable
 
-from ._core.buffer import Overflow
+from ._core.overflow import Overflow
 from ._core.wire import Kind, escape_glob
 from ._io.delivery.consumer import Consumer
 from ._io.delivery.reporter import Reporter

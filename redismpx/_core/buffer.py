@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from .budget import MAX_LENDERS, SHARED_SIZE, Budget
-from .event_list import EventList, pairs
+from .event_list import EventList
+from .events import pairs
+from .overflow import Overflow
 
 BATCH_SIZE = 32  # messages that are popped and counted together
 
@@ -19,19 +20,6 @@ FULL = object()
 
 Losses: TypeAlias = dict[Any, int]
 """How many messages were dropped for lack of room, by the owner of the buffer."""
-
-
-class Overflow(enum.Enum):
-    """Which message is dropped when a subscription's buffer is full: in number, or in bytes."""
-
-    DROP_OLDEST = "drop_oldest"
-    """The oldest message in the buffer."""
-    DROP_NEWEST = "drop_newest"
-    """The message that has just arrived."""
-    LATEST = "latest"
-    """Always the earlier message of the same channel; with more than `max_pending` channels, the oldest message."""
-    CLOSE = "close"
-    """The message that has just arrived, and the subscription is closed."""
 
 
 class Buffer(EventList):
@@ -182,11 +170,9 @@ class Buffer(EventList):
         """Remove everything; return how many messages that were."""
         dropped = len(self)
         self.recall()
-        for channel, data in pairs(self._items[self._shared_from :]):
-            if channel is not None and len(data) >= SHARED_SIZE:
-                self._budget.unshare(data)
-        self._shared_from, self._tail = sys.maxsize, (0, 0)
+        self._unshare(0)
         self._grow(-self.count, -self.size)
+        self._shared_from, self._tail = sys.maxsize, (0, 0)
         self._budget.uncounted.discard(self)
         self.fresh.clear()
         self._quiet = 0
@@ -317,6 +303,18 @@ class Buffer(EventList):
         if position >= self._shared_from and len(data) >= SHARED_SIZE:
             self._budget.unshare(data)
         self._grow(-1, -len(channel) - len(data))
+
+    def _count_off(self, start: int) -> int:
+        self._unshare(start)
+        self._tail = (0, 0)
+        sizes = [len(channel) + len(data) for channel, data in pairs(self._items[start:]) if channel is not None]
+        self._grow(-len(sizes), -sum(sizes))
+        return len(sizes)
+
+    def _unshare(self, start: int) -> None:
+        for channel, data in pairs(self._items[max(start, self._shared_from) :]):
+            if channel is not None and len(data) >= SHARED_SIZE:
+                self._budget.unshare(data)
 
     def _grow(self, count: int, size: int) -> None:
         """Take note that so many messages and bytes were added, or, if negative, removed."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .budget import Budget
-from .buffer import Buffer, Losses, Overflow
-from .event_list import pairs
+from .buffer import Buffer, Losses
+from .events import pairs
+from .overflow import Overflow
 
 
 def new_buffer(max_pending: int, overflow: Overflow, budget: Budget, owner: object = None) -> Buffer:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from redismpx._core import budget as budget_module
 from redismpx._core import buffer as buffer_module
+from redismpx._core import event_index as event_index_module
 from redismpx._core import event_list as event_list_module
 from redismpx._core.budget import Budget
-from redismpx._core.buffer import DEFERRED, FULL, Buffer, Overflow
-from redismpx._core.event_list import QueuedSignal, Signal
+from redismpx._core.buffer import DEFERRED, FULL, Buffer
+from redismpx._core.events import QueuedSignal, Signal
 from redismpx._core.latest import new_buffer
+from redismpx._core.overflow import Overflow
 
 from ..helpers.counted import Counted
 
@@ -185,6 +187,8 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_module, "MAX_LENDERS", 2)
     monkeypatch.setattr(buffer_module, "SHARED_SIZE", LONG)
     monkeypatch.setattr(event_list_module, "SLACK", 8)
+    monkeypatch.setattr(event_index_module, "OUTDATED", 8)
+    monkeypatch.setattr(event_index_module, "CHUNK", 2)
 
 
 class Harness:
@@ -390,17 +394,23 @@ def size_of(buffer: Buffer) -> int:
     st.tuples(*[st.sampled_from(Overflow)] * 3),
     st.sampled_from([(None, None), (60, None), (None, 30), (None, 90), (40, 150)]),
     st.sampled_from([budget_module.SMALL, 6]),
+    st.sampled_from([event_list_module.SEARCH, 0]),
 )
 def test_a_buffer_does_what_its_model_does(
     script: list[tuple[Any, Any]],
     policies: tuple[Overflow, ...],
     bounds: tuple[int | None, int | None],
     small: int,
+    search: int,
 ) -> None:
     """Any history gives the order, counts, bytes and gaps of a naive model."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(budget_module, "SMALL", small)
-        room = Room(policies, *bounds)
+        monkeypatch.setattr(event_list_module, "SEARCH", search)
+        play(Room(policies, *bounds), script)
+
+
+def play(room: Room, script: list[tuple[Any, Any]]) -> None:
     for which, argument in script:
         if which == "spread":
             room.spread(argument)
@@ -495,7 +505,7 @@ def test_a_disconnect_loses_the_names_that_are_removed() -> None:
 
 
 def test_a_disconnect_of_all_names_goes_with_the_last_of_them() -> None:
-    """A queued disconnect of all names is removed when the names that were active then are, whatever was added since."""
+    """A queued disconnect of all names is removed with the last name that was active then, whatever was added since."""
     buffer = filled([(b"z", b"")])
     buffer.disconnect("lost", None, [b"a", b"b"])
     for name in (b"a", b"new"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..._core.budget import Budget
-from ..._core.buffer import Overflow
+from ..._core.overflow import Overflow
 from ...stats import Counters
 from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
 from ..runtime.log import RecordLimit

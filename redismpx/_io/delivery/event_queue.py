@@ -7,8 +7,9 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from ..._core.buffer import Buffer, Losses, Overflow
+from ..._core.buffer import Buffer, Losses
 from ..._core.latest import new_buffer
+from ..._core.overflow import Overflow
 from ...errors import SlowConsumer
 from ..runtime.notification import Notifier
 from ..session.subscriber import Deliver

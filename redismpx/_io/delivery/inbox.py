@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from ..._core.buffer import FULL
-from ..._core.event_list import Signal
+from ..._core.events import Signal
 from ...errors import ConnectionLost, DecodeError, SubscriptionRefused
 from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, belongs_to
@@ -73,11 +73,11 @@ class Inbox(EventQueue):
     def activate(self, name: bytes) -> None:
         """Take note that a name is active."""
         self.active += 1
-        if self.refusals:
-            self.refusals.pop(name, None)
+        was_refused = bool(self.refusals) and self.refusals.pop(name, None) is not None
         if self._event is not None:
             self.notify()
-        if self.buffer is not None or self.consumer.on_activation is not None:
+        # Without a callback, the buffer needs an activation only to know that the rejection before it is outdated.
+        if self.consumer.on_activation is not None or (was_refused and self.buffer is not None):
             self._signal(Signal.ACTIVATION, name, name)
 
     def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:

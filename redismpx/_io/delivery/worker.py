@@ -8,7 +8,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import Any
 
-from ..._core.event_list import QueuedSignal, Signal
+from ..._core.events import QueuedSignal, Signal
 from ...errors import ConnectionLost, narrow
 from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, adopt, is_cancelled, running_task

@@ -1,0 +1,69 @@
+"""Where in a list of events the events about each name are. No I/O, no clock."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .events import QueuedSignal, is_about, names_of, pairs
+
+OUTDATED = 64  # events that are indexed in vain before the index is built again
+CHUNK = 4096  # events that are indexed at a time, at least; bounds the time of find()
+PART = 16  # this part of the events that are not indexed yet is indexed at a time, if it is more
+
+
+class EventIndex:
+    """The positions of the events about each name. It grows with each search: to index all at once may take too long.
+
+    It may have positions of events that are gone. The events at other positions must not change.
+    """
+
+    __slots__ = ("_limit", "_places", "_size", "end")
+
+    def __init__(self, start: int) -> None:
+        self.end: int = start
+        """The events before this position are indexed."""
+        self._places: dict[bytes, int | list[int]] = {}  # no list for a single place: most names have one
+        self._size = 0  # of all places
+        self._limit = sys.maxsize
+
+    def __len__(self) -> int:
+        """How many names have been indexed."""
+        return len(self._places)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it has so many events that are gone that it is to be built again."""
+        return self._size > self._limit
+
+    def find(self, name: bytes, items: list[Any], head: int) -> list[int]:
+        """Return the positions of the events about a name, in order. There is no event before `head`."""
+        self._grow(items, head)
+        known = self._places.get(name, ())
+        found = [known] if isinstance(known, int) else list(known)
+        if self.end < len(items):
+            channels, others = items[self.end :: 2], items[self.end + 1 :: 2]
+            if channels.count(name):
+                found += [self.end + 2 * n for n, channel in enumerate(channels) if channel == name]
+            if others.count(name):
+                found += [self.end + 2 * n for n, other in enumerate(others) if other == name]
+            found += [self.end + 2 * n for n, other in enumerate(others) if type(other) is QueuedSignal]
+            found.sort()
+        return [position for position in found if is_about(items, position, name)]
+
+    def _grow(self, items: list[Any], head: int) -> None:
+        """Index some more events."""
+        start = max(self.end, head)
+        left = (len(items) - start) // 2
+        self.end = end = start + 2 * min(left, max(CHUNK, left // PART))
+        places = self._places
+        for position, (channel, signal) in zip(range(start, end, 2), pairs(items[start:end]), strict=True):
+            for name in names_of(signal) if type(signal) is not bytes else (signal if channel is None else channel,):
+                known = places.setdefault(name, position)
+                if isinstance(known, list):
+                    known.append(position)
+                elif known != position:
+                    places[name] = [known, position]
+                self._size += 1
+        if self._limit == sys.maxsize and self.end == len(items):
+            self._limit = 2 * self._size + OUTDATED
