@@ -246,7 +246,7 @@ MUTANTS = [
     Mutant(
         "P1: no disconnect",
         "_io/session/dispatcher.py",
-        "                subscriber.disconnect(error if names is None else narrow(error, names))\n",
+        "                subscriber.disconnect(lost, (entry.name for entry in entries))\n",
         "                pass\n",
         f"{TORTURE} -k killed_connection",
     ),
@@ -495,6 +495,13 @@ MUTANTS = [
         "                signal.names = signal.names - names\n",
         "",
         "tests/core/test_buffer.py -k loses_the_names",
+    ),
+    Mutant(
+        "P1: a subscription does not know which names were lost with the connection",
+        "_io/session/dispatcher.py",
+        "subscriber.disconnect(lost, (entry.name for entry in entries))",
+        "subscriber.disconnect(lost)",
+        f"{RECONNECT} -k not_reported_for_removed_names",
     ),
     Mutant(
         "P1: a disconnect of all names outlives these names",
@@ -907,7 +914,7 @@ MUTANTS = [
     Mutant(
         "decode that closes its subscription is followed by on_message",
         "_io/delivery/inbox.py",
-        "        if self.closed or channel in self._forgotten:  # decode did that\n",
+        "        if self.closed or channel in (forgotten or ()):  # decode did that\n",
         "        if False:\n",
         f"{USER_OBJECTS} -k may_end_its",
     ),

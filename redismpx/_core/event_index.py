@@ -8,8 +8,8 @@ from typing import Any
 from .events import QueuedSignal, is_about, names_of, pairs
 
 OUTDATED = 64  # events that are indexed in vain before the index is built again
-CHUNK = 4096  # events that are indexed at a time, at least; bounds the time of find()
-PART = 16  # this part of the events that are not indexed yet is indexed at a time, if it is more
+INDEXED_AT_ONCE = 4096  # events that are indexed at a time, at least; bounds the time of find()
+INDEXED_PART = 16  # this part of the events that are not indexed yet is indexed at a time, if it is more
 
 
 class EventIndex:
@@ -55,7 +55,7 @@ class EventIndex:
         """Index some more events."""
         start = max(self.end, head)
         left = (len(items) - start) // 2
-        self.end = end = start + 2 * min(left, max(CHUNK, left // PART))
+        self.end = end = start + 2 * min(left, max(INDEXED_AT_ONCE, left // INDEXED_PART))
         places = self._places
         for position, (channel, signal) in zip(range(start, end, 2), pairs(items[start:end]), strict=True):
             for name in names_of(signal) if type(signal) is not bytes else (signal if channel is None else channel,):

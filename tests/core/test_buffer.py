@@ -188,7 +188,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_module, "SHARED_SIZE", LONG)
     monkeypatch.setattr(event_list_module, "SLACK", 8)
     monkeypatch.setattr(event_index_module, "OUTDATED", 8)
-    monkeypatch.setattr(event_index_module, "CHUNK", 2)
+    monkeypatch.setattr(event_index_module, "INDEXED_AT_ONCE", 2)
 
 
 class Harness:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -44,7 +44,7 @@ class Client:
     def activate(self, name: bytes) -> None:
         self._note("activation")
 
-    def disconnect(self, error: ConnectionLost) -> None:
+    def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
         self._note("disconnect")
 
     def refuse(self, error: SubscriptionRefused) -> None:

@@ -81,6 +81,33 @@ async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, 
     assert [len(c.events) for c in checkers] == events  # I6, with no_leaks
 
 
+@pytest.mark.parametrize("kept", [b"", b"b"], ids=["none", "one"])
+async def test_a_disconnect_is_not_reported_for_removed_names(url: str, admin: Redis, kept: bytes) -> None:
+    """A queued disconnect is reported only while one of the names that were active then is subscribed to."""
+    gate, entered = asyncio.Event(), asyncio.Event()
+    lost: list[ConnectionLost] = []
+
+    async def on_message(*_: bytes) -> None:
+        entered.set()
+        await gate.wait()
+
+    async with Multiplexer(url, backoff=QUICK) as mpx:
+        sub = mpx.new_channel_subscription(on_message, lost.append)
+        sub.add("a", "b")
+        await sub.wait_for_activation(5)
+        await mpx.publish("a", "x")
+        await entered.wait()
+        await kill_clients(admin)
+        await until(lambda: mpx.stats().connections == 2)
+        sub.add("new")
+        for name in {b"a", b"b"} - {kept}:
+            sub.remove(name)
+        await sub.wait_for_activation(5)
+        gate.set()
+        await until(lambda: sub._inbox.idle)
+    assert len(lost) == bool(kept)
+
+
 async def test_a_restarted_server_gets_all_names_again(server: Server, admin: Redis) -> None:
     """After a restart of the server, the names of that moment are subscribed and get messages."""
     async with Multiplexer(server.url, backoff=QUICK) as mpx:

@@ -43,7 +43,7 @@ class Inbox(EventQueue):
     ) -> None:
         super().__init__(consumer, label, context, close_subscription)
         self._awaited = 0.0  # when the last awaitable of a callback was done
-        self._forgotten = _NO_NAMES  # names that were removed since `decode` was last called
+        self._forgotten: frozenset[bytes] | None = None  # the names that `decode` removes; None while it does not run
         self.active: int = 0
         """The number of active names."""
         self.refusals: dict[bytes, SubscriptionRefused] = _NO_REFUSALS
@@ -112,7 +112,8 @@ class Inbox(EventQueue):
     def forget(self, names: frozenset[bytes], were_active: int, rest: bool) -> None:
         """Drop the queued events about removed names; `rest` tells whether the subscription has other names."""
         self.active -= were_active
-        self._forgotten |= names
+        if self._forgotten is not None:
+            self._forgotten |= names
         for name in names & self.refusals.keys():
             del self.refusals[name]
         self.notify()
@@ -175,7 +176,9 @@ class Inbox(EventQueue):
             except BaseException as error:  # noqa: BLE001, users' code
                 self.accept(self._report_undecodable(channel, data, error))
                 continue
-            if not (self.closed or channel in self._forgotten):  # decode did that
+            finally:
+                forgotten, self._forgotten = self._forgotten, None
+            if not (self.closed or channel in (forgotten or ())):  # decode did that
                 return channel, decoded
             self.drop(1)
         return None
@@ -200,7 +203,9 @@ class Inbox(EventQueue):
             decoded = decode(data)
         except BaseException as error:  # noqa: BLE001, users' code
             return self._report_undecodable(channel, data, error)
-        if self.closed or channel in self._forgotten:  # decode did that
+        finally:
+            forgotten, self._forgotten = self._forgotten, None
+        if self.closed or channel in (forgotten or ()):  # decode did that
             self.drop(1)
             return None
         return on_message(channel, decoded)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from ...errors import ConnectionLost, SubscriptionRefused, plain
@@ -93,7 +93,7 @@ class DeliveryProbe(Listener):
         self._activations += 1
         self._is_active = True
 
-    def disconnect(self, error: ConnectionLost) -> None:
+    def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
         """Take note that there is none."""
         self._is_active = False
         self._changed.notify()

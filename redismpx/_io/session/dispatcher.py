@@ -183,7 +183,8 @@ class Dispatcher:
                 names = None
                 if self._evict is not None:  # its other names may be on links to other nodes
                     names = frozenset([entry.name for entry in entries])
-                subscriber.disconnect(error if names is None else narrow(error, names))
+                lost = error if names is None else narrow(error, names)
+                subscriber.disconnect(lost, (entry.name for entry in entries))
             if monotonic() > deadline:
                 await asyncio.sleep(0)
                 deadline = monotonic() + TIME_SLICE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ...errors import ConnectionLost, SubscriptionRefused
 from .subscriber import Deliver
 
@@ -29,7 +31,7 @@ class Listener:
     def activate(self, name: bytes) -> None:
         """Take note that the channel is subscribed."""
 
-    def disconnect(self, error: ConnectionLost) -> None:
+    def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
         """Take note that the channel is not subscribed any more."""
 
     def refuse(self, error: SubscriptionRefused) -> None:

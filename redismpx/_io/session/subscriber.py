@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol, TypeAlias
 
 from ...errors import ConnectionLost, SubscriptionRefused
@@ -35,8 +36,11 @@ class Subscriber(Protocol):
     def activate(self, name: bytes) -> None:
         """Take note that a name is active."""
 
-    def disconnect(self, error: ConnectionLost) -> None:
-        """Take note that the connection is lost, or one name on it."""
+    def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
+        """Take note that the connection is lost, or some names on it.
+
+        `lost` yields the names that were active, if `error.names` is None. It must be iterated at once, or not at all.
+        """
 
     def refuse(self, error: SubscriptionRefused) -> None:
         """Take note that the server rejected a name."""
