@@ -1462,6 +1462,20 @@ MUTANTS = [
         "tests/live/test_shared_client.py -k sentinel_client",
     ),
     Mutant(
+        "add() makes the first connection itself",
+        "_io/runtime/tasks.py",
+        "if sys.version_info >= (3, 12) and not is_own:",
+        "if sys.version_info >= (3, 12):",
+        "tests/live/test_connecting.py -k makes_no_connection",
+    ),
+    Mutant(
+        "a backoff that cannot be copied raises into add()",
+        "_io/deployment/cluster.py",
+        "            return deepcopy(self._options.backoff)\n        except (Exception, asyncio.CancelledError):",
+        "            return deepcopy(self._options.backoff)\n        except LookupError:",
+        f"{CLUSTER} -k cannot_be_copied",
+    ),
+    Mutant(
         "calls overtake those that are redirected",
         "_io/publishing/cluster.py",
         "        self._divert([call for call, _ in moved] + pipeline.take(slots))",

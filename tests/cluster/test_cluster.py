@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import RedisCluster
+from redis.backoff import ConstantBackoff
 from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,7 +25,7 @@ from redismpx._io.publishing import cluster as publishing_module
 from redismpx._io.publishing import publisher as publisher_module
 from redismpx._io.publishing.call import PublishCall
 from redismpx._io.redispy import connection as connection_module
-from redismpx._io.redispy.slot_map import SlotMap
+from redismpx._io.redispy.slot_map import NodePool, SlotMap
 from tools.measure_migrations import SEED, Result, Stream, migrate
 
 from ..helpers.acl import set_user
@@ -1113,6 +1115,61 @@ async def stuck(mpx: Multiplexer, channel: bytes, *others: bytes) -> tuple[Chann
     await asyncio.wait_for(entered.wait(), 5)
     lost.append(gate.set)
     return sub, lost
+
+
+async def test_add_of_a_sharded_channel_makes_no_connection(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel may need a connection to another primary: it is made soon, and not by add()."""
+    names = [name for node in await shared_cluster.primaries() for name in await at(node)]
+    made: list[bool] = []
+    adding = False
+    make = NodePool.make_connection
+
+    def watched(pool: NodePool) -> Any:
+        made.append(adding)
+        return make(pool)
+
+    monkeypatch.setattr(NodePool, "make_connection", watched)
+    async with multiplexing(shared_cluster) as mpx:
+        await mpx.connect(10)
+        sub = new_sub(mpx, Checker(), names[0])
+        await sub.wait_for_activation(10)
+        before = len(made)
+        adding = True
+        sub.add(*names)
+        adding = False
+        await sub.wait_for_activation(10)
+        assert made[before:] == [False] * len(names[1:])
+
+
+async def test_a_backoff_that_cannot_be_copied_is_shared(shared_cluster: Cluster) -> None:
+    """Each connection of a cluster has a copy of the backoff, or the same one if it cannot be copied."""
+
+    class Locked(ConstantBackoff):
+        def __init__(self) -> None:
+            super().__init__(0.01)
+            self.lock = threading.Lock()
+            self.calls = 0
+
+        def compute(self, failures: int) -> float:
+            with self.lock:
+                self.calls += 1
+                return super().compute(failures)
+
+    backoff = Locked()
+    name = (await at(await shared_cluster.owner(0)))[0]
+    client = RedisCluster.from_url(shared_cluster.url)
+    async with Multiplexer(client, backoff=backoff) as mpx:
+        checker = Checker()
+        sub = new_sub(mpx, checker, name)
+        await sub.wait_for_activation(10)
+        for number in (1, 2):
+            await kill_shard_clients(await shared_cluster.owner(0))
+            await until(lambda number=number: checker.disconnects == number)  # type: ignore[misc]
+            await sub.wait_for_activation(10)
+        assert backoff.calls
+        assert not checker.faults
 
 
 async def test_a_disconnect_loses_the_names_that_are_removed(shared_cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.backoff import ConstantBackoff, ExponentialBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
@@ -344,3 +344,24 @@ asyncio.run(main())
     child.stdin.write(b"\n")
     assert await child.wait() == 0
     child._transport.close()  # type: ignore[attr-defined]
+
+
+async def test_add_itself_makes_no_connection(url: str) -> None:
+    """The first call in a loop starts to connect, but later: a connection may have to load certificates from files."""
+    made: list[bool] = []
+    adding = True
+
+    class Watched(Connection):
+        def __init__(self, **options: Any) -> None:
+            made.append(adding)
+            super().__init__(**options)
+
+    client = Redis.from_pool(ConnectionPool.from_url(url, connection_class=Watched))
+    mpx = Multiplexer(client)
+    sub = mpx.new_channel_subscription(lambda *_: None)
+    sub.add("a")
+    adding = False
+    await sub.wait_for_activation(5)
+    assert made == [False]
+    await mpx.aclose()
+    await client.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable
 from contextvars import Context
 from copy import deepcopy
@@ -9,6 +10,7 @@ from copy import deepcopy
 from ..._core.wire import Kind
 from ...errors import ConnectionLost
 from ..publishing.cluster import ClusterPublisher
+from ..redispy.client import AbstractBackoff
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, SlotMap
 from ..session.dispatcher import Evict
@@ -28,8 +30,14 @@ class Cluster(Deployment):
         self.shards: Shards = Shards(slot_map, self._new_session)
 
     def _new_session(self, endpoint: Endpoint, evict: Evict) -> Session:
-        # A backoff may count its calls, so each session has its own.
-        return Session(endpoint, deepcopy(self._options.backoff), self._options.session, self.doubt, evict=evict)
+        return Session(endpoint, self._new_backoff(), self._options.session, self.doubt, evict=evict)
+
+    def _new_backoff(self) -> AbstractBackoff:
+        """Return a backoff for one session, because it may count its calls. One that cannot be copied is shared."""
+        try:
+            return deepcopy(self._options.backoff)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001, users' code
+            return self._options.backoff
 
     @property
     def sessions(self) -> Iterable[Session]:

@@ -35,9 +35,11 @@ class Tasks:
     def start(
         self, coroutine: Coroutine[object, object, object], name: str, context: Context | None = None
     ) -> asyncio.Task[object]:
-        """Run `coroutine` in a task. From Python 3.12 on its first step runs before this returns.
+        """Run `coroutine` in a task.
 
-        A task of the library gets a context; a callback's task gets none, and runs in a copy of the current one.
+        A task of the library gets a context. Its first step runs later: it may dial, and so load certificates, which is
+        not to happen inside `add()`. A callback's task gets none, and runs in a copy of the current one; from Python
+        3.12 on its first step runs before this returns.
         """
         loop = asyncio.get_running_loop()
         is_own = context is not None
@@ -45,13 +47,13 @@ class Tasks:
             context = copy_context()
             context.run(_callers.set, (*_callers.get(), coroutine))
         task: asyncio.Task[object]
-        if sys.version_info >= (3, 12):
+        if sys.version_info >= (3, 12) and not is_own:
             self._starting += 1
             try:
                 task = asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
             finally:
                 self._starting -= 1
-        else:
+        else:  # not create_task(): the loop may have a factory that makes eager tasks
             task = asyncio.Task(coroutine, loop=loop, name=name, context=context)
         if task.done():
             self._end(task)
