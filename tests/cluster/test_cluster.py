@@ -1088,8 +1088,8 @@ async def test_no_slot_map_refresh_starts_after_closing(
     class Closing(PublishCall):
         """Closes everything when its outcome is there, before its caller gets that."""
 
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             self.outcome.add_done_callback(lambda _: mpx.close())
 
     monkeypatch.setattr(publisher_module, "PublishCall", Closing)

@@ -437,7 +437,7 @@ ENTRIES: list[tuple[type, str]] = [
     (Dispatcher, "receive"),
     (Dispatcher, "_take_other"),
     (Dispatcher, "_take_error"),
-    (Dispatcher, "_continue_fan_out"),
+    (Dispatcher, "_deliver_chunk"),
     (Dispatcher, "lose"),
     (Registry, "next_commands"),
     (Registry, "activate_late"),

@@ -72,11 +72,11 @@ class Link(asyncio.BufferedProtocol):
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # the part of the buffer that is not parsed yet
-        self._reads = 0  # how often something was read
+        self._takes = 0  # how often something was taken
         self._resuming: asyncio.Handle | None = None  # while reading is paused, after a full time slice
         interval = math.inf if ping_interval is None else ping_interval
         self.liveness: Liveness = Liveness(interval, ping_timeout, self._loop.time())
-        self._watched_reads = 0  # `_reads` at the last look
+        self._watched_takes = 0  # `_takes` at the last look
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[object] | None = None
@@ -155,7 +155,6 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._start, self._end = 0, nbytes
-        self._reads += 1
         if self.state is LinkState.ENDING:
             self._reads_left -= 1
         self.guard(self._take)
@@ -179,6 +178,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _take(self) -> None:
         """Parse and deliver what was read, for one time slice; then pause reading and go on in the next iteration."""
+        self._takes += 1
         parser = self._parser
         slice_end = monotonic() + TIME_SLICE
         try:
@@ -280,18 +280,19 @@ class Link(asyncio.BufferedProtocol):
         if self.lost.done():
             return
         self._end_by = self.liveness.clock(self._loop.time()) + LONGEST_END
-        self._watched_reads = self._reads
+        self._watched_takes = self._takes
         self._watch_in(GRACE)
         if self._resuming is None and self._transport is not None:
             self._take_later(self._transport)
 
     def _settle(self) -> None:
         """End an abandoned link when there was nothing to read for GRACE."""
-        is_over = self._reads == self._watched_reads or self.liveness.clock(self._loop.time()) > self._end_by
-        if self._resuming is None and is_over:
+        is_quiet = self._takes == self._watched_takes and not self._connection.is_readable
+        is_late = self.liveness.clock(self._loop.time()) > self._end_by
+        if self._resuming is None and (is_quiet or is_late):
             self._lose(*self._reason)
         else:
-            self._watched_reads = self._reads
+            self._watched_takes = self._takes
             self._watch_in(GRACE)
 
     def _lose(self, reason: str, cause: BaseException | None = None) -> None:
