@@ -170,14 +170,22 @@ class Headers(Mapping[str, str]):
     __slots__ = ("_texts",)
 
     def __init__(self, texts: Mapping[str, str]) -> None:
+        if type(texts) is not dict and not isinstance(texts, Mapping):
+            raise TypeError(f"headers must be a mapping of str to str, not {type(texts).__name__}")
         self._texts = copy = dict(texts)
         if len(copy) > MAX_HEADERS:
             raise ValueError(f"{len(copy)} headers are more than the {MAX_HEADERS} that are allowed")
-        for name, value in copy.items():
-            if not _is_name(name):
-                raise ValueError("the name of a header must not be empty, and must not have a colon, CR, LF or NUL")
-            if not _is_value(value):
-                raise ValueError("the value of a header must not have CR, LF or NUL")
+        try:
+            for name, value in copy.items():
+                if not _is_name(name):
+                    raise ValueError("the name of a header must not be empty, and must not have a colon, CR, LF or NUL")
+                if not _is_value(value):
+                    raise ValueError("the value of a header must not have CR, LF or NUL")
+        except TypeError:
+            (wrong, *_) = [
+                type(text).__name__ for header in copy.items() for text in header if not isinstance(text, str)
+            ]
+            raise TypeError(f"the names and values of headers must be str, not {wrong}") from None
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]

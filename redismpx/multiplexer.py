@@ -36,6 +36,7 @@ from .arguments import (
     to_payload,
 )
 from .channel import ChannelSubscription, ShardedChannelSubscription
+from .envelope import Headers
 from .errors import MultiplexerIsClosed, quote
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
@@ -478,7 +479,7 @@ class Multiplexer:
             channel: the channel of the service; `str` is encoded as UTF-8.
             data: the body of the request, as for `publish()`.
             timeout: seconds for all of it, the waits for a connection and for the reply included.
-            headers: text by name; see `Envelope`.
+            headers: text by name; see `Envelope`. `Mpx-Reply` and `Mpx-Error` are for replies.
             sharded: send the request over sharded Pub/Sub, to services with `sharded=True`. The reply uses a normal
                 channel, because sharded Pub/Sub has no patterns and therefore no promises.
 
@@ -770,7 +771,10 @@ class Multiplexer:
         if check_seconds(timeout, "timeout") is None:
             raise TypeError("timeout must be a number of seconds: without a timeout, a request could wait forever")
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
-        return OutgoingRequest(name, to_payload(data, self._max_payload), headers or {}, sharded), timeout
+        texts = Headers({} if headers is None else headers)
+        request = OutgoingRequest(name, to_payload(data, self._max_payload), texts, sharded)
+        request.check_head()
+        return request, timeout
 
     def _consumer(
         self,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from .channel import ChannelSubscription
-from .envelope import Envelope
+from .envelope import Envelope, Headers
 from .errors import (
     ConnectionLost,
     MultiplexerIsClosed,
@@ -27,8 +27,10 @@ from .errors import (
     quote,
 )
 from .promise import PromiseSubscription
-from .reply import REPLIES, read_reply
+from .reply import REPLIES, check_request_headers, read_reply
 from .typing import OnError
+
+_TOKENS = 45  # bytes of a reply channel after its prefix: two tokens of 128 bits, and a colon
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,14 @@ class OutgoingRequest(NamedTuple):
 
     channel: bytes
     body: bytes
-    headers: Mapping[str, str]
+    headers: Headers
     sharded: bool
+
+    def check_head(self) -> None:
+        """Raise `ValueError` if the headers are not those of a request, or are too long."""
+        if self.headers:
+            check_request_headers(self.headers)
+            self._replace(body=b"").encode(REPLIES + b"x" * _TOKENS)
 
     def encode(self, reply_to: bytes) -> bytes:
         """Return the payload to publish, with the channel for the reply."""

@@ -1237,6 +1237,13 @@ MUTANTS = [
     ),
     # Request and reply.
     Mutant(
+        "headers that are too long raise when the request is sent",
+        "multiplexer.py",
+        "        request.check_head()\n",
+        "",
+        "tests/api/test_arguments.py -k invalid_headers_raise_at_the_call",
+    ),
+    Mutant(
         "a reply on a served channel is taken for a request",
         "reply.py",
         "    if headers and (REPLY in headers or FAILURE in headers):\n",

@@ -267,3 +267,33 @@ def test_a_callback_with_other_parameters_raises_at_once(option: str, callback: 
     if option == "on_error":
         with pytest.raises(TypeError, match=text):
             Multiplexer(on_error=callback)
+
+
+@pytest.mark.parametrize(
+    ("headers", "error", "text"),
+    [
+        ([("name", "value")], TypeError, "headers must be a mapping of str to str, not list"),
+        ("name: value", TypeError, "not str"),
+        (0, TypeError, "not int"),
+        ({b"name": "value"}, TypeError, "the names and values of headers must be str, not bytes"),
+        ({"name": b"value"}, TypeError, "not bytes"),
+        ({"name": None}, TypeError, "not NoneType"),
+        ({"": "value"}, ValueError, "must not be empty"),
+        ({"na:me": "value"}, ValueError, "a colon"),
+        ({"name": "secret\nvalue"}, ValueError, "CR, LF or NUL"),
+        ({str(number): "" for number in range(101)}, ValueError, "101 headers are more than the 100"),
+        ({"name": "secret" * 11_000}, ValueError, "65536 are allowed"),
+        ({"Mpx-Reply": "ok"}, ValueError, "are for replies"),
+        ({"Mpx-Error": "secret"}, ValueError, "are for replies"),
+    ],
+)
+async def test_invalid_headers_raise_at_the_call(headers: Any, error: type[Exception], text: str) -> None:
+    """Headers are checked by the call itself, also offline, and the error says what is wrong."""
+    async with Multiplexer("redis://127.0.0.1:1") as mpx:
+        with pytest.raises(error, match=text) as caught:
+            mpx.request_many("channel", b"", timeout=60, headers=headers)
+        assert "secret" not in str(caught.value)
+        async with asyncio.timeout(1):
+            with pytest.raises(error, match=text):
+                await mpx.request("channel", b"", timeout=60, headers=headers)
+        assert mpx.stats().subscriptions == 0
