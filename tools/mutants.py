@@ -647,8 +647,8 @@ MUTANTS = [
     Mutant(
         "what anybody says of another master is believed",
         "_io/deployment/sentinel.py",
-        "                for address in addresses & self._addresses() - {named}:",
-        "                for address in addresses:",
+        "wrong = addresses & self._addresses() - {named}",
+        "wrong = addresses",
         "tests/cluster/test_sentinel.py -k announcements_of_a_failover_are_verified",
     ),
     Mutant(
@@ -729,10 +729,31 @@ MUTANTS = [
         f"{SENTINEL} -k publishing_alone",
     ),
     Mutant(
+        "forged announcements make us ask the Sentinels without an end",
+        "_io/deployment/sentinel.py",
+        "                pause = min(max(2 * pause, QUESTION_PAUSE), LONGEST_PAUSE)\n",
+        "                pass\n",
+        f"{SENTINEL} -k forged",
+    ),
+    Mutant(
+        "an announcement of any size is taken apart",
+        "_io/deployment/sentinel.py",
+        "        if len(data) > LONGEST_HELLO:\n            return\n",
+        "",
+        f"{SENTINEL} -k huge",
+    ),
+    Mutant(
+        "a forced host is taken for another master",
+        "_io/redispy/sentinels.py",
+        "named[0] if is_forced and named else host.encode()",
+        "host.encode()",
+        f"{SENTINEL} -k forced_host",
+    ),
+    Mutant(
         "nobody listens to the Sentinels",
         "_io/deployment/sentinel.py",
-        "any(address != named for address in ours)",
-        "any(address == named for address in ours)",
+        "self._endpoint.service and not all(",
+        "self._endpoint.service and all(",
         "tests/cluster/test_sentinel.py -k announcements_of_a_failover_are_verified",
     ),
     Mutant(

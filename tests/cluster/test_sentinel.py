@@ -20,6 +20,7 @@ from redismpx import ConnectionLost, Multiplexer, PromiseInterrupted
 from redismpx._io.deployment import sentinel as master_module
 from redismpx._io.redispy import dial as dial_module
 from redismpx._io.redispy import sentinels as sentinels_module
+from redismpx._io.session.link import LinkState
 
 from ..helpers.checker import Checker
 from ..helpers.flavours import FLAVOURS, binary_of, start_server
@@ -299,7 +300,9 @@ async def test_announcements_of_a_failover_are_verified(
         word.said.answers = asyncio.get_running_loop().create_future
         assert await asked_after(hello(new)) == 1
         await until(lambda: manager.sentinels == [other, frozen])
-        assert mpx.stats().connections == 1
+        link = mpx._hub.deployment.main._link
+        assert link is not None
+        assert (mpx.stats().connections, link.state) == (1, LinkState.LIVE)
 
         monkeypatch.undo()
         word.said.answers = None
@@ -308,6 +311,80 @@ async def test_announcements_of_a_failover_are_verified(
         await old.admin.publish(HELLO, hello(new))
         await until(lambda: checker.activations == 2)
         await settled(new.admin, {b"a", HELLO})
+    assert not checker.faults
+
+
+async def test_forged_announcements_cost_few_questions(
+    pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Announcements that prove false are ignored for longer and longer; a true one is heard after that pause."""
+    for name, value in (("QUESTIONS", 2), ("QUESTION_PAUSE", 0.001), ("LONGEST_PAUSE", 0.2)):
+        monkeypatch.setattr(master_module, name, value)
+    old, new = pair
+    word = OneWord(old)
+    async with listening(word) as (_, checker):
+        loop = asyncio.get_running_loop()
+        before, end = word.said.asked, loop.time() + 1
+        forged = 0
+        while loop.time() < end:
+            forged += 1
+            await old.admin.publish(HELLO, f"{'f' * 40},{forged},x,1,{MASTER},127.0.0.1,{forged % 65_000},1")
+            await asyncio.sleep(0)
+        assert forged > 100
+        assert word.said.asked - before < 50
+        word.said.master = new
+        await new.admin.execute_command("REPLICAOF", "NO", "ONE")
+        while checker.activations < 2:
+            await old.admin.publish(HELLO, hello(new))
+            await asyncio.sleep(0.02)
+    assert not checker.faults
+
+
+async def test_a_huge_announcement_is_ignored(pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An announcement that is longer than any real one, or has any number of parts, is not taken apart."""
+    monkeypatch.setattr(master_module, "QUESTION_PAUSE", 0)
+    old, new = pair
+    word = OneWord(old)
+    async with listening(word) as (_, checker):
+        asked = word.said.asked
+        for text in (hello(new) + "," * 1_000_000, hello(new) + "x" * 1024, "," * 1_000_000):
+            await old.admin.publish(HELLO, text)
+        await old.admin.publish("a", "after them")
+        await until(lambda: checker.payloads == [b"after them"])
+        assert word.said.asked == asked
+        await old.admin.publish(HELLO, hello(new) + "," * 500)
+        await until(lambda: word.said.asked > asked)
+
+
+async def test_a_forced_host_is_not_taken_for_another_master(
+    pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `force_master_ip` Sentinels announce another host than is dialled: the port tells whether it is the same."""
+
+    class Forced(OneWord):
+        def __init__(self, master: Server) -> None:
+            super().__init__(master)
+            self._force_master_ip = "localhost"
+
+        async def discover_master(self, service_name: str) -> tuple[str, int]:
+            _, port = await super().discover_master(service_name)
+            return "localhost", port
+
+    monkeypatch.setattr(master_module, "QUESTION_PAUSE", 0)
+    old, new = pair
+    word = Forced(old)
+    async with listening(word) as (mpx, checker):
+        asked = word.said.asked
+        for number in range(3):
+            await old.admin.publish(HELLO, hello(old))
+            await old.admin.publish("a", str(number))
+        await until(lambda: checker.messages == 3)
+        assert word.said.asked == asked
+        word.said.master = new
+        await new.admin.execute_command("REPLICAOF", "NO", "ONE")
+        await old.admin.publish(HELLO, hello(new))
+        await until(lambda: checker.activations == 2)
+        assert mpx._hub.deployment.main.address == ("localhost", new.port)
     assert not checker.faults
 
 

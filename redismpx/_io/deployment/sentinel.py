@@ -21,6 +21,10 @@ from .standalone import Standalone
 
 QUESTIONS = 4  # per message: the Sentinel that runs a failover names the former master until the failover is over
 QUESTION_PAUSE = 0.5  # seconds between two of them
+# Seconds that announcements are ignored after false ones, at most: anybody may publish them. About as long as Sentinels
+# take to demote a former master, which ends its connections.
+LONGEST_PAUSE = 10.0
+LONGEST_HELLO = 1024  # bytes; two host names of 253 characters, and a name that an operator has chosen
 
 
 class SentinelManaged(Standalone):
@@ -56,28 +60,50 @@ class MasterWatch(Listener):
 
     async def run(self) -> None:
         """Ask for the master whenever a Sentinel names another one; abandon connections elsewhere if they agree."""
+        clock = asyncio.get_running_loop().time
+        pause = 0.0
         while not is_cancelling():
+            since = clock()
             await self._doubted.wait()
-            for _ in range(QUESTIONS):
-                await self._ask()
-                await asyncio.sleep(QUESTION_PAUSE)
+            if clock() > since + LONGEST_PAUSE:
+                pause = 0.0
+            if await self._is_confirmed():
+                pause = 0.0
+            else:
+                await asyncio.sleep(pause)
+                pause = min(max(2 * pause, QUESTION_PAUSE), LONGEST_PAUSE)
 
-    async def _ask(self) -> None:
+    async def _is_confirmed(self) -> bool:
+        """Ask several times; return whether a connection was abandoned."""
+        for _ in range(QUESTIONS):
+            if await self._ask():
+                return True
+            await asyncio.sleep(QUESTION_PAUSE)
+        return False
+
+    async def _ask(self) -> bool:
+        """Ask for the master, and abandon connections elsewhere; return whether there are any."""
         addresses = self._addresses()
         try:
             named = await self._endpoint.master()
         except Exception as error:  # noqa: BLE001, redis-py raises anything; the next dial reports it
             logger.debug("no Sentinel names the master (%s)", plain(str(error)))
-        else:
-            if named is not None:
-                for address in addresses & self._addresses() - {named}:  # not those dialled in the meantime
-                    self._abandon("the Sentinels name another master, {}:{}".format(*named), address)
+            return False
+        if named is None:
+            return False
+        wrong = addresses & self._addresses() - {named}  # not those dialled in the meantime
+        for address in wrong:
+            self._abandon("the Sentinels name another master, {}:{}".format(*named), address)
+        return bool(wrong)
 
     def _heard(self, channel: bytes, data: bytes) -> None:
+        if len(data) > LONGEST_HELLO:
+            return
         # The Sentinel's host, port, id and epoch, then the master's name, host, port and epoch.
-        service, *named = data.split(b",")[4:7] or [b""]
-        ours = [[host.encode(), b"%d" % port] for host, port in self._addresses()]
-        if service == self._endpoint.service and any(address != named for address in ours):
+        service, *named = data.split(b",", 8)[4:7] or [b""]
+        if service == self._endpoint.service and not all(
+            self._endpoint.is_named(address, named) for address in self._addresses()
+        ):
             self._doubted.notify()
 
     def refuse(self, error: SubscriptionRefused) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import copy
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -114,6 +114,15 @@ class SentinelEndpoint(Endpoint):
     def service(self) -> bytes:
         """The name of the service."""
         return str(self._pool.service_name).encode()
+
+    def is_named(self, address: Address, named: Sequence[bytes]) -> bool:
+        """Tell whether a Sentinel means the server at an address when it names a host and a port.
+
+        With `force_master_ip` the host of each master is replaced before it is dialled, so only the port tells.
+        """
+        host, port = address
+        is_forced = getattr(self._pool.sentinel_manager, "_force_master_ip", None) is not None
+        return list(named) == [named[0] if is_forced and named else host.encode(), b"%d" % port]
 
     async def master(self) -> Address | None:
         """Ask the Sentinels which server is the master; None if they did not answer in time.
