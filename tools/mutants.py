@@ -1504,6 +1504,20 @@ MUTANTS = [
         f"{CLUSTER} -k cannot_be_copied",
     ),
     Mutant(
+        "a connection that was given up waits for the server",
+        "_io/redispy/dial.py",
+        "    _close_at_once(raw)\n",
+        "",
+        "tests/live/test_tls.py -k silent_server",
+    ),
+    Mutant(
+        "a probe goes on after its own dial has closed everything",
+        "_io/runtime/tasks.py",
+        "            task.get_loop().call_soon(task.cancel)\n",
+        "            pass\n",
+        "tests/live/test_left_connections.py -k credential",
+    ),
+    Mutant(
         "calls overtake those that are redirected",
         "_io/publishing/cluster.py",
         "        self._divert([call for call, _ in moved] + pipeline.take(slots))",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +29,7 @@ from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster
 from ..helpers.flavours import FLAVOURS
+from ..helpers.leaks import open_sockets
 from ..helpers.logs import loud
 from ..helpers.proxy import Proxy
 from ..helpers.servers import Server, TLSServer, find_binary
@@ -296,3 +299,54 @@ async def test_all_cluster_connections_use_verified_tls(
             for sub in subs:
                 await sub.wait_for_activation(10)
         assert not sharded.faults + classic.faults
+
+
+SILENT = """
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+kept = []
+while True:
+    kept.append(context.wrap_socket(listener.accept()[0], server_side=True))
+"""
+"""A server that does the TLS handshake, and never says anything more."""
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[int]:
+    """The port of a silent server, in a process of its own."""
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(issue())
+    process = subprocess.Popen([sys.executable, "-c", SILENT, str(pem)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as output:
+        yield int(output.readline())
+    process.kill()
+    process.wait()
+
+
+async def test_attempts_at_a_silent_server_leave_no_sockets(silent: int, trusted: str) -> None:
+    """A connection that was given up is closed at once: TLS would wait half a minute until the server agrees."""
+    before = open_sockets()
+    url = f"rediss://localhost:{silent}"
+    async with Multiplexer(url, ssl_ca_certs=trusted, socket_timeout=0.05, backoff=QUICK) as mpx:
+        publishing = asyncio.ensure_future(mpx.publish("a", "x"))
+        await until(lambda: mpx._hub.deployment.main._policy.failures >= 5)
+        assert open_sockets() <= before + 2  # one for the link, one for publishing
+    await asyncio.gather(publishing, return_exceptions=True)
+    await until(lambda: open_sockets() <= before, 2)
+
+
+@pytest.mark.parametrize("ticks", [0, 5, 200])
+async def test_closing_leaves_no_socket_to_a_silent_server(silent: int, trusted: str, ticks: int) -> None:
+    """Closing during a handshake leaves no socket, also when the server does not react."""
+    before = open_sockets()
+    mpx = Multiplexer(f"rediss://localhost:{silent}", ssl_ca_certs=trusted, delivery_probe=0.01)
+    publishing = asyncio.ensure_future(mpx.publish("a", "x"))
+    for _ in range(ticks):
+        await asyncio.sleep(0.001)
+    mpx.close()
+    await asyncio.gather(publishing, return_exceptions=True)
+    await until(lambda: open_sockets() <= before, 2)

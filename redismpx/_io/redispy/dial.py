@@ -61,6 +61,7 @@ async def _attempt(pool: Pool, protocol: object, *, side_by_side: bool) -> Conne
     secrets = Secrets(pool)
     raw: AbstractConnection = pool.make_connection()
     secrets.watch(raw)
+    _close_at_once(raw)
     health_check_interval = raw.health_check_interval
     raw.retry = Retry(NoBackoff(), 0)
     raw.health_check_interval = 0  # redis-py's check would read beside our reader
@@ -80,6 +81,8 @@ async def _attempt(pool: Pool, protocol: object, *, side_by_side: bool) -> Conne
                 await _check_role(connection)
             if protocol != 2:
                 await _optional(_say_hello(connection, protocol), "HELLO")
+    except GeneratorExit:  # collected with its loop, which runs nothing any more
+        raise
     except BaseException as error:  # also when cancelled: a dial that failed leaves nothing open; the caller logs it
         await raw.disconnect(nowait=True)
         secrets.hide_in(error)
@@ -88,6 +91,25 @@ async def _attempt(pool: Pool, protocol: object, *, side_by_side: bool) -> Conne
             raise RedisTimeoutError(f"not connected after {DIAL_TIMEOUT:g} s") from error
         raise
     return connection
+
+
+def _close_at_once(raw: Any) -> None:
+    """Have redis-py abort a connection that it gives up.
+
+    It would close it. Over TLS that waits until the other end agrees, for up to 30 seconds.
+    """
+    disconnect = raw.disconnect
+
+    async def abort(**options: Any) -> None:
+        transport: Any = getattr(getattr(raw, "_writer", None), "transport", None)
+        if hasattr(transport, "abort"):  # fakeredis has no transport, or one that only tells whether it is closing
+            transport.abort()
+        try:
+            await disconnect(**(options | {"nowait": True}))
+        except Exception as error:  # noqa: BLE001, the class of the connection may be the user's
+            logger.debug("a connection did not close properly (%s)", type(error).__name__)
+
+    raw.disconnect = abort
 
 
 async def _optional(question: Awaitable[Any], what: str) -> Any:

@@ -81,16 +81,19 @@ class Tasks:
         return self._starting > 0 or any(map(belongs_to, self._tasks))
 
     def cancel(self) -> None:
-        """Cancel all tasks that the running code does not belong to.
+        """Cancel all tasks that the running code does not belong to; one of the library in the next iteration.
 
         Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; the
         read that follows may take long. So a task of the library is cancelled each CANCEL_AGAIN. A callback is
         cancelled once: it may be cleaning up.
         """
         self._is_ending = True
-        for task in self._others():
+        others = self._others()
+        for task in others:
             if not task.cancelling():
                 task.cancel()
+        for task in self._own.difference(others):  # it runs a log handler, or a credential provider
+            task.get_loop().call_soon(task.cancel)
         self._cancel_later()
 
     def _cancel_later(self) -> None:
