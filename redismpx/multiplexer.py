@@ -745,6 +745,7 @@ class Multiplexer:
         """
         self.close()
         self._hub.tasks.cancel()  # also a callback that called close() and still runs
+        await self._hub.slices.done()
         await self._hub.tasks.ended()
         if self._is_owner:
             await self._client.aclose()

@@ -6,7 +6,7 @@ __all__ = ["Promise", "PromiseSubscription"]
 
 import asyncio
 import secrets
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 from ._core.wire import Kind, escape_glob
 from ._io.delivery.consumer import Consumer
@@ -19,12 +19,23 @@ from .subscription import Subscription
 from .typing import OnError
 
 
-class _Outstanding(NamedTuple):
-    """The promises of one subscription that have no outcome yet."""
+class _Outstanding:
+    """The promises of one subscription that have no outcome yet: all of them, or those that are failing together."""
 
-    promises: dict[bytes, dict[Promise, None]]  # by channel
-    deadlines: Deadlines[Promise]
-    counters: Counters
+    __slots__ = ("count", "counters", "deadlines", "failure", "promises")
+
+    def __init__(self, counters: Counters) -> None:
+        self.promises: dict[bytes, dict[Promise, None]] = {}  # by channel
+        self.deadlines: Deadlines[Promise] = Deadlines(Promise._expire)
+        self.count: int = 0
+        self.counters = counters
+        self.failure: tuple[str, Exception | None] | None = None
+        """The reason and the cause, if they are failing. Then none gets a message or a timeout any more."""
+
+    def fail(self, reason: str, cause: Exception | None) -> Iterator[Callable[[], None]]:
+        """Begin to fail all; return, for each of them, a function that does it."""
+        self.failure = (reason, cause)
+        return (promise._interrupt for peers in list(self.promises.values()) for promise in list(peers))
 
 
 class Promise(asyncio.Future[bytes]):
@@ -46,6 +57,7 @@ class Promise(asyncio.Future[bytes]):
         if seconds is not None:
             outstanding.deadlines.add(self, seconds)
         outstanding.promises.setdefault(channel, {})[self] = None
+        outstanding.count += 1
         outstanding.counters.promises += 1
 
     @property
@@ -103,8 +115,21 @@ class Promise(asyncio.Future[bytes]):
         self.exception()  # marks it as retrieved: asyncio logs nothing if nobody awaits this promise
 
     def _expire(self) -> None:
+        if self._outstanding.failure is not None:
+            self._interrupt()
+            return
         self._remove_from_channel()
         self._fail(PromiseTimeout(self._channel, self._timeout or 0.0))
+
+    def _interrupt(self) -> None:
+        """Fail as all outstanding promises do, unless the promise has an outcome since that began."""
+        if self.done():
+            return
+        assert self._outstanding.failure is not None
+        reason, cause = self._outstanding.failure
+        error = PromiseInterrupted(self._channel, reason)
+        error.__cause__ = cause
+        self._fail(error)
 
     def _discard(self) -> None:
         """Remove the promise from the outstanding ones."""
@@ -119,6 +144,7 @@ class Promise(asyncio.Future[bytes]):
             promises.pop(self._channel, None)
 
     def _stop_counting(self) -> None:
+        self._outstanding.count -= 1
         self._outstanding.counters.promises -= 1
         if self._seconds is not None:
             self._outstanding.deadlines.remove(self, self._seconds)
@@ -134,14 +160,15 @@ class PromiseSubscription(Subscription):
     connection is lost, all outstanding promises fail with `PromiseInterrupted`, because their messages may be missed.
     """
 
-    __slots__ = ("_outstanding", "_pattern", "_prefix")
+    __slots__ = ("_failing", "_outstanding", "_pattern", "_prefix")
 
     _kind = Kind.PATTERN
 
     def __init__(self, hub: Hub, on_error: OnError | None, prefix: bytes) -> None:
         self._prefix = prefix
         self._pattern = escape_glob(prefix) + b"*"
-        self._outstanding = _Outstanding({}, Deadlines(Promise._expire), hub.counters)
+        self._outstanding = _Outstanding(hub.counters)
+        self._failing: list[_Outstanding] = []  # each since one loss of the connection, or one clear()
         hub.admit(self._kind, (self._pattern,))
         consumer = Consumer(self._resolve, self._disconnected, on_error=on_error, is_own=True)
         super().__init__(hub, consumer, f"promise subscription {quote(prefix)}")
@@ -155,7 +182,7 @@ class PromiseSubscription(Subscription):
     @property
     def pending(self) -> int:
         """The number of promises that have no outcome yet."""
-        return sum(map(len, self._outstanding.promises.values()))
+        return self._outstanding.count + sum([failing.count for failing in self._failing])
 
     def new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
         """Make a promise for the next message on the channel `prefix + suffix`.
@@ -226,6 +253,8 @@ class PromiseSubscription(Subscription):
     def clear(self) -> None:
         """Fail all outstanding promises with `PromiseInterrupted`. The subscription stays open. Works offline.
 
+        Very many promises fail in the next iterations of the loop, some in each. None gets a message any more.
+
         Raises:
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
         """
@@ -234,7 +263,7 @@ class PromiseSubscription(Subscription):
         self._fail_all("cleared")
 
     def close(self) -> None:
-        """Unsubscribe, at once and for good, and fail all outstanding promises with `PromiseInterrupted`.
+        """Unsubscribe, at once and for good, and fail all outstanding promises as `clear()` does.
 
         Works offline. Without effect when the subscription is closed already.
         """
@@ -242,9 +271,11 @@ class PromiseSubscription(Subscription):
         self._fail_all("closed")
 
     def _make_promise(self, channel: bytes, timeout: float | None, seconds: float | None) -> Promise:
-        limit = self._hub.limits.max_promises
-        if limit is not None and self._outstanding.counters.promises >= limit:
-            raise TooManyPromises("max_promises", limit)
+        limit, counters = self._hub.limits.max_promises, self._outstanding.counters
+        if limit is not None and counters.promises >= limit:
+            self._hub.slices.finish()  # many promises may be about to fail
+            if counters.promises >= limit:
+                raise TooManyPromises("max_promises", limit)
         return Promise(self._outstanding, channel, timeout, seconds)
 
     def _channel_of(self, suffix: str | bytes | None) -> bytes:
@@ -263,13 +294,10 @@ class PromiseSubscription(Subscription):
         self._fail_all("connection lost", error)
 
     def _fail_all(self, reason: str, cause: Exception | None = None) -> None:
-        promises = list(self._outstanding.promises.items())
-        self._outstanding.promises.clear()
-        for channel, peers in promises:
-            for promise in peers:
-                error = PromiseInterrupted(channel, reason)
-                error.__cause__ = cause
-                promise._fail(error)
+        failing, self._outstanding = self._outstanding, _Outstanding(self._outstanding.counters)
+        self._failing = [earlier for earlier in self._failing if earlier.count]
+        self._failing.append(failing)
+        self._hub.slices.begin(failing.fail(reason, cause))
 
     @property
     def _names(self) -> tuple[bytes]:

@@ -17,6 +17,7 @@ from ..stats import Counters
 from .delivery.consumer import DeliveryContext
 from .deployment import Deployment
 from .runtime.log import RecordLimit, logger
+from .runtime.slices import Slices
 from .runtime.tasks import Tasks
 from .session.subscriber import Subscriber
 
@@ -59,6 +60,8 @@ class Hub:
         self.counters: Counters = counters
         self.limits: Limits = limits
         self.budget: Budget = budget
+        self.slices: Slices = Slices()
+        """Does what takes long for very many names, promises or subscriptions."""
         self.state: HubState = HubState.OPEN
         self.subscriptions: set[Closable] = set()
         """All open subscriptions."""

@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redismpx._io.runtime.timers import Deadlines
+from redismpx._io.runtime.timers import EXPIRED_AT_ONCE, Deadlines
 
 steps = st.lists(
     st.one_of(
@@ -74,4 +74,32 @@ def test_each_deadline_expires_once_unless_removed(script: list[tuple[str, float
     assert deadlines._queues == {}
     assert not [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
     assert len(expired) == len(set(expired))
+    loop.close()
+
+
+def test_items_with_one_deadline_expire_in_several_iterations() -> None:
+    """A thousand items that are due together do not keep the loop to themselves."""
+    loop = Clock()
+    expired: list[int] = []
+
+    def expire(item: int) -> None:
+        expired.append(item)
+        deadlines.remove(item, 1.0)
+
+    async def make() -> Deadlines[int]:
+        made = Deadlines(expire)
+        for number in range(1000):
+            made.add(number, 1.0)
+        return made
+
+    deadlines = loop.run_until_complete(make())
+    loop.now = 2.0
+    steps = []
+    while len(expired) < 1000:
+        before = len(expired)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        steps.append(len(expired) - before)
+    assert max(steps) == EXPIRED_AT_ONCE
+    assert expired == list(range(1000))
     loop.close()

@@ -21,8 +21,11 @@ from redismpx import (
     PromiseTimeout,
     RedisMPXError,
     SubscriptionIsClosed,
+    TooManyPromises,
 )
+from redismpx._io.runtime.slices import SLICE_STEPS
 
+from ..helpers.monitor import kill_clients
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
@@ -257,6 +260,54 @@ async def test_a_hundred_thousand_promises_have_one_outcome_each(server: Server,
                 assert isinstance(promise.exception(), PromiseInterrupted)
         assert promises._outstanding.promises == promises._outstanding.deadlines._queues == {}
         assert mpx.stats().promises == 0
+
+
+@pytest.mark.parametrize("how", ["clear", "close", "close the multiplexer", "lose"])
+async def test_very_many_promises_fail_in_time_slices(url: str, admin: Redis, how: str) -> None:
+    """Only some promises fail at once. The others get no message any more, and count until they have failed."""
+    total = 20_000
+    async with Multiplexer(url, max_promises=total) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        several = [promises.new_promise(str(number), 60) for number in range(total)]
+        if how == "clear":
+            promises.clear()
+        elif how == "close":
+            promises.close()
+        elif how == "close the multiplexer":
+            mpx.close()
+        else:
+            await kill_clients(admin)
+            await until(lambda: several[0].done())
+        failed = sum(promise.done() for promise in several)
+        assert 0 < failed < total
+        assert how == "lose" or failed == SLICE_STEPS
+        assert promises.pending == mpx.stats().promises == total - failed
+        promises._resolve(b"p-%d" % (total - 1), b"too late")
+        assert not several[-1].done()
+        several[-2].cancel()
+        new = promises.new_promise("0", 60) if how == "clear" else None
+        await until(lambda: all(promise.done() for promise in several))
+        assert several.pop(-2).cancelled()
+        reasons = {error.reason for p in several if isinstance(error := p.exception(), PromiseInterrupted)}
+        assert reasons == {{"clear": "cleared", "lose": "connection lost"}.get(how, "closed")}
+        assert promises.pending == mpx.stats().promises == (new is not None)
+
+
+async def test_promises_that_are_failing_leave_room_for_new_ones(url: str) -> None:
+    """After clear(), as many promises as max_promises can be made at once."""
+    total = 20_000
+    async with Multiplexer(url, max_promises=total) as mpx:
+        promises = mpx.new_promise_subscription("p-")
+        await promises.wait_for_activation(5)
+        for _ in range(2):
+            several = [promises.new_promise(str(number)) for number in range(total)]
+            with pytest.raises(TooManyPromises):
+                promises.new_promise()
+            promises.clear()
+        assert promises.pending > 0
+        await until(lambda: promises.pending == 0)
+        assert all(isinstance(promise.exception(), PromiseInterrupted) for promise in several)
 
 
 async def test_a_message_at_the_deadline_is_one_outcome(

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+EXPIRED_AT_ONCE = 256  # items that expire in one iteration of the loop, at most
+
 Item = TypeVar("Item")
 
 
@@ -59,9 +61,9 @@ class _Queue(Generic[Item]):
     def _expire_due(self) -> None:
         self._timer = None
         now = self._loop.time()
-        due = []
+        due: list[Item] = []
         for item, when in self._items.items():
-            if when > now:
+            if when > now or len(due) == EXPIRED_AT_ONCE:
                 self._timer = self._loop.call_at(when, self._expire_due)
                 break
             due.append(item)
