@@ -229,7 +229,8 @@ class Multiplexer:
         Args:
             on_message: called with the channel and the payload of each message. None: the subscription is read, with
                 `async for`, `ChannelSubscription.get()` or `ChannelSubscription.get_nowait()`. The other callbacks are
-                then called when the messages before their event have been read.
+                then called when the messages before their event have been read. A subscription without callbacks that
+                nobody refers to any more is closed, with a `ResourceWarning`, because nobody can read it.
             on_disconnect: called with a `ConnectionLost`, once for each lost connection on which a channel was active.
             on_activation: called with each channel when Redis has confirmed it, and again after each reconnect. It is
                 never called from inside `add()`.
@@ -653,7 +654,7 @@ class Multiplexer:
             channels=hub.channels,
             patterns=hub.patterns,
             shards=hub.deployment.shard_count,
-            subscriptions=len(hub.subscriptions),
+            subscriptions=hub.subscription_count,
             messages=counters.messages,
             ignored=counters.ignored,
             pending=pending,

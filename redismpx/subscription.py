@@ -5,11 +5,14 @@ from __future__ import annotations
 __all__ = ["MessageSubscription", "Subscription"]
 
 import asyncio
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Generic, Self
+from weakref import WeakMethod
 
+from ._core.overflow import Overflow
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.delivery.inbox import Inbox
@@ -29,8 +32,10 @@ class Subscription(ABC):
 
     def __init__(self, hub: Hub, consumer: Consumer, label: str) -> None:
         self._hub = hub
-        self._inbox = Inbox(consumer, label, hub.delivery, self.close)
-        hub.join(self)
+        # Only the hub keeps a subscription alive: the inbox, which the registry refers to, must not.
+        close = _weakly(self.close) if consumer.overflow is Overflow.CLOSE else None
+        self._inbox = Inbox(consumer, label, hub.delivery, close)
+        hub.join(self, keep=consumer.has_callbacks)
 
     @property
     def closed(self) -> bool:
@@ -129,6 +134,18 @@ class Subscription(ABC):
         self.close()
 
 
+def _weakly(method: Callable[[], object]) -> Callable[[], object]:
+    """Return a function that calls a method, but does not keep its object alive."""
+    reference = WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
+
+
 class MessageSubscription(Subscription, Generic[T]):
     """A subscription whose messages go to `on_message`; without `on_message`, it is read."""
 
@@ -219,6 +236,19 @@ class MessageSubscription(Subscription, Generic[T]):
         except EOFError:
             raise StopAsyncIteration from None
         return new_message((channel, data, self._source))
+
+    def __del__(self) -> None:  # at any moment, in any thread
+        inbox = getattr(self, "_inbox", None)  # None: __init__ raised
+        if inbox is None or inbox.closed or inbox.consumer.has_callbacks:
+            return
+        if self._hub.abandon(self) and self._names:
+            warnings.warn(
+                f"{self!r} is closed, because nobody refers to it and it has no callbacks; close it when it is not "
+                "needed any more, or keep a reference to it",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )
 
     def _check_read(self) -> None:
         if not self._inbox.is_read:

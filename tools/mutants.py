@@ -46,6 +46,7 @@ RECONNECT = "tests/live/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
 SENTINEL = "tests/cluster/test_sentinel.py"
 SHARDED = "tests/live/test_sharded.py"
+UNREAD = "tests/live/test_unread.py"
 TORTURE = "tests/live/test_torture.py"
 USER_OBJECTS = "tests/live/test_user_objects.py"
 
@@ -1173,6 +1174,35 @@ MUTANTS = [
         'logger.warning("connected to',
         'logger.info("connected to',
         f"{LOGGING} -k the_end_of_an_outage_is_a_warning",
+    ),
+    # Subscriptions that nobody refers to.
+    Mutant(
+        "an unread subscription that nobody refers to is kept",
+        "_io/hub.py",
+        "        if keep:\n",
+        "        if True:\n",
+        f"{UNREAD} -k an_unread_subscription_warns_and_is_closed",
+    ),
+    Mutant(
+        "the overflow close keeps a subscription that nobody refers to",
+        "subscription.py",
+        "_weakly(self.close) if consumer",
+        "self.close if consumer",
+        f"{UNREAD} -k an_unread_subscription_warns_and_is_closed",
+    ),
+    Mutant(
+        "a subscription with callbacks needs a reference",
+        "subscription.py",
+        "keep=consumer.has_callbacks",
+        "keep=False",
+        f"{UNREAD} -k a_subscription_with_callbacks_lives_on",
+    ),
+    Mutant(
+        "a subscription that was lost before the loop is subscribed",
+        "_io/hub.py",
+        "        self._close_abandoned()\n        self.deployment.start()\n",
+        "        self.deployment.start()\n",
+        f"{UNREAD} -k a_subscription_lost_before_the_loop_is_closed",
     ),
     # Secrets.
     Mutant(

@@ -6,8 +6,11 @@ import asyncio
 import enum
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Collection
+from contextvars import Context
 from typing import Protocol
+from weakref import WeakSet
 
 from .._core.budget import Budget
 from .._core.wire import Kind
@@ -63,8 +66,9 @@ class Hub:
         self.slices: Slices = Slices()
         """Does what takes long for very many names, promises or subscriptions."""
         self.state: HubState = HubState.OPEN
-        self.subscriptions: set[Closable] = set()
-        """All open subscriptions."""
+        self._kept: set[Closable] = set()  # the open subscriptions that live on although nobody refers to them
+        self._read: WeakSet[Closable] = WeakSet()  # the other open subscriptions
+        self._abandoned: deque[Closable] = deque()  # the garbage collector has found these; the loop closes them
         self.deployment: Deployment = new_deployment(self.close)
         self.delivery: DeliveryContext = DeliveryContext(
             tasks, counters, budget, self.deployment.main.call_soon, record_limit
@@ -90,15 +94,47 @@ class Hub:
 
     # --- what subscriptions call
 
-    def join(self, subscription: Closable) -> None:
-        """Register a subscription, to be closed at the end. Raises `MultiplexerIsClosed` after the end has begun."""
+    @property
+    def subscriptions(self) -> tuple[Closable, ...]:
+        """All open subscriptions."""
+        return (*self._kept, *self._read)
+
+    @property
+    def subscription_count(self) -> int:
+        """How many open subscriptions there are."""
+        return len(self._kept) + len(self._read)
+
+    def join(self, subscription: Closable, *, keep: bool) -> None:
+        """Register a subscription, to be closed at the end; `keep` has it live on although nobody refers to it.
+
+        Raises `MultiplexerIsClosed` after the end has begun.
+        """
         if self.state is not HubState.OPEN:
             raise MultiplexerIsClosed
-        self.subscriptions.add(subscription)
+        if keep:
+            self._kept.add(subscription)
+        else:
+            self._read.add(subscription)
 
     def leave(self, subscription: Closable) -> None:
         """Forget a closed subscription."""
-        self.subscriptions.discard(subscription)
+        self._kept.discard(subscription)
+        self._read.discard(subscription)
+
+    def abandon(self, subscription: Closable) -> bool:
+        """Have the loop close a subscription that was not kept; return whether a loop is there.
+
+        The garbage collector calls this at any moment, in any thread, and after a fork: nothing else may be touched.
+        """
+        self._abandoned.append(subscription)
+        if self._loop is None or self._loop.is_closed() or self._owner[0] != os.getpid():
+            return False
+        self._loop.call_soon_threadsafe(self._close_abandoned, context=Context())
+        return True
+
+    def _close_abandoned(self) -> None:
+        while self._abandoned:
+            self._abandoned.popleft().close()
 
     @property
     def channels(self) -> int:
@@ -151,6 +187,7 @@ class Hub:
             return
         self._loop = loop
         self._owner = (os.getpid(), threading.get_ident())
+        self._close_abandoned()
         self.deployment.start()
 
     def check(self) -> asyncio.AbstractEventLoop | None:
@@ -180,7 +217,7 @@ class Hub:
 
     async def consumed(self) -> None:
         """Wait until every received message is consumed."""
-        for subscription in tuple(self.subscriptions):
+        for subscription in self.subscriptions:
             await subscription._consumed()
 
     def close(self) -> None:
@@ -188,7 +225,7 @@ class Hub:
         if self.closed:
             return
         self._move(HubState.CLOSED)
-        for subscription in tuple(self.subscriptions):
+        for subscription in self.subscriptions:
             try:
                 subscription.close()
             except RuntimeError:  # its loop is closed, and so no task waits for it

@@ -136,7 +136,7 @@ async def test_closing_at_each_tick_of_an_unanswered_handshake(
         url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
         for ticks in range(20):
             mpx = Multiplexer(url, socket_timeout=30)
-            mpx.new_channel_subscription().add("a")
+            mpx.new_channel_subscription(print).add("a")
             for _ in range(ticks):
                 await asyncio.sleep(0)
             await mpx.aclose()
@@ -164,7 +164,7 @@ async def test_closing_a_dial_that_swallows_its_cancellation(
         provider = Deaf()
         url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
         mpx = Multiplexer(url, socket_timeout=30, credential_provider=provider)
-        mpx.new_channel_subscription().add("a")
+        mpx.new_channel_subscription(print).add("a")
         await provider.asked.wait()
         await mpx.aclose()
     assert "did not end" not in caplog.text

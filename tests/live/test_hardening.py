@@ -92,7 +92,7 @@ async def test_an_on_error_that_closes_at_a_refusal_leaves_no_timer(server: Serv
     """Closing from on_error at a refused name leaves no retry timer."""
     await set_limited_user(admin)
     mpx = limited(server, on_error=lambda _: mpx.close())
-    mpx.new_channel_subscription().add("a")
+    mpx.new_channel_subscription(print).add("a")
     await until(lambda: mpx.stats().state == "closed")
     await mpx.aclose()  # no_leaks looks for the timer
 
@@ -163,7 +163,7 @@ async def test_a_failing_backoff_is_logged_and_replaced(
     monkeypatch.setattr(retries_module, "FALLBACK_DELAY", 0.01)
     server.kill()
     async with Multiplexer(server.url, backoff=Failing()) as mpx:
-        mpx.new_channel_subscription().add("a")
+        mpx.new_channel_subscription(print).add("a")
         await until(lambda: mpx._hub.deployment.main._policy.failures >= 5)
         assert caplog.text.count("the backoff raised an exception") == 1
         server.start()
@@ -181,7 +181,7 @@ async def test_a_link_that_swallows_our_commands_is_left() -> None:
 
     fake = FakeServer(script)
     async with fake.run() as url, Multiplexer(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
-        mpx.new_channel_subscription().add("a")
+        mpx.new_channel_subscription(print).add("a")
         most = 0
 
         def left() -> bool:
@@ -213,7 +213,7 @@ async def test_a_reset_right_after_the_handshake_is_noticed() -> None:
 
     async with FakeServer(script).run() as url:
         mpx = Multiplexer(url, ping_interval=None, redis_connect_func=on_connect)
-        mpx.new_channel_subscription().add("a")
+        mpx.new_channel_subscription(print).add("a")
         await until(lambda: connections == 2)
         await mpx.aclose()
 

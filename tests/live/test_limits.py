@@ -50,8 +50,7 @@ async def test_max_channels_counts_all_subscriptions(url: str, admin: Redis) -> 
 async def test_max_patterns_counts_patterns_and_prefixes() -> None:
     """max_patterns limits the distinct patterns, prefixes of promises included."""
     async with Multiplexer("redis://127.0.0.1:1", max_patterns=2) as mpx:
-        first = mpx.new_pattern_subscription("a*")
-        mpx.new_pattern_subscription("a*")
+        first, _second = mpx.new_pattern_subscription("a*"), mpx.new_pattern_subscription("a*")
         mpx.new_promise_subscription("p")
         for make in (mpx.new_pattern_subscription, mpx.new_promise_subscription):
             with pytest.raises(TooManyPatterns):
@@ -147,7 +146,8 @@ async def test_limits_can_be_turned_off(url: str, admin: Redis) -> None:
         sub = mpx.new_channel_subscription()
         sub.add(channel)
         await sub.wait_for_activation(5)
-        await mpx.new_pattern_subscription(pattern).wait_for_activation(5)
+        listener = mpx.new_pattern_subscription(pattern)
+        await listener.wait_for_activation(5)
         await settled(admin, {channel}, 1)
 
 
@@ -175,8 +175,8 @@ async def test_max_pending_bytes_bounds_a_buffer(url: str, admin: Redis, overflo
         await admin.publish(channels[0], b"x" * 999)  # an empty buffer takes one message of any size
         await until(lambda: sub.pending == 1)
         await admin.publish(channels[0], b"x")
+        await until(lambda: sub.dropped == 11)
         assert len((await sub.get(5)).data) == (999 if overflow == "drop_newest" else 1)
-        assert sub.dropped == 11
 
 
 async def test_max_total_pending_bytes_bounds_all_buffers(url: str, admin: Redis) -> None:

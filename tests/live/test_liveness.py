@@ -305,7 +305,7 @@ async def test_half_a_frame_is_no_sign_of_life() -> None:
 
     fake = FakeServer(script)
     async with fake.run() as url, patient(url, ping_interval=0.1, ping_timeout=0.1) as mpx:
-        mpx.new_channel_subscription().add("a")
+        mpx.new_channel_subscription(print).add("a")
         await until(lambda: fake.accepted >= 2)
 
 

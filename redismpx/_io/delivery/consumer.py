@@ -25,6 +25,11 @@ class Consumer(NamedTuple):
     overflow: Overflow = Overflow.DROP_OLDEST
     is_own: bool = False  # on_message and on_disconnect belong to the library: a slow on_error must not delay them
 
+    @property
+    def has_callbacks(self) -> bool:
+        """Whether events reach the consumer although nobody reads."""
+        return any(callback is not None for callback in (self.on_message, self.on_disconnect, self.on_activation))
+
 
 class DeliveryContext(NamedTuple):
     """What all subscriptions of one multiplexer share."""

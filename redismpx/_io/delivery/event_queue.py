@@ -48,7 +48,7 @@ class EventQueue(Notifier, ABC):
                  "dropped", "reader", "state", "worker")  # fmt: skip
 
     def __init__(
-        self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object]
+        self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object] | None
     ) -> None:
         super().__init__()
         self.consumer = consumer
@@ -66,7 +66,7 @@ class EventQueue(Notifier, ABC):
         self.dropped: int = 0
         self._label = label
         self._reporter: Reporter | None = None  # made for the first error, as most subscriptions have none
-        self._close_subscription = close_subscription if consumer.overflow is Overflow.CLOSE else None
+        self._close_subscription = close_subscription
 
     @property
     @abstractmethod

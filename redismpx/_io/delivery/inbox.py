@@ -39,7 +39,7 @@ class Inbox(EventQueue):
     __slots__ = ("_awaited", "_forgotten", "active", "refusals")
 
     def __init__(
-        self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object]
+        self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object] | None
     ) -> None:
         super().__init__(consumer, label, context, close_subscription)
         self._awaited = 0.0  # when the last awaitable of a callback was done
