@@ -134,10 +134,13 @@ class RedisPyRequester:
     async def listen(self) -> None:
         async for message in self._pubsub.listen():
             kind, channel = message["type"], message["channel"]
-            if kind == "subscribe" and channel in self._subscribed:
-                self._subscribed[channel].set_result(None)
-            elif kind == "message" and channel in self._replies_by_channel:
-                self._replies_by_channel[channel].set_result(message["data"])
+            future: asyncio.Future[Any] | None = None
+            if kind == "subscribe":
+                future = self._subscribed.get(channel)
+            elif kind == "message":
+                future = self._replies_by_channel.get(channel)
+            if future is not None and not future.done():  # on a busy machine the request may have timed out
+                future.set_result(message["data"])
 
 
 @asynccontextmanager

@@ -19,10 +19,11 @@ HARMLESS = {
     flavour: ("--server", flavour, "--seconds", "1", "--settle", str(DEADLINE)) for flavour in ("valkey", "redis")
 }
 BROKEN = {
-    "only the old names are asked for": "not as desired",
-    "a late joiner is not activated": "which is not active",
-    "taken away during a fan-out": "which is not active",
+    "only the old names are asked for": ["not as desired"],
+    "a late joiner is not activated": ["which is not active", "a disconnect with nothing active"],
+    "taken away during a fan-out": ["which is not active"],
 }
+"""Some faults, and what a run may say about them."""
 # For each axis: the server, a fault that the axis must detect, and what it then prints.
 AXIS_FAULTS = {
     "tls": ("valkey", "only the old names are asked for", "not as desired"),
@@ -59,7 +60,7 @@ def test_chaos_detects_a_fault_put_back(results: dict[str, tuple[int, str]], fau
     """A chaos run finds each of these known faults."""
     status, output = results[fault]
     assert status == 1, output[-5000:]
-    assert BROKEN[fault] in output
+    assert any(complaint in output for complaint in BROKEN[fault]), output[-5000:]
 
 
 def run_axis(axis: str, server: str, *options: str) -> tuple[int, str]:
