@@ -39,7 +39,10 @@ def quote(name: bytes) -> str:
 
 def plain(text: str) -> str:
     """Return a text from outside in one line, escaped and cut: the errors of a server may repeat names."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_SHOWN_TEXT])
+    text = text[:_SHOWN_TEXT]
+    if text.isprintable():  # most texts; very many calls may fail with the same one
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class RedisMPXError(Exception):

@@ -1056,8 +1056,8 @@ MUTANTS = [
     Mutant(
         "what a cancelled caller wanted is sent",
         "_io/publishing/pipeline.py",
-        "            if not call.outcome.done():\n                size",
-        "            if call.channel is not None:\n                size",
+        "            elif not call.outcome.done():\n                size",
+        "            elif call.channel is not None:\n                size",
         f"{PUBLISH} -k cancelled_calls_leave_the_others_alone",
     ),
     Mutant(
@@ -1574,6 +1574,13 @@ MUTANTS = [
         "            task.get_loop().call_soon(task.cancel)\n",
         "            pass\n",
         "tests/live/test_left_connections.py -k credential",
+    ),
+    Mutant(
+        "all calls with one deadline fail in one step",
+        "_io/publishing/pipeline.py",
+        "        left = EXPIRED_AT_ONCE\n",
+        "        left = 10**9\n",
+        f"{PUBLISH} -k expire_together",
     ),
     Mutant(
         "calls overtake those that are redirected",

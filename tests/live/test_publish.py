@@ -31,7 +31,7 @@ from ..helpers.leaks import open_sockets
 from ..helpers.monitor import Monitor
 from ..helpers.programs import run_program
 from ..helpers.proxy import Proxy
-from ..helpers.servers import SentinelServer, Server
+from ..helpers.servers import SentinelServer, Server, free_port
 from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -315,6 +315,22 @@ async def test_an_outage_fails_each_call_at_its_deadline(server: Server) -> None
             assert isinstance(caught.value.__cause__, RedisConnectionError)
             assert caught.value.names == {name.encode()}
             assert not caught.value.sent
+
+
+async def test_calls_that_expire_together_do_so_in_parts() -> None:
+    """Very many calls may have one deadline: some of them fail in each iteration of the loop, and none is sent."""
+    async with Multiplexer(f"redis://127.0.0.1:{free_port()}", publish_timeout=0.2) as mpx:
+        failed: list[BaseException | None] = []
+        calls = start(mpx, *map(str, range(5000)))
+        for call in calls:
+            call.add_done_callback(lambda call: failed.append(call.exception()))
+        longest = 0
+        while len(failed) < 5000:
+            before = len(failed)
+            await asyncio.sleep(0)
+            longest = max(longest, len(failed) - before)
+        assert 0 < longest <= 256
+        assert all(isinstance(error, ConnectionLost) and not error.sent for error in failed)
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)

@@ -29,6 +29,7 @@ from .current import CurrentConnection
 
 PUBLISH_BATCH = 512  # calls; resolving so many takes about a time slice of the loop
 PUBLISH_BATCH_BYTES = 1 << 20  # bytes copied and written at a time; a larger message goes alone
+EXPIRED_AT_ONCE = 256  # calls; each wakes a task, and these tasks run together
 REDIRECTION_PAUSE = 0.02  # seconds after a batch in which a call was redirected for the second time
 
 
@@ -236,9 +237,12 @@ class Pipeline:
         batch: deque[PublishCall] = deque()
         size = 0
         waiting = self._waiting
-        while waiting and len(batch) < PUBLISH_BATCH:
+        now = asyncio.get_running_loop().time()
+        for _ in range(min(len(waiting), PUBLISH_BATCH)):
             call = waiting[0]
-            if not call.outcome.done():
+            if call.deadline <= now:
+                call.expire(self._why(), self._failure)  # many expire together, and the timer has not come to it yet
+            elif not call.outcome.done():
                 size += len(call.command)
                 if batch and size > PUBLISH_BATCH_BYTES:
                     break
@@ -258,21 +262,24 @@ class Pipeline:
         if not self._is_sorted:
             self._waiting = deque(sorted(self._waiting, key=lambda call: call.deadline))
             self._is_sorted = True
-        waiting = self._waiting
-        if self._failure is not None:
-            why = self.endpoint.explain(self._failure)
-        elif self._sent:
-            why = "earlier messages have no answer yet"
-        else:
-            why = f"no connection to {self.endpoint} yet"
-        while waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
+        waiting, why = self._waiting, self._why()
+        left = EXPIRED_AT_ONCE
+        while left and waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
             waiting.popleft().expire(why, self._failure)
+            left -= 1
         for call, _ in self._moved:
             if call.deadline <= now:
                 call.expire("its slot has moved", None)
-        oldest = next((call for call in chain(self._sent, waiting) if call.deadline > now), None)
-        if oldest is not None:
-            self._timer = loop.call_at(oldest.deadline, self._expire)
+        still = (call.deadline for call in chain(self._sent, waiting) if call.deadline > now)
+        when = next(still, None) if left else now
+        if when is not None:
+            self._timer = loop.call_at(when, self._expire)
+
+    def _why(self) -> str:
+        """Return why a call was not sent so far."""
+        if self._failure is not None:
+            return self.endpoint.explain(self._failure)
+        return "earlier messages have no answer yet" if self._sent else f"no connection to {self.endpoint} yet"
 
     @staticmethod
     def _lose(calls: Iterable[PublishCall], why: str, cause: BaseException | None) -> None:
