@@ -24,12 +24,12 @@ from ..redispy.errors import MovedError, ReadOnlyError, ResponseError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
+from ..runtime.timers import EXPIRED_AT_ONCE
 from .call import Moved, PublishCall
 from .current import CurrentConnection
 
 PUBLISH_BATCH = 512  # calls; resolving so many takes about a time slice of the loop
 PUBLISH_BATCH_BYTES = 1 << 20  # bytes copied and written at a time; a larger message goes alone
-EXPIRED_AT_ONCE = 256  # calls; each wakes a task, and these tasks run together
 REDIRECTION_PAUSE = 0.02  # seconds after a batch in which a call was redirected for the second time
 
 
