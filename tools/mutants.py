@@ -1480,8 +1480,8 @@ MUTANTS = [
     Mutant(
         "calls between two nodes outlive the multiplexer",
         "_io/publishing/lane.py",
-        "            call.close()\n",
-        "            pass\n",
+        "        return (call.close for call in held)\n",
+        "        return iter(())\n",
         "tests/cluster/test_publishing_order.py -k end_with_the_multiplexer",
     ),
     Mutant(
@@ -1583,6 +1583,13 @@ MUTANTS = [
         f"{PUBLISH} -k expire_together",
     ),
     Mutant(
+        "close() fails all calls in one step",
+        "_io/hub.py",
+        "        self.slices.begin(self.deployment.close())\n",
+        "        for step in self.deployment.close():\n            step()  # type: ignore[operator]\n",
+        f"{PUBLISH} -k very_many_calls",
+    ),
+    Mutant(
         "calls overtake those that are redirected",
         "_io/publishing/cluster.py",
         "        self._divert([call for call, _ in moved] + pipeline.take(slots))",
@@ -1620,8 +1627,8 @@ MUTANTS = [
     Mutant(
         "closing forgets the links to shards",
         "_io/deployment/cluster.py",
-        "        super().close()\n        self.shards.close()\n",
-        "        super().close()\n",
+        "        self.shards.close()\n        return super().close()\n",
+        "        return super().close()\n",
         f"{CLUSTER} -k end_is_clean_at_every",
     ),
     Mutant(

@@ -230,6 +230,6 @@ class Hub:
                 subscription.close()
             except RuntimeError:  # its loop is closed, and so no task waits for it
                 logger.debug("closed after its loop", exc_info=True)
-        self.deployment.close()
+        self.slices.begin(self.deployment.close())
         if self._loop is not None and not self._loop.is_closed():
             self.tasks.cancel()

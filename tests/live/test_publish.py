@@ -638,6 +638,28 @@ async def test_drain_waits_for_pending_calls(server: Server) -> None:
         await until(lambda: len(heard) == 4)
 
 
+@pytest.mark.parametrize("how", ["close", "aclose"])
+async def test_closing_fails_very_many_calls_in_parts(how: str) -> None:
+    """close() fails some calls at once, and as many in each iteration of the loop; aclose() waits for all."""
+    mpx = Multiplexer(f"redis://127.0.0.1:{free_port()}", publish_timeout=30)
+    calls = start(mpx, *map(str, range(5000)))
+    failed: list[BaseException | None] = []
+    for call in calls:
+        call.add_done_callback(lambda call: failed.append(call.exception()))
+    await until(lambda: mpx._hub.deployment.publisher.pending == 5000)
+    if how == "close":
+        mpx.close()
+        longest = 0
+        while len(failed) < 5000:
+            before = len(failed)
+            await asyncio.sleep(0)
+            longest = max(longest, len(failed) - before)
+        assert 0 < longest <= 256
+    await mpx.aclose()
+    assert len(failed) >= 5000 - 256  # the tasks of the last part run next
+    assert {type(error) for error in await outcomes(calls)} == {MultiplexerIsClosed}
+
+
 async def test_a_drain_timeout_fails_pending_calls(server: Server) -> None:
     """drain() raises TimeoutError that counts the calls not published, and fails them."""
     mpx = Multiplexer(server.url, publish_timeout=30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import Context
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ..redispy.client import AbstractBackoff
 from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
+from ..runtime.slices import Step
 from ..session.delivery_probe import DeliveryProbe
 from ..session.listener import Listener
 from ..session.session import Session, SessionOptions
@@ -124,7 +125,7 @@ class Deployment:
         """Unsubscribe from every name, and wait until the server has confirmed it."""
         await self.main.unsubscribe_all()
 
-    def close(self) -> None:
-        """End every connection, at once and for good."""
+    def close(self) -> Iterator[Step]:
+        """End every connection, at once and for good; return the steps that fail the calls of `publish()`."""
         self.main.close()
-        self.publisher.close()
+        return self.publisher.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import Context
 from copy import deepcopy
 
@@ -13,6 +13,7 @@ from ..publishing.cluster import ClusterPublisher
 from ..redispy.client import AbstractBackoff
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, SlotMap
+from ..runtime.slices import Step
 from ..session.dispatcher import Evict
 from ..session.session import Session
 from ..session.subscriber import Subscriber
@@ -95,7 +96,7 @@ class Cluster(Deployment):
         await self.shards.unsubscribe_all()
         await super().unsubscribe_all()
 
-    def close(self) -> None:
-        """End every connection, at once and for good."""
-        super().close()
+    def close(self) -> Iterator[Step]:
+        """End every connection, at once and for good; return the steps that fail the calls of `publish()`."""
         self.shards.close()
+        return super().close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import Context
 from functools import partial
+from itertools import chain
 from time import monotonic
 
 from ...errors import plain
@@ -14,6 +15,7 @@ from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, NodeEndpoint, SlotMap
 from ..runtime.log import logger
+from ..runtime.slices import Step
 from ..runtime.tasks import Tasks, is_cancelled
 from .call import Moved, PublishCall
 from .lane import Lane
@@ -72,12 +74,10 @@ class ClusterPublisher(Publisher):
     def _outcomes(self) -> list[asyncio.Future[int]]:
         return [*super()._outcomes, *(call.outcome for lane in self._lanes.values() for call in lane.held)]
 
-    def close(self) -> None:
-        """Fail the calls that have no outcome yet."""
+    def close(self) -> Iterator[Step]:
+        """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
         self._closed = True
-        super().close()
-        for lane in self._lanes.values():
-            lane.close()
+        return chain(super().close(), *[lane.close() for lane in tuple(self._lanes.values())])
 
     # --- the owners of slots
 

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from ..runtime.slices import Step
 from .call import PublishCall
 from .pipeline import Pipeline
 
@@ -61,10 +62,10 @@ class Lane:
         if call is self._first:
             self._advance()
 
-    def close(self) -> None:
-        """Fail the calls that are in no pipeline."""
-        for call in self.held:
-            call.close()
+    def close(self) -> Iterator[Step]:
+        """Take out the calls that are in no pipeline; return, for each, a step that fails it."""
+        held, self._held = self._held, deque()
+        return (call.close for call in held)
 
     def _advance(self) -> None:
         """Send the first call, if there is one."""

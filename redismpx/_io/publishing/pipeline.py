@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import Context
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from ..redispy.endpoint import Endpoint
 from ..redispy.errors import MovedError, ReadOnlyError, ResponseError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
+from ..runtime.slices import Step
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
 from ..runtime.timers import EXPIRED_AT_ONCE
 from .call import Moved, PublishCall
@@ -146,7 +148,8 @@ class Pipeline:
                     await self._reroute()
                     await asyncio.sleep(self._backoff.compute(min(failures, 64)))
         finally:
-            self.close()
+            for fail in self.close():
+                fail()
             if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, which runs nothing any more
                 await self.current.release()
 
@@ -301,13 +304,12 @@ class Pipeline:
         if self._task is not None:
             self._task.cancel()
 
-    def close(self) -> None:
-        """Fail the calls that have no outcome yet."""
+    def close(self) -> Iterator[Step]:
+        """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        sent, waiting = self._sent, [*(call for call, _ in self._moved), *self._waiting]
+        sent = [partial(call.lose, "closed before Redis answered", None) for call in self._sent]
+        waiting = chain([call for call, _ in self._moved], self._waiting)
         self._sent, self._moved, self._waiting = deque(), [], deque()
-        self._lose(sent, "closed before Redis answered", None)
-        for call in waiting:
-            call.close()
+        return chain(sent, (call.close for call in waiting))

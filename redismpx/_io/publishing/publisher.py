@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from ...stats import Counters
 from ..redispy.client import key_slot
 from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
+from ..runtime.slices import Step
 from ..runtime.tasks import Tasks
 from .call import PublishCall
 from .pipeline import Pipeline
@@ -80,7 +82,6 @@ class Publisher:
         for pipeline in self._all_pipelines():
             pipeline.abandon(address)
 
-    def close(self) -> None:
-        """Fail the calls that have no outcome yet."""
-        for pipeline in self._all_pipelines():
-            pipeline.close()
+    def close(self) -> Iterator[Step]:
+        """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
+        return chain(*[pipeline.close() for pipeline in self._all_pipelines()])
