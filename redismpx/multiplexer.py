@@ -174,7 +174,7 @@ class Multiplexer:
             budget,
             record_limit,
         )
-        self._requester = Requester(self._hub, self._publish, self._on_error, self._max_pending)
+        self._requester = Requester(self._hub, self._publish_request, self._on_error, self._max_pending)
 
     # --- subscriptions
 
@@ -444,20 +444,24 @@ class Multiplexer:
             TypeError, ValueError: the channel or the payload is invalid, or longer than `max_name_bytes` or
                 `max_payload`.
         """
-        return await self._publish(channel, data, sharded=sharded)
+        name, payload = self._convert(channel, data)
+        return await self._hub.deployment.publisher.publish(name, payload, sharded=sharded)
 
-    async def _publish(
-        self, channel: str | bytes, data: Payload, *, sharded: bool = False, must_be_heard: bool = False
-    ) -> int:
+    def _convert(self, channel: str | bytes, data: Payload) -> tuple[bytes, bytes]:
+        """Return the bytes of a channel and a payload to publish now."""
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
         payload = to_payload(data, self._max_payload)
         if self._hub.closed:  # also by the payload, while it was converted
             raise MultiplexerIsClosed
         self._hub.enter()
-        publisher = self._hub.deployment.publisher
-        return await publisher.publish(name, payload, sharded=sharded, must_be_heard=must_be_heard)
+        return name, payload
 
     # --- request and reply
+
+    async def _publish_request(self, channel: bytes, data: bytes, *, sharded: bool = False) -> int:
+        """Publish a request; raise `NoResponders` if it is certain that nobody received it."""
+        name, payload = self._convert(channel, data)
+        return await self._hub.deployment.publisher.publish(name, payload, sharded=sharded, must_be_heard=True)
 
     async def request(
         self,
@@ -599,7 +603,7 @@ class Multiplexer:
         check_positive(concurrency, "concurrency")
         return Service(
             self._hub,
-            self._publish,
+            self.publish,
             name,
             handler,
             concurrency,

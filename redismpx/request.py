@@ -61,10 +61,8 @@ Handler: TypeAlias = Callable[[Request], bytes | Awaitable[bytes | None] | None]
 class Publish(Protocol):
     """Publishes a payload on a channel; returns the number of connections that received it, as Redis counts them."""
 
-    def __call__(
-        self, channel: bytes, data: bytes, *, sharded: bool = False, must_be_heard: bool = False
-    ) -> Awaitable[int]:
-        """Publish the payload. If it must be heard, raise `NoResponders` when it is certain that nobody received it."""
+    def __call__(self, channel: bytes, data: bytes, *, sharded: bool = False) -> Awaitable[int]:
+        """Publish the payload after all earlier ones."""
         ...
 
 
@@ -188,7 +186,7 @@ class Requester:
 
     async def _publish_request(self, request: OutgoingRequest, reply_to: bytes) -> None:
         data = request.encode(reply_to)
-        await self._publish(request.channel, data, sharded=request.sharded, must_be_heard=True)
+        await self._publish(request.channel, data, sharded=request.sharded)
 
 
 class _ReplySubscription:

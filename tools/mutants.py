@@ -697,15 +697,15 @@ MUTANTS = [
     Mutant(
         "each publish asks for the role of the server",
         "_io/redispy/connection.py",
-        "monotonic() < self._asked + ROLE_INTERVAL",
-        "False",
+        "return self._is_master and monotonic() >= self._asked + ROLE_INTERVAL",
+        "return self._is_master",
         "tests/live/test_former_master.py -k now_and_then",
     ),
     Mutant(
         "publishing waits for ever for the role of a silent server",
         "_io/publishing/current.py",
-        "async with asyncio.timeout(self._timeout):\n                if not await connection.is_usable()",
-        "async with asyncio.timeout(None):\n                if not await connection.is_usable()",
+        "async with asyncio.timeout(self._timeout):\n                if await connection.was_demoted()",
+        "async with asyncio.timeout(None):\n                if await connection.was_demoted()",
         "tests/live/test_former_master.py -k only_for_a_while",
     ),
     Mutant(

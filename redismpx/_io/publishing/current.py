@@ -48,10 +48,12 @@ class CurrentConnection:
 
     async def _is_usable(self, connection: Connection) -> bool:
         """Tell whether an idle connection can carry a batch; note if its server was demoted."""
+        if not await connection.is_usable():
+            return False
+        if not connection.is_check_due:  # most often; a timeout would cost a tenth of a call
+            return True
         try:
             async with asyncio.timeout(self._timeout):
-                if not await connection.is_usable():
-                    return False
                 if await connection.was_demoted():
                     logger.info("{}:{} is not a master any more; publishing connects again".format(*connection.address))
                     self.is_outdated = True

@@ -169,7 +169,8 @@ class Pipeline:
             return True  # all calls were cancelled
         is_usable = False
         try:
-            async with asyncio.timeout_at(max([call.deadline for call in sent])):
+            deadline = sent[-1].deadline if self._is_sorted else max([call.deadline for call in sent])
+            async with asyncio.timeout_at(deadline):
                 await connection.send(b"".join([call.command for call in sent]))
                 if not is_cancelling():
                     await self._read_replies(connection, sent)
@@ -206,7 +207,7 @@ class Pipeline:
                 raise TypeError(f"PUBLISH was answered with {type(reply).__name__}")
             self._counters.published += 1
             call = sent.popleft()
-            if reply == 0 and call.must_be_heard:
+            if not reply and call.must_be_heard:
                 self._unheard.append(call)
             elif not call.outcome.done():
                 call.outcome.set_result(reply)

@@ -46,7 +46,7 @@ class Publisher:
     def _all_pipelines(self) -> Iterable[Pipeline]:
         return (self._pipeline,)
 
-    async def publish(self, channel: bytes, data: bytes, *, sharded: bool, must_be_heard: bool) -> int:
+    async def publish(self, channel: bytes, data: bytes, *, sharded: bool, must_be_heard: bool = False) -> int:
         """Publish after all earlier calls; return how many connections received the message, as Redis counts.
 
         Raise `NoResponders` if the message must be heard, and it is certain that nobody received it.

@@ -148,17 +148,21 @@ class Connection:
         self._secrets.hide_in(error)
 
     async def is_usable(self) -> bool:
-        """Tell whether commands can be sent. No reply may be outstanding.
+        """Tell whether commands can be sent: not after a close, a reset or unasked data. No reply may be awaited."""
+        return not ((self._transport is not None and self._transport.is_closing()) or await self._raw.can_read())
 
-        A closed connection, a reset and unasked data are noticed. A PING is sent only when the client's
-        `health_check_interval` says so.
-        """
-        if (self._transport is not None and self._transport.is_closing()) or await self._raw.can_read():
-            return False
-        if self._health_check_interval and monotonic() - self._checked > self._health_check_interval:
-            await self.call("PING")
-            self._checked = monotonic()
-        return True
+    @property
+    def is_check_due(self) -> bool:
+        """Whether `was_demoted()` has anything to ask."""
+        return self._is_ping_due or self._is_role_due
+
+    @property
+    def _is_ping_due(self) -> bool:
+        return bool(self._health_check_interval) and monotonic() - self._checked > self._health_check_interval
+
+    @property
+    def _is_role_due(self) -> bool:
+        return self._is_master and monotonic() >= self._asked + ROLE_INTERVAL
 
     async def hello(self, *protocol: int) -> None:
         """Switch to a protocol, if one is given, and note the role of the server. Needs no right."""
@@ -171,10 +175,15 @@ class Connection:
     async def was_demoted(self) -> bool:
         """Tell whether the server was a master at the handshake, and is none any more.
 
+        Also send a PING when the client's `health_check_interval` says so.
+
         A planned failover closes no connection, and the former master accepts a PUBLISH that reaches nobody at the new
         one. The server is asked at most once in ROLE_INTERVAL, and not at all if the handshake was done without HELLO.
         """
-        if not self._is_master or monotonic() < self._asked + ROLE_INTERVAL:
+        if self._is_ping_due:
+            await self.call("PING")
+            self._checked = monotonic()
+        if not self._is_role_due:
             return False
         await self.hello()
         return not self._is_master
