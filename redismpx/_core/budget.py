@@ -33,7 +33,7 @@ class Holder(Protocol):
     def recall(self) -> None:
         """Take back the batch that is lent."""
 
-    def give_way(self) -> int:
+    def make_room(self) -> int:
         """Drop messages; return how many."""
         ...
 

@@ -130,7 +130,7 @@ class Buffer(EventList):
             if not self.rank:
                 budget.sort(self)
             while budget.is_exceeded and (largest := budget.largest(self)) is not None:
-                losses[largest.owner] = losses.get(largest.owner, 0) + largest.give_way()
+                losses[largest.owner] = losses.get(largest.owner, 0) + largest.make_room()
         self._tidy()
 
     def _add_fitting(self, fresh: list[bytes]) -> int:
@@ -260,7 +260,7 @@ class Buffer(EventList):
             return False
         return True
 
-    def give_way(self) -> int:
+    def make_room(self) -> int:
         """Drop a message, so that other buffers have room; return how many were dropped. No batch may be lent."""
         self.limit = "max_total_pending_bytes"
         if self._overflow is Overflow.CLOSE:

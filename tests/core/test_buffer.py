@@ -95,7 +95,7 @@ class Model:
     def next_to_drop(self) -> Event:
         return self.messages[-1 if self.overflow in (Overflow.DROP_NEWEST, Overflow.CLOSE) else 0]
 
-    def give_way(self, count: int) -> list[Event]:
+    def make_room(self, count: int) -> list[Event]:
         """Drop messages in favour of other buffers; return them."""
         if self.overflow is Overflow.CLOSE:
             dropped = self.messages
@@ -351,7 +351,7 @@ class Room:
             loser.dropped += count
         if own:
             losses[harness] -= own
-        gone = {loser: loser.model.give_way(count) for loser, count in losses.items() if count}
+        gone = {loser: loser.model.make_room(count) for loser, count in losses.items() if count}
         for loser in gone:
             loser.closed = loser.model.overflow is Overflow.CLOSE
         if used <= self.total:

@@ -18,9 +18,9 @@ from ..runtime.log import logger
 from ..runtime.slices import Step
 from ..runtime.tasks import Tasks, is_cancelled
 from .call import Moved, PublishCall
-from .lane import Lane
 from .pipeline import Pipeline
 from .publisher import Publisher
+from .slot_queue import SlotQueue
 
 REFRESH_INTERVAL = 10.0  # seconds between two looks at the slot map because a sharded message reached nobody
 
@@ -28,7 +28,7 @@ REFRESH_INTERVAL = 10.0  # seconds between two looks at the slot map because a s
 class ClusterPublisher(Publisher):
     """Publishes over one pipeline for each primary that owns a slot of a sharded message, and over one for the rest.
 
-    The calls for one slot have a lane, which keeps their order. Calls for a slot whose owner is not known go to any
+    The calls for one slot have a queue, which keeps their order. Calls for a slot whose owner is not known go to any
     node, which redirects them.
     """
 
@@ -38,7 +38,7 @@ class ClusterPublisher(Publisher):
         super().__init__(AnyNodeEndpoint(slot_map), timeout, tasks, counters, on_lost)
         self._slot_map = slot_map
         self._pipelines: dict[str, Pipeline] = {}  # by the names of their nodes
-        self._lanes: dict[int, Lane] = {}  # by their slots
+        self._slot_queues: dict[int, SlotQueue] = {}  # by their slots
         self._closed = False
 
     def _new_pipeline(self, endpoint: Endpoint) -> Pipeline:
@@ -51,20 +51,20 @@ class ClusterPublisher(Publisher):
         slot = call.slot
         if slot is None:
             return await super()._send(call)
-        lane = self._lanes.get(slot)
-        if lane is None:
-            lane = self._lanes[slot] = Lane(partial(self._owner, slot))
-        lane.calls += 1
+        queue = self._slot_queues.get(slot)
+        if queue is None:
+            queue = self._slot_queues[slot] = SlotQueue(partial(self._owner, slot))
+        queue.calls += 1
         try:
-            lane.put(call)
+            queue.put(call)
             count = await call.outcome
-            lane.accepted(call)
+            queue.accepted(call)
         finally:
-            lane.calls -= 1
-            if lane.calls:
-                lane.ended(call)
+            queue.calls -= 1
+            if queue.calls:
+                queue.ended(call)
             else:
-                del self._lanes[slot]
+                del self._slot_queues[slot]
             del call  # see publish()
         if count == 0 and not self._closed and self._map_is_older_than(REFRESH_INTERVAL):
             self._tasks.start(self._refresh(), "redismpx slot map", Context())
@@ -72,12 +72,12 @@ class ClusterPublisher(Publisher):
 
     @property
     def _outcomes(self) -> list[asyncio.Future[int]]:
-        return [*super()._outcomes, *(call.outcome for lane in self._lanes.values() for call in lane.held)]
+        return [*super()._outcomes, *(call.outcome for queue in self._slot_queues.values() for call in queue.held)]
 
     def close(self) -> Iterator[Step]:
         """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
         self._closed = True
-        return chain(super().close(), *[lane.close() for lane in tuple(self._lanes.values())])
+        return chain(super().close(), *[queue.close() for queue in tuple(self._slot_queues.values())])
 
     # --- the owners of slots
 
@@ -133,11 +133,11 @@ class ClusterPublisher(Publisher):
             self._divert(pipeline.take({slot for slot in pipeline.slots if self._owner(slot) is not pipeline}))
 
     def _divert(self, calls: Collection[PublishCall]) -> None:
-        """Put calls back into the lanes of their slots."""
+        """Put calls back into the queues of their slots."""
         by_slot: dict[int, list[PublishCall]] = {}
         for call in calls:
             if call.slot is not None and not call.outcome.done():
                 by_slot.setdefault(call.slot, []).append(call)
         for slot, diverted in by_slot.items():
-            if slot in self._lanes:
-                self._lanes[slot].divert(diverted)
+            if slot in self._slot_queues:
+                self._slot_queues[slot].divert(diverted)

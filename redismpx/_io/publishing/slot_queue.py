@@ -15,7 +15,7 @@ from .call import PublishCall
 from .pipeline import Pipeline
 
 
-class Lane:
+class SlotQueue:
     """The calls for one slot, while there are any."""
 
     __slots__ = ("_first", "_going", "_held", "_owner", "_pipeline", "calls")
