@@ -686,8 +686,9 @@ class Multiplexer:
         May be called at any time, also from inside a callback; without effect when closed already. Sockets and tasks
         are released in the next ticks of the loop; `aclose()` waits for that.
         """
-        self._hub.check()
-        self._hub.close()
+        if not self._hub.closed:
+            self._hub.check()
+            self._hub.close()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Unsubscribe from everything, wait until the received messages are consumed, and close as `aclose()` does.
@@ -710,9 +711,9 @@ class Multiplexer:
             TypeError, ValueError: the timeout is invalid.
         """
         check_seconds(timeout, "timeout")
-        self._hub.check()
         if self._hub.closed:
             return
+        self._hub.check()
         self._hub.drain()
         if self._hub.tasks.are_running:
             # In an empty context: it waits for the callback that the running code belongs to.
@@ -748,6 +749,7 @@ class Multiplexer:
         from a task that a running callback has started, it does not wait for that callback. If it is cancelled, closing
         continues, and another `aclose()` waits for the rest. Works offline, and when closed already.
         """
+        self._hub.check()
         self.close()
         self._hub.tasks.cancel()  # also a callback that called close() and still runs
         await self._hub.slices.done()

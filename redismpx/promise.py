@@ -22,13 +22,15 @@ from .typing import OnError
 class _Outstanding:
     """The promises of one subscription that have no outcome yet: all of them, or those that are failing together."""
 
-    __slots__ = ("count", "counters", "deadlines", "failure", "promises")
+    __slots__ = ("check_loop", "count", "counters", "deadlines", "failure", "promises")
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, check_loop: Callable[[], object]) -> None:
         self.promises: dict[bytes, dict[Promise, None]] = {}  # by channel
         self.deadlines: Deadlines[Promise] = Deadlines(Promise._expire)
         self.count: int = 0
         self.counters = counters
+        self.check_loop = check_loop
+        """Raises `RuntimeError` outside the loop of the multiplexer."""
         self.failure: tuple[str, Exception | None] | None = None
         """The reason and the cause, if they are failing. Then none gets a message or a timeout any more."""
 
@@ -73,9 +75,14 @@ class Promise(asyncio.Future[bytes]):
 
         Returns:
             False if the promise had an outcome already, which does not change; otherwise True.
+
+        Raises:
+            RuntimeError: it is called in another loop or thread than that of the multiplexer.
         """
-        if not super().cancel(msg):
+        if self.done():
             return False
+        self._outstanding.check_loop()
+        super().cancel(msg)
         self._discard()
         return True
 
@@ -88,6 +95,7 @@ class Promise(asyncio.Future[bytes]):
         Raises:
             asyncio.InvalidStateError: the promise has an outcome already.
         """
+        self._outstanding.check_loop()
         super().set_result(result)
         self._discard()
 
@@ -100,6 +108,7 @@ class Promise(asyncio.Future[bytes]):
         Raises:
             asyncio.InvalidStateError: the promise has an outcome already.
         """
+        self._outstanding.check_loop()
         super().set_exception(exception)
         self._discard()
 
@@ -167,7 +176,7 @@ class PromiseSubscription(Subscription):
     def __init__(self, hub: Hub, on_error: OnError | None, prefix: bytes) -> None:
         self._prefix = prefix
         self._pattern = escape_glob(prefix) + b"*"
-        self._outstanding = _Outstanding(hub.counters)
+        self._outstanding = _Outstanding(hub.counters, hub.check)
         self._failing: list[_Outstanding] = []  # each since one loss of the connection, or one clear()
         hub.admit(self._kind, (self._pattern,))
         consumer = Consumer(self._resolve, self._disconnected, on_error=on_error, is_own=True)
@@ -294,7 +303,7 @@ class PromiseSubscription(Subscription):
         self._fail_all("connection lost", error)
 
     def _fail_all(self, reason: str, cause: Exception | None = None) -> None:
-        failing, self._outstanding = self._outstanding, _Outstanding(self._outstanding.counters)
+        failing, self._outstanding = self._outstanding, _Outstanding(self._outstanding.counters, self._hub.check)
         self._failing = [earlier for earlier in self._failing if earlier.count]
         self._failing.append(failing)
         self._hub.slices.begin(failing.fail(reason, cause))

@@ -131,6 +131,7 @@ class Requester:
         self, request: OutgoingRequest, timeout: float, limit: int | None
     ) -> AsyncGenerator[bytes, None]:
         """Publish a request, and yield the replies until the timeout, or until there are `limit` of them."""
+        self._hub.enter()
         channel = request.channel
         failure: RequestFailed | None = None
         count = 0

@@ -226,16 +226,20 @@ class MessageSubscription(Subscription, Generic[T]):
     def __aiter__(self) -> Self:
         """Read the messages one by one. The iteration ends when the subscription closes."""
         self._check_read()
+        self._hub.enter()
         return self
 
     async def __anext__(self) -> Message[T]:
         if batch := self._inbox.batch:
             return new_message((batch.pop(), batch.pop(), self._source))
         try:
-            channel, data = self._inbox.read_in_turn() or await self._inbox.read()
+            message = self._inbox.read_in_turn()
+            if message is None:
+                self._hub.enter()
+                message = await self._inbox.read()
         except EOFError:
             raise StopAsyncIteration from None
-        return new_message((channel, data, self._source))
+        return new_message((*message, self._source))
 
     def __del__(self) -> None:  # at any moment, in any thread
         inbox = getattr(self, "_inbox", None)  # None: __init__ raised

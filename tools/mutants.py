@@ -37,6 +37,7 @@ CANCELLATION = "tests/live/test_cancellation.py"
 CLOSING = "tests/live/test_closing.py"
 CLUSTER = "tests/cluster/test_cluster.py"
 LAST_MESSAGES = "tests/live/test_last_messages.py"
+FOREIGN_LOOP = "tests/live/test_foreign_loop.py"
 LOGGING = "tests/live/test_logging.py"
 PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
@@ -626,7 +627,7 @@ MUTANTS = [
     Mutant(
         "a promise that is failing gets the message of its channel",
         "promise.py",
-        "        failing, self._outstanding = self._outstanding, _Outstanding(self._outstanding.counters)\n",
+        "        failing, self._outstanding = self._outstanding, _Outstanding(self._outstanding.counters, self._hub.check)\n",
         "        failing = self._outstanding\n",
         f"{PROMISE} -k fail_in_time_slices",
     ),
@@ -1203,6 +1204,35 @@ MUTANTS = [
         "        self._close_abandoned()\n        self.deployment.start()\n",
         "        self.deployment.start()\n",
         f"{UNREAD} -k a_subscription_lost_before_the_loop_is_closed",
+    ),
+    # Another loop.
+    Mutant(
+        "async for may begin in another loop",
+        "subscription.py",
+        "        self._check_read()\n        self._hub.enter()\n        return self\n",
+        "        self._check_read()\n        return self\n",
+        f"{FOREIGN_LOOP} -k each_entry_rejects_another_loop",
+    ),
+    Mutant(
+        "async for may wait in another loop",
+        "subscription.py",
+        "            if message is None:\n                self._hub.enter()\n",
+        "            if message is None:\n",
+        f"{FOREIGN_LOOP} -k an_iteration_that_began_here",
+    ),
+    Mutant(
+        "a promise may be cancelled in another thread",
+        "promise.py",
+        "        self._outstanding.check_loop()\n        super().cancel(msg)\n",
+        "        super().cancel(msg)\n",
+        f"{FOREIGN_LOOP} -k each_entry_rejects_another_loop",
+    ),
+    Mutant(
+        "aclose() waits in another loop for what still runs",
+        "multiplexer.py",
+        "        self._hub.check()\n        self.close()\n",
+        "        self.close()\n",
+        f"{FOREIGN_LOOP} -k after_the_end_any_thread_may_close_again",
     ),
     # Secrets.
     Mutant(

@@ -191,12 +191,17 @@ class Hub:
         self.deployment.start()
 
     def check(self) -> asyncio.AbstractEventLoop | None:
-        """Reject any loop, thread and process but its own; return the running loop."""
+        """Reject any loop, thread and process but its own; return the running loop.
+
+        After the end, when nothing of it runs any more, it belongs to none.
+        """
         try:
             loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        if loop is self._loop or self._loop is None or self.closed:
+        if loop is self._loop or self._loop is None:
+            return loop
+        if self.closed and (self._loop.is_closed() or not self.tasks.count):
             return loop
         pid, thread = self._owner
         if pid != os.getpid():

@@ -76,6 +76,11 @@ class Tasks:
             logger.critical("internal error in %s", task.get_name(), exc_info=task.exception())
 
     @property
+    def count(self) -> int:
+        """How many tasks have not ended."""
+        return len(self._tasks)
+
+    @property
     def are_running(self) -> bool:
         """Whether the running code belongs to one of the tasks."""
         return self._starting > 0 or any(map(belongs_to, self._tasks))
