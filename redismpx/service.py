@@ -14,7 +14,7 @@ from ._io.delivery.reporter import Reporter
 from ._io.hub import Hub
 from ._io.runtime.awaitable import is_awaitable
 from ._io.runtime.notification import Notifier
-from ._io.runtime.tasks import adopt, belongs_to, is_cancelled
+from ._io.runtime.tasks import adopt, belongs_to, is_cancelled, mark_callback, running_task
 from .envelope import Envelope
 from .errors import quote
 from .reply import new_failure, new_reply, read_request
@@ -118,6 +118,9 @@ class Service(Subscription):
             await self._progress.wait()
 
     async def _handle(self, request: Request) -> None:
+        task = running_task()
+        assert task is not None
+        mark_callback(task)
         failures: list[tuple[BaseException, str]] = []
         try:
             result = self._handler(request)

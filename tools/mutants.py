@@ -1282,7 +1282,7 @@ MUTANTS = [
     Mutant(
         "a callback that closes by way of another task is cancelled",
         "_io/runtime/tasks.py",
-        "    return task is running_task() or task.get_coro() in _callers.get()\n",
+        "    return task is running_task() or task.get_coro() is _caller.get()\n",
         "    return task is running_task()\n",
         f"{CLOSING} -k a_callback_may_end_it_by_another_task",
     ),

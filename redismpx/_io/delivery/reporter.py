@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 from ...typing import OnError
 from ..runtime.awaitable import is_awaitable
 from ..runtime.log import KINDS, LOG_INTERVAL, RecordLimit, logger
-from ..runtime.tasks import Tasks, adopt, is_cancelled, running_task
+from ..runtime.tasks import Tasks, adopt, is_cancelled, mark_callback, running_task
 
 
 class Report(NamedTuple):
@@ -78,6 +78,7 @@ class Reporter:
         """Await what on_error returned."""
         task = asyncio.current_task()
         assert task is not None
+        mark_callback(task)
         before = task.cancelling()
         adopt(report.awaitable)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from ..._core.events import QueuedSignal, Signal
 from ...errors import ConnectionLost, narrow
 from ..runtime.awaitable import is_awaitable
-from ..runtime.tasks import TIME_SLICE, adopt, is_cancelled, running_task
+from ..runtime.tasks import TIME_SLICE, adopt, is_cancelled, mark_callback, running_task
 from ..session.subscriber import Deliver
 from .event_queue import EventQueue
 from .reporter import Report
@@ -23,6 +23,7 @@ async def work(queue: EventQueue, result: object) -> None:
     """Await the result of a callback, then call the callbacks of all events that are queued."""
     task = asyncio.current_task()
     assert task is not None
+    mark_callback(task)
     on_message, is_read = queue.straight, queue.is_read
     slice_ends = monotonic() + TIME_SLICE
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from contextvars import Context, ContextVar, copy_context
+from contextvars import Context, ContextVar
 from itertools import islice
 from typing import Any
 
@@ -18,8 +18,9 @@ LOOK_AFTER = 16  # messages or deliveries between two looks at the clock
 END_TIMEOUT = 5.0  # seconds until closing no longer waits for a cancelled task
 CANCEL_AGAIN = 0.5  # seconds until a task of the library that has not ended is cancelled again
 
-_callers: ContextVar[tuple[object, ...]] = ContextVar("redismpx callbacks", default=())
-"""The coroutines of the callbacks that the running code belongs to. A task that a callback starts inherits them."""
+_caller: ContextVar[object] = ContextVar("redismpx callback", default=None)
+"""The coroutine of the task of the callback that the running code belongs to. A task that a callback starts inherits
+it. Not the task itself, which would refer to itself by its context."""
 
 
 class Tasks:
@@ -43,9 +44,6 @@ class Tasks:
         """
         loop = asyncio.get_running_loop()
         is_own = context is not None
-        if context is None:
-            context = copy_context()
-            context.run(_callers.set, (*_callers.get(), coroutine))
         task: asyncio.Task[object]
         if sys.version_info >= (3, 12) and not is_own:
             self._starting += 1
@@ -139,17 +137,21 @@ def belongs_to(task: asyncio.Task[object]) -> bool:
     A callback must not be waited for by code that it may wait for. `await asyncio.gather(mpx.aclose())`, for example,
     runs `aclose()` in a task of its own.
     """
-    return task is running_task() or task.get_coro() in _callers.get()
+    return task is running_task() or task.get_coro() is _caller.get()
+
+
+def mark_callback(task: asyncio.Task[object]) -> None:
+    """Note that the running task, given as `task`, runs a callback: the tasks that it starts belong to it."""
+    _caller.set(task.get_coro())
 
 
 def adopt(awaitable: Any) -> None:
-    """Let a task that a callback returned belong to the running task, which awaits it."""
-    if issubclass(type(awaitable), asyncio.Task) and sys.version_info >= (
-        3,
-        12,
-    ):  # before, a task does not tell its context
-        context = awaitable.get_context()
-        context.run(_callers.set, (*context.get(_callers, ()), *_callers.get()))
+    """Let a task that a callback returned belong to the running task, which awaits it.
+
+    Not on Python 3.11, where a task does not tell its context.
+    """
+    if issubclass(type(awaitable), asyncio.Task) and sys.version_info >= (3, 12):
+        awaitable.get_context().run(_caller.set, _caller.get())
 
 
 def is_cancelling() -> bool:
