@@ -28,8 +28,8 @@ class _Outstanding:
         self.promises: dict[bytes, dict[Promise, None]] = {}  # by channel
         self.deadlines: Deadlines[Promise] = Deadlines(Promise._expire)
         self.count: int = 0
-        self.counters = counters
-        self.check_loop = check_loop
+        self.counters: Counters = counters
+        self.check_loop: Callable[[], object] = check_loop
         """Raises `RuntimeError` outside the loop of the multiplexer."""
         self.failure: tuple[str, Exception | None] | None = None
         """The reason and the cause, if they are failing. Then none gets a message or a timeout any more."""
