@@ -36,8 +36,9 @@ async def test_a_swallowed_cancellation_is_repeated(monkeypatch: pytest.MonkeyPa
     assert task.cancelled()
 
 
-async def test_a_task_of_the_library_ends_at_once_after_the_end() -> None:
+async def test_a_task_of_the_library_ends_at_once_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task of the library that is started after cancel(), or that calls it, is cancelled too."""
+    monkeypatch.setattr(tasks_module, "CANCEL_AGAIN", 60.0)
     tasks = Tasks()
 
     async def wait(closes: bool) -> None:
