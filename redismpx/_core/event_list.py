@@ -6,6 +6,7 @@ stay valid; `_compact()` deletes such items many at a time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import compress
 from typing import Any
@@ -17,7 +18,7 @@ SLACK = 64  # items of removed events that may be left behind before anything is
 SEARCH = 32  # events that are looked at in the time of one search for a name
 
 
-class EventList:
+class EventList(ABC):
     """Messages and signals in order. A subclass adds and removes messages, counts them, and keeps bounds."""
 
     __slots__ = ("_full_gap", "_gaps", "_head", "_index", "_items", "_oldest", "_removed", "count", "signals")
@@ -179,12 +180,13 @@ class EventList:
         self._head = head
         return head
 
+    @abstractmethod
     def _remove_message(self, position: int) -> None:
-        raise NotImplementedError  # a subclass counts it
+        """Remove the message at a position, and count it."""
 
+    @abstractmethod
     def _count_off(self, start: int) -> int:
-        """Take note that the messages from a position on will be deleted; return how many that are."""
-        raise NotImplementedError
+        """Count the messages from a position on as removed; they are deleted then. Return how many that are."""
 
     def _remove_signal(self, position: int) -> None:
         self._gaps -= self._is_gap(position)
