@@ -53,6 +53,12 @@ class Connection:
             writer.transport.abort() if reset else writer.close()
 
 
+def ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Ignore clients that end their connection, also during a TLS handshake, which asyncio logs as an error."""
+    if not isinstance(context.get("exception"), OSError):
+        loop.default_exception_handler(context)
+
+
 class Proxy:
     """Forwards connections to a local port. It runs in a thread, so that a busy test loop does not delay it."""
 
@@ -71,6 +77,7 @@ class Proxy:
         self._tls = tls
         self._host = host
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(ignore_lost_clients)
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None

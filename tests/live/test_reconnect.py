@@ -95,7 +95,7 @@ async def test_a_disconnect_is_not_reported_for_removed_names(url: str, admin: R
         sub = mpx.new_channel_subscription(on_message, lost.append)
         sub.add("a", "b")
         await sub.wait_for_activation(5)
-        await mpx.publish("a", "x")
+        await admin.publish("a", "x")
         await entered.wait()
         await kill_clients(admin)
         await until(lambda: mpx.stats().connections == 2)
