@@ -38,6 +38,7 @@ from redismpx import (
     escape_glob,
 )
 from redismpx._io.runtime.log import LOG_INTERVAL
+from redismpx.request import _run_until_done
 from tools.measure_requests import storm
 
 from ..helpers.cluster import Cluster
@@ -1045,3 +1046,14 @@ async def test_a_sharded_service_cannot_be_a_pattern(mpx: Multiplexer) -> None:
     with pytest.raises(ValueError, match=r"sharded Pub/Sub has no patterns, and b'a\*' is a pattern"):
         mpx.serve("a*", lambda request: None, sharded=True)
     assert mpx.stats().subscriptions == 0
+
+
+async def test_an_outcome_that_comes_last_changes_nothing() -> None:
+    """A requester that has its reply just as its request is published goes on: `quiet_loop` sees no error."""
+    outcome = asyncio.get_running_loop().create_future()
+
+    async def publish() -> None:
+        outcome.set_result(b"reply")
+
+    await _run_until_done(outcome, publish())
+    await asyncio.sleep(0)

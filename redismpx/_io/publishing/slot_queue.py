@@ -6,7 +6,6 @@ calls go one at a time until a node has accepted one.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -75,11 +74,8 @@ class SlotQueue:
             self._going.put_first([self._first])
 
     def _sendable(self) -> Iterator[PublishCall]:
-        """Take the held calls out, but not those that were cancelled, or whose time is over."""
-        now = asyncio.get_running_loop().time()
+        """Take the held calls out, but not those that were cancelled."""
         while self._held:
             call = self._held.popleft()
-            if call.deadline <= now:
-                call.expire("the nodes do not agree about its slot", None)
             if not call.outcome.done():
                 yield call
