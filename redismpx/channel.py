@@ -4,9 +4,12 @@ from __future__ import annotations
 
 __all__ = ["ChannelSubscription", "ShardedChannelSubscription"]
 
+from functools import partial
+
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
+from ._io.runtime.slices import SLICE_STEPS
 from .arguments import to_bytes
 from .errors import MultiplexerIsClosed
 from .subscription import MessageSubscription
@@ -61,6 +64,8 @@ class ChannelSubscription(MessageSubscription[T]):
         if self._hub.draining:
             raise MultiplexerIsClosed
         new = [name for name in names if name not in self._channels]
+        for name in self._inbox.leaving.intersection(new):
+            self._unsubscribe(name)
         self._hub.admit(self._kind, new)
         self._channels.update(new)
         self._hub.add(self._kind, new, self._inbox)
@@ -88,10 +93,26 @@ class ChannelSubscription(MessageSubscription[T]):
     def clear(self) -> None:
         """Unsubscribe from all channels, as `remove()` does. The subscription stays open.
 
+        Very many channels are unsubscribed in the next iterations of the loop, some in each. `stats()` counts them
+        until then.
+
         Raises:
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
         """
-        self.remove(*self._channels)
+        if len(self._channels) <= SLICE_STEPS:
+            self.remove(*self._channels)
+            return
+        self._check_open()
+        self._hub.enter()
+        names, self._channels = self._channels, set()
+        self._inbox.forget_all(names)
+        self._hub.slices.begin(partial(self._unsubscribe, name) for name in tuple(names))
+
+    def _unsubscribe(self, name: bytes) -> None:
+        """Unsubscribe from a channel that is removed already, unless add() has done so to subscribe to it again."""
+        if name in self._inbox.leaving:
+            self._hub.remove(self._kind, (name,), self._inbox)
+            self._inbox.left(name)
 
     @property
     def _names(self) -> set[bytes]:

@@ -683,8 +683,9 @@ class Multiplexer:
 
         All subscriptions are closed, and outstanding promises and `publish()` calls fail. Async callbacks that are
         being awaited are cancelled, except one that calls `close()`, itself or by way of a task that it has started.
-        May be called at any time, also from inside a callback; without effect when closed already. Sockets and tasks
-        are released in the next ticks of the loop; `aclose()` waits for that.
+        Of very many of these, most fail or are cancelled in the next iterations of the loop, some in each. May be
+        called at any time, also from inside a callback; without effect when closed already. Sockets and tasks are
+        released in the next iterations of the loop; `aclose()` waits for all of this.
         """
         if not self._hub.closed:
             self._hub.check()
@@ -751,9 +752,8 @@ class Multiplexer:
         """
         self._hub.check()
         self.close()
-        self._hub.tasks.cancel()  # also a callback that called close() and still runs
-        await self._hub.slices.done()
-        await self._hub.tasks.ended()
+        self._hub.cancel()  # also a callback that called close() and still runs
+        await self._hub.ended()
         if self._is_owner:
             await self._client.aclose()
 

@@ -277,6 +277,9 @@ class PromiseSubscription(Subscription):
         Works offline. Without effect when the subscription is closed already.
         """
         super().close()
+
+    def _end(self) -> None:
+        super()._end()
         self._fail_all("closed")
 
     def _make_promise(self, channel: bytes, timeout: float | None, seconds: float | None) -> Promise:

@@ -90,6 +90,9 @@ class Service(Subscription):
         `Multiplexer.drain()`. May be called offline, and more than once.
         """
         super().close()
+
+    def _end(self) -> None:
+        super()._end()
         for task in tuple(self._tasks):
             if not belongs_to(task) and not task.get_loop().is_closed():
                 task.cancel()

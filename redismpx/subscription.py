@@ -48,7 +48,7 @@ class Subscription(ABC):
 
         Empty while there is no connection, and when the subscription is closed.
         """
-        if not self._inbox.active:  # most often there is no connection
+        if self.closed or not self._inbox.active:  # most often there is no connection
             return frozenset()
         names = tuple(self._names)
         return frozenset([name for name in names if self._hub.is_active(self._kind, name, self._inbox)])
@@ -57,15 +57,20 @@ class Subscription(ABC):
         """Unsubscribe from everything, at once and for good.
 
         No callback is called after this. Buffered messages are dropped. An async callback that is being awaited is
-        cancelled, unless it calls `close()`, itself or by way of a task that it has started. Works offline. Without
-        effect when the subscription is closed already.
+        cancelled, unless it calls `close()`, itself or by way of a task that it has started. Very many channels are
+        unsubscribed in the next iterations of the loop. Works offline. Without effect when the subscription is closed
+        already.
         """
         if self._inbox.closed:
             return
         self._hub.check()
-        self._hub.remove(self._kind, self._names, self._inbox)
-        self._inbox.close()
+        self._end()
+        self._hub.release(self._kind, self._names, self._inbox)
         self._hub.leave(self)
+
+    def _end(self) -> None:
+        """End, without a look at what is subscribed."""
+        self._inbox.close()
 
     async def wait_for_activation(self, timeout: float | None = None) -> None:
         """Wait until every name of this subscription is active on the server.

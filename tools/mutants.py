@@ -290,9 +290,9 @@ MUTANTS = [
     ),
     Mutant(
         "P6: tasks survive aclose()",
-        "_io/runtime/tasks.py",
-        "            if not task.cancelling():\n                task.cancel()\n",
-        "            pass\n",
+        "_io/hub.py",
+        "        self.slices.begin(self.tasks.cancel())\n",
+        "        pass\n",
         f"{PUBLISH} -k clos",
     ),
     Mutant(
@@ -305,15 +305,15 @@ MUTANTS = [
     Mutant(
         "P6: callbacks go on after close()",
         "_io/hub.py",
-        "                subscription.close()\n",
-        "                pass\n",
+        "        self.slices.begin(subscription._end for subscription in subscriptions)\n",
+        "",
         "tests/live/test_lifecycle.py",
     ),
     Mutant(
         "P6: closing from a callback waits for the callback",
         "_io/runtime/tasks.py",
-        "return [task for task in tuple(self._tasks) if not belongs_to(task)]",
-        "return list(self._tasks)",
+        "if others := [task for task in some if not belongs_to(task)]:",
+        "if others := some:",
         f"{TORTURE} -k closing_inside",
     ),
     Mutant(
@@ -630,6 +630,55 @@ MUTANTS = [
         "        failing, self._outstanding = self._outstanding, _Outstanding(self._outstanding.counters, self._hub.check)\n",
         "        failing = self._outstanding\n",
         f"{PROMISE} -k fail_in_time_slices",
+    ),
+    Mutant(
+        "P6: a callback is called after close() from a batch",
+        "_io/hub.py",
+        "        self.budget.recall()  #",
+        "        #",
+        f"{CLOSING} -k very_many",
+    ),
+    Mutant(
+        "P6: a worker goes on after close() of very many subscriptions",
+        "_io/delivery/worker.py",
+        "    if buffer is None or queue.context.tasks.is_ending:\n",
+        "    if buffer is None:\n",
+        f"{CLOSING} -k very_many",
+    ),
+    Mutant(
+        "P6: a reader goes on after close() of very many subscriptions",
+        "_io/delivery/inbox.py",
+        "            if self.context.tasks.is_ending:\n                break\n",
+        "",
+        f"{CLOSING} -k very_many",
+    ),
+    Mutant(
+        "P4: close() of very many subscriptions is one step of the loop",
+        "_io/hub.py",
+        "        self.slices.begin(subscription._end for subscription in subscriptions)\n",
+        "        for subscription in subscriptions:\n            subscription._end()\n",
+        f"{CLOSING} -k very_many",
+    ),
+    Mutant(
+        "a message of a channel that is being cleared is delivered",
+        "_io/delivery/event_queue.py",
+        "        return lambda channel, data: None if channel in self.leaving else deliver(channel, data)\n",
+        "        return deliver\n",
+        f"{CHANNEL} -k cleared_in_time_slices",
+    ),
+    Mutant(
+        "a message of a closed subscription is delivered while its names are unsubscribed",
+        "_io/delivery/event_queue.py",
+        "        self.deliver = ignore  #",
+        "        #",
+        f"{CHANNEL} -k closed_in_time_slices",
+    ),
+    Mutant(
+        "channels of a closed subscription leave no room for others",
+        "_io/hub.py",
+        "            if self.slices.are_pending:",
+        "            if False:",
+        f"{CHANNEL} -k closed_in_time_slices",
     ),
     Mutant(
         "P8: a warning for each attempt",
@@ -1340,7 +1389,7 @@ MUTANTS = [
     Mutant(
         "a task of the library that starts after the end is not cancelled",
         "_io/runtime/tasks.py",
-        "                if self._is_ending:\n",
+        "                if self.is_ending:\n",
         "                if False:\n",
         "tests/io/test_tasks.py -k after_the_end",
     ),
@@ -1608,8 +1657,8 @@ MUTANTS = [
     Mutant(
         "close() fails all calls in one step",
         "_io/hub.py",
-        "        self.slices.begin(self.deployment.close())\n",
-        "        for step in self.deployment.close():\n            step()  # type: ignore[operator]\n",
+        "        self.slices.begin(failures)\n",
+        "        for step in failures:\n            step()  # type: ignore[operator]\n",
         f"{PUBLISH} -k very_many_calls",
     ),
     Mutant(

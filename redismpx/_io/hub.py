@@ -9,6 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from contextvars import Context
+from functools import partial
+from itertools import chain
 from typing import Protocol
 from weakref import WeakSet
 
@@ -20,7 +22,7 @@ from ..stats import Counters
 from .delivery.consumer import DeliveryContext
 from .deployment import Deployment
 from .runtime.log import RecordLimit, logger
-from .runtime.slices import Slices
+from .runtime.slices import SLICE_STEPS, Slices
 from .runtime.tasks import Tasks
 from .session.subscriber import Subscriber
 
@@ -29,6 +31,7 @@ class Closable(Protocol):
     """What a hub knows of a subscription."""
 
     def close(self) -> None: ...
+    def _end(self) -> None: ...
     async def _consumed(self) -> None: ...
 
 
@@ -156,6 +159,10 @@ class Hub:
         if limit is None or count + len(names) <= limit:
             return
         if count + self.deployment.count_new(kind, names) > limit:
+            if self.slices.are_pending:  # which may release names
+                self.slices.finish()
+                self.admit(kind, names)
+                return
             raise error(option, limit)
 
     def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
@@ -165,6 +172,14 @@ class Hub:
     def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Unsubscribe a subscriber from names; return how many were active."""
         return self.deployment.remove(kind, names, subscriber)
+
+    def release(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
+        """Unsubscribe a subscriber that ignores all events from now on: from very many names in time slices."""
+        remove = self.deployment.remove
+        if len(names) <= SLICE_STEPS:
+            remove(kind, names, subscriber)
+        else:
+            self.slices.begin(partial(remove, kind, (name,), subscriber) for name in tuple(names))
 
     def is_active(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
         """Tell whether a subscriber gets the messages of a name now."""
@@ -222,19 +237,35 @@ class Hub:
 
     async def consumed(self) -> None:
         """Wait until every received message is consumed."""
-        for subscription in self.subscriptions:
+        for number, subscription in enumerate(self.subscriptions, 1):
             await subscription._consumed()
+            if number % SLICE_STEPS == 0:
+                await asyncio.sleep(0)
 
     def close(self) -> None:
-        """Close every subscription and connection, at once and for good. Without effect when closed."""
+        """Close every subscription and connection, at once and for good. Without effect when closed.
+
+        No callback is called any more. With very many subscriptions, most of them end in the next iterations of the
+        loop: until then their messages count as pending, and their awaited callbacks and promises go on.
+        """
         if self.closed:
             return
         self._move(HubState.CLOSED)
-        for subscription in self.subscriptions:
-            try:
-                subscription.close()
-            except RuntimeError:  # its loop is closed, and so no task waits for it
-                logger.debug("closed after its loop", exc_info=True)
-        self.slices.begin(self.deployment.close())
+        self.tasks.is_ending = True
+        self.budget.recall()  # a consumer takes messages from its batch without a look at anything else
+        failures = self.deployment.close()
+        subscriptions = chain(self._kept, self._read)
+        self._kept, self._read = set(), WeakSet()
+        self.slices.begin(subscription._end for subscription in subscriptions)
+        self.slices.begin(failures)
         if self._loop is not None and not self._loop.is_closed():
-            self.tasks.cancel()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel all tasks that the running code does not belong to."""
+        self.slices.begin(self.tasks.cancel())
+
+    async def ended(self) -> None:
+        """Wait until the end has come to every subscription and task."""
+        await self.slices.done()
+        await self.tasks.ended()

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from redismpx import Multiplexer, SubscriptionIsClosed
+from redismpx import ConnectionLost, Multiplexer, SubscriptionIsClosed, SubscriptionRefused
+from redismpx._io.runtime.slices import SLICE_STEPS
 
 from ..helpers.checker import Checker
 from ..helpers.monitor import Monitor, settled
@@ -164,3 +165,71 @@ async def test_a_hundred_thousand_channels_are_sent_in_batches(url: str, admin: 
         sizes = [command.count(" ") for command in monitor.commands if command.startswith("SUBSCRIBE")]
         assert sum(sizes) == 100_000
         assert max(sizes) <= 512
+
+
+async def test_very_many_channels_are_cleared_in_time_slices(url: str, admin: Redis) -> None:
+    """clear() returns at once. Events of channels that are still registered are ignored; a channel may join again."""
+    total = 3000
+    names = [b"%d" % number for number in range(total)]
+    seen: list[tuple[bytes, bytes]] = []
+    active: list[bytes] = []
+    signals: list[object] = []
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(
+            lambda *message: seen.append(message), signals.append, active.append, on_error=signals.append
+        )
+        other = mpx.new_channel_subscription(lambda *_: None)
+        sub.add(*names)
+        other.add("other")
+        await sub.wait_for_activation(5)
+        await other.wait_for_activation(5)
+        active.clear()
+        sub.clear()
+        assert sub.channels == sub.active == frozenset()
+        inbox = sub._inbox
+        assert len(inbox.leaving) == total - SLICE_STEPS == mpx.stats().channels - 1
+
+        again, gone, *_ = inbox.leaving
+        sub.add(again)
+        for busy in (False, True):  # straight to the callback, and by way of the buffer
+            if busy:
+                inbox.hold()
+            assert inbox.deliver(gone, b"late") is None
+            inbox.activate(gone)
+            inbox.refuse(SubscriptionRefused("channel", gone, "no"))
+            inbox.disconnect(ConnectionLost("its name", frozenset({gone})))
+        inbox.disconnect(ConnectionLost("all names"), iter([gone]))
+        inbox.flush()
+        inbox.resume()
+        await sub.wait_for_activation(5)
+        await until(lambda: mpx.stats().channels == 2)
+        assert active == [again]
+        assert not inbox.leaving
+        await settled(admin, {again, b"other"}, 0)
+        for name in (gone, again, b"other"):
+            await admin.publish(name, "x")
+        await until(lambda: mpx.stats().messages == 2)
+        assert seen == [(again, b"x")]
+        assert not signals
+        assert sub.pending == sub.dropped == 0
+
+
+async def test_very_many_channels_are_closed_in_time_slices(url: str, admin: Redis) -> None:
+    """close() returns at once; no message is delivered, and the channels leave room for others."""
+    total = 3000
+    seen: list[bytes] = []
+    async with Multiplexer(url, max_channels=total) as mpx:
+        sub = mpx.new_channel_subscription(lambda channel, _: seen.append(channel))
+        sub.add(*(str(number) for number in range(total)))
+        await sub.wait_for_activation(5)
+        sub.close()
+        assert sub.closed
+        assert not sub.active
+        assert mpx.stats().channels == total - SLICE_STEPS
+        assert sub._inbox.deliver(b"1", b"late") is None
+        other = mpx.new_channel_subscription()
+        other.add(*(f"other {number}" for number in range(total)))
+        await other.wait_for_activation(5)
+        assert mpx.stats().channels == total
+        assert await admin.publish("2999", "x") == 0
+    assert not seen

@@ -13,7 +13,16 @@ import pytest
 from redis.asyncio import Redis
 from redis.backoff import AbstractBackoff
 
-from redismpx import ConnectionLost, Envelope, Multiplexer, MultiplexerIsClosed, Request, SubscriptionIsClosed
+from redismpx import (
+    ChannelSubscription,
+    ConnectionLost,
+    Envelope,
+    Multiplexer,
+    MultiplexerIsClosed,
+    Request,
+    SubscriptionIsClosed,
+)
+from redismpx._io.runtime.slices import SLICE_STEPS
 from redismpx._io.session import reconnect
 
 from ..helpers.backoffs import QUICK
@@ -325,3 +334,62 @@ async def test_a_backoff_that_raises_does_not_end_it(
     assert backoff.resets == 1
     assert len(lost) == 1
     assert "internal error" not in lost[0].reason
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "reader"])
+async def test_very_many_subscriptions_close_in_time_slices(url: str, admin: Redis, kind: str) -> None:
+    """After close(), all are closed and none gets an event, though most of them end in the next iterations."""
+    total = 2000
+    calls = 0
+    waiting: list[asyncio.Future[None]] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    def plain(*_: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        mpx.close()
+
+    def wait(*_: bytes) -> asyncio.Future[None]:
+        nonlocal calls
+        calls += 1
+        waiting.append(asyncio.get_running_loop().create_future())
+        return waiting[-1]
+
+    async def read(sub: ChannelSubscription[bytes]) -> None:
+        async for _ in sub:
+            await wait()
+
+    def go_on() -> None:
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async with Multiplexer(url) as mpx:
+        callback = {"plain": plain, "async": wait}.get(kind)
+        subs = [mpx.new_channel_subscription(callback) for _ in range(total)]
+        for sub in subs:
+            sub.add("a")
+        for sub in subs:
+            await sub.wait_for_activation(5)
+        if kind == "reader":
+            tasks = [asyncio.create_task(read(sub)) for sub in subs]
+            await asyncio.sleep(0)
+        pipe = admin.pipeline(transaction=False)
+        for number in range(6):
+            pipe.publish("a", number)
+        await pipe.execute()
+        if kind != "plain":
+            await until(lambda: all(sub.pending == 5 for sub in subs))
+            go_on()
+            await until(lambda: all(sub.pending == 4 for sub in subs))
+            assert mpx._hub.budget.lenders
+            mpx.close()
+            assert sum(sub.pending for sub in subs) == 4 * (total - SLICE_STEPS)
+        await until(lambda: all(sub.closed for sub in subs))
+        go_on()  # most consumers go on before they are cancelled, or end
+    await asyncio.gather(*tasks)
+    assert calls == (1 if kind == "plain" else 2 * total)
+    stats = mpx.stats()
+    assert (stats.pending, stats.pending_bytes, stats.subscriptions) == (0, 0, 0)
+    if kind != "plain":
+        assert stats.dropped == 4 * total

@@ -18,6 +18,7 @@ from .reader import Reader, ReaderState
 from .reporter import Reporter
 
 _EMPTY_BATCH: list[bytes] = []  # of all queues without a buffer; never written to
+_NONE_LEAVING: set[bytes] = set()  # never written to either
 
 
 class QueueState(enum.Enum):
@@ -45,7 +46,7 @@ class EventQueue(Notifier, ABC):
     """
 
     __slots__ = ("_close_subscription", "_label", "_reporter", "batch", "buffer", "consumer", "context", "deliver",
-                 "dropped", "reader", "state", "worker")  # fmt: skip
+                 "dropped", "leaving", "reader", "state", "worker")  # fmt: skip
 
     def __init__(
         self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object] | None
@@ -57,6 +58,8 @@ class EventQueue(Notifier, ABC):
         self.buffer: Buffer | None = None
         self.batch: list[bytes] = _EMPTY_BATCH
         """The next messages, from the buffer. The consumer may pop them without a look at anything else."""
+        self.leaving: set[bytes] = _NONE_LEAVING
+        """Names that were removed and are still registered. Their events are ignored."""
         self.deliver: Deliver = self.straight
         """Takes the channel and the payload of a message; its result goes to `Inbox.accept`."""
         self.worker: asyncio.Task[object] | None = None
@@ -79,8 +82,8 @@ class EventQueue(Notifier, ABC):
 
     @property
     def closed(self) -> bool:
-        """Whether the subscription is closed."""
-        return self.state is QueueState.CLOSED
+        """Whether the subscription, or its multiplexer, is closed."""
+        return self.state is QueueState.CLOSED or self.context.tasks.is_ending
 
     @property
     def idle(self) -> bool:
@@ -111,7 +114,7 @@ class EventQueue(Notifier, ABC):
         self.buffer = buffer = new_buffer(consumer.max_pending, consumer.overflow, self.context.budget, self)
         if not (self.is_read and consumer.decode):  # a reader pops decoded messages only
             self.batch = buffer.batch
-        self.deliver = buffer.put
+        self.deliver = buffer.put if not self.leaving else self._without_leaving(buffer.put)
         return buffer
 
     def flush(self) -> None:
@@ -168,11 +171,12 @@ class EventQueue(Notifier, ABC):
             self.reader.wake()
 
     def end(self) -> None:
-        """Drop all events, for good, and cancel the tasks that await a callback, except the task that runs this."""
+        """Drop all events, for good."""
         self._move(QueueState.CLOSED)
         if self.buffer is not None:
             self.drop(self.buffer.clear())
             self._delete_buffer()
+        self.deliver = ignore  # the names may still be registered
         self.notify()
         if self.reader is not None:
             self.reader.wake()
@@ -180,12 +184,27 @@ class EventQueue(Notifier, ABC):
     def _delete_buffer(self) -> None:
         self.buffer = None
         self.batch = _EMPTY_BATCH
-        self.deliver = self.straight
+        self.deliver = self.straight if not self.leaving else self._without_leaving(self.straight)
+
+    def leave(self, names: set[bytes]) -> None:
+        """Ignore the events of names that were removed, until left() is called with each."""
+        self.leaving = names | self.leaving
+        self.deliver = self._without_leaving(self.straight if self.buffer is None else self.buffer.put)
+
+    def left(self, name: bytes) -> None:
+        """Take note that a name is not registered any more."""
+        self.leaving.discard(name)
+        if not self.leaving and not self.closed:
+            self.leaving = _NONE_LEAVING
+            self.deliver = self.straight if self.buffer is None else self.buffer.put
+
+    def _without_leaving(self, deliver: Deliver) -> Deliver:
+        return lambda channel, data: None if channel in self.leaving else deliver(channel, data)
 
     def report_overflow(self) -> None:
         """Report the first messages of an episode that are dropped for lack of room."""
         buffer = self.buffer
-        if buffer is None:
+        if buffer is None or self.closed:
             return  # closed by the report of another subscription
         is_latest = self.consumer.overflow is Overflow.LATEST
         # A reader that waits is not slow: it runs soon.
@@ -214,3 +233,7 @@ def _report(losses: Losses) -> None:
         queue.drop(dropped)
     for queue in losses:
         queue.report_overflow()
+
+
+def ignore(channel: bytes, data: bytes) -> None:
+    """Take a message of a subscription that is closed."""

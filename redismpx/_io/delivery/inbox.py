@@ -11,7 +11,7 @@ from typing import Any
 
 from ..._core.buffer import FULL
 from ..._core.events import Signal
-from ...errors import ConnectionLost, DecodeError, SubscriptionRefused
+from ...errors import ConnectionLost, DecodeError, SubscriptionRefused, narrow
 from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, belongs_to
 from ..session.subscriber import Deliver
@@ -72,6 +72,8 @@ class Inbox(EventQueue):
 
     def activate(self, name: bytes) -> None:
         """Take note that a name is active."""
+        if name in self.leaving:
+            return
         self.active += 1
         was_refused = bool(self.refusals) and self.refusals.pop(name, None) is not None
         if self._event is not None:
@@ -82,6 +84,12 @@ class Inbox(EventQueue):
 
     def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
         """Take note that the connection is lost, or some names on it."""
+        if self.leaving:
+            if error.names is not None:
+                error = narrow(error, error.names - self.leaving)
+            if not (self.active if error.names is None else error.names):
+                return
+            lost = None if lost is None else [name for name in lost if name not in self.leaving]
         self.active = 0 if error.names is None else self.active - len(error.names)
         self.flush()
         if self.buffer is not None:
@@ -91,6 +99,8 @@ class Inbox(EventQueue):
 
     def refuse(self, error: SubscriptionRefused) -> None:
         """Take note that the server rejected a name."""
+        if self.closed or error.name in self.leaving:
+            return
         if not self.refusals:
             self.refusals = {}
         self.refusals[error.name] = error
@@ -119,8 +129,20 @@ class Inbox(EventQueue):
         self.notify()
         self.discard(names if rest else None)
 
+    def forget_all(self, names: set[bytes]) -> None:
+        """Drop all queued events. The names, which are all, are removed later, and left() is called with each."""
+        self.active = 0
+        self.refusals = _NO_REFUSALS
+        self.leave(names)
+        if self._forgotten is not None:
+            self._forgotten |= names
+        self.notify()
+        self.discard(None)
+
     def close(self) -> None:
         """Drop all events, call no callback any more, and cancel the callback that is awaited, unless it calls this."""
+        if self.state is QueueState.CLOSED:
+            return
         self.end()
         for task in (self.worker, None if self._reporter is None else self._reporter.aside):
             if task is not None and not belongs_to(task) and not task.get_loop().is_closed():
@@ -156,6 +178,8 @@ class Inbox(EventQueue):
             self.reader.check()
         decode = self.consumer.decode
         while (buffer := self.buffer) is not None and self.state is QueueState.BUFFERING:
+            if self.context.tasks.is_ending:
+                break
             message = buffer.pop_message()
             if message is None:
                 if not buffer.fresh:
@@ -216,7 +240,7 @@ class Inbox(EventQueue):
 
     def resume(self) -> None:
         """Start a worker for the queued events, if there is none."""
-        if self.state is QueueState.BUFFERING:
+        if self.state is QueueState.BUFFERING and not self.closed:
             if self.buffer:
                 self._start(None)
             else:

@@ -58,7 +58,7 @@ async def work(queue: EventQueue, result: object) -> None:
 def _call_next(queue: EventQueue, on_message: Deliver, is_read: bool) -> object:
     """Call the callback of the next event, and return its result; _NO_EVENT if there is no event for a callback."""
     buffer = queue.buffer
-    if buffer is None:
+    if buffer is None or queue.context.tasks.is_ending:
         return _NO_EVENT
     message = None if is_read else buffer.pop_message()
     if message is not None:

@@ -40,9 +40,14 @@ class Slices:
         else:
             self._continue(loop)
 
+    @property
+    def are_pending(self) -> bool:
+        """Whether work is left, and finish() can do it now."""
+        return bool(self._works) and not self._is_busy
+
     def finish(self) -> None:
         """Do the rest of all work at once, unless a step calls this."""
-        while self._works and not self._is_busy:
+        while self.are_pending:
             self._do(SLICE_STEPS)
 
     async def done(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar
+from functools import partial
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 from .log import RECORDS, logger
@@ -16,6 +18,7 @@ TIME_SLICE = (
 )
 LOOK_AFTER = 16  # messages or deliveries between two looks at the clock
 END_TIMEOUT = 5.0  # seconds until closing no longer waits for a cancelled task
+WAITED_AT_ONCE = 256  # tasks, of those whose end is awaited
 CANCEL_AGAIN = 0.5  # seconds until a task of the library that has not ended is cancelled again
 
 _caller: ContextVar[object] = ContextVar("redismpx callback", default=None)
@@ -30,7 +33,9 @@ class Tasks:
         self._tasks: set[asyncio.Task[object]] = set()
         self._own: set[asyncio.Task[object]] = set()  # the tasks that await no callback
         self._again: asyncio.TimerHandle | None = None  # cancels the tasks in `_own` once more
-        self._is_ending = False  # whether new tasks of the library are cancelled at once
+        self._coroutines: set[object] = set()  # of all these tasks
+        self.is_ending: bool = False
+        """Whether the multiplexer is closed. No callback is called then, and a new task of the library is cancelled."""
         self._starting = 0  # tasks whose first step runs right now, inside start()
 
     def start(
@@ -57,15 +62,17 @@ class Tasks:
             self._end(task)
         else:
             self._tasks.add(task)
+            self._coroutines.add(coroutine)
             if is_own:
                 self._own.add(task)
-                if self._is_ending:
+                if self.is_ending:
                     task.cancel()
             task.add_done_callback(self._end)
         return task
 
     def _end(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
+        self._coroutines.discard(task.get_coro())
         self._own.discard(task)
         if self._again is not None and not self._own:
             self._again.cancel()
@@ -81,23 +88,23 @@ class Tasks:
     @property
     def are_running(self) -> bool:
         """Whether the running code belongs to one of the tasks."""
-        return self._starting > 0 or any(map(belongs_to, self._tasks))
+        return self._starting > 0 or running_task() in self._tasks or _caller.get() in self._coroutines
 
-    def cancel(self) -> None:
-        """Cancel all tasks that the running code does not belong to; one of the library in the next iteration.
+    def cancel(self) -> Iterator[Callable[[], object]]:
+        """Cancel the tasks of the library; return, for each callback that is awaited, a function that cancels it.
 
-        Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is done; the
-        read that follows may take long. So a task of the library is cancelled each CANCEL_AGAIN. A callback is
-        cancelled once: it may be cleaning up.
+        The tasks that the running code belongs to are left out, or, if they are of the library, cancelled in the next
+        iteration. Python 3.11's wait_for, with which redis-py writes, swallows a cancellation that comes just as it is
+        done; the read that follows may take long. So a task of the library is cancelled each CANCEL_AGAIN. A callback
+        is cancelled once: it may be cleaning up.
         """
-        self._is_ending = True
-        others = self._others()
-        for task in others:
-            if not task.cancelling():
-                task.cancel()
-        for task in self._own.difference(others):  # it runs a log handler, or a credential provider
-            task.get_loop().call_soon(task.cancel)
+        self.is_ending = True
+        for task in tuple(self._own):
+            _cancel_once(task)
+            if belongs_to(task):  # it runs a log handler, or a credential provider
+                task.get_loop().call_soon(task.cancel)
         self._cancel_later()
+        return (partial(_cancel_once, task) for task in tuple(self._tasks))
 
     def _cancel_later(self) -> None:
         if self._own and self._again is None:
@@ -111,16 +118,23 @@ class Tasks:
 
     async def ended(self) -> None:
         """Wait until the cancelled tasks have ended, for END_TIMEOUT at most; cancel() comes first."""
-        if others := self._others():
-            _, stuck = await asyncio.wait(others, timeout=END_TIMEOUT)
-            for task in islice(stuck, RECORDS):
-                name = task.get_name()
-                logger.error("%s did not end within %g s after its cancellation; it is left running", name, END_TIMEOUT)
-            if len(stuck) > RECORDS:
-                logger.error("%d more tasks did not end; they are left running", len(stuck) - RECORDS)
+        give_up = monotonic() + END_TIMEOUT
+        stuck: list[asyncio.Task[object]] = []
+        tasks = iter(tuple(self._tasks))
+        while some := list(islice(tasks, WAITED_AT_ONCE)):
+            if others := [task for task in some if not belongs_to(task)]:
+                _, late = await asyncio.wait(others, timeout=max(0.0, give_up - monotonic()))
+                stuck += late
+        for task in stuck[:RECORDS]:
+            name = task.get_name()
+            logger.error("%s did not end within %g s after its cancellation; it is left running", name, END_TIMEOUT)
+        if len(stuck) > RECORDS:
+            logger.error("%d more tasks did not end; they are left running", len(stuck) - RECORDS)
 
-    def _others(self) -> list[asyncio.Task[object]]:
-        return [task for task in tuple(self._tasks) if not belongs_to(task)]
+
+def _cancel_once(task: asyncio.Task[object]) -> None:
+    if not (task.cancelling() or belongs_to(task)):
+        task.cancel()
 
 
 def running_task() -> asyncio.Task[object] | None:
