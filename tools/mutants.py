@@ -34,6 +34,7 @@ BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
 CANARY = "tests/live/test_canary.py"
 CANCELLATION = "tests/live/test_cancellation.py"
+CHAOS = "tests/tools/test_chaos.py"
 CLOSING = "tests/live/test_closing.py"
 CLUSTER = "tests/cluster/test_cluster.py"
 LAST_MESSAGES = "tests/live/test_last_messages.py"
@@ -1045,6 +1046,28 @@ MUTANTS = [
         "states = self._states.copy()",
         "states = self._states",
         "tests/io/test_dispatcher.py -k finalizer",
+    ),
+    Mutant(
+        "an activation iterates over subscribers that a finalizer may remove",
+        "_core/entry.py",
+        "for subscriber in tuple(self.subscribers):",
+        "for subscriber in self.subscribers:",
+        f"{CHAOS} -k violates_nothing[finalizers]",
+    ),
+    Mutant(
+        "a finalizer that closes in the middle of close() makes it fail",
+        "_core/entry.py",
+        "self._states.pop(subscriber, None)",
+        "self._states.pop(subscriber)",
+        f"{USER_OBJECTS} -k in_the_middle_of_close",
+    ),
+    Mutant(
+        "connections are taken from the pool of the client",
+        "_io/redispy/dial.py",
+        "    raw: AbstractConnection = pool.make_connection()\n",
+        "    free = getattr(pool, '_available_connections', None)\n"
+        "    raw: AbstractConnection = free.pop() if free else pool.make_connection()\n",
+        f"{CHAOS} -k violates_nothing[loops]",
     ),
     Mutant(
         "callbacks run in the context of strangers",

@@ -134,14 +134,13 @@ class Entry(Generic[S]):
             if state is SubscriberState.ACTIVE:
                 self.only_active = subscriber
 
-    def remove(self, subscriber: S) -> SubscriberState:
-        """Remove a subscriber of the name; return the state that it had."""
+    def remove(self, subscriber: S) -> SubscriberState | None:
+        """Remove a subscriber of the name; return the state that it had, or None if it does not subscribe to it."""
+        state: SubscriberState | None = None
         if self._states is not None:
-            state = self._states.pop(subscriber)
+            state = self._states.pop(subscriber, None)
         elif self.only_subscriber == subscriber:
             state, self.only_subscriber = self.only_state, None
-        else:
-            raise KeyError(subscriber)
         if state is SubscriberState.ACTIVE:
             self.active_snapshot = self.only_active = None
         return state

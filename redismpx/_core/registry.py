@@ -78,9 +78,9 @@ class Registry(Generic[S]):
     def remove(self, kind: Kind, name: bytes, subscriber: S) -> bool:
         """Remove a subscriber from a name; return whether the name was active for it."""
         entry = self._tables[kind].get(name)
-        if entry is None:  # drain() deleted it
+        state = None if entry is None else entry.remove(subscriber)
+        if entry is None or state is None:  # drain() deleted it, or a finalizer has closed in the middle of close()
             return False
-        state = entry.remove(subscriber)
         if not entry.has_subscribers:
             self.name_counts[kind] -= 1
             self._reconcile(entry)

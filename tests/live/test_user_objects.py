@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -184,6 +186,44 @@ async def test_a_payload_may_close_the_multiplexer(url: str) -> None:
     with pytest.raises(MultiplexerIsClosed):
         await mpx.publish("a", Payload())
     await mpx.aclose()
+
+
+async def test_a_finalizer_in_the_middle_of_close(url: str) -> None:
+    """The garbage collector frees an object that closes its subscription, at the start of any function in close()."""
+
+    class Owner:
+        def __init__(self, mpx: Multiplexer) -> None:
+            self.me = self  # a cycle, which only the collector frees
+            self.sub = mpx.new_channel_subscription(lambda channel, data: None)
+            self.sub.add("a")
+
+        def __del__(self) -> None:
+            ended.append(self.sub)
+            self.sub.close()
+
+    for at in range(1, 60):
+        ended: list[Any] = []
+        async with Multiplexer(url) as mpx:
+            owners = [Owner(mpx) for _ in range(3)]
+            left = at
+
+            def collect(frame: Any, event: str, argument: object) -> None:
+                nonlocal left
+                left -= event == "call"
+                if left == 0:
+                    sys.setprofile(None)
+                    owners.clear()  # noqa: B023
+                    gc.collect()
+
+            sys.setprofile(collect)
+            try:
+                mpx.close()
+            finally:
+                sys.setprofile(None)
+            owners.clear()
+            gc.collect()
+            assert [sub.closed for sub in ended] == [True] * 3
+            assert mpx.stats().channels == 0
 
 
 class Lying(bytes):

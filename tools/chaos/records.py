@@ -19,6 +19,7 @@ class Records(logging.Handler):
         self.last: deque[str] = deque(maxlen=60)
         self.warnings: Counter[str] = Counter()
         self.faults: list[str] = []
+        self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -32,7 +33,8 @@ class Records(logging.Handler):
             or record.levelno >= logging.CRITICAL
             or (record.name == "asyncio" and not text.startswith("Executing"))
         ):
-            self.faults.append(f"{record.levelname} {text} {record.exc_info or ''}")
+            trace = self._formatter.formatException(record.exc_info) if record.exc_info else ""
+            self.faults.append(f"{record.levelname} {text} {trace}")
 
     def print_last(self) -> None:
         print("the last log records:", *self.last, sep="\n  ")

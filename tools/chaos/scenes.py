@@ -133,7 +133,7 @@ class Scene(ABC):
         require(not unhandled, f"unhandled: {unhandled}")
         for witness in self.witnesses:
             require(not witness.faults, f"{witness.faults[:3]}; its last events: {witness.events[-6:]}")
-        require(not self.records.faults, f"log records: {self.records.faults[:3]}")
+        require(not self.records.faults, "log records: " + "\n".join(self.records.faults[:3]))
 
 
 def admin_of(server: Server) -> redis.Redis:
@@ -161,8 +161,8 @@ def play(axis: type[Scene], flavour: str, seconds: float, seed: int) -> list[str
                     with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
                         runner.run(scene.play_and_check())
                 except Exception as error:
-                    trace = "" if isinstance(error, Violation) else "".join(traceback.format_exception(error))
-                    violations.append(f"scene {count}, loop {kind}: {error!r} {trace}")
+                    text = str(error) if isinstance(error, Violation) else "".join(traceback.format_exception(error))
+                    violations.append(f"scene {count}, loop {kind}: {text}")
             if time.monotonic() > shown + 5:
                 shown = time.monotonic()
                 print(f"  {count} scenes: {dict(scene.seen)}", flush=True)

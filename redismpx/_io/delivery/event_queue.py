@@ -34,7 +34,7 @@ QUEUE_TRANSITIONS: dict[QueueState, frozenset[QueueState]] = {
     QueueState.IDLE: frozenset({QueueState.BUFFERING, QueueState.CLOSED}),
     QueueState.BUFFERING: frozenset({QueueState.IDLE, QueueState.CALLING, QueueState.CLOSED}),
     QueueState.CALLING: frozenset({QueueState.BUFFERING, QueueState.CLOSED}),
-    QueueState.CLOSED: frozenset(),
+    QueueState.CLOSED: frozenset({QueueState.CLOSED}),  # a finalizer may close in the middle of close()
 }
 
 
@@ -173,9 +173,10 @@ class EventQueue(Notifier, ABC):
     def end(self) -> None:
         """Drop all events, for good."""
         self._move(QueueState.CLOSED)
-        if self.buffer is not None:
-            self.drop(self.buffer.clear())
+        buffer = self.buffer
+        if buffer is not None:
             self._delete_buffer()
+            self.drop(buffer.clear())
         self.deliver = ignore  # the names may still be registered
         self.notify()
         if self.reader is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ..scenes import Scene
+from .failover import Failover
+from .finalizers import Finalizers
 from .link_end import LinkEnd
+from .loops import Loops
 from .removals import Removals
 from .sizes import Sizes
 from .user_objects import UserObjects
@@ -13,5 +16,8 @@ AXES: dict[str, type[Scene]] = {
     "removals": Removals,
     "bytes": Sizes,
     "user-objects": UserObjects,
+    "finalizers": Finalizers,
+    "loops": Loops,
+    "failover": Failover,
 }
 """By the name that `--axis` takes."""
