@@ -55,6 +55,26 @@ def test_all_work_is_done_at_once_without_a_loop() -> None:
     assert len(done) == 5000
 
 
+def test_work_of_a_loop_that_has_ended_is_done_elsewhere() -> None:
+    """What a loop has left is done by begin() without a loop, and by begin() and done() in another loop."""
+    slices, done = Slices(), list[int]()
+
+    async def begin() -> None:
+        slices.begin(work(5000, done))
+
+    asyncio.run(begin())
+    assert len(done) < 5000
+    asyncio.run(slices.done())
+    assert len(done) == 5000
+    asyncio.run(begin())
+    slices.begin(work(1, done))
+    assert len(done) == 10_001
+    asyncio.run(begin())
+    asyncio.run(begin())
+    asyncio.run(slices.done())
+    assert len(done) == 20_001
+
+
 async def test_work_is_done_in_the_order_in_which_it_was_begun() -> None:
     """Later work waits for earlier work; finish() does the rest of both."""
     slices, done, later = Slices(), list[int](), list[int]()

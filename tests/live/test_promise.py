@@ -281,7 +281,8 @@ async def test_very_many_promises_fail_in_time_slices(url: str, admin: Redis, ho
             await until(lambda: several[0].done())
         failed = sum(promise.done() for promise in several)
         assert 0 < failed < total
-        assert how == "lose" or failed == SLICE_STEPS
+        ends = how == "close the multiplexer"  # then the end of the subscription is a step, too
+        assert how == "lose" or failed == SLICE_STEPS - ends
         assert promises.pending == mpx.stats().promises == total - failed
         promises._resolve(b"p-%d" % (total - 1), b"too late")
         assert not several[-1].done()

@@ -188,7 +188,8 @@ async def test_a_payload_may_close_the_multiplexer(url: str) -> None:
     await mpx.aclose()
 
 
-async def test_a_finalizer_in_the_middle_of_close(url: str) -> None:
+@pytest.mark.parametrize("what", ["multiplexer", "subscription"])
+async def test_a_finalizer_in_the_middle_of_close(url: str, what: str) -> None:
     """The garbage collector frees an object that closes its subscription, at the start of any function in close()."""
 
     class Owner:
@@ -205,6 +206,7 @@ async def test_a_finalizer_in_the_middle_of_close(url: str) -> None:
         ended: list[Any] = []
         async with Multiplexer(url) as mpx:
             owners = [Owner(mpx) for _ in range(3)]
+            close = mpx.close if what == "multiplexer" else owners[0].sub.close
             left = at
 
             def collect(frame: Any, event: str, argument: object) -> None:
@@ -217,7 +219,7 @@ async def test_a_finalizer_in_the_middle_of_close(url: str) -> None:
 
             sys.setprofile(collect)
             try:
-                mpx.close()
+                close()
             finally:
                 sys.setprofile(None)
             owners.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..._core.budget import Budget
@@ -31,7 +32,8 @@ class Consumer(NamedTuple):
         return any(callback is not None for callback in (self.on_message, self.on_disconnect, self.on_activation))
 
 
-class DeliveryContext(NamedTuple):
+@dataclass(frozen=True, slots=True)  # its attributes are read for each message, and those of a tuple are slow
+class DeliveryContext:
     """What all subscriptions of one multiplexer share."""
 
     tasks: Tasks

@@ -83,7 +83,7 @@ class EventQueue(Notifier, ABC):
     @property
     def closed(self) -> bool:
         """Whether the subscription, or its multiplexer, is closed."""
-        return self.state is QueueState.CLOSED or self.context.tasks.is_ending
+        return self.context.tasks.is_ending or self.state is QueueState.CLOSED
 
     @property
     def idle(self) -> bool:

@@ -178,7 +178,7 @@ class Inbox(EventQueue):
             self.reader.check()
         decode = self.consumer.decode
         while (buffer := self.buffer) is not None and self.state is QueueState.BUFFERING:
-            if self.context.tasks.is_ending:
+            if not buffer.batch and self.context.tasks.is_ending:
                 break
             message = buffer.pop_message()
             if message is None:
@@ -202,7 +202,7 @@ class Inbox(EventQueue):
                 continue
             finally:
                 forgotten, self._forgotten = self._forgotten, None
-            if not (self.closed or channel in (forgotten or ())):  # decode did that
+            if not (self.closed or (forgotten and channel in forgotten)):  # decode did that
                 return channel, decoded
             self.drop(1)
         return None
@@ -229,7 +229,7 @@ class Inbox(EventQueue):
             return self._report_undecodable(channel, data, error)
         finally:
             forgotten, self._forgotten = self._forgotten, None
-        if self.closed or channel in (forgotten or ()):  # decode did that
+        if self.closed or (forgotten and channel in forgotten):  # decode did that
             self.drop(1)
             return None
         return on_message(channel, decoded)

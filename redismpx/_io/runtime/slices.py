@@ -26,19 +26,19 @@ class Slices:
     def __init__(self) -> None:
         self._works: deque[tuple[Iterator[Step], Context]] = deque()
         self._done = Notifier()
-        self._is_busy = False  # whether a step runs; it may run a finaliser, which may begin other work
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop that does the rest, if there is any
+        self._is_busy = False  # whether a step runs; it may run a finalizer, which may begin other work
 
     def begin(self, work: Iterator[Step]) -> None:
         """Do some of the work at once, and the rest in the next iterations of the loop. Without a loop, do it all."""
         self._works.append((work, copy_context()))
-        if len(self._works) > 1:
-            return  # the work that was begun before comes first
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.finish()
         else:
-            self._continue(loop)
+            if loop is not self._loop:  # otherwise the work that was begun before comes first
+                self._continue(loop)
 
     @property
     def are_pending(self) -> bool:
@@ -51,25 +51,31 @@ class Slices:
             self._do(SLICE_STEPS)
 
     async def done(self) -> None:
-        """Wait until all work is done."""
+        """Wait until all work is done, also that of an earlier loop, which has ended."""
+        loop = asyncio.get_running_loop()
         while self._works:
-            await self._done.wait()
+            if loop is self._loop:
+                await self._done.wait()
+            else:
+                self._continue(loop)
 
     def _continue(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         left = SLICE_STEPS
         while left and self._works:
             left -= self._do(left)
         if self._works:
             loop.call_soon(self._continue, loop, context=Context())
         else:
+            self._loop = None
             self._done.notify()
 
     def _do(self, count: int) -> int:
         """Do at most so many steps of the oldest work; return how many were done."""
         work, context = self._works[0]
-        steps = list(islice(work, count))
         self._is_busy = True
         try:
+            steps = list(islice(work, count))
             context.run(_do_each, steps)
         finally:
             self._is_busy = False

@@ -33,7 +33,6 @@ class Tasks:
         self._tasks: set[asyncio.Task[object]] = set()
         self._own: set[asyncio.Task[object]] = set()  # the tasks that await no callback
         self._again: asyncio.TimerHandle | None = None  # cancels the tasks in `_own` once more
-        self._coroutines: set[object] = set()  # of all these tasks
         self.is_ending: bool = False
         """Whether the multiplexer is closed. No callback is called then, and a new task of the library is cancelled."""
         self._starting = 0  # tasks whose first step runs right now, inside start()
@@ -62,7 +61,6 @@ class Tasks:
             self._end(task)
         else:
             self._tasks.add(task)
-            self._coroutines.add(coroutine)
             if is_own:
                 self._own.add(task)
                 if self.is_ending:
@@ -72,7 +70,6 @@ class Tasks:
 
     def _end(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
-        self._coroutines.discard(task.get_coro())
         self._own.discard(task)
         if self._again is not None and not self._own:
             self._again.cancel()
@@ -88,7 +85,10 @@ class Tasks:
     @property
     def are_running(self) -> bool:
         """Whether the running code belongs to one of the tasks."""
-        return self._starting > 0 or running_task() in self._tasks or _caller.get() in self._coroutines
+        if self._starting > 0 or running_task() in self._tasks:
+            return True
+        caller = _caller.get()
+        return caller is not None and any(task.get_coro() is caller for task in tuple(self._tasks))
 
     def cancel(self) -> Iterator[Callable[[], object]]:
         """Cancel the tasks of the library; return, for each callback that is awaited, a function that cancels it.
