@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant(
         "removing one of two subscribers unsubscribes the other",
         "_core/registry.py",
-        "            self.name_counts[kind] -= 1\n            self._reconcile(entry)\n        return state",
+        "            self._unwanted[kind].add(name)\n            self._reconcile(entry)\n        return state",
         "            pass\n        entry.clear()\n        self._reconcile(entry)\n        return state",
         f"{CHANNEL} -k ten_subscribers",
     ),

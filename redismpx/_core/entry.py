@@ -47,6 +47,8 @@ NAME_TRANSITIONS: dict[tuple[NameState, NameEvent], NameState] = {
 }
 NEXT_STATE = {event: {a: b for (a, e), b in NAME_TRANSITIONS.items() if e is event} for event in NameEvent}
 """The same table, by event and then by state."""
+NEXT_IF_SENT = {**NEXT_STATE[NameEvent.SUBSCRIBE_SENT], **NEXT_STATE[NameEvent.UNSUBSCRIBE_SENT]}
+"""The state that a name gets when the command that it needs is sent."""
 NOT_ON_SERVER = frozenset({NameState.ABSENT, NameState.REFUSED})
 """The states in which the server does not have the name, and no command is in flight for it."""
 

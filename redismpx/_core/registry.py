@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Generic
 
 from .bisection import Bisection, NextStep, Probe
-from .entry import NEXT_STATE, NOT_ON_SERVER, Entry, NameEvent, NameState, S, SubscriberState
+from .entry import NEXT_IF_SENT, NEXT_STATE, NOT_ON_SERVER, Entry, NameEvent, NameState, S, SubscriberState
 from .in_flight import InFlight
 from .sync_queue import SyncQueue
 from .wire import Command, Kind, ProtocolViolation, Verb
@@ -31,8 +31,7 @@ class Registry(Generic[S]):
         self.shard_channels: dict[bytes, Entry[S]] = {}
         self._tables = {Kind.CHANNEL: self.channels, Kind.PATTERN: self.patterns}
         self._tables[Kind.SHARD_CHANNEL] = self.shard_channels
-        self.name_counts: dict[Kind, int] = dict.fromkeys(Kind, 0)
-        """The number of names that have subscribers."""
+        self._unwanted: dict[Kind, set[bytes]] = {kind: set() for kind in Kind}  # names that have no subscribers
         self.draining: bool = False
         """Whether drain() was called. No name is desired from then on, with or without subscribers."""
         self._out_of_sync: SyncQueue[S] = SyncQueue(slot_of)
@@ -49,7 +48,6 @@ class Registry(Generic[S]):
     def add(self, kind: Kind, names: Collection[bytes], subscriber: S) -> None:
         """Add a subscriber to `names`. It must not subscribe to any of them already, and each is there once."""
         table, marked = self._tables[kind], self._out_of_sync.marked
-        known = len(table)
         for name in names:
             entry = table.get(name)
             if entry is None:
@@ -57,7 +55,6 @@ class Registry(Generic[S]):
                 marked[entry] = None
             else:
                 self._add_to(entry, subscriber)
-        self.name_counts[kind] += len(table) - known
         if self.draining:
             self._reconcile_names(kind, names)
 
@@ -66,7 +63,7 @@ class Registry(Generic[S]):
         is_first = not entry.has_subscribers
         entry.add(subscriber)
         if is_first:
-            self.name_counts[entry.kind] += 1
+            self._unwanted[entry.kind].discard(entry.name)
         if entry.state is NameState.JOINED:
             self._late.append((entry, subscriber))
         elif entry.state is NameState.REFUSED:
@@ -82,7 +79,7 @@ class Registry(Generic[S]):
         if entry is None or state is None:  # drain() deleted it, or a finalizer has closed in the middle of close()
             return False
         if not entry.has_subscribers:
-            self.name_counts[kind] -= 1
+            self._unwanted[kind].add(name)
             self._reconcile(entry)
         return state is SubscriberState.ACTIVE and subscriber != self._notified_of_loss
 
@@ -90,6 +87,10 @@ class Registry(Generic[S]):
         """Return what a subscriber was last notified of, for a name; None if it does not subscribe to it."""
         entry = self._tables[kind].get(name)
         return None if entry is None else entry.state_of(subscriber)
+
+    def name_count(self, kind: Kind) -> int:
+        """Return how many names have subscribers."""
+        return len(self._tables[kind]) - len(self._unwanted[kind])
 
     def count_new(self, kind: Kind, names: Iterable[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""
@@ -100,9 +101,9 @@ class Registry(Generic[S]):
         """Remove all names and subscribers. A fan-out that is going on reaches nobody any more."""
         for entry in self._entries():
             entry.clear()
-        self.name_counts = dict.fromkeys(Kind, 0)
-        for table in self._tables.values():
+        for table, unwanted in zip(self._tables.values(), self._unwanted.values(), strict=True):
             table.clear()
+            unwanted.clear()
         self._refused.clear()
         self._forget_connection()
 
@@ -139,17 +140,19 @@ class Registry(Generic[S]):
         commands: list[Command] = []
         while self._probes:
             verb, probe = self._probes.popleft()
-            known = map(self._tables[verb.kind].get, probe.names)
-            entries = [entry for entry in known if entry is not None and entry.needed_verb(self.draining) is verb]
-            for entry in entries:
-                self._out_of_sync.marked.pop(entry, None)
+            entries: list[Entry[S]] = []
+            for entry in map(self._tables[verb.kind].get, probe.names):
+                if entry is not None and entry.needed_verb(self.draining) is verb:
+                    entry.state = NEXT_IF_SENT[entry.state]
+                    entries.append(entry)
+                    self._out_of_sync.marked.pop(entry, None)
             if entries:
-                commands.append(self._mark_sent(Command(verb, probe=probe), entries))
+                commands.append(self._sent(Command(verb, probe=probe), entries))
             else:  # no name of the probe is desired any more
                 self._continue_search(verb, self._bisection.accepted(0, probe))
         if self._in_flight.has_room:
             for verb, entries in self._out_of_sync.take_batches(self._in_flight.room, self.draining):
-                commands.append(self._mark_sent(Command(verb), entries))
+                commands.append(self._sent(Command(verb), entries))
         return commands
 
     def activate_late(self) -> Iterator[tuple[S, bytes]]:
@@ -294,8 +297,8 @@ class Registry(Generic[S]):
         if entry.needed_verb(self.draining) is not None:
             self._out_of_sync.marked[entry] = None
         elif entry.state in NOT_ON_SERVER and (self.draining or not entry.has_subscribers):
-            if self._tables[entry.kind].pop(entry.name, None) is not None and entry.has_subscribers:
-                self.name_counts[entry.kind] -= 1
+            self._tables[entry.kind].pop(entry.name, None)
+            self._unwanted[entry.kind].discard(entry.name)
             self._out_of_sync.marked.pop(entry, None)
             self._refused.pop(entry, None)
 
@@ -304,11 +307,8 @@ class Registry(Generic[S]):
             if entry is not None:
                 self._reconcile(entry)
 
-    def _mark_sent(self, command: Command, entries: list[Entry[S]]) -> Command:
-        """Complete a command with the names of these entries; it counts as sent."""
-        following = NEXT_STATE[NameEvent.SUBSCRIBE_SENT if command.verb.subscribes else NameEvent.UNSUBSCRIBE_SENT]
-        for entry in entries:
-            entry.state = following[entry.state]
+    def _sent(self, command: Command, entries: list[Entry[S]]) -> Command:
+        """Complete a command with the names of these entries, and note that it is sent."""
         command.names = tuple([entry.name for entry in entries])
         self._in_flight.push(command, entries)
         return command

@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Generic
 
-from .entry import Entry, S
+from .entry import NEXT_IF_SENT, Entry, S
 from .wire import Kind, Verb
 
 SUBSCRIBE_BATCH = 512  # names in one command: the server closes the connection at one giant SUBSCRIBE
@@ -38,7 +38,8 @@ class SyncQueue(Generic[S]):
     def take_batches(self, room: int, draining: bool) -> Iterator[tuple[Verb, list[Entry[S]]]]:
         """Look at the next SUBSCRIBE_BATCH names; yield the verb and the names of each command that they need.
 
-        The names in the commands have `room` bytes at most, but for the last one.
+        The names in the commands have `room` bytes at most, but for the last one. From the look on, the command of a
+        name counts as sent: the name may be in the queue twice.
         """
         batches: dict[tuple[Verb, int], list[Entry[S]]] = defaultdict(list)
         for _ in range(SUBSCRIBE_BATCH):
@@ -50,6 +51,7 @@ class SyncQueue(Generic[S]):
             entry = self._queue.popleft()
             verb = entry.needed_verb(draining)
             if verb is not None:
+                entry.state = NEXT_IF_SENT[entry.state]
                 # A node of a cluster accepts names of one slot only in a command.
                 slot = self._slot_of(entry.name) if entry.kind is Kind.SHARD_CHANNEL else 0
                 batches[verb, slot].append(entry)

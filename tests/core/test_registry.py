@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -314,9 +315,9 @@ class RegistryMachine(RuleBasedStateMachine):
     @invariant()
     def the_wanted_are_counted(self) -> None:
         wanted = {name for user in self.users for name in user.wanted}
-        assert self.registry.name_counts == {k: sum(kind is k for kind, _ in wanted) for k in Kind}
         for kind in Kind:
-            assert self.registry.count_new(kind, NAMES) == len(NAMES) - self.registry.name_counts[kind]
+            assert self.registry.name_count(kind) == sum(k is kind for k, _ in wanted)
+            assert self.registry.count_new(kind, NAMES) == len(NAMES) - self.registry.name_count(kind)
 
     @invariant()
     def nothing_is_kept_for_nobody(self) -> None:
@@ -479,3 +480,70 @@ def test_names_in_flight_are_bounded_in_bytes(sizes: list[int], replies: int) ->
             confirmed.append(in_flight.popleft())
             assert list(registry.confirm(Verb.SUBSCRIBE, confirmed[-1])) == ["user"]
     assert confirmed == names
+
+
+def confirm(registry: Registry[Recorder], commands: list[Command]) -> None:
+    """Confirm all names of some commands."""
+    for command in commands:
+        for name in command.names:
+            list(registry.confirm(command.verb, name))
+
+
+def test_a_name_that_is_queued_twice_is_sent_once() -> None:
+    """A channel that is removed, added and removed while it waits for its turn is unsubscribed once."""
+    registry: Registry[Recorder] = Registry()
+    recorder = Recorder()
+    names = [b"%d" % number for number in range(SUBSCRIBE_BATCH + 2)]
+    registry.add(Kind.CHANNEL, names, recorder)
+    while commands := registry.next_commands():
+        confirm(registry, commands)
+    for name in names:
+        registry.remove(Kind.CHANNEL, name, recorder)
+    confirm(registry, registry.next_commands())
+    registry.add(Kind.CHANNEL, names[-1:], recorder)
+    registry.remove(Kind.CHANNEL, names[-1], recorder)
+    commands = registry.next_commands()
+    assert [command.names for command in commands] == [tuple(names[-2:])]
+    confirm(registry, commands)
+    assert registry.is_empty
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_finalizer_may_remove_a_subscriber_at_any_call(joined: bool) -> None:
+    """Names are counted exactly, and unsubscribed, if a finalizer removes them in the middle of any other call."""
+    subscribers = [Recorder() for _ in range(3)]
+    names = (b"a", b"b")
+    finalized = 0
+    for at in range(1, 200):
+        registry: Registry[Recorder] = Registry()
+        for subscriber in subscribers:
+            registry.add(Kind.CHANNEL, names, subscriber)
+        if joined:
+            confirm(registry, registry.next_commands())
+        left = at
+
+        def finalize(frame: object, event: str, argument: object) -> None:
+            nonlocal left, finalized
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                finalized += 1
+                for subscriber in subscribers[1:]:
+                    for name in names:
+                        registry.remove(Kind.CHANNEL, name, subscriber)  # noqa: B023
+
+        sys.setprofile(finalize)
+        try:
+            registry.remove(Kind.CHANNEL, b"a", subscribers[0])
+            registry.remove(Kind.CHANNEL, b"b", subscribers[0])
+            commands = registry.next_commands()
+        finally:
+            sys.setprofile(None)
+        confirm(registry, commands)
+        if left > 0:
+            break
+        while commands := registry.next_commands():
+            confirm(registry, commands)
+        assert registry.name_count(Kind.CHANNEL) == 0
+        assert registry.is_empty
+    assert finalized > 30

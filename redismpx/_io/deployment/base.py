@@ -100,7 +100,7 @@ class Deployment:
 
     def name_count(self, kind: Kind) -> int:
         """Return how many names of a kind have subscribers."""
-        return self.main.registry.name_counts[kind]
+        return self.main.registry.name_count(kind)
 
     def count_new(self, kind: Kind, names: Collection[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""
