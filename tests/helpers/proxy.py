@@ -47,8 +47,8 @@ class Connection:
     def end(self, *, reset: bool) -> None:
         for writer in (self.client, self.server):
             if reset:
-                sock = writer.get_extra_info("socket")
                 with suppress(OSError, AttributeError):  # a closed connection; with TLS it has no socket then
+                    sock = writer.get_extra_info("socket")
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort() if reset else writer.close()
 

@@ -13,6 +13,7 @@ from ..scenes import Scene, Witness, admin_of, arrived, require
 DIGITS = 20  # at the end of each payload: its number
 KINDS = ("unread", "hanging", "plain", "async")
 OUTPUT_LIMIT = "pubsub 4mb 4mb 1"  # of the server, for each subscriber
+PORTION = 1_000_000  # bytes of messages after which the publisher waits until they are received
 
 
 class Sized(Witness):
@@ -98,17 +99,21 @@ class Sizes(Scene):
             await witness.sub.wait_for_activation(20)
 
     async def publish(self, mpx: Multiplexer, subs: list[Sized]) -> None:
-        """Publish a message to each of these subscriptions, and wait until all are received."""
-        before = mpx.stats().messages
+        """Publish a message to each of these subscriptions, in portions, and wait until all are received."""
+        messages, size = mpx.stats().messages, 0
         pipeline = self.admin.pipeline(transaction=False)
-        for sub in subs:
+        for number, sub in enumerate(subs, 1):
             room = max(DIGITS, self.largest - len(sub.name))
             pipeline.publish(sub.name, sub.next_payload(self.rng.choice((DIGITS, 100, room))))
             self.largest = max(self.largest, len(sub.name) + max(sub.sizes))
-        pipeline.execute()
-        await arrived(
-            lambda: mpx.stats().messages == before + len(subs), lambda: f"{len(subs)} messages: {mpx.stats()}"
-        )
+            size += len(sub.name) + sub.sizes[-1]
+            if size >= PORTION or number == len(subs):
+                messages, size = messages + len(pipeline), 0
+                pipeline.execute()
+                await arrived(
+                    lambda messages=messages: mpx.stats().messages == messages,
+                    lambda messages=messages: f"not {messages} messages: {mpx.stats()}",
+                )
         await asyncio.sleep(0)
 
     def check(self, mpx: Multiplexer, subs: list[Sized], each: int, total: int) -> None:
