@@ -45,6 +45,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.AsyncGenerator"),
     ("py:class", "AbstractAsyncContextManager"),
     ("py:class", "collections.abc.Awaitable"),
+    ("py:class", "collections.abc.Iterable"),
     ("py:class", "collections.abc.Mapping"),
     ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "datetime.datetime"),

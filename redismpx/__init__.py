@@ -7,6 +7,7 @@ from .errors import (
     ConnectionLost,
     DecodeError,
     InactiveSubscription,
+    KeyEventsDisabled,
     LimitReached,
     MultiplexerIsClosed,
     NoResponders,
@@ -21,6 +22,7 @@ from .errors import (
     TooManyPatterns,
     TooManyPromises,
 )
+from .keys import KeyEvent, KeySubscription
 from .message import Message
 from .multiplexer import Multiplexer
 from .pattern import PatternSubscription, escape_glob
@@ -38,6 +40,9 @@ __all__ = [
     "DecodeError",
     "Envelope",
     "InactiveSubscription",
+    "KeyEvent",
+    "KeyEventsDisabled",
+    "KeySubscription",
     "LimitReached",
     "Message",
     "Multiplexer",

@@ -10,14 +10,18 @@ __all__ = [
     "check_positive",
     "check_seconds",
     "to_bytes",
+    "to_events",
+    "to_key_name",
     "to_pattern",
     "to_payload",
 ]
 
 import inspect
+from collections.abc import Iterable
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
+from ._core.keyspace import KeyName, exact_key, new_key_name
 from ._core.overflow import Overflow
 from .typing import Payload
 
@@ -101,6 +105,30 @@ def to_pattern(pattern: str | bytes, limits: Limits) -> bytes:
             f"a pattern with {stars} stars costs the server too much time; max_pattern_stars={limits.max_pattern_stars}"
         )
     return name
+
+
+def to_key_name(pattern: str | bytes, db: int, limits: Limits, *, has_subkeys: bool) -> KeyName:
+    """Return the name for the events of keys: a glob pattern, or one key. Raises as to_pattern() does."""
+    if isinstance(db, bool) or not isinstance(db, int):
+        raise TypeError(f"db must be an int, not {type(db).__name__}")
+    if db < 0:
+        raise ValueError(f"db must be at least 0, not {db}")
+    text = to_bytes(pattern, "a key pattern", limits.max_name_bytes)
+    if not text or exact_key(text) is None:
+        to_pattern(text, limits)
+    return new_key_name(text, db, has_subkeys=has_subkeys)
+
+
+def to_events(events: Iterable[str | bytes] | None) -> frozenset[bytes] | None:
+    """Return the names of events, or None; raise `TypeError` or `ValueError` for anything else."""
+    if events is None:
+        return None
+    if isinstance(events, (str, bytes)):
+        raise TypeError("events must be a set of names, as in events={'set', 'expired'}")
+    names = frozenset([to_bytes(event, "an event") for event in events])
+    if not names:
+        raise ValueError("events must not be empty; None stands for all events")
+    return names
 
 
 def _encode(name: str, what: str) -> bytes:

@@ -6,6 +6,7 @@ __all__ = [
     "ConnectionLost",
     "DecodeError",
     "InactiveSubscription",
+    "KeyEventsDisabled",
     "LimitReached",
     "MultiplexerIsClosed",
     "NoResponders",
@@ -130,7 +131,9 @@ class ConnectionLost(RedisMPXError, ConnectionError):
     replied. The `__cause__` is the exception that caused the loss, if there is one.
     """
 
-    def __init__(self, reason: str, names: frozenset[bytes] | None = None, *, sent: bool = False) -> None:
+    def __init__(
+        self, reason: str, names: frozenset[bytes] | None = None, *, sent: bool = False, node: str | None = None
+    ) -> None:
         reason = plain(reason)
         where = "" if names is None else f" for {', '.join(map(quote, sorted(names)[:10]))}"
         super().__init__(f"connection lost{where}: {reason}")
@@ -140,11 +143,13 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         """The channels or patterns concerned; None: all of the subscription."""
         self.sent = sent
         """From `publish()`: True if the message may have been published; False if it was not, and will not be."""
+        self.node = node
+        """From a key subscription in a cluster: the primary concerned, as `host:port`. None otherwise."""
 
 
 def narrow(error: ConnectionLost, names: frozenset[bytes]) -> ConnectionLost:
     """Return the same error about these names only."""
-    narrowed = ConnectionLost(error.reason, names, sent=error.sent)
+    narrowed = ConnectionLost(error.reason, names, sent=error.sent, node=error.node)
     narrowed.__cause__ = error.__cause__
     return narrowed
 
@@ -179,6 +184,30 @@ def _advise(kind: str, reason: str) -> str:
     if kind == "pattern":
         return "see ACL SETUSER ... &pattern; a permitted pattern must be the same, letter for letter"
     return f"see ACL SETUSER ... &channel{' +ssubscribe +sunsubscribe' if is_sharded else ''}"
+
+
+class KeyEventsDisabled(RedisMPXError):
+    """A server does not publish the events that a key subscription needs. The subscription stays as it is.
+
+    `on_error` gets it when the subscription is active, if the server tells its setting. By default, a server publishes
+    no key events (https://redis.io/docs/latest/develop/pubsub/keyspace-notifications/).
+    """
+
+    def __init__(self, pattern: bytes, flags: str, missing: str, node: str | None = None) -> None:
+        where = "" if node is None else f" at {node}"
+        super().__init__(
+            f"no such events of the keys {quote(pattern)} are published: notify-keyspace-events is "
+            f"{plain(flags)!r}{where}, and {missing} is missing; set it on every server: CONFIG SET "
+            f"notify-keyspace-events {plain(flags)}{missing}, and in its configuration file"
+        )
+        self.pattern = pattern
+        """The pattern of the subscription."""
+        self.flags = flags
+        """The value of `notify-keyspace-events`."""
+        self.missing = missing
+        """The letters that it lacks."""
+        self.node = node
+        """The node of the cluster, as `host:port`; None without a cluster."""
 
 
 class SlowConsumer(RedisMPXError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Multiplexer"]
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context
 from types import TracebackType
@@ -32,12 +32,15 @@ from .arguments import (
     check_positive,
     check_seconds,
     to_bytes,
+    to_events,
+    to_key_name,
     to_pattern,
     to_payload,
 )
 from .channel import ChannelSubscription, ShardedChannelSubscription
 from .envelope import Headers
 from .errors import MultiplexerIsClosed, quote
+from .keys import KeySubscription, OnKeyEvent
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
 from .request import Handler, OutgoingRequest, Requester
@@ -391,6 +394,71 @@ class Multiplexer:
         self._enter()
         consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
         return PatternSubscription(self._hub, consumer, to_pattern(pattern, self._hub.limits))
+
+    def new_key_subscription(
+        self,
+        pattern: str | bytes,
+        on_event: OnKeyEvent | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        events: Iterable[str | bytes] | None = None,
+        db: int = 0,
+        subkeys: bool = False,
+        max_pending: int | None = None,
+        overflow: Overflow | OverflowName | None = None,
+        on_error: OnError | None = None,
+    ) -> KeySubscription:
+        """Subscribe to the events of all keys that match a glob pattern: keyspace notifications.
+
+        Returns at once, and works offline. In a cluster, it listens to every primary, over a connection to each, and
+        follows the slot map; for a single key, to the primary that owns it.
+
+        The server must be set to publish the events: `notify-keyspace-events` needs the letter `K`, and letters for
+        classes of events (https://redis.io/docs/latest/develop/pubsub/keyspace-notifications/). After an activation the
+        setting is read; `on_error` gets one `KeyEventsDisabled` if letters are missing. Where `CONFIG` is forbidden, it
+        is not checked.
+
+        Args:
+            pattern: a glob pattern of keys, or a key; `str` is encoded as UTF-8. Use `escape_glob()` for text from
+                outside.
+            on_event: called with each `KeyEvent`. None: the subscription is read, with `async for`,
+                `KeySubscription.get()` or `KeySubscription.get_nowait()`.
+            on_disconnect: called with a `ConnectionLost`, once for each lost connection on which the subscription was
+                active. Its attribute `node` names the primary of a cluster; events of that primary are missed until the
+                next activation.
+            on_activation: called with the pattern when all servers concerned have confirmed the subscription, and again
+                after each disconnect.
+            events: the events to deliver, for example `{"set", "expired"}`. None: all.
+            db: the number of the database.
+            subkeys: subscribe to subkey notifications instead, which name the fields of a hash. Needs Redis 8.8, and
+                the letter `S` in place of `K`.
+            max_pending: as for the `Multiplexer`, whose value is the default.
+            overflow: as for the `Multiplexer`, whose value is the default. `"latest"` keeps the newest event of each
+                key.
+            on_error: as for `new_channel_subscription()`; called with `KeyEventsDisabled` too.
+
+        Returns:
+            The subscription.
+
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            TooManyPatterns, TooManyChannels: a limit is reached. A single key is a channel.
+            TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                def on_event(event: KeyEvent) -> None:
+                    print(event.key, event.event)
+
+                mpx.new_key_subscription("session:*", on_event, events={"expired"})
+        """
+        self._enter()
+        name = to_key_name(pattern, db, self._hub.limits, has_subkeys=subkeys)
+        check_callback(on_event, "on_event", "event")
+        consumer = self._consumer(None, on_disconnect, on_activation, None, max_pending, overflow, on_error)
+        return KeySubscription(self._hub, consumer, on_event, name, to_events(events))
 
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
         """Make a subscription for promises on all channels that begin with `prefix`.

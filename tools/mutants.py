@@ -37,6 +37,9 @@ CANCELLATION = "tests/live/test_cancellation.py"
 CHAOS = "tests/tools/test_chaos.py"
 CLOSING = "tests/live/test_closing.py"
 CLUSTER = "tests/cluster/test_cluster.py"
+CLUSTER_KEYS = "tests/cluster/test_keys.py"
+KEYS = "tests/live/test_keys.py"
+KEYSPACE = "tests/core/test_keyspace.py"
 LAST_MESSAGES = "tests/live/test_last_messages.py"
 FOREIGN_LOOP = "tests/live/test_foreign_loop.py"
 LOGGING = "tests/live/test_logging.py"
@@ -1729,8 +1732,8 @@ MUTANTS = [
     Mutant(
         "closing forgets the links to shards",
         "_io/deployment/cluster.py",
-        "        self.shards.close()\n        return super().close()\n",
-        "        return super().close()\n",
+        "        self.shards.close()\n",
+        "",
         f"{CLUSTER} -k end_is_clean_at_every",
     ),
     Mutant(
@@ -1746,6 +1749,90 @@ MUTANTS = [
         "self._tables[Kind.SHARD_CHANNEL] = self.shard_channels\n",
         "self._tables[Kind.SHARD_CHANNEL] = self.channels\n",
         f"{SHARDED} -k a_shard_channel_and_a_channel_are_two_names",
+    ),
+    Mutant(
+        "the key of a channel is what follows the last colon",
+        "_core/keyspace.py",
+        'channel.partition(b"__:")',
+        'channel.rpartition(b"__:")',
+        f"{KEYSPACE} -k every_key",
+    ),
+    Mutant(
+        "subkeys are split at commas",
+        "_core/keyspace.py",
+        "        position = colon + 1 + int(digits)\n",
+        '        position = (text + b",").find(b",", colon)\n',
+        f"{KEYSPACE} -k every_subkey",
+    ),
+    Mutant(
+        "an escaped key is taken for a pattern",
+        "_core/keyspace.py",
+        "        if byte == 0x5C:",
+        "        if byte == 0x100:",
+        f"{KEYSPACE} -k survives_its_channel",
+    ),
+    Mutant(
+        "unwanted key events are delivered",
+        "_io/deployment/keyspace.py",
+        "if owner.events is None or owner.name.event_of(data) in owner.events:",
+        "if True:",
+        f"{KEYS} -k chosen",
+    ),
+    Mutant(
+        "the setting is reported after each activation",
+        "_io/deployment/keyspace.py",
+        "            self._reported.add(missing)\n",
+        "",
+        f"{KEYS} -k reported_once",
+    ),
+    Mutant(
+        "a key subscription is active at the first primary",
+        "_io/deployment/keyspace.py",
+        "all(feed.is_active for feed in",
+        "any(feed.is_active for feed in",
+        f"{CLUSTER_KEYS} -k other_primaries",
+    ),
+    Mutant(
+        "a gap at a primary has no name",
+        "_io/deployment/keyspace.py",
+        "    if node is None:\n",
+        "    if True:\n",
+        f"{CLUSTER_KEYS} -k through_a_failover",
+    ),
+    Mutant(
+        "a single key is subscribed everywhere",
+        "_io/deployment/primaries.py",
+        "self._slot_map.primaries if key is None else",
+        "self._slot_map.primaries if True else",
+        f"{CLUSTER_KEYS} -k owner_only",
+    ),
+    Mutant(
+        "a new primary is no gap",
+        "_io/deployment/primaries.py",
+        "        if subscriber.is_active and not gaps:",
+        "        if False:",
+        f"{CLUSTER_KEYS} -k new_primary",
+    ),
+    Mutant(
+        "primaries without subscribers are kept",
+        "_io/deployment/primaries.py",
+        "            if primary.session.registry.is_empty:",
+        "            if False:",
+        f"{CLUSTER_KEYS} -k nobody_listens",
+    ),
+    Mutant(
+        "a former primary is left without a gap",
+        "_io/deployment/primaries.py",
+        "for feed in strays if feed.is_active]\n        if",
+        "for feed in strays if False]\n        if",
+        f"{CLUSTER_KEYS} -k failover",
+    ),
+    Mutant(
+        "every name by hand warns",
+        "_io/deployment/cluster.py",
+        "                self._has_warned = True\n",
+        "",
+        f"{CLUSTER_KEYS} -k by_hand",
     ),
 ]
 

@@ -31,7 +31,7 @@ class Registry(Generic[S]):
         self.shard_channels: dict[bytes, Entry[S]] = {}
         self._tables = {Kind.CHANNEL: self.channels, Kind.PATTERN: self.patterns}
         self._tables[Kind.SHARD_CHANNEL] = self.shard_channels
-        self._unwanted: dict[Kind, set[bytes]] = {kind: set() for kind in Kind}  # names that have no subscribers
+        self._unwanted: dict[Kind, set[bytes]] = {kind: set() for kind in self._tables}  # without subscribers
         self.draining: bool = False
         """Whether drain() was called. No name is desired from then on, with or without subscribers."""
         self._out_of_sync: SyncQueue[S] = SyncQueue(slot_of)

@@ -32,6 +32,7 @@ class Kind(IdentityEnum):
     CHANNEL = "channel"
     PATTERN = "pattern"
     SHARD_CHANNEL = "shard channel"
+    KEYS = "key pattern"  # only for a deployment: on the wire, it is a pattern or a channel at each primary
 
 
 class Verb(IdentityEnum):

@@ -19,6 +19,9 @@ from redismpx import (
     DecodeError,
     Envelope,
     InactiveSubscription,
+    KeyEvent,
+    KeyEventsDisabled,
+    KeySubscription,
     LimitReached,
     Message,
     Multiplexer,
@@ -43,12 +46,14 @@ from redismpx import (
 )
 
 ENVELOPE = Envelope(b"body", {"Name": "value"}, reply_to=b"reply")
-LOST = ConnectionLost("gone", frozenset({b"a"}), sent=True)
+LOST = ConnectionLost("gone", frozenset({b"a"}), sent=True, node="127.0.0.1:7001")
 EXAMPLES = [
     LOST,
     DecodeError(b"channel", b"data"),
     ENVELOPE,
     InactiveSubscription(b"pattern"),
+    KeyEvent(b"key", b"set", 0, (b"field",)),
+    KeyEventsDisabled(b"key:*", "Ex", "K", "127.0.0.1:7001"),
     LimitReached("max_channels", 1),
     Message(b"channel", b"data", b"pattern"),
     MultiplexerIsClosed(),
@@ -68,7 +73,9 @@ EXAMPLES = [
     TooManyPromises("max_promises", 1),
 ]
 """An object of each public class that is a value or an exception."""
-OF_A_LOOP = (ChannelSubscription, Multiplexer, PatternSubscription, Promise, PromiseSubscription, Service)
+OF_A_LOOP = (
+    ChannelSubscription, KeySubscription, Multiplexer, PatternSubscription, Promise, PromiseSubscription, Service,
+)  # fmt: skip
 """The public classes whose objects belong to an event loop."""
 
 COPIES: dict[str, Callable[[object], object]] = {
@@ -187,6 +194,7 @@ def test_an_object_of_a_loop_cannot_be_pickled(kind: type) -> None:
         mpx,
         mpx.new_channel_subscription(),
         mpx.new_pattern_subscription("*"),
+        mpx.new_key_subscription("*"),
         mpx.new_promise_subscription("p"),
         mpx.serve("s", bytes),
     ]

@@ -26,7 +26,7 @@ FLOORS = [
     {"_io.deployment"},
     {"_io.hub"},
     {"subscription"},
-    {"channel", "pattern", "promise"},
+    {"channel", "keys", "pattern", "promise"},
     {"request"},
     {"service"},
     {"multiplexer"},
@@ -205,7 +205,8 @@ def test_the_public_names_are_the_documented_ones() -> None:
     """`redismpx.__all__` is sorted and has exactly these names, each with a docstring."""
     assert sorted(redismpx.__all__) == redismpx.__all__
     assert set(redismpx.__all__) == {
-        "ChannelSubscription", "ConnectionLost", "DecodeError", "Envelope", "InactiveSubscription", "LimitReached",
+        "ChannelSubscription", "ConnectionLost", "DecodeError", "Envelope", "InactiveSubscription", "KeyEvent",
+        "KeyEventsDisabled", "KeySubscription", "LimitReached",
         "Message", "Multiplexer", "MultiplexerIsClosed", "NoResponders", "OnActivation", "OnDisconnect", "OnError",
         "OnMessage", "Overflow", "PatternSubscription", "Promise",
         "PromiseInterrupted", "PromiseSubscription", "PromiseTimeout", "RedisMPXError", "Request", "RequestFailed",

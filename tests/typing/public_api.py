@@ -9,6 +9,8 @@ from typing import Any, assert_type
 from redismpx import (
     ChannelSubscription,
     Envelope,
+    KeyEvent,
+    KeySubscription,
     Message,
     Multiplexer,
     Overflow,
@@ -30,6 +32,9 @@ class Order:
 def take_bytes(channel: bytes, data: bytes) -> None: ...
 def take_order(channel: bytes, data: Order) -> None: ...
 async def take_order_later(channel: bytes, data: Order) -> None: ...
+
+
+def take_key_event(event: KeyEvent) -> None: ...
 
 
 async def answer_later(request: Request) -> bytes | None: ...
@@ -54,6 +59,14 @@ async def inferred(mpx: Multiplexer) -> None:
         assert_type(block, ChannelSubscription[bytes])
     async with mpx.subscribe("a", decode=Order.parse, on_message=take_order) as order_block:
         assert_type(order_block, ChannelSubscription[Order])
+
+    keys = mpx.new_key_subscription("session:*", take_key_event, events={"set", b"expired"})
+    assert_type(keys, KeySubscription)
+    mpx.new_key_subscription(b"a", take_bytes)  # type: ignore[arg-type]
+    assert_type(await keys.get(), KeyEvent)
+    async for event in keys:
+        assert_type(event.key, bytes)
+        assert_type(event.subkeys, tuple[bytes, ...])
 
     text = mpx.new_pattern_subscription("a*", decode=bytes.decode, overflow="latest")
     assert_type(text, PatternSubscription[str])

@@ -19,6 +19,7 @@ from ..session.delivery_probe import DeliveryProbe
 from ..session.listener import Listener
 from ..session.session import Session, SessionOptions
 from ..session.subscriber import Subscriber
+from .keyspace import Keyspace, ServerKeyspace
 
 
 class DeploymentOptions(NamedTuple):
@@ -45,6 +46,8 @@ class Deployment:
             self._endpoint, options.backoff, options.session, self.doubt, on_end=options.on_end
         )
         """The session of channels and patterns; of shard channels too, if there is no cluster."""
+        self.keyspace: Keyspace = ServerKeyspace(self.main, self._endpoint, self._tasks)
+        """The subscribers to key events, each of which adds itself. Their names have the kind KEYS."""
         if options.delivery_probe is not None:
             self._listen(DeliveryProbe(new_endpoint(), options.delivery_probe, self.abandon))
 
@@ -96,6 +99,8 @@ class Deployment:
 
     def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Unsubscribe a subscriber from names; return how many were active."""
+        if kind is Kind.KEYS:
+            return self.keyspace.remove(subscriber)
         return self.main.remove(kind, names, subscriber)
 
     def name_count(self, kind: Kind) -> int:
@@ -108,11 +113,13 @@ class Deployment:
 
     def is_active(self, kind: Kind, name: bytes, subscriber: Subscriber) -> bool:
         """Tell whether a subscriber gets the messages of a name now."""
+        if kind is Kind.KEYS:
+            return self.keyspace.is_active(subscriber)
         return self.main.registry.subscriber_state(kind, name, subscriber) is SubscriberState.ACTIVE
 
     def outage(self, kind: Kind) -> ConnectionLost | None:
         """Return why there is no connection for names of a kind now; None while there is one."""
-        return self.main.outage
+        return self.keyspace.outage if kind is Kind.KEYS else self.main.outage
 
     @property
     def shard_count(self) -> int:

@@ -1,4 +1,4 @@
-"""A cluster: channels and patterns at any node, each shard channel at the primary that owns its slot."""
+"""A cluster: channels and patterns at any node, a shard channel at the owner of its slot, key events at all."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Collection, Iterable, Iterator
 from contextvars import Context
 from copy import deepcopy
 
+from ..._core.keyspace import NOTIFICATIONS
 from ..._core.wire import Kind
-from ...errors import ConnectionLost
+from ...errors import ConnectionLost, quote
 from ..publishing.cluster import ClusterPublisher
 from ..redispy.client import AbstractBackoff
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, SlotMap
+from ..runtime.log import logger
 from ..runtime.slices import Step
 from ..session.dispatcher import Evict
 from ..session.session import Session
 from ..session.subscriber import Subscriber
 from .base import Deployment, DeploymentOptions
+from .keyspace import Keyspace
+from .primaries import ClusterKeyspace
 from .shards import Shards
 
 
@@ -29,8 +33,11 @@ class Cluster(Deployment):
         publisher = ClusterPublisher(slot_map, options.publish_timeout, session.tasks, session.counters, self.doubt)
         super().__init__(lambda: AnyNodeEndpoint(slot_map), publisher, options)
         self.shards: Shards = Shards(slot_map, self._new_session)
+        self._primaries = ClusterKeyspace(slot_map, self._new_session, self._tasks)
+        self.keyspace: Keyspace = self._primaries
+        self._has_warned = False
 
-    def _new_session(self, endpoint: Endpoint, evict: Evict) -> Session:
+    def _new_session(self, endpoint: Endpoint, evict: Evict | None = None) -> Session:
         return Session(endpoint, self._new_backoff(), self._options.session, self.doubt, evict=evict)
 
     def _new_backoff(self) -> AbstractBackoff:
@@ -42,14 +49,15 @@ class Cluster(Deployment):
 
     @property
     def sessions(self) -> Iterable[Session]:
-        """The sessions of classic names and of shard channels."""
-        return (self.main, *self.shards.sessions)
+        """The sessions of classic names, of shard channels and of key events."""
+        return (self.main, *self.shards.sessions, *self._primaries.sessions)
 
     def start(self) -> None:
         """Start to dial, in the running loop."""
         super().start()
         self.shards.start()
         self._tasks.start(self.shards.run(), "redismpx slot map", Context())
+        self._tasks.start(self._primaries.run(), "redismpx key events", Context())
 
     # --- subscriptions
 
@@ -57,8 +65,21 @@ class Cluster(Deployment):
         """Subscribe to names for a subscriber."""
         if kind is Kind.SHARD_CHANNEL:
             self.shards.add(names, subscriber)
-        else:
-            super().add(kind, names, subscriber)
+            return
+        super().add(kind, names, subscriber)
+        if not self._has_warned:
+            self._warn_about_keys(names)
+
+    def _warn_about_keys(self, names: Collection[bytes]) -> None:
+        for name in names:
+            if name.startswith(NOTIFICATIONS):
+                self._has_warned = True
+                logger.warning(
+                    "%s is subscribed at one node of the cluster, and gets the events of the keys of this node only; "
+                    "new_key_subscription() gets those of all nodes",
+                    quote(name),
+                )
+                return
 
     def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Unsubscribe a subscriber from names; return how many were active."""
@@ -68,7 +89,9 @@ class Cluster(Deployment):
 
     def name_count(self, kind: Kind) -> int:
         """Return how many names of a kind have subscribers."""
-        return self.shards.name_count if kind is Kind.SHARD_CHANNEL else super().name_count(kind)
+        if kind is Kind.SHARD_CHANNEL:
+            return self.shards.name_count
+        return super().name_count(kind) + self._primaries.name_count(kind)
 
     def count_new(self, kind: Kind, names: Collection[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""
@@ -94,9 +117,11 @@ class Cluster(Deployment):
     async def unsubscribe_all(self) -> None:
         """Unsubscribe from every name, and wait until the servers have confirmed it."""
         await self.shards.unsubscribe_all()
+        await self._primaries.unsubscribe_all()
         await super().unsubscribe_all()
 
     def close(self) -> Iterator[Step]:
         """End every connection, at once and for good; return the steps that fail the calls of `publish()`."""
         self.shards.close()
+        self._primaries.close()
         return super().close()

@@ -58,6 +58,7 @@ class SlotMap:
         self._seeds = [self._node(node.host, int(node.port)) for node in client.startup_nodes]
         self._nodes: dict[str, ClusterNode] = {}
         self._owners: dict[int, ClusterNode] = {}
+        self._primaries: dict[str, ClusterNode] = {}
         self._asking = asyncio.Lock()
         self._answers = 0
         self.seen: float = -math.inf
@@ -67,6 +68,11 @@ class SlotMap:
     def nodes(self) -> list[ClusterNode]:
         """All known nodes, primaries and replicas."""
         return list(self._nodes.values()) or self._seeds
+
+    @property
+    def primaries(self) -> list[ClusterNode]:
+        """All known primaries that own slots; none before the map is read."""
+        return list(self._primaries.values())
 
     def owner(self, slot: int) -> ClusterNode | None:
         """Return the primary that owns a slot; None if it is not known."""
@@ -112,11 +118,13 @@ class SlotMap:
                     found[address] = nodes.setdefault(node.name, node)
             owners.update(dict.fromkeys(range(first, last + 1), found[addresses[0]]))
         self._nodes, self._owners = nodes, owners
+        self._primaries = {owner.name: owner for owner in (found[addresses[0]] for _, _, addresses in ranges)}
 
     def note(self, redirection: Redirection, told_by: str) -> None:
         """Believe a node that says where a slot is now."""
         node = self._node(*self._remap(redirection.host or told_by, redirection.port))
-        self._owners[redirection.slot] = self._nodes.setdefault(node.name, node)
+        owner = self._nodes.setdefault(node.name, node)
+        self._owners[redirection.slot] = self._primaries.setdefault(node.name, owner)
 
     def _node(self, host: str, port: int) -> ClusterNode:
         return ClusterNode(host, port, **self._options)

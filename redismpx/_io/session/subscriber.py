@@ -20,9 +20,13 @@ class Subscriber(Protocol):
     No method may block. Only `deliver` may raise.
     """
 
-    deliver: Deliver
-    """Takes a message. It is often the very function that a user gave, so it is looked up anew for each message. If it
-    returns DEFERRED, `flush` is called once all messages that were parsed together are delivered."""
+    @property
+    def deliver(self) -> Deliver:
+        """Takes a message. It is often the very function that a user gave, so it is looked up anew for each message.
+
+        If it returns DEFERRED, `flush` is called once all messages that were parsed together are delivered.
+        """
+        ...
 
     def accept(self, result: object) -> None:
         """Take the result of `deliver`, unless it is None or DEFERRED."""
