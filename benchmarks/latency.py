@@ -27,6 +27,8 @@ WARM_UP = 100
 class PingPong:
     """Sends one message at a time and measures until it arrives."""
 
+    round_trips = ROUND_TRIPS
+
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._loop = asyncio.get_running_loop()
@@ -42,7 +44,7 @@ class PingPong:
         self._transport = cast("asyncio.WriteTransport", transport)
         self._transport.write(pack(b"CLIENT", b"REPLY", b"OFF"))
         await self._round_trips(WARM_UP)
-        count = self._bench.count(ROUND_TRIPS)
+        count = self._bench.count(self.round_trips)
         with self._bench.measured(count):
             await self._round_trips(count)
         self._transport.close()
@@ -83,25 +85,27 @@ async def redismpx(bench: Bench) -> None:
 class Bare(asyncio.Protocol):
     """The floor: an asyncio protocol, hiredis, and the callback."""
 
-    def __init__(self, ping_pong: PingPong) -> None:
+    def __init__(self, ping_pong: PingPong, subscribe: bytes) -> None:
+        self._subscribe = subscribe
         self._game = ping_pong
         self._reader = hiredis.Reader(notEnoughData=None)
         self._is_confirmed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.WriteTransport", transport).write(pack(b"SUBSCRIBE", b"room:0"))
+        cast("asyncio.WriteTransport", transport).write(self._subscribe)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not None:
             if self._is_confirmed:
-                self._game.arrive(reply[1], reply[2])
+                self._game.arrive(reply[-2], reply[-1])
             self._is_confirmed = True
 
 
 async def bare_protocol(bench: Bench) -> None:
     ping_pong = PingPong(bench)
-    transport, _ = await asyncio.get_running_loop().create_connection(lambda: Bare(ping_pong), "127.0.0.1", bench.port)
+    protocol = Bare(ping_pong, pack(b"SUBSCRIBE", b"room:0"))
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: protocol, "127.0.0.1", bench.port)
     await settled(bench.port, 1, 0)
     await ping_pong.measure()
     transport.close()

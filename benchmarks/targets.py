@@ -78,4 +78,6 @@ TARGETS = [
     Target("publish-500", Relation.TIMES_LESS, 1, "valkey-glide"),
     Target("request", Relation.TIMES_LESS, 3, "redis-py"),
     Target("latency", Relation.TIMES, 1.15, "floor", metric="p50"),
+    Target("key-events", Relation.TIMES, 1.5, "floor", metric="p50"),
+    Target("key-events", Relation.TIMES_LESS, 100, "redis-py", metric="p50"),
 ]
