@@ -93,7 +93,7 @@ class KeySubscriber:
 
     def lose(self, error: ConnectionLost) -> None:
         """Notify the subscriber of a gap."""
-        self.is_active: bool = False
+        self.is_active = False
         self.subscriber.disconnect(error, (self.name.name,))
 
     def refuse(self, error: SubscriptionRefused) -> None:
@@ -148,7 +148,7 @@ class Feed:
 
     def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
         """Take note that the connection to the primary is lost."""
-        self.is_active: bool = False
+        self.is_active = False
         self._owner.lose(_at(error, self.primary.node))
 
     def refuse(self, error: SubscriptionRefused) -> None:
