@@ -65,9 +65,11 @@ class Multiplexer:
     here, but `connected`, `connect()` and the `state` of `stats()` are about the first one only.
 
     Args:
-        redis: a URL (`redis://`, `rediss://`, `unix://`), or a client: a `redis.asyncio.Redis`, also one from
-            `Sentinel.master_for()` or a `fakeredis.FakeAsyncRedis`, or a `redis.asyncio.RedisCluster`. A client stays
-            yours: the multiplexer uses its options, and never closes it.
+        redis: a URL, or a client. A URL begins with `redis://` or `valkey://`, with TLS `rediss://` or `valkeys://`, or
+            `unix://`; for a master behind Sentinels it is `redis+sentinel://host:port,host:port/service/db`, with TLS
+            `rediss+sentinel://`. A client is a `redis.asyncio.Redis`, also one from `Sentinel.master_for()` or a
+            `fakeredis.FakeAsyncRedis`, or a `redis.asyncio.RedisCluster`. A client stays yours: the multiplexer uses
+            its options, and never closes it.
         backoff: seconds between attempts to connect, as a backoff of redis-py. The first attempt after a loss is made
             at once; `compute(0)` is the delay after the second attempt. None: full jitter, from 50 ms doubling up to
             5 s. The sequence starts again after a connection that lasted 10 s.
@@ -101,8 +103,10 @@ class Multiplexer:
         publish_timeout: seconds for one `publish()`, from the call to the reply of Redis.
         max_payload: the length of a payload for `publish()`, in bytes. Beyond: `ValueError`. Servers disconnect a
             subscriber whose unsent messages exceed `client-output-buffer-limit`.
-        connection_options: any option of `redis.asyncio.Redis.from_url`; only with a URL. Maintenance notifications of
-            the server (MOVING and others) are off unless `maint_notifications_config` requests them.
+        connection_options: any option of `redis.asyncio.Redis.from_url`; only with a URL. With Sentinels also
+            `sentinel_username` and `sentinel_password`; the user and the password of the URL are those of the master.
+            Maintenance notifications of the server (MOVING and others) are off unless `maint_notifications_config`
+            requests them.
 
     Raises:
         TypeError, ValueError: an argument is invalid, or redis-py cannot use an option.

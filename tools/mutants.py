@@ -53,6 +53,7 @@ SENTINEL = "tests/cluster/test_sentinel.py"
 SHARDED = "tests/live/test_sharded.py"
 UNREAD = "tests/live/test_unread.py"
 TORTURE = "tests/live/test_torture.py"
+URLS = "tests/api/test_urls.py"
 USER_OBJECTS = "tests/live/test_user_objects.py"
 
 MUTANTS = [
@@ -1833,6 +1834,27 @@ MUTANTS = [
         "                self._has_warned = True\n",
         "",
         f"{CLUSTER_KEYS} -k by_hand",
+    ),
+    Mutant(
+        "the Sentinels get the password of the master",
+        "_io/redispy/urls.py",
+        "sentinel_kwargs=shared | theirs)",
+        "sentinel_kwargs=shared | {'password': options.get('password')})",
+        f"{URLS} -k never_the_sentinels",
+    ),
+    Mutant(
+        "a number in a URL of Sentinels is taken for a service",
+        "_io/redispy/urls.py",
+        "if service.isdecimal() and not db:",
+        "if False:",
+        f"{URLS} -k not_clear",
+    ),
+    Mutant(
+        "TLS is for the master only",
+        "_io/redispy/urls.py",
+        'shared: dict[str, Any] = {"ssl": True}',
+        "shared: dict[str, Any] = options.update(ssl=True) or {}",
+        f"{URLS} -k all_their_addresses",
     ),
 ]
 

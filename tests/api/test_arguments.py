@@ -24,7 +24,7 @@ PASSWORD = "canary-password"
         ((None,), {}, TypeError, "redis must be a URL"),
         ((b"redis://localhost",), {}, TypeError, "not builtins.bytes"),
         ((redis.Redis(),), {}, TypeError, "redis.asyncio.Redis"),
-        (("http://localhost",), {}, ValueError, "redis://, rediss://, unix://"),
+        (("http://localhost",), {}, ValueError, r"redis://, rediss:// .*valkey://.*unix://.*redis\+sentinel://"),
         (("localhost:6379",), {}, ValueError, "schemes"),
         ((f"redis://:{PASSWORD}@localhost:99999",), {}, ValueError, "cannot be used"),
         ((f"redis://:{PASSWORD}#x@localhost",), {}, ValueError, "percent-encode"),
@@ -62,7 +62,13 @@ def test_an_invalid_multiplexer_option_raises(
 @pytest.mark.parametrize("piece", ["1{}2", "hunter{}2", "{}hunter", "hunter{}", "a{0}b{0}c", "a{}b=c", "12{}db=hunter"])
 @pytest.mark.parametrize(
     "form",
-    ["redis://user:{}@host:6379/0", "rediss://:{}@host", "redis://{}:x@host", "unix://user:{}@/run/redis.sock?db=1"],
+    [
+        "redis://user:{}@host:6379/0",
+        "rediss://:{}@host",
+        "redis://{}:x@host",
+        "unix://user:{}@/run/redis.sock?db=1",
+        "redis+sentinel://user:{}@host:1,other:2/main/0",
+    ],
 )
 def test_a_password_that_is_not_encoded_is_refused(form: str, piece: str, special: str) -> None:
     """A special character in a user or password raises, instead of a piece of it being dialled, and none is shown."""

@@ -15,6 +15,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from .endpoint import Endpoint
 from .sentinels import SentinelEndpoint, SentinelPool
 from .slot_map import SlotMap
+from .urls import UnusableURL, new_sentinel_client, read_url
 
 __all__ = [
     "AbstractBackoff",
@@ -60,11 +61,15 @@ def client_from_url(url: str, options: dict[str, Any]) -> Redis:
     options = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), **options}
     client, hint = None, _ENCODE
     try:
-        if not _is_ambiguous(url):
+        parsed = read_url(url)
+        if not _is_ambiguous(parsed.url):
             hint = f"check the port, and {_ENCODE}"
-            client = Redis.from_url(url, **options)
+            if parsed.behind is None:
+                client = Redis.from_url(parsed.url, **options)
+            else:
+                client = new_sentinel_client(parsed, options)
     except ValueError as error:
-        if "scheme" in str(error) or str(error).startswith("Invalid value for"):
+        if isinstance(error, UnusableURL) or str(error).startswith("Invalid value for"):
             hint = str(error)
     if client is None:
         # The URL may hold a password, and so may a piece of it that could not be parsed: neither is repeated, and the
