@@ -709,7 +709,7 @@ MUTANTS = [
     Mutant(
         "a piece of a password that was not encoded is dialled",
         "_io/redispy/client.py",
-        "        if not _is_ambiguous(url):\n",
+        "        if not _is_ambiguous(parsed.url):\n",
         "        if True:\n",
         "tests/api/test_arguments.py -k a_password_that_is_not_encoded_is_refused",
     ),

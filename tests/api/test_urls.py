@@ -68,7 +68,7 @@ def test_the_masters_password_is_never_the_sentinels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "text"),
+    ("address", "text"),
     [
         (f"redis+sentinel://:{PASSWORD}@one,two", "names no service"),
         (f"redis+sentinel://:{PASSWORD}@one,two/", "names no service"),
@@ -88,10 +88,10 @@ def test_the_masters_password_is_never_the_sentinels() -> None:
         (f"redis+://:{PASSWORD}@one/main", "schemes"),
     ],
 )
-def test_a_url_that_is_not_clear_is_refused(url: str, text: str) -> None:
+def test_a_url_that_is_not_clear_is_refused(address: str, text: str) -> None:
     """A URL that could mean two things, or nothing, raises with the form to write, and without its password."""
     with pytest.raises(ValueError, match=text) as caught:
-        Multiplexer(url)
+        Multiplexer(address)
     assert PASSWORD not in repr(caught.value)
     assert caught.value.__context__ is None
 
