@@ -7,7 +7,7 @@ import time
 
 import redis
 
-from redismpx import ConnectionLost, Multiplexer, NoResponders
+from redismpx import ConnectionLost, Multiplexer, NoResponders, PromiseTimeout
 from redismpx._io.redispy import connection
 from tests.helpers.proxy import Proxy
 from tests.helpers.servers import Server
@@ -20,7 +20,8 @@ LONG = 20.0  # seconds until a server has its new role
 class Failover(Scene):
     """A planned failover (FAILOVER) between a primary and its replica, which closes no connection. What is published at
     the primary arrives, whichever of the two it is; what is published at the replica arrives if the link leads there.
-    No call of publish() fails, and no request that a service gets ends in NoResponders."""
+    Messages are lost only if a server has sent the other one all its data (a full resynchronization). No call of
+    publish() fails, and no request that a service gets ends in NoResponders."""
 
     def set_up(self) -> None:
         connection.ROLE_INTERVAL = 0.05
@@ -44,8 +45,9 @@ class Failover(Scene):
         rng = self.rng
         self.proxy.target = self.primary.port
         self.numbers = {b"all": 0, b"replica": 0}
+        self.unanswered = 0
         async with self.multiplexer(self.proxy.url, publish_timeout=LONG) as mpx:
-            below = self.witness()
+            below = self.witness(may_skip=True)
             below.sub = mpx.new_channel_subscription(*below.callbacks, on_error=below.on_error)
             below.sub.add(b"all", b"replica")
             service = mpx.serve("echo", lambda request: request.body)
@@ -55,13 +57,20 @@ class Failover(Scene):
                 await self.publish_everywhere(mpx, below)
                 stop = asyncio.Event()
                 load = asyncio.create_task(self.publish_until(mpx, stop))
+                full_syncs = self.full_syncs()
                 try:
                     await self.fail_over()
                 finally:
                     await asyncio.sleep(rng.uniform(0, 0.1))
                     stop.set()
                     await load
+                await self.publish_number(mpx)  # the one before may be lost
                 await self.up_to_date(below, b"all")
+                lost, below.skipped, self.unanswered = below.skipped + self.unanswered, 0, 0
+                full_syncs = self.full_syncs() - full_syncs
+                self.seen["full resynchronizations"] += full_syncs
+                self.seen["lost between the servers"] += lost
+                require(full_syncs or not lost, f"{lost} messages lost: {below.events[-20:]}")
                 require(below.disconnects == 0, f"FAILOVER has cost the connection: {below.events[-3:]}")
                 await self.publish_everywhere(mpx, below)
                 # A call that waits during FAILOVER reaches the subscribers of the former primary only. So the link
@@ -92,13 +101,22 @@ class Failover(Scene):
     async def publish_until(self, mpx: Multiplexer, stop: asyncio.Event) -> None:
         """Publish numbers to everybody, one after the other, and send requests, until told to stop."""
         while not stop.is_set():
-            self.numbers[b"all"] += 1
             try:
-                await mpx.publish(b"all", b"%d" % self.numbers[b"all"])
+                await self.publish_number(mpx)
                 await self.ask(mpx)
             except ConnectionLost as error:
                 raise Violation(f"publish() has failed during FAILOVER: {error}") from error
+            except PromiseTimeout:
+                self.unanswered += 1
             await asyncio.sleep(0.002)
+
+    async def publish_number(self, mpx: Multiplexer) -> None:
+        self.numbers[b"all"] += 1
+        await mpx.publish(b"all", b"%d" % self.numbers[b"all"])
+
+    def full_syncs(self) -> int:
+        """Return how often a server has sent the other one all its data. What is published meanwhile may be lost."""
+        return sum([admin.info("stats")["sync_full"] for admin in self.admins.values()])
 
     async def ask(self, mpx: Multiplexer) -> None:
         self.seen["requests"] += 1
@@ -110,13 +128,12 @@ class Failover(Scene):
     async def publish_everywhere(self, mpx: Multiplexer, witness: Witness) -> None:
         """Publish by way of the multiplexer, at the primary, and at the replica."""
         for _ in range(self.rng.randrange(1, 5)):
-            self.numbers[b"all"] += 1
-            number = b"%d" % self.numbers[b"all"]
             if self.rng.random() < 0.5:
-                await mpx.publish(b"all", number)
+                await self.publish_number(mpx)
                 self.seen["published"] += 1
             else:
-                self.admins[self.primary].publish(b"all", number)
+                self.numbers[b"all"] += 1
+                self.admins[self.primary].publish(b"all", b"%d" % self.numbers[b"all"])
                 self.seen["published at the primary"] += 1
             await self.up_to_date(witness, b"all")
         self.numbers[b"replica"] += 1
