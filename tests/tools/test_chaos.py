@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tools.chaos import surroundings
 from tools.chaos.axes import AXES
 from tools.chaos.faults import FAULTS, plan
+from tools.chaos.surroundings import nothing_left_behind
 from tools.mutants import ROOT
 
 from ..helpers.waiting import DEADLINE
@@ -98,6 +102,22 @@ def test_each_axis_detects_a_fault_put_back(broken_axes: dict[str, tuple[int, st
     status, output = broken_axes[axis]
     assert status == 1, output[-5000:]
     assert AXIS_FAULTS[axis][2] in output
+
+
+def test_a_socket_that_a_proxy_is_about_to_close_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for the threads of its proxies to close their sockets, and reports a socket that stays open."""
+    violations: list[str] = []
+    late = threading.Timer(0.2, lambda: sockets.pop().close())
+    with nothing_left_behind(violations):
+        sockets = [socket.socket()]
+        late.start()
+    late.join()
+    assert not violations
+    monkeypatch.setattr(surroundings, "GRACE", 0.0)
+    with nothing_left_behind(violations):
+        sock = socket.socket()
+    sock.close()
+    assert violations == ["1 sockets are still open"]
 
 
 def test_each_axis_has_a_fault_to_detect() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import ssl
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import trustme
 
 from tests.helpers.leaks import open_sockets
 from tests.helpers.servers import TLSServer
+
+GRACE = 2.0  # seconds until the thread of a proxy has closed its side of a connection
 
 
 def server_context() -> ssl.SSLContext:
@@ -34,8 +37,11 @@ def nothing_left_behind(violations: list[str]) -> Iterator[None]:
             gc.collect()
     finally:
         sys.unraisablehook = hook
-    if open_sockets() > sockets:
-        violations.append(f"{open_sockets() - sockets} sockets are still open")
+    ends = time.monotonic() + GRACE
+    while (left := open_sockets() - sockets) > 0 and time.monotonic() < ends:
+        time.sleep(0.01)
+    if left > 0:
+        violations.append(f"{left} sockets are still open")
 
 
 def has_tls(flavour: str) -> bool:
