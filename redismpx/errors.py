@@ -27,6 +27,7 @@ __all__ = [
 
 import asyncio
 import traceback
+from heapq import nsmallest
 
 _SHOWN = 64  # bytes of a name in a message or a log record
 _SHOWN_TEXT = 500  # characters of a text from outside, such as the error of a server
@@ -135,7 +136,7 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         self, reason: str, names: frozenset[bytes] | None = None, *, sent: bool = False, node: str | None = None
     ) -> None:
         reason = plain(reason)
-        where = "" if names is None else f" for {', '.join(map(quote, sorted(names)[:10]))}"
+        where = "" if names is None else f" for {', '.join(map(quote, nsmallest(10, names)))}"
         super().__init__(f"connection lost{where}: {reason}")
         self.reason = reason
         """The reason, as a text."""

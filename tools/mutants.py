@@ -1011,10 +1011,17 @@ MUTANTS = [
         "tests/live/test_fairness.py -k burst",
     ),
     Mutant(
+        "the clock is looked at after some disconnects only",
+        "_io/session/dispatcher.py",
+        "            if monotonic() > deadline:  # also",
+        "            elif monotonic() > deadline:  # also",
+        "tests/io/test_dispatcher.py -k after_any_disconnect",
+    ),
+    Mutant(
         "a fan-out to many is done in one go",
         "_io/session/dispatcher.py",
-        "            elif monotonic() > deadline:\n",
-        "            elif False:\n",
+        "            if monotonic() > deadline:  # also",
+        "            if False:  # also",
         "tests/io/test_dispatcher.py -k slices",
     ),
     Mutant(

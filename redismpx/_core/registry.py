@@ -100,7 +100,8 @@ class Registry(Generic[S]):
     def clear(self) -> None:
         """Remove all names and subscribers. A fan-out that is going on reaches nobody any more."""
         for entry in self._entries():
-            entry.clear()
+            if entry.only_subscriber is None:  # a fan-out to a single subscriber is over
+                entry.clear()
         for table, unwanted in zip(self._tables.values(), self._unwanted.values(), strict=True):
             table.clear()
             unwanted.clear()

@@ -104,6 +104,16 @@ def test_an_event_for_many_is_delivered_in_slices(before: list[Any], reply: Any,
     assert rig.replies == []
 
 
+def test_a_slice_ends_after_any_disconnect() -> None:
+    """The clock is looked at after each disconnect: with a long queue, a subscriber may have much to do for one."""
+    rig = Rig([Client()])
+    rig.receive(CONFIRMED)
+    assert rig.receive(LEFT, LEFT, deadline=OVER) == (1, False)
+    assert rig.count("disconnect") == 1
+    assert rig.receive(deadline=OVER) == (1, True)
+    assert rig.count("disconnect") == 1
+
+
 @pytest.mark.parametrize("event", ["activation", "message"])
 def test_subscribers_that_leave_meanwhile_get_nothing(event: str) -> None:
     """A subscriber that leaves between two slices does not get the event any more."""

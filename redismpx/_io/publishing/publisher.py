@@ -69,8 +69,9 @@ class Publisher:
 
     async def flushed(self) -> None:
         """Wait until each call made so far has its outcome."""
-        if outcomes := self._outcomes:
-            await asyncio.wait(outcomes)
+        for outcome in self._outcomes:  # one by one: very many calls need no callback each
+            if not outcome.done():
+                await asyncio.wait([outcome])
 
     @property
     def addresses(self) -> set[Address]:

@@ -193,11 +193,11 @@ class Dispatcher:
     # --- messages
 
     def _continue(self, deadline: float) -> bool:
-        """Deliver one event in chunks, until all subscribers have it or the time is over; return whether all do."""
+        """Deliver one event in chunks, until all subscribers have it; return whether there is time left."""
         while self._interrupted is not None:
             if not self._deliver_chunk(self._interrupted):
                 self._interrupted = None
-            elif monotonic() > deadline:
+            if monotonic() > deadline:  # also after the last chunk: one subscriber may have much to do
                 return False
         return True
 
@@ -279,10 +279,12 @@ class Dispatcher:
         """Take the confirmation that a name is unsubscribed, by a command or by the server on its own."""
         oldest = self._registry.oldest_command
         confirmed = 0 if oldest is None else oldest.confirmed
-        names = None if verb.kind is Kind.PATTERN else frozenset({name})
-        reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
-        error = ConnectionLost(reason, names)
-        self._notify(lambda subscriber: subscriber.disconnect(error), self._registry.confirm(verb, name))
+        subscribers = self._registry.confirm(verb, name)
+        if subscribers != ():
+            names = None if verb.kind is Kind.PATTERN else frozenset({name})
+            reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
+            error = ConnectionLost(reason, names)
+            self._notify(lambda subscriber: subscriber.disconnect(error), subscribers)
         if self._evict is not None and (oldest is None or oldest.confirmed == confirmed):  # no command asked for it
             self._evict((name,), None)
 
