@@ -1081,6 +1081,13 @@ MUTANTS = [
         f"{USER_OBJECTS} -k in_the_middle_of_close",
     ),
     Mutant(
+        "messages of a subscription that a finalizer closes in the middle of a burst stay pending",
+        "_io/delivery/event_queue.py",
+        "            self.drop(buffer.close())\n        self.deliver = ignore",
+        "            self.drop(buffer.clear())\n        self.deliver = ignore",
+        f"{USER_OBJECTS} -k middle_of_a_burst",
+    ),
+    Mutant(
         "connections are taken from the pool of the client",
         "_io/redispy/dial.py",
         "    raw: AbstractConnection = pool.make_connection()\n",

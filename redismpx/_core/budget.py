@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict, defaultdict
+from itertools import islice
 from typing import Protocol
 
 SHARED_SIZE = 1024  # bytes of a payload from which on it is worth the time to count it once
@@ -29,6 +30,8 @@ class Holder(Protocol):
 
     owner: object
     """The key of its losses."""
+    is_closed: bool
+    """Whether it has left the budget."""
 
     def recall(self) -> None:
         """Take back the batch that is lent."""
@@ -89,6 +92,14 @@ class Budget:
         while self.lenders and self.size + size > self.loose:
             self.lenders.pop().recall()
 
+    def leave(self, holder: Holder) -> None:
+        """Forget a buffer, with all that it has."""
+        self.pending -= holder.count
+        self.size -= holder.size
+        self.lenders.discard(holder)
+        self.uncounted.discard(holder)
+        self._ranks[holder.rank].pop(holder, None)
+
     # --- long payloads
 
     def share(self, data: bytes) -> None:
@@ -99,7 +110,7 @@ class Budget:
 
     def unshare(self, data: bytes) -> None:
         """Take note that a buffer removes a long payload."""
-        holders = self._shared.pop(id(data)) - 1
+        holders = self._shared.pop(id(data), 1) - 1  # 1: the buffer was closed in between, and has another budget now
         if holders:
             self._shared[id(data)] = holders
             self.loose -= len(data)
@@ -118,9 +129,11 @@ class Budget:
                 holder.ceiling = size + 1  # it has another rank with the next message, however short
         if holder.rank != known:
             if known:
-                del self._ranks[known][holder]
+                self._ranks[known].pop(holder, None)
             if holder.rank:
                 self._ranks[holder.rank][holder] = None
+            if holder.is_closed:  # by a finalizer, in the middle of this
+                self._ranks[holder.rank].pop(holder, None)
 
     def largest(self, newcomer: Holder) -> Holder | None:
         """Return one of the largest buffers; those of one rank take turns.
@@ -130,8 +143,8 @@ class Budget:
         """
         for rank in sorted(self._ranks, reverse=True):
             holders = self._ranks[rank]
-            for holder in holders:
-                if rank > 0 or holder is not newcomer:
+            for holder in tuple(islice(holders, 2)):  # a finalizer may close any buffer meanwhile
+                if not holder.is_closed and (rank > 0 or holder is not newcomer):
                     holders.move_to_end(holder)
                     return holder
         return None

@@ -31,16 +31,14 @@ class Buffer(EventList):
     They leave many at a time, too: the consumer pops from `batch`, and calls pop_message() when that is empty.
     """
 
-    __slots__ = ("_budget", "_lent", "_lent_size", "_max_pending", "_overflow", "_quiet", "_rearm_at", "_room",
-                 "_shared_from", "_tail", "batch", "ceiling", "floor", "fresh", "limit", "overflowing", "owner", "rank",
-                 "size")  # fmt: skip
+    __slots__ = ("_budget", "_known", "_lent", "_lent_size", "_max_pending", "_overflow", "_quiet", "_rearm_at",
+                 "_room", "_shared_from", "_tail", "batch", "ceiling", "floor", "fresh", "is_closed", "limit",
+                 "overflowing", "owner", "rank", "size")  # fmt: skip
 
     def __init__(self, max_pending: int, budget: Budget, overflow: Overflow, owner: object) -> None:
         super().__init__()
         self.owner = owner
-        """The key of this buffer in the result of commit()."""
         self.fresh: list[bytes] = []
-        """The newest messages, not counted yet: channel, payload, channel, ..."""
         self.batch: list[bytes] = []
         """The oldest messages, the next one last: ..., payload, channel. Never the last message of the buffer, so the
         consumer need not look at the buffer after each."""
@@ -49,7 +47,7 @@ class Buffer(EventList):
         self.limit: str = ""
         """The option for which the last message was dropped."""
         self.size: int = 0
-        """The bytes of the messages that are counted."""
+        self.is_closed: bool = False
         self.rank: int = 0
         self.floor: int = 0
         self.ceiling: int = budget.small
@@ -108,10 +106,8 @@ class Buffer(EventList):
 
     def _is_roomy(self, size: int) -> bool:
         """Whether messages of so many bytes fit easily, and each may be counted for itself."""
-        budget = self._budget
-        if self._shared_from != sys.maxsize:
-            return False
-        return self.size + size <= budget.each and budget.size + size <= budget.loose
+        budget, is_shared = self._budget, self._shared_from != sys.maxsize
+        return not is_shared and self.size + size <= budget.each and budget.size + size <= budget.loose
 
     def _squeeze(self, fresh: list[bytes], size: int, losses: Losses) -> None:
         """Add messages for which room may have to be made; count in `losses` what is dropped."""
@@ -179,6 +175,19 @@ class Buffer(EventList):
         self._clear()
         self._rearm()
         return dropped
+
+    def close(self) -> int:
+        """Give back the room of all messages, for good; return how many there are that no earlier call has counted.
+
+        A finalizer may call this in the middle of any other method, which then goes on with a budget of its own.
+        """
+        if not self.is_closed:
+            self.is_closed, self._known = True, 0
+            self._unshare(0)
+            self._budget.leave(self)
+            self._budget = Budget()
+        known, self._known = self._known, len(self)
+        return self._known - known
 
     # --- events out
 
@@ -265,10 +274,8 @@ class Buffer(EventList):
         self.limit = "max_total_pending_bytes"
         if self._overflow is Overflow.CLOSE:
             return self.clear()
-        if self._drops_newest:
-            self._drop_newest()
-        else:
-            self._drop_oldest()
+        drop = self._drop_newest if self._drops_newest else self._drop_oldest
+        drop()
         self._tidy()
         return 1
 

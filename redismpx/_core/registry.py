@@ -94,8 +94,7 @@ class Registry(Generic[S]):
 
     def count_new(self, kind: Kind, names: Iterable[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""
-        entries = map(self._tables[kind].get, names)
-        return sum([entry is None or not entry.has_subscribers for entry in entries])
+        return sum([name not in self._tables[kind] or name in self._unwanted[kind] for name in names])
 
     def clear(self) -> None:
         """Remove all names and subscribers. A fan-out that is going on reaches nobody any more."""

@@ -228,6 +228,51 @@ async def test_a_finalizer_in_the_middle_of_close(url: str, what: str) -> None:
             assert mpx.stats().channels == 0
 
 
+async def test_a_finalizer_in_the_middle_of_a_burst(url: str) -> None:
+    """The garbage collector frees an object that closes its subscription, while messages are counted or read."""
+
+    class Owner:
+        def __init__(self, mpx: Multiplexer) -> None:
+            self.me = self  # a cycle, which only the collector frees
+            self.sub = mpx.new_channel_subscription()
+
+        def __del__(self) -> None:
+            self.sub.close()
+
+    async with Multiplexer(url) as mpx:
+        for at in range(1, 200):
+            owner: Owner | None = Owner(mpx)
+            assert owner is not None
+            sub, inbox, left = owner.sub, owner.sub._inbox, at
+            before = mpx.stats().dropped
+            for number in range(3):
+                inbox.deliver(b"a", b"%d" % number)
+
+            def collect(frame: Any, event: str, argument: object) -> None:
+                nonlocal left, owner
+                left -= event in ("call", "c_return")
+                if left == 0:
+                    sys.setprofile(None)
+                    owner = None
+                    gc.collect()
+
+            sys.setprofile(collect)
+            try:
+                inbox.flush()
+                is_counted = sub.closed
+                inbox.read_nowait()
+            finally:
+                sys.setprofile(None)
+            was_closed = sub.closed
+            sub.close()
+            assert (sub.pending, mpx.stats().pending, mpx.stats().pending_bytes) == (0, 0, 0)
+            if is_counted:
+                assert mpx.stats().dropped - before == 3
+            if not was_closed:
+                break
+        assert at > 10
+
+
 class Lying(bytes):
     """Bytes that claim to be other bytes."""
 

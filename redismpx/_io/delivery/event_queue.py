@@ -125,6 +125,9 @@ class EventQueue(Notifier, ABC):
         losses = buffer.commit()
         if losses:
             _report(losses)
+        if buffer.is_closed:  # a finalizer, or the report, did that
+            self.drop(buffer.close())
+            return
         if self.reader is not None:
             self.reader.wake()
 
@@ -163,7 +166,10 @@ class EventQueue(Notifier, ABC):
 
     def settle(self) -> None:
         """Become idle if no event is queued any more; otherwise wake the reader."""
-        if not self.buffer:
+        buffer = self.buffer
+        if buffer is None:
+            return  # a finalizer has closed the subscription
+        if not buffer:
             self._move(QueueState.IDLE)
             self._delete_buffer()
             self.notify()
@@ -176,7 +182,7 @@ class EventQueue(Notifier, ABC):
         buffer = self.buffer
         if buffer is not None:
             self._delete_buffer()
-            self.drop(buffer.clear())
+            self.drop(buffer.close())
         self.deliver = ignore  # the names may still be registered
         self.notify()
         if self.reader is not None:
