@@ -30,7 +30,7 @@ import nox
 ROOT = Path(__file__).parent
 ENVIRONMENTS = ROOT / ".nox"
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.15")
 SERVERS = ("valkey", "redis")
 PYTEST = ("-X", "dev", "-W", "error", "-m", "pytest")
 PURE = ("tests/core", "tests/api")
@@ -38,6 +38,10 @@ LOOPS = ("uvloop", "eager")
 IN_OTHER_LOOPS = [
     f"tests/live/test_{name}.py"
     for name in ("callbacks", "drain", "fairness", "hardening", "last_messages", "overflow", "reading")
+]
+WITH_DEPENDENCIES = ["tests/api"] + [
+    f"tests/live/test_{name}.py"
+    for name in ("channel", "connection", "handshake", "lifecycle", "publish", "reconnect", "sharded")
 ]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
 WORKERS = os.environ.get("REDISMPX_WORKERS", "2")  # processes of pytest-xdist for one suite
@@ -106,6 +110,10 @@ def tests_python(session: nox.Session, version: str) -> str:
 
 def newest() -> str:
     return pythons()[-1] if pythons() else PYTHONS[-1]
+
+
+def oldest() -> str:
+    return pythons()[0] if pythons() else PYTHONS[0]
 
 
 def run_python(session: nox.Session, version: str, *arguments: str, **environment: str) -> None:
@@ -238,11 +246,27 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(python=find_python(newest()) or newest(), name="newest")
 def newest_dependencies(session: nox.Session) -> None:
-    """The newest release of every dependency, with the tests that need no server or only fakeredis."""
+    """Some tests with the newest release of every dependency, on the newest Python."""
     session.install("-q", "--upgrade", "--upgrade-strategy", "eager", ".[demo]", *requirements("tests"))
+    run_part(session)
+
+
+@nox.session(python=find_python(oldest()) or oldest(), name="lowest")
+def lowest_dependencies(session: nox.Session) -> None:
+    """The same tests with the oldest release of every dependency that pyproject.toml allows, on the oldest Python."""
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["demo"], *extras["embedded"], *requirements("tests")]
+    bounds = [each.replace(">=", "==", 1) for each in wanted if not each.startswith("redismpx[")]
+    session.install("-q", "hatchling", "editables", *bounds)
+    session.install("-q", "--no-deps", "--no-build-isolation", "-e", ".")
+    run_part(session)
+
+
+def run_part(session: nox.Session) -> None:
+    """Run the tests in which a release of a dependency would show, against one server and fakeredis."""
     session.run("python", "-m", "pip", "list")
-    session.run("python", *PYTEST, "-q", *PURE)
-    session.run("python", *PYTEST, "-q", "-m", "fakeredis")
+    session.run("python", *PYTEST, "-q", *WITH_DEPENDENCIES, env={"REDISMPX_SERVERS": SERVERS[0]})
 
 
 # --- on demand
@@ -286,6 +310,7 @@ def tiers() -> dict[str, list[Job]]:
             ),
             *(Job(f"loops({version})") for version in pythons()),
             Job("newest"),
+            Job("lowest"),
             Job("acl"),
         ],
         # Two at a time and nothing else beside them: they have to keep within times.

@@ -7,7 +7,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import MovedError
 
 from ..helpers.cluster import SLOTS, Cluster
-from ..helpers.sentinel import MASTER, Sentinels
+from ..helpers.sentinel import MASTER, Sentinels, close
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -39,12 +39,12 @@ async def test_subscribers_are_counted_per_node(shared_cluster: Cluster) -> None
     owner = await shared_cluster.owner(b"news")
     other = next(node for node in shared_cluster.nodes if node is not owner)
     async with owner.admin.pubsub() as shard, other.admin.pubsub() as classic:
-        await shard.ssubscribe(b"news")
+        await shard.execute_command("SSUBSCRIBE", b"news")
         await classic.subscribe(b"news")
         await classic.psubscribe(b"n*")
         for _ in range(2):
             await classic.get_message(timeout=5)
-        await shard.get_message(timeout=5)
+        await shard.parse_response()
         assert await shared_cluster.shard_subscribers([b"news", b"olds"]) == {b"news": {owner: 1}, b"olds": {}}
         assert await shared_cluster.shard_channels() == {owner: {b"news"}}
         assert await shared_cluster.subscribers([b"news"]) == {b"news": {other: 1}}
@@ -105,4 +105,4 @@ async def test_sentinels_fail_over_and_take_a_master_back(
     assert masters == [other] != [new]
     manager = Sentinel(sentinels.addresses, socket_timeout=5)
     assert await manager.discover_master(MASTER) == ("127.0.0.1", other.port)
-    await manager.aclose()
+    await close(manager)

@@ -26,7 +26,7 @@ from ..helpers.checker import Checker
 from ..helpers.flavours import FLAVOURS, binary_of, start_server
 from ..helpers.logs import warnings
 from ..helpers.monitor import settled
-from ..helpers.sentinel import MASTER, Sentinels
+from ..helpers.sentinel import MASTER, Sentinels, close
 from ..helpers.servers import Server
 from ..helpers.waiting import eventually, until
 
@@ -78,7 +78,7 @@ async def multiplexer(
             yield mpx
     finally:
         await client.aclose()
-        await manager.aclose()
+        await close(manager)
 
 
 @asynccontextmanager

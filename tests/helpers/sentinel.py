@@ -9,6 +9,8 @@ import asyncio
 from itertools import permutations
 from typing import Self
 
+from redis.asyncio.sentinel import Sentinel
+
 from .servers import SentinelServer, Server, find_binary
 from .waiting import eventually
 
@@ -16,6 +18,12 @@ MASTER = "main"  # the name of the master, for `Sentinel.master_for`
 ROLES = ({b"master"}, {b"slave"}, {b"sentinel"})  # the flags of a server that is not suspected and in no failover
 DOWN_AFTER = 3000  # milliseconds of silence after which a master counts as dead; a busy one may be silent for 1 s
 REMEMBERED = {b"master_down"}  # what a Sentinel last reported about its master; kept until the next report
+
+
+async def close(manager: Sentinel) -> None:
+    """Close the clients of the Sentinels. redis-py 7 cannot do it itself."""
+    for client in manager.sentinels:
+        await client.aclose()
 
 
 class Sentinels:

@@ -17,6 +17,7 @@ from redismpx import Multiplexer, RedisMPXError
 from ..helpers.backoffs import QUICK
 from ..helpers.cluster import Cluster
 from ..helpers.leaks import left_behind, open_sockets
+from ..helpers.sentinel import close
 from ..helpers.servers import SentinelServer, Server
 from ..helpers.waiting import until
 
@@ -70,10 +71,11 @@ async def test_sentinels_keep_no_connection(server: Server, how: str) -> None:
     """Nor does a question keep a connection to a Sentinel."""
     sentinel = SentinelServer(server.binary, server).start()
     try:
-        async with Sentinel([("127.0.0.1", sentinel.port)]) as manager:
-            client: Redis = manager.master_for("main")
-            for ticks in TICKS:
-                await leaves_nothing(Multiplexer(client, delivery_probe=0.001, backoff=QUICK), ticks, how)
+        manager = Sentinel([("127.0.0.1", sentinel.port)])
+        client: Redis = manager.master_for("main")
+        for ticks in TICKS:
+            await leaves_nothing(Multiplexer(client, delivery_probe=0.001, backoff=QUICK), ticks, how)
+        await close(manager)
     finally:
         sentinel.remove()
 

@@ -31,6 +31,7 @@ from ..helpers.leaks import open_sockets
 from ..helpers.monitor import Monitor
 from ..helpers.programs import run_program
 from ..helpers.proxy import Proxy
+from ..helpers.sentinel import close
 from ..helpers.servers import SentinelServer, Server, free_port
 from ..helpers.waiting import until
 
@@ -853,7 +854,7 @@ async def test_a_client_from_sentinel_publishes(server: Server) -> None:
         async with Multiplexer(client, backoff=ConstantBackoff(0.01)) as mpx:
             await works(mpx, client)
         await client.aclose()
-        await manager.aclose()
+        await close(manager)
     finally:
         sentinel.remove()
 

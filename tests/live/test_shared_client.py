@@ -14,6 +14,7 @@ from redismpx import Multiplexer
 
 from ..helpers.cluster import Cluster
 from ..helpers.programs import run_program
+from ..helpers.sentinel import close
 from ..helpers.servers import SentinelServer, Server
 from ..helpers.waiting import until
 
@@ -99,16 +100,17 @@ async def test_a_cluster_client_may_be_used_elsewhere(shared_cluster: Cluster, p
 
 async def test_a_sentinel_client_stays_untouched(sentinel: SentinelServer) -> None:
     """No pool of a Sentinel client gets or loses a connection, and none to the Sentinels stays open."""
-    async with Sentinel([("127.0.0.1", sentinel.port)]) as manager:
-        client = manager.master_for("main")
-        async with Multiplexer(client, delivery_probe=0.02) as mpx:
-            await mpx.connect(10)
-            await mpx.publish("a", "x")
-            await until(lambda: mpx.stats().messages > 3)
-        for pool in (client.connection_pool, manager.sentinels[0].connection_pool):
-            assert not pool._available_connections
-            assert not pool._in_use_connections
-        await client.aclose()
+    manager = Sentinel([("127.0.0.1", sentinel.port)])
+    client = manager.master_for("main")
+    async with Multiplexer(client, delivery_probe=0.02) as mpx:
+        await mpx.connect(10)
+        await mpx.publish("a", "x")
+        await until(lambda: mpx.stats().messages > 3)
+    for pool in (client.connection_pool, manager.sentinels[0].connection_pool):
+        assert not pool._available_connections
+        assert not pool._in_use_connections
+    await client.aclose()
+    await close(manager)
 
 
 @pytest.mark.parametrize("probe", [None, 0.01])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import AbstractBackoff, FullJitterBackoff
 from redis.crc import key_slot
@@ -49,6 +51,14 @@ def servers_of(client: Redis | RedisCluster) -> Endpoint | SentinelEndpoint | Sl
     return Endpoint(pool)
 
 
+# Off unless the options ask for them: redis-py would let a server redirect all connections of the client. Before 8.1
+# redis-py has no such option in asyncio.
+_NO_MAINTENANCE_NOTICES: dict[str, Any] = (
+    {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
+    if "maint_notifications_config" in inspect.signature(AbstractConnection).parameters
+    else {}
+)
+
 _ENCODE = (
     "percent-encode special characters, above all in user and password (@ is %40, : is %3A, / is %2F, ? is %3F, "
     "# is %23), or pass username and password beside the URL"
@@ -57,8 +67,7 @@ _ENCODE = (
 
 def client_from_url(url: str, options: dict[str, Any]) -> Redis:
     """Build a client from a URL and options. Raises `TypeError` or `ValueError` for what cannot work."""
-    # Off unless the options ask for them: redis-py would let a server redirect all connections of the client.
-    options = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), **options}
+    options = _NO_MAINTENANCE_NOTICES | options
     client, hint = None, _ENCODE
     try:
         parsed = read_url(url)

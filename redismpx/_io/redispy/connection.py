@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from .secrets import Secrets
@@ -149,7 +150,13 @@ class Connection:
 
     async def is_usable(self) -> bool:
         """Tell whether commands can be sent: not after a close, a reset or unasked data. No reply may be awaited."""
-        return not ((self._transport is not None and self._transport.is_closing()) or await self._raw.can_read())
+        if self._transport is not None and self._transport.is_closing():
+            return False
+        can_read = getattr(self._raw, "can_read", None) or self._raw.can_read_destructive  # its name in redis-py 7
+        try:
+            return not await can_read()
+        except RedisConnectionError:  # redis-py 7 has read the end of the stream
+            return False
 
     @property
     def is_check_due(self) -> bool:

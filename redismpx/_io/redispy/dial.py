@@ -56,7 +56,7 @@ def _may_be_about_hello(error: Exception) -> bool:
     return isinstance(error, (ResponseError, AttributeError))  # AttributeError: the reply to HELLO was no map
 
 
-async def _attempt(pool: Pool, protocol: object, *, side_by_side: bool) -> Connection:
+async def _attempt(pool: Pool, protocol: Any, *, side_by_side: bool) -> Connection:
     """Dial once, with one protocol; None: RESP3 for the handshake, then RESP2."""
     secrets = Secrets(pool)
     raw: AbstractConnection = pool.make_connection()
@@ -66,8 +66,7 @@ async def _attempt(pool: Pool, protocol: object, *, side_by_side: bool) -> Conne
     raw.retry = Retry(NoBackoff(), 0)
     raw.health_check_interval = 0  # redis-py's check would read beside our reader
     raw.maint_notifications_config = None  # our reader does not act on them
-    if protocol == 2:
-        raw.protocol = 2
+    raw.protocol = int(protocol or 3)  # redis-py 7 would begin with RESP2
     name, raw.client_name = raw.client_name, None  # without the right to set it, redis-py would give up
     if side_by_side:
         _try_side_by_side(raw)
