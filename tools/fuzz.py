@@ -23,9 +23,9 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import random
 import re
-import resource
 import signal
 import time
 from collections import Counter
@@ -493,6 +493,8 @@ def raise_hang(*_: object) -> NoReturn:
 
 def set_up() -> None:
     """Limit the memory of this process, and raise Hang at SIGALRM."""
+    import resource  # not on Windows
+
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
     signal.signal(signal.SIGALRM, raise_hang)
 
@@ -501,7 +503,7 @@ def run_batch(seed: int, batch: int, streams: int) -> tuple[Counter[str], int]:
     """Run a batch in this process; return the outcomes, and the resident memory in bytes after it."""
     outcomes = asyncio.run(fuzz_batch(seed, batch, streams))
     gc.collect()
-    return outcomes, int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return outcomes, int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main(arguments: list[str] | None = None) -> None:

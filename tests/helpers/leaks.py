@@ -24,5 +24,5 @@ def open_sockets() -> int:
 def left_behind() -> list[object]:
     """Return the library's tasks and pending timers in the running loop."""
     timers = [h for h in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not h.cancelled()]
-    tasks = [t for t in asyncio.all_tasks() if "pytest" not in t.get_name()]
+    tasks = [t for t in asyncio.all_tasks() - {asyncio.current_task()} if "pytest" not in t.get_name()]
     return [item for item in (*tasks, *timers) if "redismpx" in repr(item)]

