@@ -55,6 +55,10 @@ nitpick_ignore = [
     ("py:exc", "asyncio.QueueEmpty"),
     ("py:exc", "redis.exceptions.ResponseError"),
     ("py:class", "T"),  # the result type of `decode`
+    ("py:class", "_S"),  # what `encode` takes
+    ("py:class", "redismpx.multiplexer._S"),
+    ("py:class", "redismpx.request._Body"),
+    ("py:class", "redismpx.request._Result"),
     ("py:class", "redismpx.typing.T"),
     ("py:obj", "redismpx.typing.T"),
 ]

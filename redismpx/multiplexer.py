@@ -5,11 +5,11 @@ from __future__ import annotations
 __all__ = ["Multiplexer"]
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 from redis.asyncio import Redis, RedisCluster
 from redis.backoff import AbstractBackoff
@@ -43,10 +43,12 @@ from .errors import MultiplexerIsClosed, quote
 from .keys import KeySubscription, OnKeyEvent
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
-from .request import Handler, OutgoingRequest, Requester
+from .request import EncodedHandler, Handler, OutgoingRequest, Request, Requester
 from .service import Service, kind_of
 from .stats import Counters, Stats
-from .typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
+from .typing import Decode, Encode, OnActivation, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
+
+_S = TypeVar("_S")  # what `encode` takes
 
 
 class Multiplexer:
@@ -535,15 +537,69 @@ class Multiplexer:
         name, payload = self._convert(channel, data)
         return await self._hub.deployment.publisher.publish(name, payload, sharded=sharded, must_be_heard=True)
 
+    @overload
     async def request(
         self,
         channel: str | bytes,
         data: Payload,
         *,
         timeout: float,
+        encode: None = None,
+        decode: None = None,
         headers: Mapping[str, str] | None = None,
         sharded: bool = False,
-    ) -> bytes:
+    ) -> bytes: ...
+
+    @overload
+    async def request(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        timeout: float,
+        encode: None = None,
+        decode: Decode[T],
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> T: ...
+
+    @overload
+    async def request(
+        self,
+        channel: str | bytes,
+        data: _S,
+        *,
+        timeout: float,
+        encode: Encode[_S],
+        decode: None = None,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> bytes: ...
+
+    @overload
+    async def request(
+        self,
+        channel: str | bytes,
+        data: _S,
+        *,
+        timeout: float,
+        encode: Encode[_S],
+        decode: Decode[T],
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> T: ...
+
+    async def request(
+        self,
+        channel: str | bytes,
+        data: Any,
+        *,
+        timeout: float,
+        encode: Encode[Any] | None = None,
+        decode: Decode[Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> Any:
         """Send a request to the services on a channel, and return the first reply.
 
         The request is an `Envelope` with `headers` and an unguessable channel for the reply. All requests of a
@@ -554,16 +610,19 @@ class Multiplexer:
 
         Args:
             channel: the channel of the service; `str` is encoded as UTF-8.
-            data: the body of the request, as for `publish()`.
+            data: the body of the request, as for `publish()`; with `encode`, what `encode` takes.
             timeout: seconds for all of it, the waits for a connection and for the reply included.
+            encode: converts the data to a payload, for example `json.dumps`. None: the data is a payload.
+            decode: converts the body of the reply, for example `json.loads`. None: the body is `bytes`.
             headers: text by name; see `Envelope`. `Mpx-Reply` and `Mpx-Error` are for replies.
             sharded: send the request over sharded Pub/Sub, to services with `sharded=True`. The reply uses a normal
                 channel, because sharded Pub/Sub has no patterns and therefore no promises.
 
         Returns:
-            The body of the reply.
+            The body of the reply, or the result of `decode`.
 
         Raises:
+            DecodeError: `decode` raised an exception, which is the `__cause__`.
             NoResponders: it is certain that nobody received the request. Raised at once. Redis must say that it counts
                 all subscribers: not at a replica or at a master that has or had replicas, not for a classic request in
                 a cluster, and not without the right to `INFO`. There, the request waits for its timeout.
@@ -578,8 +637,10 @@ class Multiplexer:
             TypeError, ValueError: an argument is invalid.
         """
         self._enter()
-        return await self._requester.request(*self._outgoing_request(channel, data, headers, timeout, sharded))
+        request = self._outgoing_request(channel, data, headers, timeout, sharded, encode, decode)
+        return await self._requester.request(request, timeout)
 
+    @overload
     def request_many(
         self,
         channel: str | bytes,
@@ -587,9 +648,66 @@ class Multiplexer:
         *,
         timeout: float,
         limit: int | None = None,
+        encode: None = None,
+        decode: None = None,
         headers: Mapping[str, str] | None = None,
         sharded: bool = False,
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[bytes, None]: ...
+
+    @overload
+    def request_many(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        timeout: float,
+        limit: int | None = None,
+        encode: None = None,
+        decode: Decode[T],
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> AsyncGenerator[T, None]: ...
+
+    @overload
+    def request_many(
+        self,
+        channel: str | bytes,
+        data: _S,
+        *,
+        timeout: float,
+        limit: int | None = None,
+        encode: Encode[_S],
+        decode: None = None,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> AsyncGenerator[bytes, None]: ...
+
+    @overload
+    def request_many(
+        self,
+        channel: str | bytes,
+        data: _S,
+        *,
+        timeout: float,
+        limit: int | None = None,
+        encode: Encode[_S],
+        decode: Decode[T],
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> AsyncGenerator[T, None]: ...
+
+    def request_many(
+        self,
+        channel: str | bytes,
+        data: Any,
+        *,
+        timeout: float,
+        limit: int | None = None,
+        encode: Encode[Any] | None = None,
+        decode: Decode[Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> AsyncGenerator[Any, None]:
         """Send a request to all services on a channel, and iterate over their replies in the order of arrival.
 
         The request is sent when the iteration begins. Replies that arrive in time are buffered, at most `max_pending`,
@@ -601,6 +719,8 @@ class Multiplexer:
             data: as for `request()`.
             timeout: seconds from the begin of the iteration to its end.
             limit: the number of replies after which the iteration ends. None: no limit.
+            encode: as for `request()`.
+            decode: as for `request()`. A reply that cannot be decoded counts as the failure of a handler does.
             headers: as for `request()`.
             sharded: as for `request()`.
 
@@ -621,10 +741,66 @@ class Multiplexer:
         self._enter()
         if limit is not None:
             check_positive(limit, "limit")
-        return self._requester.request_many(*self._outgoing_request(channel, data, headers, timeout, sharded), limit)
+        request = self._outgoing_request(channel, data, headers, timeout, sharded, encode, decode)
+        return self._requester.request_many(request, timeout, limit)
+
+    @overload
+    def serve(
+        self,
+        channel_or_pattern: str | bytes,
+        handler: Handler[bytes],
+        *,
+        decode: None = None,
+        encode: None = None,
+        concurrency: int = 1,
+        sharded: bool = False,
+    ) -> Service: ...
+
+    @overload
+    def serve(
+        self,
+        channel_or_pattern: str | bytes,
+        handler: Handler[T],
+        *,
+        decode: Decode[T],
+        encode: None = None,
+        concurrency: int = 1,
+        sharded: bool = False,
+    ) -> Service: ...
+
+    @overload
+    def serve(
+        self,
+        channel_or_pattern: str | bytes,
+        handler: EncodedHandler[bytes, _S],
+        *,
+        decode: None = None,
+        encode: Encode[_S],
+        concurrency: int = 1,
+        sharded: bool = False,
+    ) -> Service: ...
+
+    @overload
+    def serve(
+        self,
+        channel_or_pattern: str | bytes,
+        handler: EncodedHandler[T, _S],
+        *,
+        decode: Decode[T],
+        encode: Encode[_S],
+        concurrency: int = 1,
+        sharded: bool = False,
+    ) -> Service: ...
 
     def serve(
-        self, channel_or_pattern: str | bytes, handler: Handler, *, concurrency: int = 1, sharded: bool = False
+        self,
+        channel_or_pattern: str | bytes,
+        handler: Callable[[Request[Any]], object],
+        *,
+        decode: Decode[Any] | None = None,
+        encode: Encode[Any] | None = None,
+        concurrency: int = 1,
+        sharded: bool = False,
     ) -> Service:
         """Reply to the requests on a channel, or on all channels that match a pattern.
 
@@ -639,8 +815,13 @@ class Multiplexer:
             channel_or_pattern: a name with `*`, `?`, `[` or a backslash is a pattern. For a channel that has such a
                 character, pass `escape_glob(channel)`.
             handler: called with each `Request`; returns the body of the reply, or an awaitable of it. None is an empty
-                reply. An exception goes to the requester as `type: text`, and to `on_error` and the log. If the
-                envelope has no `reply_to`, the result is discarded.
+                reply. An exception goes to the requester as `type: text`, with the first line of its text, and to
+                `on_error` and the log. If the envelope has no `reply_to`, the result is discarded.
+            decode: converts the body of each request, for example `json.loads`; `Request.body` is the result. If it
+                raises, the handler is not called, `on_error` gets a `DecodeError`, and so does the requester: without
+                the text of its cause, which may repeat the body. None: the body is `bytes`.
+            encode: converts each result of the handler, None too, to a payload, for example `json.dumps`. None: the
+                handler returns `bytes` or None.
             concurrency: the number of handlers that may be in flight. Further requests are buffered in order, within
                 `max_pending` and `overflow` of the multiplexer.
             sharded: serve a channel of sharded Pub/Sub, for requests with `sharded=True`; see
@@ -666,6 +847,8 @@ class Multiplexer:
         if handler is None:
             raise TypeError("handler must be callable, not NoneType")
         check_callback(handler, "handler", "request")
+        check_callback(decode, "decode", "payload")
+        check_callback(encode, "encode", "result")
         limits = self._hub.limits
         name = to_bytes(channel_or_pattern, "a channel or pattern", limits.max_name_bytes)
         if kind_of(name) is Kind.PATTERN:
@@ -678,6 +861,8 @@ class Multiplexer:
             self.publish,
             name,
             handler,
+            decode,
+            encode,
             concurrency,
             self._on_error,
             self._max_pending,
@@ -846,15 +1031,25 @@ class Multiplexer:
         self._hub.enter()
 
     def _outgoing_request(
-        self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, timeout: float, sharded: bool
-    ) -> tuple[OutgoingRequest, float]:
+        self,
+        channel: str | bytes,
+        data: Any,
+        headers: Mapping[str, str] | None,
+        timeout: float,
+        sharded: bool,
+        encode: Encode[Any] | None,
+        decode: Decode[Any] | None,
+    ) -> OutgoingRequest:
         if check_seconds(timeout, "timeout") is None:
             raise TypeError("timeout must be a number of seconds: without a timeout, a request could wait forever")
+        check_callback(encode, "encode", "data")
+        check_callback(decode, "decode", "payload")
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
         texts = Headers({} if headers is None else headers)
-        request = OutgoingRequest(name, to_payload(data, self._max_payload), texts, sharded)
+        payload = to_payload(data if encode is None else encode(data), self._max_payload)
+        request = OutgoingRequest(name, payload, texts, sharded, decode)
         request.check_head()
-        return request, timeout
+        return request
 
     def _consumer(
         self,

@@ -6,12 +6,23 @@ request: a reply has one of two headers that no request has.
 
 from __future__ import annotations
 
-__all__ = ["FAILURE", "REPLIES", "check_request_headers", "new_failure", "new_reply", "read_reply", "read_request"]
+__all__ = [
+    "FAILURE",
+    "REPLIES",
+    "check_request_headers",
+    "decode_body",
+    "new_failure",
+    "new_reply",
+    "read_reply",
+    "read_request",
+]
 
 from collections.abc import Mapping
+from typing import Any
 
 from .envelope import REPLY, REPLY_HEADERS, Envelope
-from .errors import RequestFailed, plain
+from .errors import DecodeError, RequestFailed, plain
+from .typing import Decode
 
 FAILURE = "Mpx-Error"
 """The header of a reply that reports a failure: the type and the text of the exception that the handler raised."""
@@ -28,25 +39,45 @@ def new_reply(body: object) -> bytes:
     if body is None:
         body = b""
     if not isinstance(body, bytes):
-        raise TypeError(f"a handler must return bytes or None, not {type(body).__name__}")
+        raise TypeError(f"a handler must return bytes or None, not {type(body).__name__}; encode= converts its results")
     return bytes(Envelope(body, REPLY_HEADERS))
 
 
 def new_failure(error: BaseException) -> bytes:
-    """Return the reply that reports an exception: its type and text, never its traceback."""
+    """Return the reply that reports an exception: its type and the first line of its text, never its traceback.
+
+    Libraries that validate data repeat the data in the lines after the first.
+    """
     try:
-        text = str(error)
+        text = next(iter(str(error).splitlines()), "")
     except Exception:  # noqa: BLE001, users' code
         text = ""
+    if isinstance(error, DecodeError) and error.__cause__ is not None:  # whose own text may repeat the data
+        text += f" ({type(error.__cause__).__name__})"
     kind = type(error).__name__
     return bytes(Envelope(b"", {FAILURE: plain(f"{kind}: {text}" if text else kind)}))
 
 
-def read_reply(channel: bytes, reply: bytes) -> bytes:
+def decode_body(channel: bytes, body: bytes, decode: Decode[Any] | None) -> Any:
+    """Return a body, decoded if there is a `decode`.
+
+    Raises:
+        DecodeError: `decode` raised an exception, which is the cause.
+    """
+    if decode is None:
+        return body
+    try:
+        return decode(body)
+    except Exception as error:
+        raise DecodeError(channel, body) from error
+
+
+def read_reply(channel: bytes, reply: bytes, decode: Decode[Any] | None = None) -> Any:
     """Return the body of a reply to a request on `channel`.
 
     Raises:
         RequestFailed: the reply reports a failure, or is not an envelope.
+        DecodeError: the body cannot be decoded.
     """
     try:
         envelope = Envelope.from_bytes(reply)
@@ -55,7 +86,7 @@ def read_reply(channel: bytes, reply: bytes) -> bytes:
     failure = envelope.headers.get(FAILURE)
     if failure is not None:
         raise RequestFailed(channel, failure)
-    return envelope.body
+    return decode_body(channel, envelope.body, decode)
 
 
 def read_request(data: bytes) -> Envelope:

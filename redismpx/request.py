@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Handler", "OutgoingRequest", "Publish", "Request", "Requester"]
+__all__ = ["EncodedHandler", "Handler", "OutgoingRequest", "Publish", "Request", "Requester"]
 
 import asyncio
 import secrets
@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias
 
 from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
@@ -18,6 +18,7 @@ from .channel import ChannelSubscription
 from .envelope import Envelope, Headers
 from .errors import (
     ConnectionLost,
+    DecodeError,
     MultiplexerIsClosed,
     NoResponders,
     PromiseInterrupted,
@@ -28,19 +29,30 @@ from .errors import (
 )
 from .promise import PromiseSubscription
 from .reply import REPLIES, check_request_headers, read_reply
-from .typing import OnError
+from .typing import Decode, OnError, T
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # typing's from Python 3.13 on
+
+    _Body = TypeVar("_Body", default=bytes)
+else:
+    from typing import TypeVar
+
+    _Body = TypeVar("_Body")
+
+_Result = TypeVar("_Result")
 
 _TOKENS = 45  # bytes of a reply channel after its prefix: two tokens of 128 bits, and a colon
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A request, as a handler gets it."""
+class Request(Generic[_Body]):
+    """A request, as a handler gets it. It is generic in the type of its body: `bytes` without `decode`."""
 
     channel: bytes
     """The channel on which the request was published."""
-    body: bytes
-    """The payload. The `repr` shows neither the body nor the headers."""
+    body: _Body
+    """The payload: `bytes`, or the result of `decode`. The `repr` shows neither the body nor the headers."""
     headers: Mapping[str, str]
     """Text by name, read-only."""
     reply_to: bytes | None
@@ -51,11 +63,15 @@ class Request:
     """The time at which the request was made, by the requester's clock, in UTC."""
 
     def __repr__(self) -> str:
-        return f"<Request {self.id} on {quote(self.channel)}, {len(self.body)} bytes>"
+        body = f"{len(self.body)} bytes" if isinstance(self.body, bytes) else type(self.body).__name__
+        return f"<Request {self.id} on {quote(self.channel)}, {body}>"
 
 
-Handler: TypeAlias = Callable[[Request], bytes | Awaitable[bytes | None] | None]
+Handler: TypeAlias = Callable[[Request[_Body]], bytes | Awaitable[bytes | None] | None]
 """Returns the reply to a request. A plain function, a coroutine function, or any callable that returns an awaitable."""
+
+EncodedHandler: TypeAlias = Callable[[Request[T]], _Result | Awaitable[_Result]]
+"""The same for a service with `encode`, which converts what the handler returns."""
 
 
 class Publish(Protocol):
@@ -73,6 +89,7 @@ class OutgoingRequest(NamedTuple):
     body: bytes
     headers: Headers
     sharded: bool
+    decode: Decode[Any] | None = None  # of the replies
 
     def check_head(self) -> None:
         """Raise `ValueError` if the headers are not those of a request, or are too long."""
@@ -106,7 +123,7 @@ class Requester:
         # Made when it is first used: if a multiplexer is made before a fork, each child has a prefix of its own.
         return REPLIES + secrets.token_urlsafe(16).encode() + b":"
 
-    async def request(self, request: OutgoingRequest, timeout: float) -> bytes:
+    async def request(self, request: OutgoingRequest, timeout: float) -> Any:
         """Publish a request, and return the body of the first reply."""
         channel = request.channel
         if self._promises is None:
@@ -125,15 +142,15 @@ class Requester:
             raise PromiseInterrupted(channel, error.reason) from error.__cause__
         except SubscriptionIsClosed:
             raise PromiseInterrupted(channel, "closed") from None
-        return read_reply(channel, reply)
+        return read_reply(channel, reply, request.decode)
 
     async def request_many(
         self, request: OutgoingRequest, timeout: float, limit: int | None
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[Any, None]:
         """Publish a request, and yield the replies until the timeout, or until there are `limit` of them."""
         self._hub.enter()
         channel = request.channel
-        failure: RequestFailed | None = None
+        failure: RequestFailed | DecodeError | None = None
         count = 0
         replies = _ReplySubscription(self._hub, self._on_error, self._max_pending, timeout)
         try:
@@ -146,8 +163,8 @@ class Requester:
             while count != limit and (reply := await replies.next()) is not None:
                 count += 1
                 try:
-                    body = read_reply(channel, reply)
-                except RequestFailed as error:
+                    body = read_reply(channel, reply, request.decode)
+                except (RequestFailed, DecodeError) as error:
                     failure = failure or error
                 else:
                     yield body

@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ["Service", "kind_of"]
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
 
 from ._core.overflow import Overflow
 from ._core.wire import Kind, escape_glob
@@ -15,12 +17,13 @@ from ._io.hub import Hub
 from ._io.runtime.awaitable import is_awaitable
 from ._io.runtime.notification import Notifier
 from ._io.runtime.tasks import adopt, belongs_to, is_cancelled, mark_callback, running_task
+from .arguments import to_payload
 from .envelope import Envelope
 from .errors import quote
-from .reply import new_failure, new_reply, read_request
-from .request import Handler, Publish, Request
+from .reply import decode_body, new_failure, new_reply, read_request
+from .request import Publish, Request
 from .subscription import Subscription
-from .typing import OnError
+from .typing import Decode, Encode, OnError
 
 _HANDLING = "the handler"  # the two sources of failures, as the log names them
 _PUBLISHING = "publishing a reply"
@@ -32,14 +35,19 @@ class Service(Subscription):
     Made by `Multiplexer.serve()`.
     """
 
-    __slots__ = ("_concurrency", "_handler", "_kind", "_label", "_name", "_progress", "_publish", "_reporter", "_tasks")
+    __slots__ = (
+        "_concurrency", "_decode", "_encode", "_handler", "_kind", "_label", "_name", "_progress", "_publish",
+        "_reporter", "_tasks",
+    )  # fmt: skip
 
     def __init__(
         self,
         hub: Hub,
         publish: Publish,
         name: bytes,
-        handler: Handler,
+        handler: Callable[[Request[Any]], object],
+        decode: Decode[Any] | None,
+        encode: Encode[Any] | None,
         concurrency: int,
         on_error: OnError | None,
         max_pending: int,
@@ -51,6 +59,8 @@ class Service(Subscription):
         self._publish = publish
         self._name = name
         self._handler = handler
+        self._decode = decode
+        self._encode = encode
         self._concurrency = concurrency
         self._label = f"service on {quote(name)}"
         self._reporter = Reporter(on_error, self._label, hub.delivery.record_limit)
@@ -120,17 +130,23 @@ class Service(Subscription):
         while len(self._tasks) >= self._concurrency:
             await self._progress.wait()
 
-    async def _handle(self, request: Request) -> None:
+    async def _call(self, request: Request[bytes]) -> bytes:
+        """Call the handler; return the reply."""
+        if self._decode is not None:
+            request = replace(request, body=decode_body(request.channel, request.body, self._decode))
+        result = self._handler(request)
+        if is_awaitable(result):
+            adopt(result)
+            result = await result
+        return new_reply(result if self._encode is None else to_payload(self._encode(result), None))
+
+    async def _handle(self, request: Request[bytes]) -> None:
         task = running_task()
         assert task is not None
         mark_callback(task)
         failures: list[tuple[BaseException, str]] = []
         try:
-            result = self._handler(request)
-            if is_awaitable(result):
-                adopt(result)
-                result = await result
-            reply = new_reply(result)
+            reply = await self._call(request)
         except BaseException as error:
             if is_cancelled(error) or isinstance(error, GeneratorExit):
                 raise

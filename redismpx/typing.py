@@ -5,7 +5,7 @@ A callback is a plain function, a coroutine function, or any callable that retur
 
 from __future__ import annotations
 
-__all__ = ["Decode", "OnActivation", "OnDisconnect", "OnError", "OnMessage", "OverflowName", "Payload", "T"]
+__all__ = ["Decode", "Encode", "OnActivation", "OnDisconnect", "OnError", "OnMessage", "OverflowName", "Payload", "T"]
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, SupportsBytes, TypeAlias, TypeVar, Union
@@ -22,6 +22,9 @@ OnMessage: TypeAlias = Callable[[bytes, T], object]
 
 Decode: TypeAlias = Callable[[bytes], T]
 """Converts a payload to a `T`. If it raises, the message is dropped, and `on_error` gets a `DecodeError`."""
+
+Encode: TypeAlias = Callable[[T], "Payload"]
+"""Converts a `T` to a payload."""
 
 OnDisconnect: TypeAlias = Callable[[ConnectionLost], object]
 """Called once for each lost connection on which the subscription was active."""

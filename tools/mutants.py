@@ -53,6 +53,7 @@ SENTINEL = "tests/cluster/test_sentinel.py"
 SHARDED = "tests/live/test_sharded.py"
 UNREAD = "tests/live/test_unread.py"
 TORTURE = "tests/live/test_torture.py"
+TYPED_REQUESTS = "tests/live/test_typed_requests.py"
 URLS = "tests/api/test_urls.py"
 USER_OBJECTS = "tests/live/test_user_objects.py"
 
@@ -1883,6 +1884,41 @@ MUTANTS = [
         'shared: dict[str, Any] = {"ssl": True}',
         "shared: dict[str, Any] = options.update(ssl=True) or {}",
         f"{URLS} -k all_their_addresses",
+    ),
+    Mutant(
+        "all lines of a handler's failure are sent",
+        "reply.py",
+        'text = next(iter(str(error).splitlines()), "")',
+        "text = str(error)",
+        f"{TYPED_REQUESTS} -k first_line",
+    ),
+    Mutant(
+        "the text of a decoder is sent to the requester",
+        "reply.py",
+        "({type(error.__cause__).__name__})",
+        "({error.__cause__})",
+        f"{TYPED_REQUESTS} -k without_its_data",
+    ),
+    Mutant(
+        "the log shows a request that cannot be decoded",
+        "_io/delivery/reporter.py",
+        "None if isinstance(error, DecodeError) else callback",
+        "callback",
+        f"{TYPED_REQUESTS} -k without_its_data",
+    ),
+    Mutant(
+        "a reply that cannot be decoded ends the iteration",
+        "request.py",
+        "except (RequestFailed, DecodeError) as error:",
+        "except RequestFailed as error:",
+        f"{TYPED_REQUESTS} -k undecodable_reply",
+    ),
+    Mutant(
+        "None is not encoded",
+        "service.py",
+        "result if self._encode is None else",
+        "result if self._encode is None or result is None else",
+        f"{TYPED_REQUESTS} -k each_result",
     ),
 ]
 

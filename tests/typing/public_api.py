@@ -28,6 +28,20 @@ class Order:
     def parse(cls, data: bytes) -> Order:
         return cls()
 
+    def dump(self) -> str:
+        return ""
+
+
+class Quote:
+    """Another payload type."""
+
+    @classmethod
+    def parse(cls, data: bytes) -> Quote:
+        return cls()
+
+    def dump(self) -> bytes:
+        return b""
+
 
 def take_bytes(channel: bytes, data: bytes) -> None: ...
 def take_order(channel: bytes, data: Order) -> None: ...
@@ -35,6 +49,19 @@ async def take_order_later(channel: bytes, data: Order) -> None: ...
 
 
 def take_key_event(event: KeyEvent) -> None: ...
+
+
+def take_order_request(request: Request[Order]) -> bytes | None: ...
+def quote_now(request: Request[Order]) -> Quote:
+    return Quote()
+
+
+async def quote_later(request: Request[Order]) -> Quote:
+    return Quote()
+
+
+async def quote_bytes(request: Request) -> Quote:
+    return Quote()
 
 
 async def answer_later(request: Request) -> bytes | None: ...
@@ -88,11 +115,27 @@ async def inferred(mpx: Multiplexer) -> None:
     assert_type(mpx.serve("a", lambda request: request.body, concurrency=2), Service)
     mpx.serve(b"a*", answer_later)
 
+    mpx.serve("a", quote_now, decode=Order.parse, encode=Quote.dump)
+    assert_type(mpx.serve("a", quote_later, decode=Order.parse, encode=Quote.dump), Service)
+    mpx.serve("a", take_order_request, decode=Order.parse)
+    mpx.serve("a", quote_bytes, encode=Quote.dump)
+    mpx.serve("a", lambda request: {"x": request.body}, decode=json.loads, encode=json.dumps)
+    assert_type(await mpx.request("a", Order(), timeout=1, encode=Order.dump, decode=Quote.parse), Quote)
+    assert_type(await mpx.request("a", "x", timeout=1, decode=Quote.parse), Quote)
+    assert_type(await mpx.request("a", Order(), timeout=1, encode=Order.dump), bytes)
+    async for quote in mpx.request_many("a", Order(), timeout=1, encode=Order.dump, decode=Quote.parse):
+        assert_type(quote, Quote)
+
 
 async def refused(mpx: Multiplexer) -> None:
     await mpx.publish("a", 1)  # type: ignore[arg-type] # pyright: ignore
     await mpx.publish("a", None)  # type: ignore[arg-type] # pyright: ignore
-    await mpx.request("a", b"x")  # type: ignore[call-arg] # pyright: ignore
+    await mpx.request("a", b"x")  # type: ignore[call-overload] # pyright: ignore
+    await mpx.request("a", Quote(), timeout=1)  # type: ignore[call-overload] # pyright: ignore
+    await mpx.request("a", Quote(), timeout=1, encode=Order.dump)  # type: ignore[arg-type] # pyright: ignore
+    mpx.serve("a", quote_now, decode=Order.parse)  # type: ignore[arg-type] # pyright: ignore
+    mpx.serve("a", quote_now, decode=Quote.parse, encode=Quote.dump)  # type: ignore[misc] # pyright: ignore
+    mpx.serve("a", quote_later, decode=Order.parse, encode=Order.dump)  # type: ignore[arg-type] # pyright: ignore
     mpx.serve("a", lambda request: 7)  # type: ignore[arg-type,return-value] # pyright: ignore
     mpx.serve("a", take_bytes)  # type: ignore[arg-type] # pyright: ignore
     mpx.new_channel_subscription(take_order)  # type: ignore[arg-type] # pyright: ignore

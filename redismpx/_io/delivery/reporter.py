@@ -11,6 +11,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import Any, NamedTuple, NoReturn
 
+from ...errors import DecodeError
 from ...typing import OnError
 from ..runtime.awaitable import is_awaitable
 from ..runtime.log import KINDS, LOG_INTERVAL, RecordLimit, logger
@@ -39,7 +40,8 @@ class Reporter:
     def failed(self, error: BaseException, callback: str, closed: bool) -> Report | None:
         """Report the exception of a callback; return an awaitable of on_error, if there is one."""
         report = None if closed else self._report(error)  # before a log handler may close the subscription
-        self.log(error, callback)
+        # Without its cause, which a traceback would show: it may repeat the payload.
+        self.log(error, None if isinstance(error, DecodeError) else callback)
         raise_in_loop(error)
         return report
 
