@@ -194,8 +194,9 @@ class EventQueue(Notifier, ABC):
         self.deliver = self.straight if not self.leaving else self._without_leaving(self.straight)
 
     def leave(self, names: set[bytes]) -> None:
-        """Ignore the events of names that were removed, until left() is called with each."""
-        self.leaving = names | self.leaving
+        """Ignore the events of names that were removed, until left() is called with each. Takes over the set."""
+        names |= self.leaving
+        self.leaving = names
         self.deliver = self._without_leaving(self.straight if self.buffer is None else self.buffer.put)
 
     def left(self, name: bytes) -> None:
