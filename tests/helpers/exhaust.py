@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -92,6 +91,8 @@ async def exhaust(url: str, seed: int) -> Counter[str]:
 
 
 def main() -> None:
+    import resource  # not on Windows
+
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**6)
     met = asyncio.run(exhaust(sys.argv[1], seed))

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 from redis.asyncio import ConnectionPool, Redis
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from redismpx import Multiplexer
+from redismpx import Multiplexer, NoResponders
 from redismpx._io.redispy.dial import dial
 
 from ..helpers.backoffs import QUICK
@@ -106,9 +106,9 @@ async def test_resp2_by_option_has_no_second_try() -> None:
 
 
 @contextmanager
-def server_without(flavour: str, *commands: str) -> Iterator[Server]:
+def server_without(flavour: str, *commands: str, options: tuple[str, ...] = ()) -> Iterator[Server]:
     """Start a server on which some commands are disabled."""
-    server = start_server(flavour, *(word for name in commands for word in ("--rename-command", name, "")))
+    server = start_server(flavour, *options, *(word for name in commands for word in ("--rename-command", name, "")))
     try:
         yield server
     finally:
@@ -131,6 +131,31 @@ async def test_disabled_commands_cost_nothing_else(flavour: str, commands: list[
             ):
                 await works(mpx)
                 assert [client["name"] for client in await admin.client_list()].count("me") == 2
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_a_cluster_node_without_hello_is_known_as_one(flavour: str) -> None:
+    """A node of a cluster counts its own subscribers only, so a request waits. It is known without HELLO."""
+    with (
+        server_without(flavour, "HELLO", options=("--cluster-enabled", "yes")) as node,
+        server_without(flavour, "HELLO") as single,
+    ):
+        async with Multiplexer(node.admin_url) as mpx:
+            with pytest.raises(TimeoutError):
+                await mpx.request("a", "x", timeout=0.3)
+        async with Multiplexer(single.admin_url) as mpx:
+            with pytest.raises(NoResponders):
+                await mpx.request("a", "x", timeout=5)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_a_request_that_cannot_be_published_leaves_no_promise(flavour: str) -> None:
+    """Without HELLO and PUBLISH a request fails, and the promise of its reply ends with it."""
+    with server_without(flavour, "HELLO", "PUBLISH") as server:
+        async with Multiplexer(server.admin_url) as mpx:
+            with pytest.raises(ResponseError, match="unknown command"):
+                await mpx.request("a", "x", timeout=5)
+            assert mpx.stats().promises == 0
 
 
 @pytest.mark.parametrize("words", [b"-ERR Client names cannot contain spaces", b"-NOPERM no", b"-unsupported"])
