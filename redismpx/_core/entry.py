@@ -95,7 +95,7 @@ class Entry(Generic[S]):
         if self._states is not None:
             states = self._states.copy()  # the garbage collector may remove a subscriber at any moment
             if list(states.values()).count(active) == len(states):  # much faster with 100,000 of them
-                return tuple(states)
+                return states.keys()
             return [subscriber for subscriber, state in states.items() if state is active]
         return () if self.only_subscriber is None or self.only_state is not active else (self.only_subscriber,)
 

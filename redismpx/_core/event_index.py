@@ -47,7 +47,11 @@ class EventIndex:
                 found += [self.end + 2 * n for n, channel in enumerate(channels) if channel == name]
             if others.count(name):
                 found += [self.end + 2 * n for n, other in enumerate(others) if other == name]
-            found += [self.end + 2 * n for n, other in enumerate(others) if type(other) is QueuedSignal]
+            found += [
+                self.end + 2 * n
+                for n, other in enumerate(others)
+                if type(other) is QueuedSignal and other.names is not None and name in other.names
+            ]
             found.sort()
         return [position for position in found if is_about(items, position, name)]
 

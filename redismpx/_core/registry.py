@@ -278,7 +278,7 @@ class Registry(Generic[S]):
             self._reconcile(entry)
             subscribers = entry.active_subscribers
             self.lost_names += bool(subscribers)
-            for subscriber in (None, *subscribers):  # None: a name without subscribers is a step too
+            for subscriber in subscribers or (None,):  # None: a name without subscribers is a step too
                 if subscriber is not None:
                     active[subscriber].append(entry)
                 steps += 1
