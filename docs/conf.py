@@ -43,6 +43,7 @@ nitpick_ignore = [
     ("py:class", "redis.backoff.AbstractBackoff"),
     ("py:class", "collections.abc.Callable"),  # Python
     ("py:class", "collections.abc.AsyncGenerator"),
+    ("py:class", "collections.abc.AsyncIterator"),
     ("py:class", "AbstractAsyncContextManager"),
     ("py:class", "collections.abc.Awaitable"),
     ("py:class", "collections.abc.Iterable"),

