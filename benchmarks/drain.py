@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from redismpx import Multiplexer
-from redismpx.subscription import MessageSubscription
+from redismpx.reading import MessageSubscription
 
 from . import floor
 from .harness import Bench, Case, Contestant
@@ -74,7 +74,7 @@ async def redismpx(drain: Drain, bench: Bench) -> None:
             else:
                 sub = channels = mpx.new_channel_subscription(callback)
                 channels.add(*drain.names)
-            await sub.wait_for_activation(30)
+            await sub.wait_for_activation(timeout=30)
 
             async def read() -> None:
                 async for message in sub:

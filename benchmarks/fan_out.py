@@ -42,7 +42,7 @@ async def redismpx(full: int, bench: Bench) -> None:
             for callback in new_callbacks(subscriptions, countdown):
                 sub = mpx.new_channel_subscription(callback)
                 sub.add("room:0")
-            await sub.wait_for_activation(30)
+            await sub.wait_for_activation(timeout=30)
             with bench.measured(subscriptions * messages):
                 bench.publish(publisher, messages)
                 await countdown.done.wait()

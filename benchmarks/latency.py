@@ -78,7 +78,7 @@ async def redismpx(bench: Bench) -> None:
     async with Multiplexer(bench.url) as mpx:
         sub = mpx.new_channel_subscription(ping_pong.arrive)
         sub.add("room:0")
-        await sub.wait_for_activation(30)
+        await sub.wait_for_activation(timeout=30)
         await ping_pong.measure()
 
 

@@ -68,14 +68,14 @@ async def subscribe(again: bool, bench: Bench) -> None:
                 for start in range(0, len(names), 1000):
                     sub.add(*names[start : start + 1000])
                     await asyncio.sleep(0)
-                await sub.wait_for_activation(60)
+                await sub.wait_for_activation(timeout=60)
         else:
             sub.add(*names)
-            await sub.wait_for_activation(60)
+            await sub.wait_for_activation(timeout=60)
             with floor.connect(bench.port) as admin, bench.measured(len(names)), stalls(bench):
                 await asyncio.to_thread(kill, admin)
                 await lost.wait()
-                await sub.wait_for_activation(60)
+                await sub.wait_for_activation(timeout=60)
         assert_subscribed(bench, len(names))
 
 
@@ -176,7 +176,7 @@ async def churn(bench: Bench) -> None:
                     sub.add(*rooms)
                     subs.append(sub)
                 for sub in subs:
-                    await sub.wait_for_activation(30)
+                    await sub.wait_for_activation(timeout=30)
                 for sub in subs:
                     sub.close()
 
@@ -260,7 +260,7 @@ async def idle(metric: str, bench: Bench) -> None:
                 sub = mpx.new_channel_subscription(ignore)
                 sub.add(b"room:%d" % number)
                 subs.append(sub)
-            await subs[-1].wait_for_activation(60)
+            await subs[-1].wait_for_activation(timeout=60)
         assert mpx.stats().channels == len(subs)
 
 

@@ -22,7 +22,7 @@ async def kept(bench: Bench) -> None:
     with DRAIN.publisher(bench) as publisher:
         async with Multiplexer(bench.url) as mpx:
             sub = mpx.new_promise_subscription("room:")
-            await sub.wait_for_activation(30)
+            await sub.wait_for_activation(timeout=30)
             least: dict[float | None, float] = {}
             for deadline in (None, 60.0) * ROUNDS:
                 # Frees the promises of the last round before this one is measured.
@@ -63,7 +63,7 @@ def bare_kept(bench: Bench) -> None:
 async def expired(bench: Bench) -> None:
     async with Multiplexer(bench.url) as mpx:
         sub = mpx.new_promise_subscription("room:")
-        await sub.wait_for_activation(30)
+        await sub.wait_for_activation(timeout=30)
         with bench.measured(count := bench.count(PROMISES)):
             promises = [sub.new_promise(str(number), 0.001) for number in range(count)]
             with suppress(PromiseTimeout):

@@ -220,7 +220,7 @@ async def serve(bench: Bench) -> None:
 
     with publisher:
         async with Multiplexer(bench.url, max_pending=number, max_pending_bytes=None) as mpx:
-            await mpx.serve("room:0", reply, concurrency=CONCURRENCY).wait_for_activation(30)
+            await mpx.serve("room:0", reply, concurrency=CONCURRENCY).wait_for_activation(timeout=30)
             with bench.measured(number):
                 bench.publish(publisher, number)
                 await countdown.done.wait()

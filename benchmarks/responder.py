@@ -15,7 +15,7 @@ async def serve_redis(port: int) -> None:
 
     async with Multiplexer(f"redis://127.0.0.1:{port}") as mpx:
         service = mpx.serve(SERVICE, lambda request: request.body, concurrency=CONCURRENCY)
-        await service.wait_for_activation(30)
+        await service.wait_for_activation(timeout=30)
         await until_stopped()
 
 

@@ -61,7 +61,7 @@ async def redismpx(load: Load, bench: Bench, countdown: Countdown) -> AsyncItera
     async with RedisCluster.from_url(bench.url) as client, Multiplexer(client) as mpx:
         sub = mpx.new_channel_subscription(countdown.function, sharded=load.sharded)
         sub.add(*load.names)
-        await sub.wait_for_activation(30)
+        await sub.wait_for_activation(timeout=30)
         yield countdown.done.wait
 
 

@@ -33,7 +33,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from redismpx import ConnectionLost, Envelope, InactiveSubscription, Multiplexer, PromiseInterrupted, PromiseTimeout
+from redismpx import ConnectionLost, Envelope, InactiveSubscription, Multiplexer, PromiseTimeout, SubscriptionIsClosed
 
 from .same_origin import SameOrigin
 
@@ -62,15 +62,15 @@ async def count(request: Request) -> Response:
         try:
             await redis.rpush(QUEUE, bytes(Envelope(body, reply_to=result.channel)))
             await redis.ltrim(QUEUE, -MAX_QUEUE, -1)
-            return Response(await result, media_type="application/json")
+            return Response(await result.get(), media_type="application/json")
         finally:
             result.cancel()  # the request has ended, perhaps before the result arrived
     except PromiseTimeout:
         raise HTTPException(504, "no worker sent a result in time") from None
     except (InactiveSubscription, RedisError):
         raise HTTPException(503, "Redis cannot be reached; try again") from None
-    except PromiseInterrupted as error:  # is also an asyncio.CancelledError, which would end this task
-        raise HTTPException(503, f"{error.reason}: the result may be missed; try again") from None
+    except (ConnectionLost, SubscriptionIsClosed):
+        raise HTTPException(503, "the result may be missed; try again") from None
 
 
 @contextlib.asynccontextmanager

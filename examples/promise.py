@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, PromiseInterrupted, PromiseTimeout
+from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, PromiseTimeout, SubscriptionIsClosed
 
 from .same_origin import SameOrigin
 
@@ -48,13 +48,13 @@ async def wait(request: Request) -> PlainTextResponse:
     if not 0 < timeout <= MAX_TIMEOUT:  # rejects NaN, too
         raise HTTPException(400, f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds")
     try:
-        payload = await promises.new_promise(suffix, timeout)
+        payload = await promises.new_promise(suffix, timeout).get()
     except PromiseTimeout:
         raise HTTPException(504, "no message arrived in time") from None
     except InactiveSubscription:
         raise HTTPException(503, "Redis cannot be reached; try again") from None
-    except PromiseInterrupted as error:  # is also an asyncio.CancelledError, which would end this task
-        raise HTTPException(503, f"{error.reason}: the message may be missed; try again") from None
+    except (ConnectionLost, SubscriptionIsClosed):
+        raise HTTPException(503, "the message may be missed; try again") from None
     return PlainTextResponse(payload[:MAX_BODY])
 
 

@@ -26,7 +26,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from redismpx import Multiplexer, NoResponders, PromiseInterrupted, PromiseTimeout, Request, RequestFailed, Service
+from redismpx import ConnectionLost, Multiplexer, NoResponders, PromiseTimeout, Request, RequestFailed, Service
 
 from .same_origin import SameOrigin
 
@@ -102,8 +102,8 @@ async def get_quote(request: HTTPRequest) -> Response:
         if not mpx.connected:
             raise HTTPException(503, "Redis cannot be reached; try again") from None
         raise HTTPException(504, str(error)) from None
-    except PromiseInterrupted as error:  # is also an asyncio.CancelledError, which would end this task
-        raise HTTPException(503, f"{error.reason}; try again") from None
+    except ConnectionLost:
+        raise HTTPException(503, "the reply may be missed; try again") from None
     if reply.cents is None:
         raise HTTPException(404, "this item is not sold here")
     return Response(msgspec.json.encode(reply), media_type="application/json")

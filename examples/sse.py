@@ -96,7 +96,7 @@ async def events(request: Request) -> EventStream:
 async def stream(sub: ChannelSubscription[str], lines: list[str]) -> AsyncIterator[str]:
     with contextlib.suppress(SubscriptionIsClosed, SubscriptionRefused):  # both end the stream
         with contextlib.suppress(TimeoutError):
-            await sub.wait_for_activation(HEARTBEAT)
+            await sub.wait_for_activation(timeout=HEARTBEAT)
         while True:
             while lines:
                 yield lines.pop(0)

@@ -23,22 +23,25 @@ from .errors import (
     TooManyPromises,
 )
 from .keys import KeyEvent, KeySubscription
-from .message import Message
+from .message import Activation, Disconnect, Event, Message
 from .multiplexer import Multiplexer
 from .pattern import PatternSubscription, escape_glob
 from .promise import Promise, PromiseSubscription
 from .request import Request
 from .service import Service
 from .stats import Stats
-from .typing import OnActivation, OnDisconnect, OnError, OnMessage
+from .typing import OnActivation, OnClose, OnDisconnect, OnError, OnMessage
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = [
+    "Activation",
     "ChannelSubscription",
     "ConnectionLost",
     "DecodeError",
+    "Disconnect",
     "Envelope",
+    "Event",
     "InactiveSubscription",
     "KeyEvent",
     "KeyEventsDisabled",
@@ -49,6 +52,7 @@ __all__ = [
     "MultiplexerIsClosed",
     "NoResponders",
     "OnActivation",
+    "OnClose",
     "OnDisconnect",
     "OnError",
     "OnMessage",

@@ -7,6 +7,7 @@ __all__ = [
     "check_bound",
     "check_callback",
     "check_overflow",
+    "check_plain",
     "check_positive",
     "check_seconds",
     "to_bytes",
@@ -18,6 +19,7 @@ __all__ = [
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import is_dataclass
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
@@ -76,7 +78,7 @@ def to_payload(data: Payload, max_bytes: int | None) -> bytes:
             except TypeError:
                 raise TypeError(
                     "data must be bytes, str, a buffer or an object with __bytes__, "
-                    f"not {type(data).__name__}; encode it first: str(data), json.dumps(data)"
+                    f"not {type(data).__name__}; encode it first: {_encoding_of(data)}"
                 ) from None
     if max_bytes is not None and len(data) > max_bytes:
         raise ValueError(
@@ -84,6 +86,17 @@ def to_payload(data: Payload, max_bytes: int | None) -> bytes:
             "publish a reference to the data instead, or raise max_payload"
         )
     return data
+
+
+def _encoding_of(data: object) -> str:
+    """Return the call that encodes a payload."""
+    if hasattr(type(data), "model_dump_json"):  # pydantic
+        return "data.model_dump_json()"
+    if hasattr(type(data), "__struct_fields__"):
+        return "msgspec.json.encode(data)"
+    if is_dataclass(data):
+        return "json.dumps(dataclasses.asdict(data))"
+    return "json.dumps(data)" if isinstance(data, (dict, list, tuple)) else "str(data), json.dumps(data)"
 
 
 def to_pattern(pattern: str | bytes, limits: Limits) -> bytes:
@@ -180,6 +193,13 @@ def check_callback(callback: _Callback, what: str, *arguments: str) -> _Callback
         call = f"{what}({', '.join(arguments)})"
         raise TypeError(f"{what} is called as {call}, but its parameters are {parameters}: {error}") from None
     return callback
+
+
+def check_plain(callback: _Callback, what: str, *arguments: str) -> _Callback:
+    """Return a plain function, or None, as check_callback() does; raise `TypeError` for a coroutine function."""
+    if inspect.iscoroutinefunction(callback):
+        raise TypeError(f"{what} must be a plain function: nothing can be awaited there; start a task in it")
+    return check_callback(callback, what, *arguments)
 
 
 def _takes(callback: object, count: int) -> bool:

@@ -12,7 +12,7 @@ from ._io.hub import Hub
 from ._io.runtime.slices import SLICE_STEPS
 from .arguments import to_bytes
 from .errors import MultiplexerIsClosed
-from .subscription import MessageSubscription
+from .reading import MessageSubscription
 from .typing import T
 
 

@@ -87,10 +87,13 @@ class MultiplexerIsClosed(RedisMPXError):
 
 
 class SubscriptionIsClosed(RedisMPXError):
-    """The subscription, or its multiplexer, is closed. Make a new subscription."""
+    """The subscription, or its multiplexer, is closed. Make a new subscription.
 
-    def __init__(self) -> None:
-        super().__init__("this subscription is closed; make a new one from the multiplexer")
+    From `Promise.get()`, also: the promises of the subscription were cleared.
+    """
+
+    def __init__(self, text: str = "this subscription is closed; make a new one from the multiplexer") -> None:
+        super().__init__(text)
 
 
 class InactiveSubscription(RedisMPXError):
@@ -128,8 +131,8 @@ class TooManyPromises(LimitReached):
 class ConnectionLost(RedisMPXError, ConnectionError):
     """The connection to Redis was lost, or some names on it. Messages published before the reconnect are missed.
 
-    The multiplexer reconnects by itself. From `publish()`: there was no connection, or it was lost before Redis
-    replied. The `__cause__` is the exception that caused the loss, if there is one.
+    The multiplexer reconnects by itself. From `publish()` and requests: there was no connection, or it was lost before
+    the reply. The `__cause__` is the exception that caused the loss, if there is one.
     """
 
     def __init__(
@@ -143,7 +146,8 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         self.names = names
         """The channels or patterns concerned; None: all of the subscription."""
         self.sent = sent
-        """From `publish()`: True if the message may have been published; False if it was not, and will not be."""
+        """From `publish()` and requests: True if the message may have been published; False if it was not, and will
+        not be."""
         self.node = node
         """From a key subscription in a cluster: the primary concerned, as `host:port`. None otherwise."""
 
@@ -255,16 +259,17 @@ class PromiseTimeout(RedisMPXError, TimeoutError):
 
 
 class PromiseInterrupted(RedisMPXError, asyncio.CancelledError):
-    """The message of a promise, or the reply to a request, can no longer be received: the wait for it was interrupted.
+    """The message of a promise can no longer be received: the wait for it was interrupted.
 
     It is an `asyncio.CancelledError` too, so that code which catches that for an interrupted promise works. Uncaught in
-    a task, it therefore ends the task as cancelled. After a lost connection, the `ConnectionLost` is its `__cause__`.
+    a task, it therefore ends the task as cancelled; `Promise.get()` raises an ordinary exception instead. After a lost
+    connection, the `ConnectionLost` is its `__cause__`.
     """
 
     def __init__(self, channel: bytes, reason: str) -> None:
-        super().__init__(f"the wait for a message or reply on {quote(channel)} was interrupted: {reason}")
+        super().__init__(f"the wait for a message on {quote(channel)} was interrupted: {reason}")
         self.channel = channel
-        """The channel of the promise, or of the request."""
+        """The channel of the promise."""
         self.reason = reason
         """`"connection lost"`, `"cleared"` or `"closed"`."""
 

@@ -17,7 +17,7 @@ from ._io.deployment.keyspace import KeySubscriber
 from ._io.hub import Hub
 from ._io.runtime.tasks import Tasks
 from .errors import quote
-from .subscription import MessageSubscription
+from .reading import MessageSubscription
 
 
 class KeyEvent(NamedTuple):
@@ -101,7 +101,7 @@ class KeySubscription:
         """
         self._messages.close()
 
-    async def wait_for_activation(self, timeout: float | None = None) -> None:
+    async def wait_for_activation(self, *, timeout: float | None = None) -> None:
         """Wait until the subscription is active: at every known primary.
 
         Offline, it waits for the connection. Cancelling it changes nothing else.

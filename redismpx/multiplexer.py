@@ -22,13 +22,15 @@ from ._io.deployment import DeploymentOptions, deployment_of
 from ._io.hub import Hub
 from ._io.redispy.client import client_from_url, reconnect_backoff
 from ._io.runtime.log import RecordLimit, logger
-from ._io.runtime.tasks import Tasks
-from ._io.session.session import SessionOptions, SessionState
+from ._io.runtime.tasks import Tasks, check_asyncio
+from ._io.session.session import SessionOptions
+from ._io.session.state import SessionState
 from .arguments import (
     Limits,
     check_bound,
     check_callback,
     check_overflow,
+    check_plain,
     check_positive,
     check_seconds,
     to_bytes,
@@ -46,7 +48,7 @@ from .promise import PromiseSubscription
 from .request import EncodedHandler, Handler, OutgoingRequest, Request, Requester
 from .service import Service, kind_of
 from .stats import Counters, Stats
-from .typing import Decode, Encode, OnActivation, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
+from .typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
 
 _S = TypeVar("_S")  # what `encode` takes
 
@@ -55,9 +57,13 @@ class Multiplexer:
     """One Redis connection for many subscriptions.
 
     A multiplexer may be made at import time: it needs neither a running event loop nor a server. It connects with the
-    first subscription, `publish()`, `connect()` or `async with` in a running event loop. Subscriptions made before that
-    are kept, and start with the first call inside a loop. Calls from another loop or thread, or in a forked child,
-    raise `RuntimeError`.
+    first subscription or `connect()` in a running event loop; `publish()` has a connection of its own. Subscriptions
+    made before that are kept, and start with the first call inside a loop. Calls from another loop or thread, or in a
+    forked child, raise `RuntimeError`, and so do subscriptions made in a thread without an event loop, unless it is the
+    main thread.
+
+    `async with` closes the multiplexer at the end, and opens a closed one again: without subscriptions, in the loop
+    that runs then. All other calls raise `MultiplexerIsClosed` when it is closed.
 
     After a lost connection, the multiplexer reconnects: at once, then with `backoff`, without an end. It subscribes to
     every name again, and each subscription gets a disconnect and an activation.
@@ -159,10 +165,8 @@ class Multiplexer:
             max_pattern_bytes=check_bound(max_pattern_bytes, "max_pattern_bytes"),
             max_pattern_stars=check_bound(max_pattern_stars, "max_pattern_stars"),
         )
-        budget = Budget(
-            check_bound(max_pending_bytes, "max_pending_bytes"),
-            check_bound(max_total_pending_bytes, "max_total_pending_bytes"),
-        )
+        each = check_bound(max_pending_bytes, "max_pending_bytes")
+        total = check_bound(max_total_pending_bytes, "max_total_pending_bytes")
         self._overflow = check_overflow(overflow)
         self._on_error = check_callback(on_error, "on_error", "error")
         client = client_from_url(redis, connection_options) if isinstance(redis, str) else redis
@@ -170,19 +174,28 @@ class Multiplexer:
             _check_client(client, connection_options)
         self._client = client
         self._is_owner = client is not redis
-        tasks, counters, record_limit = Tasks(), Counters(), RecordLimit()
-        sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters, record_limit)
         backoff = reconnect_backoff() if backoff is None else backoff
-        self._hub = Hub(
-            lambda on_end: deployment_of(
-                client, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
-            ),
-            tasks,
-            counters,
-            limits,
-            budget,
-            record_limit,
-        )
+
+        def new_hub() -> Hub:
+            tasks, counters, record_limit = Tasks(), Counters(), RecordLimit()
+            sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters, record_limit)
+            return Hub(
+                lambda on_end: deployment_of(
+                    client, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
+                ),
+                tasks,
+                counters,
+                limits,
+                Budget(each, total),
+                record_limit,
+            )
+
+        self._new_hub = new_hub
+        self._open()
+
+    def _open(self) -> None:
+        """Begin a life without subscriptions: the first one, or one after the end of the last."""
+        self._hub = self._new_hub()
         self._requester = Requester(self._hub, self._publish_request, self._on_error, self._max_pending)
 
     # --- subscriptions
@@ -198,6 +211,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
         sharded: bool = False,
     ) -> ChannelSubscription[bytes]: ...
 
@@ -212,6 +226,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
         sharded: bool = False,
     ) -> ChannelSubscription[T]: ...
 
@@ -225,6 +240,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
         sharded: bool = False,
     ) -> ChannelSubscription[Any]:
         """Make a subscription to channels, still without channels: `ChannelSubscription.add()` subscribes to them.
@@ -250,6 +266,8 @@ class Multiplexer:
             overflow: as for the `Multiplexer`, whose value is the default.
             on_error: called with each exception of a callback, and with `SlowConsumer`, `DecodeError` and
                 `SubscriptionRefused`. None: the `on_error` of the multiplexer.
+            on_close: called once when the subscription ends without a call of its own `close()`: with `"overflow"`, if
+                `overflow` is `"close"`, or with `"multiplexer closed"`. A plain function; it is the last callback.
             sharded: use sharded Pub/Sub (https://redis.io/docs/latest/develop/pubsub/). Its channels are separate from
                 the other channels: they get the messages of `publish(..., sharded=True)`. In a cluster, a message goes
                 to one shard only, to which there is a connection of its own. Needs Redis 7; an older server rejects the
@@ -269,7 +287,9 @@ class Multiplexer:
                 orders.add("orders:eu", "orders:us")
         """
         self._enter()
-        consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
+        consumer = self._consumer(
+            on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error, on_close
+        )
         return (ShardedChannelSubscription if sharded else ChannelSubscription)(self._hub, consumer)
 
     @overload
@@ -283,6 +303,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
         sharded: bool = False,
     ) -> AbstractAsyncContextManager[ChannelSubscription[bytes]]: ...
 
@@ -297,6 +318,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
         sharded: bool = False,
     ) -> AbstractAsyncContextManager[ChannelSubscription[T]]: ...
 
@@ -346,6 +368,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
     ) -> PatternSubscription[bytes]: ...
 
     @overload
@@ -360,6 +383,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
     ) -> PatternSubscription[T]: ...
 
     def new_pattern_subscription(
@@ -373,6 +397,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
     ) -> PatternSubscription[Any]:
         """Subscribe to all channels that match a glob pattern.
 
@@ -388,6 +413,7 @@ class Multiplexer:
             max_pending: as for the `Multiplexer`, whose value is the default.
             overflow: as for the `Multiplexer`, whose value is the default.
             on_error: as for `new_channel_subscription()`.
+            on_close: as for `new_channel_subscription()`.
 
         Returns:
             The subscription.
@@ -398,7 +424,9 @@ class Multiplexer:
             TypeError, ValueError: an argument is invalid, or the pattern is empty, too long, or has too many stars.
         """
         self._enter()
-        consumer = self._consumer(on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error)
+        consumer = self._consumer(
+            on_message, on_disconnect, on_activation, decode, max_pending, overflow, on_error, on_close
+        )
         return PatternSubscription(self._hub, consumer, to_pattern(pattern, self._hub.limits))
 
     def new_key_subscription(
@@ -414,6 +442,7 @@ class Multiplexer:
         max_pending: int | None = None,
         overflow: Overflow | OverflowName | None = None,
         on_error: OnError | None = None,
+        on_close: OnClose | None = None,
     ) -> KeySubscription:
         """Subscribe to the events of all keys that match a glob pattern: keyspace notifications.
 
@@ -443,6 +472,7 @@ class Multiplexer:
             overflow: as for the `Multiplexer`, whose value is the default. `"latest"` keeps the newest event of each
                 key.
             on_error: as for `new_channel_subscription()`; called with `KeyEventsDisabled` too.
+            on_close: as for `new_channel_subscription()`.
 
         Returns:
             The subscription.
@@ -463,7 +493,7 @@ class Multiplexer:
         self._enter()
         name = to_key_name(pattern, db, self._hub.limits, has_subkeys=subkeys)
         check_callback(on_event, "on_event", "event")
-        consumer = self._consumer(None, on_disconnect, on_activation, None, max_pending, overflow, on_error)
+        consumer = self._consumer(None, on_disconnect, on_activation, None, max_pending, overflow, on_error, on_close)
         return KeySubscription(self._hub, consumer, on_event, name, to_events(events))
 
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
@@ -628,9 +658,9 @@ class Multiplexer:
                 a cluster, and not without the right to `INFO`. There, the request waits for its timeout.
             PromiseTimeout: no reply arrived within `timeout`.
             RequestFailed: the handler of the service raised; the reason is its text.
-            PromiseInterrupted: the connection was lost, or the multiplexer closed, before the reply arrived. It is
-                unknown whether the request was handled. This is an `asyncio.CancelledError` too.
-            MultiplexerIsClosed: the multiplexer is closed or drains.
+            ConnectionLost: the connection was lost before the reply arrived. If `sent` is true, it is unknown whether
+                the request was handled; if not, it was not published, and will not be.
+            MultiplexerIsClosed: the multiplexer is closed or drains, or was closed before the reply arrived.
             SubscriptionRefused: Redis rejects the pattern for the replies.
             TooManyPromises, TooManyPatterns: a limit is reached.
             redis.exceptions.ResponseError: Redis rejected the request, as for `publish()`.
@@ -896,9 +926,8 @@ class Multiplexer:
             async with asyncio.timeout(timeout):
                 await self._hub.deployment.main.connected()
         except TimeoutError:
-            outage = self._hub.deployment.main.outage
-            detail = "" if outage is None else f"; the last attempt: {outage.reason}"
-            raise TimeoutError(f"no connection to Redis within {timeout} s{detail}") from outage
+            main = self._hub.deployment.main
+            raise TimeoutError(f"no connection to Redis within {timeout} s: {main.progress}") from main.outage
 
     def stats(self) -> Stats:
         """Return a snapshot of the state and the counters. Works in every state, also when closed.
@@ -928,21 +957,22 @@ class Multiplexer:
 
     def __repr__(self) -> str:
         s = self.stats()
+        state = s.state if self._hub.has_loop or self._hub.closed else "waits for an event loop"
         return (
-            f"<Multiplexer {s.state} epoch={s.connections} channels={s.channels} patterns={s.patterns} "
+            f"<Multiplexer {state} epoch={s.connections} channels={s.channels} patterns={s.patterns} "
             f"pending={s.pending} dropped={s.dropped}>"
         )
 
     # --- the end
 
     def close(self) -> None:
-        """Close everything at once. No callback is called after this returns.
+        """Close everything at once. No callback is called after this returns, except `on_close`.
 
         All subscriptions are closed, and outstanding promises and `publish()` calls fail. Async callbacks that are
         being awaited are cancelled, except one that calls `close()`, itself or by way of a task that it has started.
-        Of very many of these, most fail or are cancelled in the next iterations of the loop, some in each. May be
-        called at any time, also from inside a callback; without effect when closed already. Sockets and tasks are
-        released in the next iterations of the loop; `aclose()` waits for all of this.
+        Of very many of these, most end in the next iterations of the loop, some in each, and `on_close` is called then.
+        May be called at any time, also from inside a callback; without effect when closed already. Sockets and tasks
+        are released in the next iterations of the loop; `aclose()` waits for all of this.
         """
         if not self._hub.closed:
             self._hub.check()
@@ -1015,6 +1045,14 @@ class Multiplexer:
             await self._client.aclose()
 
     async def __aenter__(self) -> Self:
+        """Open the multiplexer, or open it again after its end: without subscriptions, in the loop that runs now."""
+        hub = self._hub
+        hub.check()
+        check_asyncio()  # otherwise it would wait for a loop that never runs
+        if hub.closed:
+            await self.aclose()  # after close(), not everything may be released yet
+            if self._hub is hub:
+                self._open()
         self._enter()
         return self
 
@@ -1060,6 +1098,7 @@ class Multiplexer:
         max_pending: int | None,
         overflow: Overflow | OverflowName | None,
         on_error: OnError | None,
+        on_close: OnClose | None,
     ) -> Consumer:
         return Consumer(
             check_callback(on_message, "on_message", "channel", "message"),
@@ -1069,6 +1108,7 @@ class Multiplexer:
             check_callback(decode, "decode", "payload"),
             self._max_pending if max_pending is None else check_positive(max_pending, "max_pending"),
             self._overflow if overflow is None else check_overflow(overflow),
+            check_plain(on_close, "on_close", "reason"),
         )
 
 
@@ -1087,8 +1127,15 @@ def _check_times(
 
 def _check_client(client: object, connection_options: dict[str, Any]) -> None:
     if not isinstance(client, (Redis, RedisCluster)):
-        kind = f"{type(client).__module__}.{type(client).__name__}"
-        raise TypeError(f"redis must be a URL or a client, redis.asyncio.Redis or RedisCluster, not {kind}")
+        module, name = type(client).__module__, type(client).__name__
+        hint = ""
+        if module.startswith("redis."):
+            hint = f": from redis.asyncio import {'RedisCluster' if name == 'RedisCluster' else 'Redis'}"
+        elif module.startswith("valkey."):
+            hint = ": redis-py's clients connect to Valkey, too; or pass its URL"
+        raise TypeError(
+            f"redis must be a URL or a client, redis.asyncio.Redis or RedisCluster, not {module}.{name}{hint}"
+        )
     if connection_options:
         names = ", ".join(connection_options)
         raise TypeError(f"options ({names}) are for a URL only; set them on the client instead")

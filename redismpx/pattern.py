@@ -10,7 +10,7 @@ from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from .arguments import to_bytes
 from .errors import quote
-from .subscription import MessageSubscription
+from .reading import MessageSubscription
 from .typing import T
 
 

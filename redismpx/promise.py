@@ -13,7 +13,15 @@ from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from ._io.runtime.timers import Deadlines
 from .arguments import check_seconds, to_bytes
-from .errors import ConnectionLost, InactiveSubscription, PromiseInterrupted, PromiseTimeout, TooManyPromises, quote
+from .errors import (
+    ConnectionLost,
+    InactiveSubscription,
+    PromiseInterrupted,
+    PromiseTimeout,
+    SubscriptionIsClosed,
+    TooManyPromises,
+    quote,
+)
 from .stats import Counters
 from .subscription import Subscription
 from .typing import OnError
@@ -66,6 +74,29 @@ class Promise(asyncio.Future[bytes]):
     def channel(self) -> bytes:
         """The channel whose next message resolves the promise."""
         return self._channel
+
+    async def get(self) -> bytes:
+        """Wait for the message, as `await promise` does, with ordinary exceptions only.
+
+        `PromiseInterrupted` is an `asyncio.CancelledError`, which asyncio takes for the end of a task. Here, its place
+        is taken by an exception that a `TaskGroup` reports. A cancelled `get()` cancels the promise.
+
+        Returns:
+            The payload of the message.
+
+        Raises:
+            PromiseTimeout: the deadline has passed.
+            ConnectionLost: the connection was lost, so the message may have been missed.
+            SubscriptionIsClosed: the subscription was cleared, or it or its multiplexer was closed.
+        """
+        self._outstanding.check_loop()
+        try:
+            return await self
+        except PromiseInterrupted as error:
+            cause = error.__cause__
+            if isinstance(cause, ConnectionLost):
+                raise ConnectionLost(cause.reason, cause.names) from cause.__cause__
+            raise SubscriptionIsClosed(str(error)) from None
 
     def cancel(self, msg: object = None) -> bool:
         """Give up the promise. Cancelling a task that awaits the promise does the same.
@@ -252,7 +283,7 @@ class PromiseSubscription(Subscription):
             loop = asyncio.get_running_loop()
             since = loop.time()
             try:
-                await self.wait_for_activation(timeout)
+                await self.wait_for_activation(timeout=timeout)
             except TimeoutError as error:
                 raise PromiseTimeout(channel, timeout or 0.0) from error
             if timeout is not None:
@@ -278,8 +309,8 @@ class PromiseSubscription(Subscription):
         """
         super().close()
 
-    def _end(self) -> None:
-        super()._end()
+    def _end(self, reason: str | None) -> None:
+        super()._end(reason)
         self._fail_all("closed")
 
     def _make_promise(self, channel: bytes, timeout: float | None, seconds: float | None) -> Promise:

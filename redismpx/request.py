@@ -139,9 +139,9 @@ class Requester:
         except PromiseTimeout as error:
             raise PromiseTimeout(channel, timeout, "reply to a request") from error.__cause__
         except PromiseInterrupted as error:
-            raise PromiseInterrupted(channel, error.reason) from error.__cause__
+            raise _interruption(error.__cause__) from error.__cause__
         except SubscriptionIsClosed:
-            raise PromiseInterrupted(channel, "closed") from None
+            raise MultiplexerIsClosed from None
         return read_reply(channel, reply, request.decode)
 
     async def request_many(
@@ -151,7 +151,7 @@ class Requester:
         self._hub.enter()
         channel = request.channel
         failure: RequestFailed | DecodeError | None = None
-        count = 0
+        count, is_sent = 0, False
         replies = _ReplySubscription(self._hub, self._on_error, self._max_pending, timeout)
         try:
             reply_to = self._prefix + secrets.token_urlsafe(16).encode()
@@ -160,6 +160,7 @@ class Requester:
             except TimeoutError as error:
                 raise PromiseTimeout(channel, timeout, "reply to a request") from error.__cause__
             await self._send(request, reply_to, replies.outcome)
+            is_sent = True
             while count != limit and (reply := await replies.next()) is not None:
                 count += 1
                 try:
@@ -169,8 +170,7 @@ class Requester:
                 else:
                     yield body
         except SubscriptionIsClosed:
-            lost = replies.lost
-            raise PromiseInterrupted(channel, "closed" if lost is None else "connection lost") from lost
+            raise _interruption(replies.lost, sent=is_sent) from replies.lost
         finally:
             replies.close()
         if failure is not None:
@@ -196,11 +196,9 @@ class Requester:
         except NoResponders:
             if not outcome.done():
                 raise
-        except (ConnectionLost, MultiplexerIsClosed) as error:
-            if outcome.done():
-                return
-            reason = "connection lost" if isinstance(error, ConnectionLost) else "closed"
-            raise PromiseInterrupted(request.channel, reason) from error
+        except (ConnectionLost, MultiplexerIsClosed):
+            if not outcome.done():
+                raise
 
     async def _publish_request(self, request: OutgoingRequest, reply_to: bytes) -> None:
         data = request.encode(reply_to)
@@ -227,7 +225,7 @@ class _ReplySubscription:
     async def subscribe(self, reply_to: bytes) -> None:
         """Subscribe to the reply channel, and wait until Redis has confirmed it. Raises `TimeoutError`."""
         self._subscription.add(reply_to)
-        await self._subscription.wait_for_activation(self._timeout)
+        await self._subscription.wait_for_activation(timeout=self._timeout)
 
     async def next(self) -> bytes | None:
         """Wait for the next reply; return None when all replies that arrived before the deadline have been read."""
@@ -266,6 +264,11 @@ class _ReplySubscription:
     def _finish(self, error: ConnectionLost | None) -> None:
         if not self.outcome.done():
             self.outcome.set_result(error)
+
+
+def _interruption(cause: BaseException | None, *, sent: bool = True) -> ConnectionLost | MultiplexerIsClosed:
+    """Return the error of a request whose replies can no longer be received: because of `cause`, or of the end."""
+    return ConnectionLost(cause.reason, sent=sent) if isinstance(cause, ConnectionLost) else MultiplexerIsClosed()
 
 
 async def _run_until_done(future: asyncio.Future[Any], coroutine: Coroutine[Any, Any, None]) -> None:

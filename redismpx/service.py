@@ -101,8 +101,8 @@ class Service(Subscription):
         """
         super().close()
 
-    def _end(self) -> None:
-        super()._end()
+    def _end(self, reason: str | None) -> None:
+        super()._end(reason)
         for task in tuple(self._tasks):
             if not belongs_to(task) and not task.get_loop().is_closed():
                 task.cancel()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["MessageSubscription", "Subscription"]
+__all__ = ["Subscription"]
 
 import asyncio
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
+from functools import partial
 from types import TracebackType
-from typing import Generic, Self
+from typing import Self
 from weakref import WeakMethod
 
 from ._core.overflow import Overflow
@@ -17,10 +17,8 @@ from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.delivery.inbox import Inbox
 from ._io.hub import Hub
-from .arguments import check_seconds
-from .errors import SubscriptionIsClosed, SubscriptionRefused
-from .message import Message, new_message
-from .typing import T
+from .arguments import check_seconds, to_bytes
+from .errors import SubscriptionIsClosed, SubscriptionRefused, quote
 
 
 class Subscription(ABC):
@@ -33,7 +31,7 @@ class Subscription(ABC):
     def __init__(self, hub: Hub, consumer: Consumer, label: str) -> None:
         self._hub = hub
         # Only the hub keeps a subscription alive: the inbox, which the registry refers to, must not.
-        close = _weakly(self.close) if consumer.overflow is Overflow.CLOSE else None
+        close = _weakly(self._close, "overflow") if consumer.overflow is Overflow.CLOSE else None
         self._inbox = Inbox(consumer, label, hub.delivery, close)
         hub.join(self, keep=consumer.has_callbacks)
 
@@ -61,47 +59,61 @@ class Subscription(ABC):
         unsubscribed in the next iterations of the loop. Works offline. Without effect when the subscription is closed
         already.
         """
+        self._close(None)
+
+    def _close(self, reason: str | None) -> None:
         if self._inbox.closed:
             return
         self._hub.check()
-        self._end()
+        self._end(reason)
         self._hub.release(self._kind, self._names, self._inbox)
         self._hub.leave(self)
 
-    def _end(self) -> None:
-        """End, without a look at what is subscribed."""
-        self._inbox.close()
+    def _end(self, reason: str | None) -> None:
+        """End, without a look at what is subscribed; `reason` says why, unless the subscription was asked to."""
+        self._inbox.close(reason)
 
-    async def wait_for_activation(self, timeout: float | None = None) -> None:
-        """Wait until every name of this subscription is active on the server.
+    async def wait_for_activation(self, *names: str | bytes, timeout: float | None = None) -> None:
+        """Wait until names of this subscription are active on the server, all at the same time.
 
         Offline, it waits for the connection. Cancelling it changes nothing else.
 
         Args:
+            names: channels of this subscription, or its pattern; `str` is encoded as UTF-8. None given: all names of
+                the subscription, with those that are added during the wait.
             timeout: seconds to wait. None: no limit.
 
         Raises:
-            TimeoutError: not all names are active within `timeout`. If there is no connection, the `ConnectionLost` is
-                its `__cause__`.
-            SubscriptionRefused: the server rejects one of the names.
+            TimeoutError: not all of these names are active within `timeout`. If there is no connection, the
+                `ConnectionLost` is its `__cause__`.
+            SubscriptionRefused: the server rejects one of these names.
             SubscriptionIsClosed: the subscription or its multiplexer is closed, or was closed during the wait.
-            TypeError, ValueError: the timeout is invalid.
+            ValueError: the subscription does not have one of these names, or it was removed during the wait.
+            TypeError, ValueError: a name or the timeout is invalid.
+
+        Example:
+            ::
+
+                subscription.add("news", "weather")
+                await subscription.wait_for_activation("news", timeout=5)
         """
         check_seconds(timeout, "timeout")
+        wanted = {to_bytes(name, "a name") for name in names}
+        is_done = partial(self._are_active, wanted, []) if wanted else self._is_active
         self._hub.enter()
-        if self._is_active():
+        if is_done():
             return
         try:
             async with asyncio.timeout(timeout):
-                while not self._is_active():
+                while not is_done():
                     await self._inbox.wait()
         except TimeoutError:
-            missing = len(self._names) - self._inbox.active
-            outage = self._hub.outage(self._kind)
-            reason = "the server has not confirmed them yet" if outage is None else outage.reason
+            total = len(wanted or self._names)
+            missing = total - (len(self.active & wanted) if wanted else self._inbox.active)
+            reason = self._hub.progress(self._kind)
             raise TimeoutError(
-                f"{missing} of {len(self._names)} names not active within {timeout} s ({reason}): {self!r}"
-            ) from outage
+                f"{missing} of {total} names not active within {timeout} s ({reason}): {self!r}"
+            ) from self._hub.outage(self._kind)
 
     async def _consumed(self) -> None:
         """Wait until the consumer has handled all events received so far."""
@@ -120,6 +132,20 @@ class Subscription(ABC):
             raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
         return self._inbox.active == len(self._names)
 
+    def _are_active(self, names: set[bytes], missing: list[bytes]) -> bool:
+        """Tell the same of some names. `missing` has those that were not active, for the next call: most still are."""
+        self._check_open()
+        for name, refusal in self._inbox.refusals.items():
+            if name in names:
+                raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
+        while missing and self._hub.is_active(self._kind, missing[-1], self._inbox):
+            missing.pop()
+        if not missing:  # others may have been lost since the last call
+            missing += [name for name in names if not self._hub.is_active(self._kind, name, self._inbox)]
+        if missing and missing[-1] not in self._names:
+            raise ValueError(f"{quote(missing[-1])} is not a name of this subscription: {self!r}; add it first")
+        return not missing
+
     def _check_open(self) -> None:
         if self._inbox.closed:
             raise SubscriptionIsClosed
@@ -127,6 +153,8 @@ class Subscription(ABC):
     def _describe(self, subject: str) -> str:
         inbox = self._inbox
         state = "closed" if inbox.closed else f"active={inbox.active}/{len(self._names)}"
+        if not (inbox.closed or self._hub.has_loop):
+            state = "waits for an event loop"
         return f"<{type(self).__name__} {subject} {state} pending={inbox.pending} dropped={inbox.dropped}>"
 
     async def __aenter__(self) -> Self:
@@ -139,126 +167,13 @@ class Subscription(ABC):
         self.close()
 
 
-def _weakly(method: Callable[[], object]) -> Callable[[], object]:
-    """Return a function that calls a method, but does not keep its object alive."""
+def _weakly(method: Callable[[str], object], reason: str) -> Callable[[], object]:
+    """Return a function that calls a method with a reason, but does not keep its object alive."""
     reference = WeakMethod(method)
 
     def call() -> None:
         alive = reference()
         if alive is not None:
-            alive()
+            alive(reason)
 
     return call
-
-
-class MessageSubscription(Subscription, Generic[T]):
-    """A subscription whose messages go to `on_message`; without `on_message`, it is read."""
-
-    __slots__ = ()
-
-    _source: bytes | None = None
-    """The pattern of a pattern subscription; None for channels."""
-
-    @property
-    def pending(self) -> int:
-        """The number of buffered messages: received, and not yet delivered."""
-        return self._inbox.pending
-
-    @property
-    def dropped(self) -> int:
-        """The number of messages dropped so far.
-
-        A message is dropped when the buffer is full, when `decode` raises, or when its channel is removed or the
-        subscription closed while it is buffered. The messages received are those delivered, dropped and pending.
-        """
-        return self._inbox.dropped
-
-    async def get(self, timeout: float | None = None) -> Message[T]:
-        """Wait for the next message, and return it.
-
-        Offline, it returns buffered messages, then waits. A cancelled `get()` loses no message.
-
-        Args:
-            timeout: seconds to wait. None: no limit. 0: return a buffered message, or raise `TimeoutError`.
-
-        Returns:
-            The message, with its payload decoded.
-
-        Raises:
-            TimeoutError: no message arrived within `timeout`. If there is no connection, the `ConnectionLost` is its
-                `__cause__`.
-            SubscriptionIsClosed: the subscription or its multiplexer is closed, or was closed during the wait.
-            RuntimeError: the subscription has `on_message`, or another task is reading it.
-            TypeError, ValueError: the timeout is invalid.
-        """
-        self._check_read()
-        check_seconds(timeout, "timeout")
-        self._check_open()
-        self._hub.enter()
-        try:
-            if timeout is None:
-                channel, data = await self._inbox.read()
-            elif (message := self._inbox.read_nowait()) is not None:  # also with a timeout of 0
-                channel, data = message
-            else:
-                async with asyncio.timeout(timeout):
-                    channel, data = await self._inbox.read()
-        except EOFError:
-            raise SubscriptionIsClosed from None
-        except TimeoutError:
-            raise TimeoutError(f"no message within {timeout} s: {self!r}") from self._hub.outage(self._kind)
-        return new_message((channel, data, self._source))
-
-    def get_nowait(self) -> Message[T]:
-        """Return the next buffered message, without waiting. Works offline.
-
-        Returns:
-            The message, with its payload decoded.
-
-        Raises:
-            asyncio.QueueEmpty: no message is buffered.
-            SubscriptionIsClosed: the subscription or its multiplexer is closed.
-            RuntimeError: the subscription has `on_message`, or another task is reading it.
-        """
-        self._check_read()
-        self._check_open()
-        self._hub.enter()
-        message = self._inbox.read_nowait()
-        if message is None:
-            raise asyncio.QueueEmpty
-        return new_message((*message, self._source))
-
-    def __aiter__(self) -> Self:
-        """Read the messages one by one. The iteration ends when the subscription closes."""
-        self._check_read()
-        self._hub.enter()
-        return self
-
-    async def __anext__(self) -> Message[T]:
-        if batch := self._inbox.batch:
-            return new_message((batch.pop(), batch.pop(), self._source))
-        try:
-            message = self._inbox.read_in_turn()
-            if message is None:
-                self._hub.enter()
-                message = await self._inbox.read()
-        except EOFError:
-            raise StopAsyncIteration from None
-        return new_message((*message, self._source))
-
-    def __del__(self) -> None:  # at any moment, in any thread
-        inbox = getattr(self, "_inbox", None)  # None: __init__ raised
-        if inbox is None or inbox.closed or inbox.consumer.has_callbacks:
-            return
-        if self._hub.abandon(self) and self._names:
-            warnings.warn(
-                f"{self!r} is closed, because nobody refers to it and it has no callbacks; close it when it is not "
-                "needed any more, or keep a reference to it",
-                ResourceWarning,
-                stacklevel=1,
-                source=self,
-            )
-
-    def _check_read(self) -> None:
-        if not self._inbox.is_read:
-            raise RuntimeError("this subscription has on_message, so it cannot be read; make one without on_message")

@@ -5,7 +5,7 @@ A callback is a plain function, a coroutine function, or any callable that retur
 
 from __future__ import annotations
 
-__all__ = ["Decode", "Encode", "OnActivation", "OnDisconnect", "OnError", "OnMessage", "OverflowName", "Payload", "T"]
+__all__ = ["Decode", "Encode", "OnActivation", "OnClose", "OnDisconnect", "OnError", "OnMessage", "OverflowName", "Payload", "T"]
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, SupportsBytes, TypeAlias, TypeVar, Union
@@ -31,6 +31,9 @@ OnDisconnect: TypeAlias = Callable[[ConnectionLost], object]
 
 OnActivation: TypeAlias = Callable[[bytes], object]
 """Called with each name (channel or pattern) when it becomes active, and again after each reconnect."""
+
+OnClose: TypeAlias = Callable[[str], object]
+"""Called once when a subscription ends without a call of its own `close()`, with the reason. A plain function."""
 
 OnError: TypeAlias = Callable[[Exception], object]
 """Called with each exception of a callback, and with `SlowConsumer`, `DecodeError` and `SubscriptionRefused`."""

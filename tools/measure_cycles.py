@@ -41,12 +41,12 @@ async def cycle(url: str, admin: Redis, kill: bool, wait: bool, graceful: bool) 
     mpx = Multiplexer(url)
     sub = mpx.new_channel_subscription(lambda *_: None)
     sub.add("a")
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     if kill:
         await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         if wait:
             await until(lambda: mpx.stats().connections == 2)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
     if graceful:
         await mpx.aclose()
     else:

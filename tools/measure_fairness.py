@@ -62,7 +62,7 @@ async def burst(server: Server, kind: str) -> float:
     async with Multiplexer(server.url, max_pending=MESSAGES) as mpx:
         sub = mpx.new_channel_subscription({"function": count, "coroutine": count_async, "reader": None}[kind])
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
 
         async def read() -> None:
             async for _ in sub:
@@ -90,7 +90,7 @@ async def fan_out(server: Server) -> float:
         subs = [mpx.new_channel_subscription(count) for _ in range(SUBSCRIPTIONS)]
         for sub in subs:
             sub.add("a")
-        await subs[-1].wait_for_activation(60)
+        await subs[-1].wait_for_activation(timeout=60)
         gc.freeze()  # so that garbage collection of these objects is not measured
 
         async def work() -> None:

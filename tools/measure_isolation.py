@@ -56,7 +56,7 @@ async def one_round(url: str, with_bad: bool) -> float:
         for sub in subs:
             sub.add("a")
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         pipe = client.pipeline(transaction=False)
         for number in range(MESSAGES):
             pipe.publish("a", number)

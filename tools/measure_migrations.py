@@ -97,7 +97,7 @@ async def migrate(cluster: Cluster, channels: int, moves: int, failovers: int, r
             sub.add(name)
             subs.append(sub)
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         stream = Stream(other, checkers, rate, result)
         streaming = asyncio.create_task(stream.run())
         for change in range(moves + failovers):

@@ -64,7 +64,7 @@ async def measure(url: str, count: int) -> None:
             sub.add(*names[start : start + 1000])
             await asyncio.sleep(0)
         added = time.monotonic() - began
-        await sub.wait_for_activation(ACTIVATION_TIMEOUT)
+        await sub.wait_for_activation(timeout=ACTIVATION_TIMEOUT)
         took, stall = time.monotonic() - began, stalls.take()
         memory = (resident_memory() - before) / 1e6
         server = (int((await admin.info("memory"))["used_memory"]) - server_before) / 1e6

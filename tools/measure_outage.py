@@ -55,7 +55,7 @@ async def outage(server: Server, proxy: Proxy, frozen: Server, minutes: float) -
         for number, sub in enumerate(subs):
             sub.add(str(number))
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         records.levels.clear()
 
         proxy.refusing = True
@@ -74,7 +74,7 @@ async def outage(server: Server, proxy: Proxy, frozen: Server, minutes: float) -
         frozen.thaw()
         began = loop.time()
         for sub in subs:
-            await sub.wait_for_activation(60)
+            await sub.wait_for_activation(timeout=60)
         print(f"the servers are back; all subscriptions are active after {loop.time() - began:.1f} s")
     finally:
         for mpx in mpxs:

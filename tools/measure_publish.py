@@ -82,7 +82,7 @@ async def publish_while_killing(server: Server, admin: Redis, tasks: int, each: 
     async with Multiplexer(server.url, publish_timeout=30) as mpx:
         sub = mpx.new_channel_subscription(on_message)  # uses the connection of type pubsub, which is not killed
         sub.add("load")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await asyncio.gather(kill(), *(caller(mpx, task) for task in range(tasks)))
         await admin.publish("load", "end")
         await asyncio.wait_for(ended.wait(), 30)

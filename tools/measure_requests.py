@@ -28,10 +28,10 @@ from collections.abc import AsyncIterator
 from redis.asyncio import Redis
 
 from redismpx import (
+    ConnectionLost,
     Envelope,
     Multiplexer,
     NoResponders,
-    PromiseInterrupted,
     PromiseTimeout,
     Request,
     RequestFailed,
@@ -63,7 +63,7 @@ async def serve(url: str, number: int) -> None:
     mpx = Multiplexer(url, on_error=lambda _: None, max_pending=1_000_000)
     for channel in (SHARED, f"{SHARED}-{number}"):
         service = mpx.serve(channel, handle, concurrency=1_000_000)
-        await service.wait_for_activation(30)
+        await service.wait_for_activation(timeout=30)
     print("ready", flush=True)
     await asyncio.Event().wait()
 
@@ -108,7 +108,7 @@ async def send_request(mpx: Multiplexer, number: int, timeout: float, outcomes: 
         outcome, mine = "timed out", body
     except NoResponders:
         outcome, mine = "no responders", body
-    except PromiseInterrupted:
+    except ConnectionLost:
         outcome, mine = "interrupted", body
     assert mine == body, f"{body!r} got the reply to {mine!r}"
     outcomes[outcome] += 1

@@ -224,7 +224,7 @@ async def herd(flavour: str) -> None:
                     sharded=True,
                 )
                 sub.add(*names)
-                await sub.wait_for_activation(30)
+                await sub.wait_for_activation(timeout=30)
             dead = await cluster.owner(names[0])
             others = [node for node in cluster.nodes if node is not dead]
             await cluster.give_up_after(5)

@@ -41,11 +41,14 @@ CLUSTER_KEYS = "tests/cluster/test_keys.py"
 KEYS = "tests/live/test_keys.py"
 KEYSPACE = "tests/core/test_keyspace.py"
 LAST_MESSAGES = "tests/live/test_last_messages.py"
+CONNECTING = "tests/live/test_connecting.py"
+EVENTS = "tests/live/test_events.py"
 FOREIGN_LOOP = "tests/live/test_foreign_loop.py"
 LOGGING = "tests/live/test_logging.py"
 PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
+REOPENING = "tests/live/test_reopening.py"
 REQUEST = "tests/live/test_request.py"
 RECONNECT = "tests/live/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
@@ -111,8 +114,8 @@ MUTANTS = [
     Mutant(
         "wait_for_new_promise loops for ever",
         "subscription.py",
-        "while not self._is_active():",
-        "while self._is_active() is not None:",
+        "while not is_done():",
+        "while is_done() is not None:",
         f"{PROMISE} -k a_message_counts_before_the_promise_is_awaited",
     ),
     Mutant(
@@ -325,7 +328,7 @@ MUTANTS = [
     Mutant(
         "P6: callbacks go on after close()",
         "_io/hub.py",
-        "        self.slices.begin(subscription._end for subscription in subscriptions)\n",
+        '        self.slices.begin(partial(subscription._end, "multiplexer closed") for subscription in subscriptions)\n',
         "",
         "tests/live/test_lifecycle.py",
     ),
@@ -437,15 +440,15 @@ MUTANTS = [
     Mutant(
         "a signal overtakes the messages before it in a burst",
         "_io/delivery/inbox.py",
-        "        self.flush()\n        if self.buffer is not None:\n            self.buffer.signal",
-        "        if self.buffer is not None:\n            self.buffer.signal",
+        "        self.flush()\n        buffer = self._event_buffer()\n        if buffer is not None:\n            buffer.sig",
+        "        buffer = self._event_buffer()\n        if buffer is not None:\n            buffer.sig",
         "tests/live/test_overflow.py -k keeps_its_place",
     ),
     Mutant(
         "a disconnect overtakes the messages before it in a burst",
         "_io/delivery/inbox.py",
-        "        self.flush()\n        if self.buffer is not None:\n            self.drop(self.buffer.disc",
-        "        if self.buffer is not None:\n            self.drop(self.buffer.disc",
+        "        self.flush()\n        buffer = self._event_buffer()\n        if buffer is not None:\n            self.drop(",
+        "        buffer = self._event_buffer()\n        if buffer is not None:\n            self.drop(",
         "tests/live/test_overflow.py -k keeps_its_place",
     ),
     Mutant(
@@ -682,8 +685,8 @@ MUTANTS = [
     Mutant(
         "P4: close() of very many subscriptions is one step of the loop",
         "_io/hub.py",
-        "        self.slices.begin(subscription._end for subscription in subscriptions)\n",
-        "        for subscription in subscriptions:\n            subscription._end()\n",
+        '        self.slices.begin(partial(subscription._end, "multiplexer closed") for subscription in subscriptions)\n',
+        "        for subscription in subscriptions:\n            subscription._end(None)\n",
         f"{CLOSING} -k very_many",
     ),
     Mutant(
@@ -1299,8 +1302,8 @@ MUTANTS = [
     Mutant(
         "the overflow close keeps a subscription that nobody refers to",
         "subscription.py",
-        "_weakly(self.close) if consumer",
-        "self.close if consumer",
+        '_weakly(self._close, "overflow") if consumer',
+        'partial(self._close, "overflow") if consumer',
         f"{UNREAD} -k an_unread_subscription_warns_and_is_closed",
     ),
     Mutant(
@@ -1317,17 +1320,61 @@ MUTANTS = [
         "        self.deployment.start()\n",
         f"{UNREAD} -k a_subscription_lost_before_the_loop_is_closed",
     ),
+    # events()
+    Mutant(
+        "an event is lost while a reader of events waits",
+        "_io/delivery/inbox.py",
+        "return self.hold() if self.buffer is None and self.reads_events and not self.closed else self.buffer",
+        "return self.buffer",
+        f"{EVENTS} -k the_gap_where_it_lies",
+    ),
+    Mutant(
+        "the worker takes the events of a reader",
+        "_io/delivery/worker.py",
+        "signal = None if queue.reads_events else buffer.pop_signal()",
+        "signal = buffer.pop_signal()",
+        f"{EVENTS} -k errors_go_to_on_error",
+    ),
+    Mutant(
+        "a late events() has lost the activations behind buffered messages",
+        "_io/delivery/inbox.py",
+        "(was_refused or self.is_read)",
+        "was_refused",
+        f"{EVENTS} -k begin_with_what_is_active",
+    ),
+    Mutant(
+        "a late events() activates names too early",
+        "_core/event_list.py",
+        "                names.discard(signal)\n",
+        "                pass\n",
+        f"{EVENTS} -k begin_with_what_is_active",
+    ),
+    # Another life.
+    Mutant(
+        "two tasks that open a multiplexer get two lives",
+        "multiplexer.py",
+        "            if self._hub is hub:\n",
+        "            if True:\n",
+        f"{REOPENING} -k at_once_leaves_nothing",
+    ),
+    Mutant(
+        "publishing alone dials two connections",
+        "_io/session/session.py",
+        "while self.registry.is_empty and not",
+        "while False and not",
+        f"{CONNECTING} -k publishing_alone",
+    ),
     # Another loop.
     Mutant(
         "async for may begin in another loop",
-        "subscription.py",
+        "reading.py",
         "        self._check_read()\n        self._hub.enter()\n        return self\n",
         "        self._check_read()\n        return self\n",
         f"{FOREIGN_LOOP} -k each_entry_rejects_another_loop",
     ),
     Mutant(
         "async for may wait in another loop",
-        "subscription.py",
+        "reading.py",
         "            if message is None:\n                self._hub.enter()\n",
         "            if message is None:\n",
         f"{FOREIGN_LOOP} -k an_iteration_that_began_here",

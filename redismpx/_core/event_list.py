@@ -75,6 +75,16 @@ class EventList(ABC):
         self._tidy()
         return before - self.count
 
+    def active_before(self, active: Iterable[bytes]) -> set[bytes]:
+        """Return the names that were active before the queued events, given those that are active after them."""
+        names = set(active)
+        for channel, signal in reversed(list(pairs(self._items[self._head :]))):
+            if channel is None and type(signal) is bytes:
+                names.discard(signal)
+            elif channel is None and signal is not None and signal.kind is Signal.DISCONNECT:
+                names |= (signal.lost or set()) if signal.names is None else signal.names
+        return names
+
     def pop_signal(self) -> QueuedSignal | None:
         """Remove and return the oldest event, if that is a signal."""
         if not self.signal_is_next:

@@ -30,9 +30,7 @@ class QueuedSignal:
 
     __slots__ = ("argument", "kind", "lost", "names")
 
-    def __init__(
-        self, kind: Signal, argument: object, names: set[bytes] | None, lost: set[bytes] | None = None
-    ) -> None:
+    def __init__(self, kind: Signal, argument: Any, names: set[bytes] | None, lost: set[bytes] | None = None) -> None:
         self.kind = kind
         self.argument = argument
         self.names = names

@@ -31,7 +31,7 @@ class Closable(Protocol):
     """What a hub knows of a subscription."""
 
     def close(self) -> None: ...
-    def _end(self) -> None: ...
+    def _end(self, reason: str | None) -> None: ...
     async def _consumed(self) -> None: ...
 
 
@@ -189,17 +189,36 @@ class Hub:
         """Return why there is no connection for names of a kind now; None while there is one."""
         return self.deployment.outage(kind)
 
+    def progress(self, kind: Kind) -> str:
+        """Say what is known about why some names of a kind are not active yet."""
+        return self.deployment.progress(kind)
+
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Call `callback` in the next iteration of the loop."""
         self.deployment.main.call_soon(callback)
 
     # --- one loop
 
+    @property
+    def has_loop(self) -> bool:
+        """Whether it is bound to a loop. Before that, subscriptions are kept, and wait for it."""
+        return self._loop is not None
+
     def enter(self) -> None:
-        """Begin a public call: bind to the first loop that runs, and start; reject any other loop."""
+        """Begin a public call: bind to the first loop that runs, and start; reject any other loop.
+
+        Without a loop, only the main thread may call: it is the one that runs a loop later.
+        """
         loop = self.check()
-        if loop is None or self._loop is not None or self.closed:
+        if self._loop is not None or self.closed:
             return
+        if loop is None:
+            if threading.current_thread() is not threading.main_thread():
+                raise RuntimeError(
+                    "no asyncio event loop runs in this thread, so nothing would ever arrive: make this call in the "
+                    "thread of the loop, inside a coroutine or callback"
+                )
+            return  # at import time, for example: a loop runs later
         self._loop = loop
         self._owner = (os.getpid(), threading.get_ident())
         self._close_abandoned()
@@ -256,7 +275,7 @@ class Hub:
         failures = self.deployment.close()
         subscriptions = chain(self._kept, self._read)
         self._kept, self._read = set(), WeakSet()
-        self.slices.begin(subscription._end for subscription in subscriptions)
+        self.slices.begin(partial(subscription._end, "multiplexer closed") for subscription in subscriptions)
         self.slices.begin(failures)
         if self._loop is not None and not self._loop.is_closed():
             self.cancel()
@@ -267,5 +286,8 @@ class Hub:
 
     async def ended(self) -> None:
         """Wait until the end has come to every subscription and task."""
-        await self.slices.done()
-        await self.tasks.ended()
+        if self._loop is not None and self._loop.is_closed():
+            self.slices.finish()
+        else:
+            await self.slices.done()
+            await self.tasks.ended()

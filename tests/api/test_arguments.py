@@ -16,6 +16,7 @@ from redis.backoff import ConstantBackoff
 from redismpx import Multiplexer
 
 PASSWORD = "canary-password"
+FOREIGN = type("Valkey", (), {"__module__": "valkey.client"})()  # a client of another library
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,8 @@ PASSWORD = "canary-password"
     [
         ((None,), {}, TypeError, "redis must be a URL"),
         ((b"redis://localhost",), {}, TypeError, "not builtins.bytes"),
-        ((redis.Redis(),), {}, TypeError, "redis.asyncio.Redis"),
+        ((redis.Redis(),), {}, TypeError, "redis.client.Redis: from redis.asyncio import Redis"),
+        ((FOREIGN,), {}, TypeError, "valkey.client.Valkey: redis-py's clients connect to Valkey"),
         (("http://localhost",), {}, ValueError, r"redis://, rediss:// .*valkey://.*unix://.*redis\+sentinel://"),
         (("localhost:6379",), {}, ValueError, "schemes"),
         ((f"redis://:{PASSWORD}@localhost:99999",), {}, ValueError, "cannot be used"),

@@ -137,11 +137,11 @@ async def test_classic_names_work_at_any_node(shared_cluster: Cluster) -> None:
         mpxs = [await stack.enter_async_context(multiplexing(shared_cluster)) for _ in checkers]
         for mpx, checker in zip(mpxs, checkers, strict=True):
             sub = mpx.new_pattern_subscription("p*", *checker.callbacks, on_error=checker.on_error)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         subs = [mpx.new_channel_subscription() for mpx in mpxs]
         for sub in subs:
             sub.add("channel")
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         where = await shared_cluster.patterns()
         assert len(where) > 1  # they spread over the nodes
         assert await connections(shared_cluster) == Counter(
@@ -160,7 +160,7 @@ async def test_classic_names_work_at_any_node(shared_cluster: Cluster) -> None:
         assert [await promise for promise in promises] == [promise.channel for promise in promises]
 
         service = mpxs[0].serve("upper", lambda request: request.body.upper())
-        await service.wait_for_activation(10)
+        await service.wait_for_activation(timeout=10)
         assert [await mpx.request("upper", "a", timeout=10) for mpx in mpxs] == [b"A"] * 8
         with pytest.raises(PromiseTimeout):  # Redis's count says nothing of other nodes
             await mpxs[0].request("nobody", "a", timeout=0.1)
@@ -183,7 +183,7 @@ async def test_a_lost_link_is_replaced_by_one_to_another_node(shared_cluster: Cl
             last = node
             await node.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await until(lambda gaps=gaps: checker.disconnects == gaps + 1)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         assert losses(checker) == [None] * 6
         assert not checker.faults
 
@@ -205,7 +205,7 @@ async def test_links_exist_only_while_they_are_needed(shared_cluster: Cluster, m
         for number, node in enumerate((first, second, third), 1):
             names += await at(node, 5, "many")
             sub.add(*names)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             expected[node] += 1
             assert mpx.stats().shards == number
             await at_their_owners(shared_cluster, names)
@@ -220,7 +220,7 @@ async def test_links_exist_only_while_they_are_needed(shared_cluster: Cluster, m
         checker.removed(names[9])
         checker.added(names[9])
         sub.add(names[9])  # before its link is closed
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         sub.remove(*names[10:])
         await until(lambda: mpx.stats().shards == 2)
         checker.removed(*names[5:9], *names[10:])
@@ -240,17 +240,17 @@ async def test_a_link_needed_again_in_time_stays(shared_cluster: Cluster, monkey
     async with multiplexing(shared_cluster) as mpx:
         checker = Checker()
         sub = new_sub(mpx, checker, one)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         for _ in range(5):
             sub.remove(one)
             checker.removed(one)
             sub.add(other)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             sub.remove(other)
             checker.removed(other)
             checker.added(one, other)
             sub.add(one)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         loop = asyncio.get_running_loop()
         shards = mpx._hub.deployment.shards
         assert shards is not None
@@ -294,7 +294,7 @@ async def test_slots_of_names_agree_with_redis(shared_cluster: Cluster) -> None:
     async with multiplexing(shared_cluster) as mpx:
         checker = Checker()
         await mpx.connect(10)  # so the slot map has been seen
-        await new_sub(mpx, checker, *names).wait_for_activation(10)
+        await new_sub(mpx, checker, *names).wait_for_activation(timeout=10)
         await at_their_owners(shared_cluster, names)
         assert await refused(shared_cluster) == before  # no node had to lead them elsewhere
         for name in names:
@@ -321,7 +321,7 @@ async def test_a_moved_slot_is_a_gap_of_its_names_alone(shared_cluster: Cluster)
             new_sub(mpx, checkers[3], moving, *others, sharded=False),
         ]
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         made = mpx.stats().connections
         for to in (target, source):
             for checker in checkers[:2]:
@@ -357,12 +357,12 @@ async def test_removing_a_name_of_a_moving_slot_harms_nobody(shared_cluster: Clu
         async with multiplexing(shared_cluster, options) as mpx:
             checker, spared = Checker(), Checker()
             sub, other = new_sub(mpx, checker, moving), new_sub(mpx, spared, *others[:-1])
-            await sub.wait_for_activation(10)
-            await other.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
+            await other.wait_for_activation(timeout=10)
             made = mpx.stats().connections
             proxy.to_server.stall = True
             other.add(others[-1])
-            await other.wait_for_activation(10)  # one piece still passes, and no more from now on
+            await other.wait_for_activation(timeout=10)  # one piece still passes, and no more from now on
             sub.remove(moving)
             checker.removed(moving)
             assert await shared_cluster.shard_subscribers([moving]) == {moving: {source: 1}}
@@ -372,7 +372,7 @@ async def test_removing_a_name_of_a_moving_slot_harms_nobody(shared_cluster: Clu
             await shared_cluster.move_slot(moving, target)
             assert await shared_cluster.shard_subscribers([moving]) == {moving: {}}
             proxy.to_server.stall = False
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await at_their_owners(shared_cluster, [*others, *sub.channels])
             assert await mpx.publish(others[0], "x", sharded=True) == 1
             await until(lambda: spared.messages == 1)
@@ -389,12 +389,12 @@ async def test_a_name_added_after_a_move_finds_its_node(shared_cluster: Cluster)
     settled, moved = await at(source, 2)
     async with multiplexing(shared_cluster) as mpx:
         first, checker = Checker(), Checker()
-        await new_sub(mpx, first, settled).wait_for_activation(10)  # so the slot map has been seen
+        await new_sub(mpx, first, settled).wait_for_activation(timeout=10)  # so the slot map has been seen
         for to in (target, source):
             checker.events.clear()
             await shared_cluster.move_slot(moved, to)
             sub = new_sub(mpx, checker, moved)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await at_their_owners(shared_cluster, [settled, moved])
             assert checker.events == [("activation", moved)]
             sub.close()
@@ -432,19 +432,19 @@ async def test_slots_without_owner_are_waited_for(shared_cluster: Cluster) -> No
     async with multiplexing(shared_cluster) as mpx:
         checker, waiting = Checker(), Checker()
         sub = new_sub(mpx, checker, held, lost)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         for name in (lost, late):
             for node in shared_cluster.live:
                 await node.ask("CLUSTER", "DELSLOTS", key_slot(name))
         await until(lambda: losses(checker) == [frozenset({lost})])
         other = new_sub(mpx, waiting, late)
         with pytest.raises(TimeoutError):
-            await other.wait_for_activation(0.3)
+            await other.wait_for_activation(timeout=0.3)
         assert waiting.events == []
         for name in (lost, late):
             await target.ask("CLUSTER", "ADDSLOTS", key_slot(name))
-        await other.wait_for_activation(20)
-        await sub.wait_for_activation(20)
+        await other.wait_for_activation(timeout=20)
+        await sub.wait_for_activation(timeout=20)
         await at_their_owners(shared_cluster, [held, lost, late])
         assert checker.kinds == ["activation", "activation", "disconnect", "activation"]
         assert waiting.events == [("activation", late)]
@@ -468,7 +468,7 @@ async def test_a_lost_link_is_a_gap_of_its_own_names_alone(shared_cluster: Clust
             new_sub(mpx, classic, *here, *there, sharded=False),
         ]
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         await kill_shard_clients(third)
         await until(lambda: both.activations == 12 and few.activations == 2)
         await at_their_owners(shared_cluster, here + there)
@@ -491,7 +491,7 @@ async def test_names_move_to_the_promoted_replica(shared_cluster: Cluster, how: 
         checker, spared = Checker(), Checker()
         sub, still = new_sub(mpx, checker, *moving, *staying), new_sub(mpx, spared, *staying)
         for each in (sub, still):
-            await each.wait_for_activation(10)
+            await each.wait_for_activation(timeout=10)
         promoted = await shared_cluster.failover(primary, how)
         await until(lambda: checker.disconnects and checker.active == {*moving, *staying})
         assert await shared_cluster.owner(moving[0]) is promoted
@@ -513,7 +513,7 @@ async def test_an_outdated_slot_map_does_not_lead_back(shared_cluster: Cluster) 
     async with multiplexing(shared_cluster) as mpx:
         checker = Checker()
         sub = new_sub(mpx, checker, *names)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         try:
             for node in uninformed:
                 await node.ask(
@@ -532,7 +532,7 @@ async def test_an_outdated_slot_map_does_not_lead_back(shared_cluster: Cluster) 
             for node in uninformed:
                 await node.ask("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -1)
         await shared_cluster.settled()
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await at_their_owners(shared_cluster, names)
         assert not checker.faults + checker.errors
 
@@ -544,7 +544,7 @@ async def test_names_follow_added_and_removed_nodes(shared_cluster: Cluster) -> 
     async with multiplexing(shared_cluster) as mpx:
         checker = Checker()
         sub = new_sub(mpx, checker, *names)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         node = await shared_cluster.add_node()
         for name in names[:2]:
             await shared_cluster.move_slot(name, node)
@@ -571,7 +571,7 @@ async def test_everything_recovers_from_a_dead_primary(cluster: Cluster) -> None
     async with multiplexing(cluster) as mpx, multiplexing(cluster) as publishing:
         classic = Checker(lambda _: b"p*")
         pattern = mpx.new_pattern_subscription("p*", *classic.callbacks, on_error=classic.on_error)
-        await pattern.wait_for_activation(10)
+        await pattern.wait_for_activation(timeout=10)
         while primary not in (where := await cluster.patterns()):
             for node in where:
                 await node.ask("CLIENT", "KILL", "TYPE", "pubsub")
@@ -579,7 +579,7 @@ async def test_everything_recovers_from_a_dead_primary(cluster: Cluster) -> None
             await until(lambda gaps=gaps: classic.activations > gaps and bool(classic.active))
         subs = [new_sub(mpx, checker, name) for name, checker in checkers.items()]
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         gaps = classic.disconnects
         stream = Stream(publishing, checkers, 500, result)
         streaming = asyncio.create_task(stream.run())
@@ -619,7 +619,7 @@ async def test_a_frozen_primary_is_left_for_its_replica(cluster: Cluster, goes_o
         checker, spared = Checker(), Checker()
         sub, still = new_sub(mpx, checker, *here), new_sub(mpx, spared, *there)
         for each in (sub, still):
-            await each.wait_for_activation(10)
+            await each.wait_for_activation(timeout=10)
         await cluster.give_up_after(1)
         primary.freeze()
         try:
@@ -702,13 +702,13 @@ async def test_callbacks_may_do_anything_when_slots_move(shared_cluster: Cluster
             subscribe(lambda *_: 1 / 0),
         ]
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         for moves, to in enumerate((target, source, target, source), 1):
             await shared_cluster.move_slot(tag, to)
             await until(lambda moves=moves: checkers[0].disconnects == 6 * moves and all(s._inbox.idle for s in subs))
             still = [sub for sub in subs if not sub.closed]
             for sub in still:
-                await sub.wait_for_activation(10)
+                await sub.wait_for_activation(timeout=10)
             await at_their_owners(shared_cluster, {staying}.union(*(sub.channels for sub in still)))
         for sub, checker in zip(subs, checkers, strict=True):
             assert not checker.faults
@@ -746,7 +746,7 @@ async def test_publishes_follow_a_moving_slot_in_order(shared_cluster: Cluster) 
         Monitor(source.admin) as here,
         Monitor(target.admin) as there,
     ):
-        await new_sub(listening, checker, *names).wait_for_activation(10)
+        await new_sub(listening, checker, *names).wait_for_activation(timeout=10)
 
         async def move() -> None:
             for to in (target, source, target, source, target):
@@ -781,7 +781,7 @@ async def test_first_publishes_find_the_owner_in_order(shared_cluster: Cluster) 
     names = [name for node in await shared_cluster.primaries() for name in await at(node, 3)]
     checker = Checker()
     async with multiplexing(shared_cluster) as listening, multiplexing(shared_cluster) as mpx:
-        await new_sub(listening, checker, *names).wait_for_activation(10)
+        await new_sub(listening, checker, *names).wait_for_activation(timeout=10)
         calls = [mpx.publish(name, str(number), sharded=True) for number in range(50) for name in names]
         assert set(await asyncio.gather(*calls)) == {1}
         await until(lambda: checker.messages == len(calls))
@@ -832,7 +832,7 @@ async def test_the_end_is_clean_while_slots_move_and_links_linger(shared_cluster
         mpx = Multiplexer(client, backoff=QUICK)
         checker = Checker()
         sub = new_sub(mpx, checker, moving, leaving)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await mpx.publish(moving, "0", sharded=True)
         sub.remove(leaving)
         checker.removed(leaving)
@@ -878,7 +878,7 @@ async def test_drain_delivers_all_received_shard_messages(shared_cluster: Cluste
     async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
         sub = mpx.new_channel_subscription(on_message, sharded=True)
         sub.add(*names)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
 
         async def publish(name: bytes) -> None:
             for number in itertools.count():
@@ -913,7 +913,7 @@ async def test_the_given_client_stays_untouched(shared_cluster: Cluster) -> None
         before = state()
         async with Multiplexer(client) as mpx:
             sub = new_sub(mpx, Checker(), name)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await mpx.publish(name, "x", sharded=True)
             await mpx.publish(name, "x")
             assert state() == before
@@ -938,7 +938,7 @@ async def test_connection_errors_name_their_cause(shared_cluster: Cluster) -> No
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert isinstance(caught.value.__cause__.__cause__, AuthenticationError)
         with pytest.raises(TimeoutError, match=r"slot map of the cluster cannot be read.*invalid username-password"):
-            await sub.wait_for_activation(0.05)
+            await sub.wait_for_activation(timeout=0.05)
     async with Multiplexer(RedisCluster(host="127.0.0.1", port=free_port()), backoff=QUICK, publish_timeout=0.5) as mpx:
         sub = new_sub(mpx, Checker(), "name")
         await both_failed(mpx)
@@ -947,7 +947,7 @@ async def test_connection_errors_name_their_cause(shared_cluster: Cluster) -> No
         assert isinstance(caught.value.__cause__, ConnectionLost)
         assert isinstance(caught.value.__cause__.__cause__, RedisConnectionError)
         with pytest.raises(TimeoutError, match="slot map of the cluster cannot be read"):
-            await sub.wait_for_activation(0.05)
+            await sub.wait_for_activation(timeout=0.05)
         with pytest.raises(ConnectionLost, match="not sent within") as lost:
             await mpx.publish("name", "x", sharded=True)
         assert not lost.value.sent
@@ -971,7 +971,7 @@ async def test_least_privilege_users_are_enough(shared_cluster: Cluster) -> None
             sub = new_sub(mpx, shard, name)
             other = mpx.new_pattern_subscription("chat:*", *pattern.callbacks, on_error=pattern.on_error)
             for each in (sub, other):
-                await each.wait_for_activation(10)
+                await each.wait_for_activation(timeout=10)
             assert await connections(shared_cluster) == {}
             await speaking.publish(name, "0", sharded=True)
             await speaking.publish(name, "0")
@@ -1008,7 +1008,7 @@ async def test_a_former_primarys_zero_count_is_not_trusted(shared_cluster: Clust
     (served,) = await at(owner)
     async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
         service = other.serve(served, answer, sharded=True)
-        await service.wait_for_activation(10)
+        await service.wait_for_activation(timeout=10)
         assert await mpx.request(served, "?", timeout=10, sharded=True) == b"answer"
         await shared_cluster.failover(owner)
         await at_their_owners(shared_cluster, [served])
@@ -1023,7 +1023,7 @@ async def test_a_zero_count_leads_to_the_new_primary(shared_cluster: Cluster, mo
     async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
         checker = Checker()
         sub = new_sub(other, checker, name)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         assert await mpx.publish(name, "0", sharded=True) == 1
         await shared_cluster.failover(owner)
         await at_their_owners(shared_cluster, [name])
@@ -1044,7 +1044,7 @@ async def test_publishing_leaves_a_demoted_primary_at_once(
     (name,) = await at(owner)
     async with multiplexing(shared_cluster) as other, multiplexing(shared_cluster) as mpx:
         checker = Checker()
-        await new_sub(other, checker, name).wait_for_activation(10)
+        await new_sub(other, checker, name).wait_for_activation(timeout=10)
         assert await mpx.publish(name, "0", sharded=True) == 1
         await shared_cluster.failover(owner)
         await at_their_owners(shared_cluster, [name])
@@ -1110,7 +1110,7 @@ async def stuck(mpx: Multiplexer, channel: bytes, *others: bytes) -> tuple[Chann
     gate = asyncio.Event()
     sub = mpx.new_channel_subscription(hang, lambda error: lost.append(error.names), sharded=True)
     sub.add(channel, *others)
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     await mpx.publish(channel, b"x", sharded=True)
     await asyncio.wait_for(entered.wait(), 5)
     lost.append(gate.set)
@@ -1134,12 +1134,12 @@ async def test_add_of_a_sharded_channel_makes_no_connection(
     async with multiplexing(shared_cluster) as mpx:
         await mpx.connect(10)
         sub = new_sub(mpx, Checker(), names[0])
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         before = len(made)
         adding = True
         sub.add(*names)
         adding = False
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         assert made[before:] == [False] * len(names[1:])
 
 
@@ -1163,11 +1163,11 @@ async def test_a_backoff_that_cannot_be_copied_is_shared(shared_cluster: Cluster
     async with Multiplexer(client, backoff=backoff) as mpx:
         checker = Checker()
         sub = new_sub(mpx, checker, name)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         for number in (1, 2):
             await kill_shard_clients(await shared_cluster.owner(0))
             await until(lambda number=number: checker.disconnects == number)  # type: ignore[misc]
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         assert backoff.calls
         assert not checker.faults
 
@@ -1182,11 +1182,11 @@ async def test_a_disconnect_loses_the_names_that_are_removed(shared_cluster: Clu
             let_go = lost.pop()
             await kill_shard_clients(node)
             await until(lambda sub=sub: sub._inbox.active == 0)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             sub.add(three)
             for name in removed:
                 sub.remove(name)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             let_go()
             await until(lambda sub=sub: sub._inbox.idle)
             assert lost == expected
@@ -1204,11 +1204,11 @@ async def test_disconnects_of_changing_names_do_not_fill_a_buffer(shared_cluster
                 sub.add(two)
             else:
                 sub.remove(two)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             connections = mpx.stats().connections
             await kill_shard_clients(node)
             await until(lambda before=connections: mpx.stats().connections > before)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         buffer = sub._inbox.buffer
         assert buffer is not None
         assert buffer.signals <= 6

@@ -62,7 +62,7 @@ async def test_all_events_arrive_through_a_failover(cluster: Cluster, how: Liter
     events: list[Any] = []
     async with multiplexing(cluster) as (mpx, client):
         sub = mpx.new_key_subscription("*", *[events.append] * 3)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         before = await set_keys(client, "before")
         await until(lambda: len(events) == 301)
         assert events[0] == b"*"
@@ -87,7 +87,7 @@ async def test_the_events_of_the_other_primaries_go_on(cluster: Cluster) -> None
     events: list[Any] = []
     async with multiplexing(cluster) as (mpx, client):
         sub = mpx.new_key_subscription("*", *[events.append] * 3)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         primary, other = (await cluster.primaries())[:2]
         slots = (await other.word()).slots
         key = next(key for key in (f"key-{number}" for number in range(10_000)) if client.keyslot(key) in slots)
@@ -99,7 +99,7 @@ async def test_the_events_of_the_other_primaries_go_on(cluster: Cluster) -> None
         assert events[2] == KeyEvent(key.encode(), b"set", 0)
         assert not sub.active
         with pytest.raises(TimeoutError, match="0/1") as raised:
-            await sub.wait_for_activation(0.05)
+            await sub.wait_for_activation(timeout=0.05)
         assert isinstance(raised.value.__cause__, ConnectionLost)
 
 
@@ -110,7 +110,7 @@ async def test_a_key_is_subscribed_at_its_owner_only(shared_cluster: Cluster) ->
     channel = b"__keyspace@0__:" + key.encode()
     async with multiplexing(shared_cluster) as (mpx, client):
         sub = mpx.new_key_subscription(key, *[events.append] * 3, events={"set"})  # a slot that moves deletes its keys
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         owner = await shared_cluster.owner(key)
         assert await shared_cluster.subscribers([channel]) == {channel: {owner: 1}}
         assert await shared_cluster.patterns() == {}
@@ -134,7 +134,7 @@ async def test_a_new_primary_is_found(cluster: Cluster) -> None:
     events: list[Any] = []
     async with multiplexing(cluster) as (mpx, client):
         sub = mpx.new_key_subscription("*", *[events.append] * 3, events={"set"})
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         node = await cluster.add_node()
         await publishing(cluster)
         await cluster.move_slot("{new}", node)
@@ -149,7 +149,7 @@ async def test_primaries_are_left_when_nobody_listens(shared_cluster: Cluster) -
     async with multiplexing(shared_cluster) as (mpx, client):
         subs = [mpx.new_key_subscription("*") for _ in range(3)]
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         primaries = set(await shared_cluster.primaries())
         assert await shared_cluster.patterns() == dict.fromkeys(primaries, 1)
         assert mpx.stats().patterns == 1
@@ -190,7 +190,7 @@ async def test_key_events_by_hand_warn_once(
             else:
                 mpx.new_channel_subscription(print).add("news", "__keyevent@0__:expired")
         key = mpx.new_key_subscription("*")
-        await key.wait_for_activation(10)
+        await key.wait_for_activation(timeout=10)
     (text,) = [text for text in warnings(caplog) if "__key" in text]
     assert "new_key_subscription()" in text
 
@@ -202,7 +202,7 @@ async def test_key_subscriptions_end_with_the_multiplexer(shared_cluster: Cluste
         async with multiplexing(shared_cluster) as (mpx, _client):
             sub = mpx.new_key_subscription("*")
             if is_active:
-                await sub.wait_for_activation(10)
+                await sub.wait_for_activation(timeout=10)
             else:
                 await asyncio.sleep(0)
             await (mpx.drain(10) if how == "drain" else mpx.aclose())

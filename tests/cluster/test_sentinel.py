@@ -88,7 +88,7 @@ async def listening(manager: Sentinel, **options: Any) -> AsyncIterator[tuple[Mu
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(PATIENCE)
+        await sub.wait_for_activation(timeout=PATIENCE)
         yield mpx, checker
 
 
@@ -149,7 +149,7 @@ async def test_all_names_follow_each_failover(sentinels: Sentinels, caplog: pyte
         listener = mpx.new_pattern_subscription("x*", *pattern.callbacks)
         promises = mpx.new_promise_subscription("promise-")
         for each in sub, listener, promises:
-            await each.wait_for_activation(PATIENCE)
+            await each.wait_for_activation(timeout=PATIENCE)
         broken = promises.new_promise("broken", PATIENCE)
         failovers: list[Callable[[], Awaitable[Server]]] = [
             sentinels.failover,
@@ -162,7 +162,7 @@ async def test_all_names_follow_each_failover(sentinels: Sentinels, caplog: pyte
             assert master is not old
             await until(lambda n=number: channels.disconnects == pattern.disconnects == n, PATIENCE)
             for each in sub, listener, promises:
-                await each.wait_for_activation(PATIENCE)
+                await each.wait_for_activation(timeout=PATIENCE)
             with pytest.raises(PromiseInterrupted):
                 await broken
             await settled(master.admin, {b"a", b"b", HELLO}, 2)
@@ -212,7 +212,7 @@ async def test_passwords_of_servers_and_sentinels_stay_secret(flavour: str, capl
             checker = Checker()
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
-            await sub.wait_for_activation(PATIENCE)
+            await sub.wait_for_activation(timeout=PATIENCE)
             master = await sentinels.failover()
             await until(lambda: checker.activations == 2, PATIENCE)
             await settled(master.admin, {b"a", HELLO})
@@ -446,7 +446,7 @@ async def test_a_replica_named_as_master_is_not_used(
         assert (stats.state == "connected", stats.connections) == (False, 0)
         assert f"127.0.0.1:{old.port} is not a master" in str(stats.last_error)
         word.said.master = new
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await settled(new.admin, {b"a", HELLO})
         await settled(old.admin, set())
         assert mpx.stats().connections == 1
@@ -490,7 +490,7 @@ async def test_without_the_right_to_role_it_connects(
     async with multiplexer(OneWord(server), service=lambda word: word.master_for(MASTER, **options)) as mpx:
         sub = mpx.new_channel_subscription()
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await settled(server.admin, {b"a", HELLO})
         assert mpx.stats().connections == 1
     await server.release()
@@ -517,7 +517,7 @@ async def test_slave_for_subscribes_at_a_replica(
         for mpx, checker in (at_master, above), (at_replica, below):
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         await settled(master.admin, {b"a", HELLO})
         await settled(replica.admin, {b"a"})
         assert await at_replica.publish("a", "below") == 1

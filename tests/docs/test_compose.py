@@ -158,7 +158,7 @@ async def test_the_cluster_is_formed_and_serves_sharded_channels(tmp_path: Path)
         assert {(node.host, node.port) for node in client.get_nodes()} == {("127.0.0.1", p) for p in ports.values()}
         sub = mpx.new_channel_subscription(sharded=True)
         sub.add(*names)
-        await sub.wait_for_activation(DEADLINE)
+        await sub.wait_for_activation(timeout=DEADLINE)
         assert mpx.stats().shards == 3
         for name in names:
             assert await mpx.publish(name, "hello", sharded=True) == 1
@@ -176,7 +176,7 @@ async def test_the_sentinels_know_the_master_and_its_replicas(tmp_path: Path) ->
         async with Multiplexer(client) as mpx:
             sub = mpx.new_channel_subscription()
             sub.add("news")
-            await sub.wait_for_activation(DEADLINE)
+            await sub.wait_for_activation(timeout=DEADLINE)
             assert await mpx.publish("news", "hello") == 1
             assert (await sub.get(timeout=DEADLINE)).data == b"hello"
         await client.aclose()

@@ -27,7 +27,7 @@ from redismpx._core.wire import Command, Kind, Verb
 from redismpx._io import hub
 from redismpx._io.delivery import event_queue as queues
 from redismpx._io.session import link as links
-from redismpx._io.session import session as sessions
+from redismpx._io.session import state as sessions
 
 from ..helpers.cluster import Cluster
 from ..helpers.logs import without_slowness
@@ -202,7 +202,7 @@ def live_through(history: tuple[str, ...]) -> set[tuple[names.SubscriberState, n
 
 async def test_promise_table_is_what_happens(valkey: ValkeyServer) -> None:
     """Each outcome of a promise in the table comes about as it says, and there is no other."""
-    outcomes: dict[str, str] = {}
+    outcomes: dict[str, tuple[str, str]] = {}
     async with Multiplexer(url_of(valkey)) as mpx, Redis(port=valkey.port) as redis:
         sub = mpx.new_promise_subscription("p-")
 
@@ -210,11 +210,16 @@ async def test_promise_table_is_what_happens(valkey: ValkeyServer) -> None:
             try:
                 async with asyncio.timeout(DEADLINE):
                     assert await promise == b"payload"
-                outcomes[outcome] = "returns the payload"
+                first = "returns the payload"
             except PromiseInterrupted as error:
-                outcomes[f"{outcome}: {error.reason}"] = "raises `PromiseInterrupted`"
+                outcome, first = f"{outcome}: {error.reason}", "raises `PromiseInterrupted`"
             except (redismpx.PromiseTimeout, asyncio.CancelledError) as error:
-                outcomes[outcome] = f"raises `{type(error).__name__}`"
+                first = f"raises `{type(error).__name__}`"
+            try:
+                assert await promise.get() == b"payload"
+                outcomes[outcome] = first, "returns the payload"
+            except (redismpx.RedisMPXError, asyncio.CancelledError) as error:
+                outcomes[outcome] = first, f"raises `{type(error).__name__}`"
 
         promise = await sub.wait_for_new_promise("1", DEADLINE)
         await redis.publish(promise.channel, b"payload")
@@ -233,7 +238,7 @@ async def test_promise_table_is_what_happens(valkey: ValkeyServer) -> None:
         promise = sub.new_promise("1", DEADLINE)
         sub.close()
         await note("broken")
-    assert outcomes == {outcome: result for outcome, _, result in read_table("table: promise")}
+    assert outcomes == {outcome: (first, second) for outcome, _, first, second in read_table("table: promise")}
 
 
 # --- servers
@@ -465,7 +470,7 @@ async def test_the_documented_cluster_user_has_enough_rights(shared_cluster: Clu
             sub.add("chat:a", "chat:b", "chat:c")
         pattern = mpx.new_pattern_subscription("chat:*")
         for each in *subs, pattern:
-            await each.wait_for_activation(DEADLINE)
+            await each.wait_for_activation(timeout=DEADLINE)
         for sharded, sub in enumerate(subs):
             await mpx.publish("chat:a", "hello", sharded=bool(sharded))
             assert (await sub.get(DEADLINE)).data == b"hello"

@@ -43,7 +43,7 @@ async def exhaust(url: str, seed: int) -> Counter[str]:
         pattern = mpx.new_pattern_subscription("*")
         promises = mpx.new_promise_subscription("exhaust-")
         patterns: list[PatternSubscription] = []
-        await promises.wait_for_activation(10)
+        await promises.wait_for_activation(timeout=10)
 
         def names(count: int) -> list[bytes]:
             size = chance.choices((8, 100, 8000, 9000), (10, 10, 5, 1))[0]  # the last is too long

@@ -46,8 +46,8 @@ async def test_least_privilege_users_are_enough(
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
         sub.add("chat:a", "chat:b")
         listener = mpx.new_pattern_subscription("chat:*", *pattern.callbacks, on_error=pattern.on_error)
-        await sub.wait_for_activation(5)
-        await listener.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
+        await listener.wait_for_activation(timeout=5)
         await publisher.publish("chat:a", "1")
         await until(lambda: checker.payloads == pattern.payloads == [b"1"])
         sub.remove("chat:b")
@@ -76,7 +76,7 @@ async def test_a_rejected_ping_counts_as_a_sign_of_life(server: Server, admin: R
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
         sub.add("chat:a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         log: list[dict[str, object]] = []
         while sum(int(str(entry["count"])) for entry in log if entry["object"] == "ping") < 5:
             log = await admin.acl_log()
@@ -95,7 +95,7 @@ async def test_the_right_to_set_a_client_name_is_optional(
     async with as_user(server, **options) as mpx:
         sub = mpx.new_channel_subscription(print)
         sub.add("chat:a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert mpx.stats().last_error is None
         await set_user(admin, "chat", "secret", SUBSCRIBER + " +client|setname")  # cuts nobody off
         await admin.execute_command("CLIENT", "KILL", "USER", "chat")
@@ -139,7 +139,7 @@ async def test_a_wrong_password_is_logged_once_and_retried(
         monkeypatch.setattr(outage, "ERROR_INTERVAL", 0.0)  # the five minutes are over
         await until(lambda: levels(caplog).count("ERROR") > 1)
         await set_user(admin, "chat", "secret", SUBSCRIBER)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert checker.kinds == ["activation"]
 
 
@@ -155,7 +155,7 @@ async def test_a_missing_password_is_an_error(
         await until(lambda: "ERROR" in levels(caplog))
         assert "uthenticat" in str(mpx.stats().last_error)
         await admin.config_set("requirepass", "")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
 
 
 async def test_a_disabled_user_works_until_the_next_connection(
@@ -167,7 +167,7 @@ async def test_a_disabled_user_works_until_the_next_connection(
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("chat:a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await admin.execute_command("ACL", "SETUSER", "chat", "off")
         await admin.publish("chat:a", "1")
         await until(lambda: checker.payloads == [b"1"])
@@ -175,7 +175,7 @@ async def test_a_disabled_user_works_until_the_next_connection(
         await until(lambda: "user is disabled" in str(mpx.stats().last_error))
         await until(lambda: levels(caplog) == ["WARNING", "ERROR"])  # the loss, and why it lasts
         await admin.execute_command("ACL", "SETUSER", "chat", "on")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert checker.kinds == ["activation", "message", "disconnect", "activation"]
 
 
@@ -188,13 +188,13 @@ async def test_a_deleted_user_reconnects_when_it_is_back(
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("chat:a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await admin.acl_deluser("chat")
         await until(lambda: checker.kinds == ["activation", "disconnect"])
         assert "closed" in checker.events[1][1].reason
         await until(lambda: levels(caplog) == ["WARNING", "ERROR"])
         await set_user(admin, "chat", "secret", SUBSCRIBER)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert checker.kinds == ["activation", "disconnect", "activation"]
 
 
@@ -211,7 +211,7 @@ async def test_a_rotated_password_is_used_for_the_next_connection(server: Server
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("chat:a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         password = "new"
         await set_user(admin, "chat", password, SUBSCRIBER)
         await admin.publish("chat:a", "1")  # a changed password cuts nobody off

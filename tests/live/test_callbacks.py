@@ -34,7 +34,7 @@ async def mpx(url: str) -> AsyncIterator[Multiplexer]:
 async def joined(mpx: Multiplexer, channel: str, *callbacks: Any, **options: Any) -> ChannelSubscription:
     sub = mpx.new_channel_subscription(*callbacks, **options)
     sub.add(channel)
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     return sub
 
 
@@ -100,7 +100,7 @@ async def test_async_callbacks_run_one_at_a_time_and_in_order(mpx: Multiplexer, 
 
     sub = mpx.new_channel_subscription(slow, slow, slow)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     for number in range(100):
         await admin.publish("a", number)
     await until(lambda: len(seen) == 101)
@@ -159,7 +159,7 @@ async def test_an_exception_goes_to_on_error_and_the_log(
     checker = Checker()
     sub = await joined(mpx, "a", fail_later if is_async else fail, on_error=errors.append)
     sub.add("alone")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await joined(mpx, "a", *checker.callbacks)
     for number in range(10):
         await admin.publish("a" if number % 2 else "alone", number)
@@ -238,7 +238,7 @@ async def test_a_subscriber_removed_during_a_fan_out_gets_nothing(mpx: Multiplex
     await admin.publish("a", "1")
     await until(lambda: calls[4] == 1)
     assert calls == [1, 0, 0, 0, 1]
-    await subs[3].wait_for_activation(5)
+    await subs[3].wait_for_activation(timeout=5)
     await admin.publish("a", "2")
     await until(lambda: calls[4] == 2)
     assert calls == [1, 0, 0, 1, 2]
@@ -255,7 +255,7 @@ async def test_pending_messages_of_a_removed_channel_are_dropped(mpx: Multiplexe
 
     sub = mpx.new_channel_subscription(slow, None, lambda name: seen.append((b"activation", name)))
     sub.add("a", "b")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     seen.clear()
     for number in range(3):
         await admin.publish("a", number)
@@ -264,7 +264,7 @@ async def test_pending_messages_of_a_removed_channel_are_dropped(mpx: Multiplexe
     sub.remove("a")
     assert sub.pending == 3
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "new")
     await until(lambda: sub.pending == 4)
     gate.set()
@@ -284,14 +284,14 @@ async def test_reconnects_do_not_fill_the_queue_of_a_stuck_consumer(mpx: Multipl
 
     sub = mpx.new_channel_subscription(slow, checker.on_disconnect, checker.on_activation)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "first")
     for number in range(5):
         await admin.publish("a", number)
         connections = mpx.stats().connections
         await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await until(lambda since=connections: mpx.stats().connections > since)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
     gate.set()
     await until(lambda: sub.pending == 0 and checker.kinds[-1] == "activation")
     assert not checker.faults
@@ -302,7 +302,7 @@ async def test_reconnects_do_not_fill_the_queue_of_a_stuck_consumer(mpx: Multipl
 async def test_a_callback_may_await_a_promise(mpx: Multiplexer, admin: Redis) -> None:
     """A callback may await a promise or an activation that arrives over the same connection."""
     promises = mpx.new_promise_subscription("p-")
-    await promises.wait_for_activation(5)
+    await promises.wait_for_activation(timeout=5)
     results: list[bytes] = []
 
     async def ask(channel: bytes, message: bytes) -> None:
@@ -310,7 +310,7 @@ async def test_a_callback_may_await_a_promise(mpx: Multiplexer, admin: Redis) ->
         await admin.publish(promise.channel, b"answer to " + message)
         other = mpx.new_channel_subscription(remember)
         other.add("b")
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         results.append(await promise)
 
     await joined(mpx, "a", ask)
@@ -330,7 +330,7 @@ async def test_a_slow_on_disconnect_does_not_delay_the_reconnect(mpx: Multiplexe
     sub = await joined(mpx, "a", checker.on_message, slow, checker.on_activation)
     await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     await until(lambda: mpx.stats().connections == 2)
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "1")
     await until(lambda: sub.pending == 1)
     assert checker.kinds == ["activation"]
@@ -373,7 +373,7 @@ def test_system_exit_ends_the_loop_after_the_fan_out(url: str) -> None:
             for on_message in (leave, lambda _, message: seen.append(message)):
                 sub = mpx.new_channel_subscription(on_message)
                 sub.add("exit")
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
             await client.publish("exit", "1")
             await asyncio.sleep(5)
 
@@ -428,7 +428,7 @@ async def test_on_disconnect_may_raise_and_change_channels(mpx: Multiplexer, adm
     for kill in (1, 2):
         await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await until(lambda expected=kill: checker.disconnects == expected)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await until(lambda expected=kill: len(checker.active) == 1 + expected)
     await settled(admin, {b"a", b"since-1", b"since-2"})
     await until(lambda: [type(e) for e in checker.errors] == [ValueError] * 2)

@@ -100,12 +100,12 @@ async def break_everything(url: str, admin: Redis, server: Server, **options: An
         for sub in subs:
             sub.add(HOSTILE, b"plain")
         for sub in (*subs, pattern):
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         async with Multiplexer(server.admin_url, username="limited", password=PASSWORD) as limited:
             refused = limited.new_channel_subscription(print)
             refused.add(HOSTILE)
             with pytest.raises(SubscriptionRefused) as caught:
-                await refused.wait_for_activation(5)
+                await refused.wait_for_activation(timeout=5)
             shown += [caught.value, refused, limited]
 
         kept = await promises.wait_for_new_promise("kept", 5)
@@ -132,13 +132,17 @@ async def break_everything(url: str, admin: Redis, server: Server, **options: An
         with pytest.raises(PromiseInterrupted) as interrupted:
             await broken
         await until(lambda: "username-password" in str(mpx.stats().last_error))
-        for waiting in (mpx.connect(0.02), read.wait_for_activation(0.02), promises.wait_for_new_promise("x", 0.02)):
+        for waiting in (
+            mpx.connect(0.02),
+            read.wait_for_activation(timeout=0.02),
+            promises.wait_for_new_promise("x", 0.02),
+        ):
             with pytest.raises(Exception) as caught:
                 await waiting
             shown.append(caught.value)
         shown += [interrupted.value, mpx, mpx.stats(), mpx.stats().last_error, *subs, *asyncio.all_tasks()]
         await admin.execute_command("ACL", "SETUSER", "someone", "resetpass", f">{PASSWORD}")
-        await read.wait_for_activation(5)
+        await read.wait_for_activation(timeout=5)
         before = mpx.stats().last_error
         server.kill()
         await until(lambda: (e := mpx.stats().last_error) is not before and "cannot connect" in str(e))
@@ -232,7 +236,7 @@ async def test_a_password_that_the_server_repeats_is_hidden(
             async with Multiplexer(url, backoff=QUICK, ping_interval=0.01, publish_timeout=0.05, **WAYS[way]) as mpx:
                 sub = mpx.new_channel_subscription(lambda *_: None, on_error=shown.append)
                 sub.add("a")
-                for waiting in (sub.wait_for_activation(0.05), mpx.publish("a", "x"), mpx.connect(0.05)):
+                for waiting in (sub.wait_for_activation(timeout=0.05), mpx.publish("a", "x"), mpx.connect(0.05)):
                     try:  # which of these fail depends on the rejected command
                         await waiting
                     except Exception as failure:
@@ -253,7 +257,7 @@ async def test_an_undecodable_payload_is_kept_and_not_shown(url: str, admin: Red
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(print, decode=bytes.decode, on_error=errors.append)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await admin.publish("a", PAYLOAD)
         await until(lambda: bool(errors))
     (error,) = errors
@@ -279,7 +283,7 @@ async def test_server_errors_are_escaped_and_shortened(caplog: pytest.LogCapture
             sub = mpx.new_channel_subscription(print)
             sub.add("a")
             with pytest.raises(Exception) as caught:
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
             sub.close()
             shown += [str(caught.value), repr(caught.value), mpx.stats(), mpx]
             await mpx.aclose()
@@ -296,7 +300,7 @@ async def test_no_payload_is_shown_when_redis_py_reads(caplog: pytest.LogCapture
     async with FakeAsyncRedis() as client, Multiplexer(client) as mpx:
         sub = mpx.new_channel_subscription()
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await client.publish("a", PAYLOAD)
         message = await sub.get(5)
         assert message.data == PAYLOAD

@@ -208,7 +208,7 @@ async def wait_for_new_promise(world: World) -> None:
 
 WAITS: dict[str, Callable[[World], Awaitable[Any]]] = {
     "connect": lambda world: world.mpx.connect(5),
-    "wait_for_activation": lambda world: world.sub.wait_for_activation(5),
+    "wait_for_activation": lambda world: world.sub.wait_for_activation(timeout=5),
     "get": lambda world: world.sub.get(5),
     "promise": wait_for_promise,
     "wait_for_new_promise": wait_for_new_promise,
@@ -280,8 +280,8 @@ async def strike(url: str, wait: str, how: str, moment: int, at: int) -> tuple[b
     assert world.task is not None
     outcome = await world.task
     if wait not in ENDS and not (how == "close" and steps.struck):
-        await world.sub.wait_for_activation(5)  # nobody else has noticed
-        await world.promises.wait_for_activation(5)
+        await world.sub.wait_for_activation(timeout=5)  # nobody else has noticed
+        await world.promises.wait_for_activation(timeout=5)
         await world.sub.get(5)
         assert world.promises.pending == 0
         assert world.mpx.stats().connections <= 2

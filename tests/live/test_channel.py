@@ -24,7 +24,7 @@ async def test_ten_subscribers_cost_one_subscribe(url: str, admin: Redis) -> Non
         subs = [mpx.new_channel_subscription(*c.callbacks) for c in checkers]
         for sub in subs:
             sub.add("news")
-            await sub.wait_for_activation(5)  # one after the other: the later nine find it joined
+            await sub.wait_for_activation(timeout=5)  # one after the other: the later nine find it joined
         assert await admin.publish("news", "1") == 1
         await until(lambda: all(c.payloads == [b"1"] for c in checkers))
 
@@ -54,7 +54,7 @@ async def test_one_connection_serves_channels_patterns_and_promises(url: str, ad
         pattern = mpx.new_pattern_subscription("p*", lambda *_: None)
         promises = mpx.new_promise_subscription("r-")
         for each in (*subs, pattern, promises):
-            await each.wait_for_activation(5)
+            await each.wait_for_activation(timeout=5)
         clients = [c for c in await admin.client_list() if c["name"] == "the-one"]
         assert len(clients) == 1
         assert (clients[0]["sub"], clients[0]["psub"]) == ("50", "2")
@@ -67,19 +67,19 @@ async def test_activation_precedes_messages_and_is_not_inside_add(url: str, admi
         sub = mpx.new_channel_subscription(*first.callbacks)
         sub.add("a", b"b")
         assert first.events == []
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert sub.channels == {b"a", b"b"}
         other = mpx.new_channel_subscription(*late.callbacks)
         other.add("a")
         assert late.events == []
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         await admin.publish("a", "1")
         await until(lambda: first.messages == late.messages == 1)
         assert first.kinds == ["activation", "activation", "message"]
         assert late.kinds == ["activation", "message"]
         other.remove("a")
         other.add("a")  # joined all the while: no traffic, and an activation of its own again
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         assert late.kinds == ["activation", "message", "activation"]
 
 
@@ -89,12 +89,12 @@ async def test_clear_keeps_a_subscription_open_and_close_ends_it(url: str, admin
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a", "b", "c")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         sub.clear()
         assert sub.channels == frozenset()
         await settled(admin, set())
         sub.add("d")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         sub.close()
         sub.close()
         assert sub.closed
@@ -105,7 +105,7 @@ async def test_clear_keeps_a_subscription_open_and_close_ends_it(url: str, admin
         with pytest.raises(SubscriptionIsClosed):
             sub.clear()
         with pytest.raises(SubscriptionIsClosed):
-            await sub.wait_for_activation(1)
+            await sub.wait_for_activation(timeout=1)
         assert checker.kinds == ["activation"] * 4
 
 
@@ -115,7 +115,7 @@ async def test_close_wakes_wait_for_activation(url: str) -> None:
         sub = mpx.new_channel_subscription(lambda *_: None)
         await mpx.connect(5)
         sub.add("a")
-        waiter = asyncio.ensure_future(sub.wait_for_activation(5))
+        waiter = asyncio.ensure_future(sub.wait_for_activation(timeout=5))
         await asyncio.sleep(0)
         sub.close()
         with pytest.raises(SubscriptionIsClosed):
@@ -127,7 +127,7 @@ async def test_async_with_closes_a_subscription(url: str, admin: Redis) -> None:
     async with Multiplexer(url) as mpx:
         async with mpx.new_channel_subscription(lambda *_: None) as sub:
             sub.add("a")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         assert sub.closed
         await settled(admin, set())
 
@@ -139,8 +139,8 @@ async def test_the_same_text_can_be_channel_and_pattern(url: str, admin: Redis) 
         sub = mpx.new_channel_subscription(*channels.callbacks)
         sub.add("a*")
         listener = mpx.new_pattern_subscription("a*", *patterns.callbacks)
-        await sub.wait_for_activation(5)
-        await listener.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
+        await listener.wait_for_activation(timeout=5)
         assert await admin.publish("a*", "both") == 2
         assert await admin.publish("ab", "pattern") == 1
         await until(lambda: patterns.payloads == [b"both", b"pattern"])
@@ -159,7 +159,7 @@ async def test_a_hundred_thousand_channels_are_sent_in_batches(url: str, admin: 
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add(*(f"c{number}" for number in range(100_000)))
-        await sub.wait_for_activation(30)
+        await sub.wait_for_activation(timeout=30)
         assert checker.activations == 100_000
         await monitor.saw("done")
         sizes = [command.count(" ") for command in monitor.commands if command.startswith("SUBSCRIBE")]
@@ -181,8 +181,8 @@ async def test_very_many_channels_are_cleared_in_time_slices(url: str, admin: Re
         other = mpx.new_channel_subscription(lambda *_: None)
         sub.add(*names)
         other.add("other")
-        await sub.wait_for_activation(5)
-        await other.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
+        await other.wait_for_activation(timeout=5)
         active.clear()
         sub.clear()
         assert sub.channels == sub.active == frozenset()
@@ -201,7 +201,7 @@ async def test_very_many_channels_are_cleared_in_time_slices(url: str, admin: Re
         inbox.disconnect(ConnectionLost("all names"), iter([gone]))
         inbox.flush()
         inbox.resume()
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await until(lambda: mpx.stats().channels == 2)
         assert active == [again]
         assert not inbox.leaving
@@ -221,7 +221,7 @@ async def test_very_many_channels_are_closed_in_time_slices(url: str, admin: Red
     async with Multiplexer(url, max_channels=total) as mpx:
         sub = mpx.new_channel_subscription(lambda channel, _: seen.append(channel))
         sub.add(*(str(number) for number in range(total)))
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         sub.close()
         assert sub.closed
         assert not sub.active
@@ -229,7 +229,7 @@ async def test_very_many_channels_are_closed_in_time_slices(url: str, admin: Red
         assert sub._inbox.deliver(b"1", b"late") is None
         other = mpx.new_channel_subscription()
         other.add(*(f"other {number}" for number in range(total)))
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         assert mpx.stats().channels == total
         assert await admin.publish("2999", "x") == 0
     assert not seen

@@ -80,7 +80,7 @@ async def test_a_callback_may_end_it_by_another_task(url: str, admin: Redis, end
             end if place == "on_message" else fail, on_error=end if place == "on_error" else None
         )
         sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", bytes(Envelope(b"")))
     await until(lambda: bool(ended))
     assert ended == ["normally"]
@@ -104,7 +104,7 @@ if sys.version_info >= (3, 12):  # before, a task does not tell its context
         mpx = Multiplexer(url)
         sub = mpx.new_channel_subscription(lambda *_: asyncio.create_task(end()))
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await admin.publish("a", "x")
         await until(lambda: bool(ended))
         await until(lambda: mpx.stats().state == "closed")
@@ -134,7 +134,7 @@ async def test_a_task_that_outlives_its_callback_waits(url: str, admin: Redis) -
     starting.add("start")
     handling.add("handle")
     for sub in (starting, handling):
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
     await admin.publish("start", "x")
     await until(lambda: bool(tasks))
     await admin.publish("handle", "x")
@@ -159,7 +159,7 @@ async def test_a_callback_that_hangs_after_drain_is_cancelled(url: str, admin: R
     mpx = Multiplexer(url)
     sub = mpx.new_channel_subscription(drain_and_hang)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "x")
     await until(lambda: bool(cancelled))
     await until(lambda: mpx.stats().state == "closed")
@@ -188,9 +188,9 @@ async def test_a_handler_that_closes_its_service_sends_no_reply(url: str, admin:
     async with Multiplexer(url) as beside, Multiplexer(url, on_error=failures.append) as mpx:
         replies = beside.new_channel_subscription()
         replies.add("replies", "end")
-        await replies.wait_for_activation(5)
+        await replies.wait_for_activation(timeout=5)
         service = mpx.serve("a", handle)
-        await service.wait_for_activation(5)
+        await service.wait_for_activation(timeout=5)
         await admin.publish("a", bytes(Envelope(b"", reply_to=b"replies")))
         await until(lambda: bool(finished) and service.in_flight == 0)
         if way != "multiplexer":
@@ -231,15 +231,15 @@ async def live(mpx: Multiplexer, admin: Redis, events: list[object]) -> None:
 
     sub = mpx.new_channel_subscription(on_message, events.append, events.append)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await mpx.publish("a", "1")
     failing = mpx.new_channel_subscription(lambda *_: 1 / 0, on_error=events.append)
     failing.add("a")
-    await failing.wait_for_activation(5)
+    await failing.wait_for_activation(timeout=5)
     await mpx.publish("a", "2")
     await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     await until(lambda: mpx.stats().connections == 2 or mpx.stats().state == "closed")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await mpx.drain(5)
 
 
@@ -294,7 +294,7 @@ async def test_a_backoff_may_close_it(calls: int, caplog: pytest.LogCaptureFixtu
     sub = mpx.new_channel_subscription(print)
     sub.add("a")
     with pytest.raises(SubscriptionIsClosed):
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
     await library_tasks_ended()
     assert backoff.calls == calls
     assert mpx.stats().state == "closed"
@@ -326,11 +326,11 @@ async def test_a_backoff_that_raises_does_not_end_it(
     async with Multiplexer(server.url, backoff=backoff) as mpx:
         sub = mpx.new_channel_subscription(print, lost.append)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         server.kill()
         await until(lambda: backoff.computed > 1)
         server.start()
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
     assert backoff.resets == 1
     assert len(lost) == 1
     assert "internal error" not in lost[0].reason
@@ -370,7 +370,7 @@ async def test_very_many_subscriptions_close_in_time_slices(url: str, admin: Red
         for sub in subs:
             sub.add("a")
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         if kind == "reader":
             tasks = [asyncio.create_task(read(sub)) for sub in subs]
             await asyncio.sleep(0)

@@ -66,14 +66,14 @@ def test_a_host_is_resolved_at_every_attempt(server: Server, monkeypatch: pytest
                 checker = Checker()
                 sub = mpx.new_channel_subscription(*checker.callbacks)
                 sub.add("a")
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
                 asked = resolve(patch, None)
                 old.cut()
                 await until(lambda: len(asked) >= 3)
                 assert mpx.stats().state in ("backing off", "dialling")
                 assert "Name or service not known" in str(mpx.stats().last_error)
                 resolve(patch, ("127.0.0.1", new.port))
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
                 assert (len(old.accepted), len(new.accepted)) == (1, 1)
                 assert checker.kinds == ["activation", "disconnect", "activation"]
 
@@ -109,6 +109,7 @@ def test_a_black_hole_address_does_not_block_the_next(server: Server, monkeypatc
                 assert len(asked) >= 2
             asked = resolve(monkeypatch, ("127.0.0.1", hole), ("127.0.0.1", hole))
             async with Multiplexer("redis://redis.test", socket_connect_timeout=1) as mpx:
+                mpx.new_channel_subscription(print).add("a")
                 await until(lambda: len(asked) == 2)
                 with pytest.raises(TimeoutError):
                     await mpx.connect(0.5)  # both are being tried: no_leaks sees that closing ends that
@@ -129,7 +130,7 @@ async def test_a_silent_handshake_times_out_and_is_retried(server: Server, caplo
             await until(lambda: len(proxy.accepted) == 4)
             assert asyncio.get_running_loop().time() - began >= 3 * 0.2
             server.thaw()
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             assert checker.kinds == ["activation"]
     assert len(warnings(caplog)) == 1
 
@@ -161,7 +162,7 @@ async def test_a_full_server_is_named_and_retried(
         await until(lambda: "max number of clients reached" in str(mpx.stats().last_error))
         assert len(warnings(caplog)) == 1
         await admin.config_set("maxclients", 100)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
 
 
 async def test_a_loading_server_accepts_subscriptions(server: Server, admin: Redis) -> None:
@@ -178,7 +179,7 @@ async def test_a_loading_server_accepts_subscriptions(server: Server, admin: Red
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         link = mpx._hub.deployment.main._link
         assert link is not None
         await until(lambda: link.liveness.state.value == "pinged")
@@ -233,7 +234,7 @@ async def test_a_proxy_without_patterns_keeps_the_channels() -> None:
         errors, checker = Checker(), Checker()
         pattern = mpx.new_pattern_subscription("p*", *errors.callbacks, on_error=errors.on_error)
         with pytest.raises(SubscriptionRefused, match="unknown command"):
-            await pattern.wait_for_activation(5)
+            await pattern.wait_for_activation(timeout=5)
         mpx.new_channel_subscription(*checker.callbacks).add("a")
         await until(lambda: checker.kinds == ["activation", "message"])
         assert [(type(e), e.kind) for e in errors.errors] == [(SubscriptionRefused, "pattern")]  # type: ignore[attr-defined]
@@ -253,6 +254,7 @@ async def test_another_protocol_is_reported_as_such(answer: bytes, caplog: pytes
 
     fake = FakeServer(script)
     async with fake.run() as url, Multiplexer(url.partition("?")[0], backoff=ConstantBackoff(0.1)) as mpx:
+        mpx.new_channel_subscription(print).add("a")
         began = asyncio.get_running_loop().time()
         await until(lambda: fake.accepted == 5)
         assert asyncio.get_running_loop().time() - began >= 3 * 0.1  # the second is at once
@@ -264,6 +266,7 @@ async def test_another_protocol_is_reported_as_such(answer: bytes, caplog: pytes
 async def test_tls_on_a_plain_port_is_reported_as_such(server: Server) -> None:
     """A TLS handshake with a port without TLS gets no reply: the error asks about TLS."""
     async with Multiplexer(f"rediss://127.0.0.1:{server.port}", socket_connect_timeout=0.2, backoff=QUICK) as mpx:
+        mpx.new_channel_subscription(print).add("a")
         await until(lambda: "speaks TLS: does this port?" in str(mpx.stats().last_error))
 
 
@@ -328,7 +331,7 @@ async def main():
     await connecting
     sub = mpx.new_channel_subscription(print)
     sub.add("a")
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     print("active", len(warnings), flush=True)
     sys.stdin.readline()
     await mpx.aclose()
@@ -361,7 +364,41 @@ async def test_add_itself_makes_no_connection(url: str) -> None:
     sub = mpx.new_channel_subscription(lambda *_: None)
     sub.add("a")
     adding = False
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     assert made == [False]
     await mpx.aclose()
     await client.aclose()
+
+
+async def test_publishing_alone_dials_one_connection(url: str, admin: Redis) -> None:
+    """`async with` dials no connection, publish() one, and the first name or connect() another."""
+    before = len(await admin.client_list())
+
+    async def dialled() -> int:
+        return len(await admin.client_list()) - before
+
+    async with Multiplexer(url) as mpx:
+        assert mpx.stats().state == "idle"
+        assert await mpx.publish("a", "x") == 0
+        assert await mpx.publish("a", "x") == 0
+        sub = mpx.new_channel_subscription()
+        assert await dialled() == 1
+        assert not mpx.connected
+        sub.add("a")
+        await sub.wait_for_activation(timeout=5)
+        assert await dialled() == 2
+    async with Multiplexer(url) as mpx:
+        await mpx.connect(5)
+        assert await dialled() == 1
+
+
+async def test_a_silent_server_is_named_in_each_timeout() -> None:
+    """While nothing has ever answered, no error claims that the server has not confirmed a name."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        async with Multiplexer(f"redis://127.0.0.1:{port}") as mpx:
+            sub = mpx.new_channel_subscription()
+            sub.add("a")
+            for waiting in (sub.wait_for_activation(timeout=0.05), mpx.connect(0.05)):
+                with pytest.raises(TimeoutError, match=f"no reply from Redis at 127.0.0.1:{port} yet"):
+                    await waiting

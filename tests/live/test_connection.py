@@ -31,15 +31,15 @@ async def works(mpx: Multiplexer, admin: Redis) -> None:
     sub.add("a")
     pattern = mpx.new_pattern_subscription("b*", checker.on_message)
     promises = mpx.new_promise_subscription("c")
-    await sub.wait_for_activation(5)
-    await pattern.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
+    await pattern.wait_for_activation(timeout=5)
     promise = await promises.wait_for_new_promise("1", 5)
     for name in ("a", "b1", "c1"):
         await admin.publish(name, name)
     assert await promise == b"c1"
     await until(lambda: sorted(checker.payloads) == [b"a", b"b1"])
     sub.remove("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
 
 
 @pytest.mark.parametrize(("options", "resp"), [({}, "2"), ({"protocol": 2}, "2"), ({"protocol": 3}, "3")])
@@ -139,13 +139,13 @@ async def test_fakeredis_can_decode_and_disconnect() -> None:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await client.publish("a", "1")
         await until(lambda: checker.payloads == [b"1"])
         server.connected = False
         await until(lambda: "disconnect" in checker.kinds)
         server.connected = True
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await client.publish("a", "2")
         await until(lambda: checker.payloads == [b"1", b"2"])
     await client.aclose()
@@ -219,7 +219,7 @@ async def test_tls_is_verified(url: str, admin: Redis, tmp_path: object) -> None
                 checker = Checker()
                 sub = mpx.new_channel_subscription(*checker.callbacks)
                 sub.add("big")
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
                 await admin.publish("big", big)
                 await until(lambda: checker.payloads == [big])
             for options in ({"ssl_ca_certs": bad}, {}):
@@ -234,7 +234,7 @@ async def test_a_message_arrives_whatever_its_size_and_bytes(url: str, admin: Re
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         payloads = [b"", b"\x00", b"\r\n", b"+OK\r\n", b"*1\r\n$1\r\nx\r\n", bytes(range(256)) * 5000]
         payloads += [b"y" * size for size in (16383, 16384, 16385, 65535, 65536, 65537, 5_000_000)]
         for payload in payloads:

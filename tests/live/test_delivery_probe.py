@@ -33,7 +33,7 @@ async def test_a_former_master_that_still_answers_is_left(successor: Server, ser
     async with Multiplexer(service.url, ping_interval=0.1, delivery_probe=0.2) as mpx:
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await fail_over(service, successor)
         await until(lambda: checker.kinds == ["activation", "disconnect", "activation"])
         (lost,) = [event for kind, event in checker.events if kind == "disconnect"]
@@ -51,7 +51,7 @@ async def test_without_a_probe_a_former_master_is_kept(successor: Server, servic
     async with Multiplexer(service.url, ping_interval=0.05) as mpx:
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await fail_over(service, successor)
         link = mpx._hub.deployment.main._link
         assert link is not None
@@ -108,7 +108,7 @@ async def test_a_probe_without_permission_keeps_the_connection(
                     while (await admin.info("stats"))["total_connections_received"] < before + 6:  # one for each probe
                         await asyncio.sleep(0.01)
             else:
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
             assert checker.kinds == ["activation"]
         assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
     finally:

@@ -33,8 +33,8 @@ async def test_drain_delivers_received_messages_and_no_later_ones(url: str, admi
     sub = mpx.new_channel_subscription(slow, max_pending=20_000)
     pattern = mpx.new_pattern_subscription("b*", max_pending=20_000)
     sub.add("a")
-    await sub.wait_for_activation(5)
-    await pattern.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
+    await pattern.wait_for_activation(timeout=5)
     pipe = admin.pipeline(transaction=False)
     for number in range(10_000):
         pipe.publish("a", number)
@@ -81,7 +81,7 @@ async def test_messages_before_the_confirmation_are_delivered() -> None:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await mpx.drain(5)
         assert checker.kinds == ["activation", *["message"] * 3]
 
@@ -92,7 +92,7 @@ async def test_a_rejected_unsubscribe_does_not_block_drain(server: Server, admin
     mpx = limited(server)
     sub = mpx.new_channel_subscription()
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await asyncio.wait_for(mpx.drain(), 5)
 
 
@@ -108,7 +108,7 @@ async def test_drain_during_an_outage_delivers_the_queue(server: Server, admin: 
 
     sub = mpx.new_channel_subscription(slow, checker.on_disconnect, checker.on_activation)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     for number in range(5):
         await admin.publish("a", number)
     await until(lambda: sub.pending == 4)
@@ -130,7 +130,7 @@ async def test_drain_leaves_a_stuck_consumer_at_its_timeout(url: str, admin: Red
 
     sub = mpx.new_channel_subscription(hang)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     promise = await mpx.new_promise_subscription("p").wait_for_new_promise("x", 30)
     for _ in range(3):
         await admin.publish("a", "x")
@@ -148,7 +148,7 @@ async def test_a_cancelled_drain_closes_at_once(url: str) -> None:
     mpx = Multiplexer(url)
     unread = mpx.new_channel_subscription()
     unread.add("a")
-    await unread.wait_for_activation(5)
+    await unread.wait_for_activation(timeout=5)
     async with Redis.from_url(url) as client:
         await client.publish("a", "x")
         await until(lambda: unread.pending == 1)
@@ -196,10 +196,10 @@ async def test_drain_may_be_called_inside_any_callback(url: str, admin: Redis, e
     )
     other = mpx.new_channel_subscription(lambda _, message: seen.append(message))
     other.add("a")
-    await other.wait_for_activation(5)
+    await other.wait_for_activation(timeout=5)
     sub.add("a")
     if event != "activation":
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         if event == "disconnect":
             await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         else:

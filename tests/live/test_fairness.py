@@ -68,7 +68,7 @@ async def test_a_burst_leaves_time_for_other_tasks(url: str, admin: Redis, how: 
         on_message = {"sync": consume, "async": at_once, "suspending": suspending, "read": None}[how]
         sub = mpx.new_channel_subscription(on_message)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
 
         async def read() -> None:
             async for _ in sub:
@@ -112,7 +112,7 @@ async def test_a_fan_out_to_a_hundred_thousand_leaves_time_for_others(url: str, 
         for sub in subs:
             sub.add("a")
         for sub in subs:
-            await sub.wait_for_activation(30)
+            await sub.wait_for_activation(timeout=30)
         gc.disable()  # a collection of all this is no fault of the fan-out
         for number in range(1, 4):
             await admin.publish("a", number)

@@ -38,12 +38,13 @@ async def enter(manager: Any) -> None:
 
 READ: dict[str, Entry] = {
     "close": lambda sub: sub.close(),
-    "wait_for_activation": lambda sub: sub.wait_for_activation(1),
+    "wait_for_activation": lambda sub: sub.wait_for_activation(timeout=1),
     "get": lambda sub: sub.get(1),
     "get_nowait": lambda sub: sub.get_nowait(),
     "__aiter__": lambda sub: aiter(sub),
     "__anext__": lambda sub: anext(sub),
     "__aenter__": enter,
+    "events": lambda sub: sub.events(),
 }
 ENTRIES: dict[type, dict[str, Entry]] = {
     Multiplexer: {
@@ -70,20 +71,21 @@ ENTRIES: dict[type, dict[str, Entry]] = {
     PatternSubscription: READ,
     PromiseSubscription: {
         "close": lambda promises: promises.close(),
-        "wait_for_activation": lambda promises: promises.wait_for_activation(1),
+        "wait_for_activation": lambda promises: promises.wait_for_activation(timeout=1),
         "new_promise": lambda promises: promises.new_promise("x", 1),
         "wait_for_new_promise": lambda promises: promises.wait_for_new_promise("x", 1),
         "clear": lambda promises: promises.clear(),
         "__aenter__": enter,
     },
     Promise: {
+        "get": lambda promise: promise.get(),
         "cancel": lambda promise: promise.cancel(),
         "set_result": lambda promise: promise.set_result(b""),
         "set_exception": lambda promise: promise.set_exception(ValueError()),
     },
     Service: {
         "close": lambda service: service.close(),
-        "wait_for_activation": lambda service: service.wait_for_activation(1),
+        "wait_for_activation": lambda service: service.wait_for_activation(timeout=1),
         "__aenter__": enter,
     },
 }
@@ -119,7 +121,7 @@ async def objects(url: str) -> AsyncIterator[dict[type, Any]]:
         promises = mpx.new_promise_subscription("promise-")
         service = mpx.serve("service", lambda request: request.body)
         for sub in (channels, pattern, promises, service):
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         promise = promises.new_promise("kept", 30)
         found = (mpx, channels, pattern, promises, promise, service)
         yield {type(each): each for each in found}
@@ -220,7 +222,7 @@ async def test_after_the_end_any_thread_may_close_again(url: str, admin: Redis) 
     mpx = Multiplexer(url)
     sub = mpx.new_channel_subscription(hold)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "x")
     await entered.wait()
     mpx.close()

@@ -63,14 +63,14 @@ async def test_publishing_follows_a_delivery_probe(successor: Server, service: P
     """When a delivery probe finds a former master, publishing and requests leave it as the subscriptions do."""
     checker = Checker()
     async with Multiplexer(service.url, delivery_probe=0.2, backoff=QUICK) as mpx:
-        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(5)
+        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(timeout=5)
         async with mpx.serve("echo", lambda request: request.body) as echo:
-            await echo.wait_for_activation(5)
+            await echo.wait_for_activation(timeout=5)
             assert await mpx.publish("a", "0") == 1
             await successor.admin.execute_command("REPLICAOF", "NO", "ONE")
             service.target = successor.port
             await until(lambda: checker.activations == 2)
-            await echo.wait_for_activation(5)
+            await echo.wait_for_activation(timeout=5)
             assert await mpx.publish("a", "1") == 1
             assert await mpx.request("echo", "?", timeout=5) == b"?"
             await until(lambda: checker.payloads == [b"0", b"1"])
@@ -87,8 +87,8 @@ async def test_publishing_leaves_a_demoted_master(
     old, new = Checker(), Checker()
     async with Multiplexer(service.url) as mpx, Multiplexer(successor.url) as other:
         await replicates(successor, server)
-        await new_sub(mpx, old, b"a", sharded=False).wait_for_activation(5)
-        await new_sub(other, new, b"a", sharded=False).wait_for_activation(5)
+        await new_sub(mpx, old, b"a", sharded=False).wait_for_activation(timeout=5)
+        await new_sub(other, new, b"a", sharded=False).wait_for_activation(timeout=5)
         assert await mpx.publish("a", "0") == 1
         await fail_over(server, successor)
         service.target = successor.port
@@ -120,7 +120,7 @@ async def test_a_lost_link_makes_publishing_dial_again(successor: Server, servic
     """The address of a lost connection may lead to another server by now, so publishing connects again too."""
     checker = Checker()
     async with Multiplexer(service.url, backoff=QUICK) as mpx:
-        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(5)
+        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(timeout=5)
         assert await mpx.publish("a", "0") == 1
         await successor.admin.execute_command("REPLICAOF", "NO", "ONE")
         service.target = successor.port
@@ -135,7 +135,7 @@ async def test_an_unanswered_publish_makes_the_link_ping(server: Server) -> None
     """A publish without a reply casts doubt on the server: the link pings it at once, not after `ping_interval`."""
     async with Multiplexer(server.url, publish_timeout=0.2, ping_interval=60, ping_timeout=0.2, backoff=QUICK) as mpx:
         checker = Checker()
-        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(5)
+        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(timeout=5)
         await mpx.publish("b", "0")
         server.freeze()
         with pytest.raises(ConnectionLost):
@@ -150,7 +150,7 @@ async def test_a_lost_publisher_does_not_end_a_good_link(server: Server, admin: 
     """When only the connection for publishing is lost, the link pings and stays."""
     async with Multiplexer(server.url, ping_interval=60, backoff=QUICK) as mpx:
         checker = Checker()
-        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(5)
+        await new_sub(mpx, checker, b"a", sharded=False).wait_for_activation(timeout=5)
         await mpx.publish("b", "0")
         await admin.client_pause(60_000, all=False)  # a PUBLISH waits, and a PING does not
         call = asyncio.ensure_future(mpx.publish("b", "1"))

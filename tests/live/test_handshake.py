@@ -62,7 +62,7 @@ async def works(mpx: Multiplexer) -> None:
     """Subscribe and publish."""
     sub = mpx.new_channel_subscription(lambda *_: None)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     assert await mpx.publish("a", "x") == 1
 
 

@@ -54,7 +54,7 @@ async def test_promises_do_not_wait_for_a_hanging_on_error(
     async with limited(server, on_error=on_error) as mpx:
         promises = mpx.new_promise_subscription("p-")
         with pytest.raises(SubscriptionRefused):
-            await promises.wait_for_activation(5)
+            await promises.wait_for_activation(timeout=5)
         await set_limited_user(admin, "&*")
         await until(lambda: promises._inbox.active == 1)
         kept = promises.new_promise("x", 5)
@@ -81,7 +81,7 @@ async def test_aclose_ends_a_callback_that_called_close(url: str, admin: Redis, 
 
     sub = mpx.new_channel_subscription(close_and_go_on if how == "async" else close_and_return)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "1")
     await until(lambda: mpx.stats().state == "closed")
     await asyncio.wait_for(mpx.aclose(), 2)
@@ -109,11 +109,11 @@ async def test_removing_channels_one_by_one_does_not_walk_the_buffer(mpx: Multip
     sub = mpx.new_channel_subscription(hang)
     names = [b"%d" % number for number in range(total)]
     sub.add("hot")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("hot", "first")
     await asyncio.wait_for(entered.wait(), 5)
     sub.add(*names)
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     pipe = admin.pipeline(transaction=False)
     for name in names:
         pipe.publish("hot", "x")
@@ -234,7 +234,7 @@ async def test_reports_run_one_at_a_time_and_end_with_close(mpx: Multiplexer, ad
 
     sub = mpx.new_channel_subscription(slow, max_pending=2, on_error=on_error)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     before = len(asyncio.all_tasks())
     for episode in range(5):
         for _ in range(8):
@@ -263,12 +263,12 @@ async def test_a_cancelled_worker_loses_nothing(mpx: Multiplexer, admin: Redis) 
 
     sub = mpx.new_channel_subscription(on_message, checker.on_disconnect, checker.on_activation)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "first")
     await admin.publish("a", "second")
     await until(lambda: sub.pending == 1)
     await kill_clients(admin, mpx)
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     tasks[0].cancel()
     await until(lambda: checker.kinds == ["activation", "message", "message", "disconnect", "activation"])
     await admin.publish("a", "third")
@@ -292,7 +292,7 @@ async def test_callbacks_do_not_run_in_a_callers_context(mpx: Multiplexer, admin
         user.set(name)
         sub = mpx.new_channel_subscription(note_later, None, note)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
 
     for name in ("alice", "bob"):
         await asyncio.create_task(client(name))
@@ -310,7 +310,7 @@ async def test_a_rejected_unsubscribe_is_warned_of_once(
         sub = mpx.new_channel_subscription()
         names = [str(number) for number in range(20)]
         sub.add(*names)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for name in names:
             sub.remove(name)
             await asyncio.sleep(0.005)

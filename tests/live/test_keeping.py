@@ -54,7 +54,7 @@ async def test_a_restarted_server_gets_all_names_each_time(server: Server) -> No
         sub.add("a")
         promises = mpx.new_promise_subscription("p-")
         for deaths in range(10):
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             promise = await promises.wait_for_new_promise("x", 60)
             async with Redis.from_url(server.url) as admin:
                 await settled(admin, {b"a"}, 1)
@@ -63,7 +63,7 @@ async def test_a_restarted_server_gets_all_names_each_time(server: Server) -> No
                 await promise
             await until(lambda expected=deaths + 1: checker.disconnects == expected)
             server.start()
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         assert (checker.activations, checker.disconnects) == (11, 10)
         assert not checker.faults
 
@@ -81,7 +81,7 @@ async def test_pings_keep_a_firewall_from_dropping_the_connection(server: Server
             for mpx, checker in ((silent, lost), (pinging, kept)):
                 sub = mpx.new_channel_subscription(*checker.callbacks)
                 sub.add("a")
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
             began = loop.time()
             await until(lambda: loop.time() > began + 1.9)
             assert await admin.publish("a", "1") == 2
@@ -110,7 +110,7 @@ async def test_an_idle_timeout_closes_no_pinging_connection(
         checker = Checker()
         sub = idle.new_channel_subscription(*checker.callbacks)
         sub.add("a")  # a reason to connect again, at once
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert checker.kinds == ["activation"]
     assert warnings(caplog) == []
 
@@ -124,12 +124,12 @@ async def test_a_lost_connection_without_names_is_restored(
 
     async def kill() -> None:
         name = "the-one"
-        await until(lambda: mpx.connected)
         connections = mpx.stats().connections
         await admin.client_kill_filter(_id=next(c["id"] for c in await admin.client_list() if c["name"] == name))
         await until(lambda: not mpx.connected or mpx.stats().connections > connections)
 
     async with Multiplexer(server.url, client_name="the-one", backoff=QUICK) as mpx:
+        await mpx.connect(5)
         await kill()
         await mpx.connect(5)
         monkeypatch.setattr(session_module, "IDLE_DELAY", 0.05)
@@ -155,7 +155,7 @@ async def test_a_pause_longer_than_ping_timeout_is_one_outage(
             for mpx, checker in ((patient, kept), (hasty, lost)):
                 sub = mpx.new_channel_subscription(*checker.callbacks)
                 sub.add("a")
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
             began = asyncio.get_running_loop().time()
             await admin.client_pause(1000)
             await until(lambda: len(lost.events) == 3)
@@ -174,7 +174,7 @@ async def test_a_server_busy_with_a_script_is_kept(server: Server, admin: Redis)
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         link = mpx._hub.deployment.main._link
         assert link is not None
         script = asyncio.create_task(admin.eval("while true do end", 0))
@@ -205,7 +205,7 @@ async def test_a_user_without_the_ping_right_stays_connected(server: Server, adm
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(5):
@@ -273,7 +273,7 @@ async def test_a_half_closed_connection_is_left_quietly(
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("first")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         link = mpx._hub.deployment.main._link
         assert link is not None
         assert link._transport is not None
@@ -284,7 +284,7 @@ async def test_a_half_closed_connection_is_left_quietly(
             if number % 100 == 0:
                 await asyncio.sleep(0)
         await until(lambda: fake.accepted == 2)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         assert checker.disconnects == 1
     assert [r.getMessage() for r in caplog.records if r.name == "asyncio"] == []
     assert len(warnings(caplog)) == 1
@@ -300,7 +300,7 @@ async def test_a_reset_among_ten_thousand_adds_is_one_outage(
             checker = Checker()
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("first")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             names = [b"%d" % number for number in range(10_000)]
             for number, name in enumerate(names):
                 sub.add(name)
@@ -308,7 +308,7 @@ async def test_a_reset_among_ten_thousand_adds_is_one_outage(
                     proxy.reset()
                 if number % 10 == 0:
                     await asyncio.sleep(0)
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await settled(admin, {b"first", *names})
             assert checker.disconnects == 1
             assert not checker.faults
@@ -324,7 +324,7 @@ async def test_a_peer_that_stops_reading_is_found_by_ping(server: Server, admin:
             checker = Checker()
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             link = mpx._hub.deployment.main._link
             assert link is not None
             assert link._transport is not None
@@ -339,7 +339,7 @@ async def test_a_peer_that_stops_reading_is_found_by_ping(server: Server, admin:
             await until(lambda: checker.disconnects == 1)
             assert "no reply" in checker.events[-1][1].reason
             proxy.heal()
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await settled(admin, {b"a", *names})
             assert not checker.faults
             assert checker.disconnects == 1

@@ -53,7 +53,7 @@ async def test_events_of_all_matching_keys_arrive(mpx: Multiplexer, client: Redi
     got: list[KeyEvent] = []
     names: list[bytes] = []
     sub = mpx.new_key_subscription("h:*", got.append, on_activation=names.append)
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     for key in HOSTILE:
         await client.set(b"h:" + key, 1)
         await client.set(b"other:" + key, 1)
@@ -66,7 +66,7 @@ async def test_events_of_all_matching_keys_arrive(mpx: Multiplexer, client: Redi
 async def test_only_the_chosen_events_are_delivered(mpx: Multiplexer, client: Redis) -> None:
     """Other events take no room in the buffer, and do not count as dropped."""
     sub = mpx.new_key_subscription("k*", events={"expired", b"del"}, max_pending=2)
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     for number in range(100):
         await client.set(f"k{number}", 1)
     await client.delete("k1")
@@ -83,7 +83,7 @@ async def test_a_key_without_glob_characters_is_a_channel(mpx: Multiplexer, clie
     keys = [b"plain", b"*[?\\"]
     subs = [mpx.new_key_subscription(escape_glob(key)) for key in keys]
     for sub in subs:
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
     assert set(await client.pubsub_channels()) == {b"__keyspace@0__:" + key for key in keys}
     assert await client.pubsub_numpat() == 0
     for key, sub in zip(keys, subs, strict=True):
@@ -94,7 +94,7 @@ async def test_a_key_without_glob_characters_is_a_channel(mpx: Multiplexer, clie
 async def test_a_database_has_its_own_events(mpx: Multiplexer, server: Server, admin: Redis) -> None:
     """A subscription gets the events of its database only."""
     async with mpx.new_key_subscription("*", db=3) as sub, Redis.from_url(server.url, db=3) as third:
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await admin.set("elsewhere", 1)
         await third.set("here", 1)
         assert await sub.get(10) == KeyEvent(b"here", b"set", 3)
@@ -103,7 +103,7 @@ async def test_a_database_has_its_own_events(mpx: Multiplexer, server: Server, a
 async def test_events_are_read_one_by_one(mpx: Multiplexer, client: Redis) -> None:
     """A subscription without on_event is an iterator, which ends when it closes; with on_event it cannot be read."""
     sub = mpx.new_key_subscription("k*")
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     for number in range(10):
         await client.set(f"k{number}", 1)
     with pytest.raises(RuntimeError, match="make one without on_event"):
@@ -125,7 +125,7 @@ async def test_a_lost_connection_is_a_gap_of_key_events(mpx: Multiplexer, admin:
     """A lost connection is one disconnect, then an activation; no event between the two counts, all others arrive."""
     got: list[object] = []
     sub = mpx.new_key_subscription("k*", got.append, got.append, got.append)
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     await admin.set("k1", 1)
     await until(lambda: len(got) == 2)
     await admin.client_kill_filter(_type="pubsub")
@@ -152,7 +152,7 @@ async def test_a_setting_that_lacks_letters_is_reported_once(server: Server, adm
         await until(lambda: len(errors) == 2)
         await publishing(admin, "xK")
         fine = mpx.new_key_subscription("fine*", print, events={"expired"})
-        await fine.wait_for_activation(10)
+        await fine.wait_for_activation(timeout=10)
         mpx.new_key_subscription("last*", print, events={"set"})
         await until(lambda: len(errors) == 3)
     found = [(error.pattern, error.missing) for error in errors if isinstance(error, KeyEventsDisabled)]
@@ -167,7 +167,7 @@ async def test_a_forbidden_config_is_no_error(server: Server, admin: Redis, capl
     errors: list[Exception] = []
     async with limited(server, on_error=errors.append) as mpx:
         sub = mpx.new_key_subscription("k*")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
 
         async def unasked() -> str:
             stats = await admin.info("commandstats")
@@ -178,7 +178,7 @@ async def test_a_forbidden_config_is_no_error(server: Server, admin: Redis, capl
         assert await sub.get(10) == KeyEvent(b"k", b"set", 0)
         other = mpx.new_key_subscription("other*")
         with pytest.raises(SubscriptionRefused, match="__keyspace@0__:other"):
-            await other.wait_for_activation(10)
+            await other.wait_for_activation(timeout=10)
     assert [type(error) for error in errors] == [SubscriptionRefused]
     assert not [text for text in warnings(caplog) if "notify-keyspace-events" in text]
 
@@ -186,7 +186,7 @@ async def test_a_forbidden_config_is_no_error(server: Server, admin: Redis, capl
 async def test_subkeys_arrive_with_their_event(mpx: Multiplexer, client: Redis) -> None:
     """With subkeys=True, the messages of subkey notifications are read; here, they are published by hand."""
     async with mpx.new_key_subscription("user:*", events={"hset"}, subkeys=True) as sub:
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await client.publish("__subkeyspace@0__:user:1", b"hdel|4:name")
         await client.publish("__subkeyspace@0__:user:1", b"hset|4:name,3:a,b")
         event = await sub.get(10)
@@ -199,7 +199,7 @@ async def test_a_lost_key_subscription_is_closed(mpx: Multiplexer, client: Redis
     got: list[KeyEvent] = []
     mpx.new_key_subscription("kept*", got.append)
     sub = mpx.new_key_subscription("lost*")
-    await sub.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
     left = [sub]
     del sub
     with pytest.warns(ResourceWarning, match=r"<KeySubscription b'lost\*' active=1/1"):

@@ -110,7 +110,7 @@ async def test_all_that_arrived_is_delivered_before_the_loss(wire: Wire, how: st
     async with Multiplexer(wire.url, **wire.options) as mpx:
         sub = mpx.new_channel_subscription(received.on_message, received.on_disconnect)
         sub.add("a")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         publish_burst(wire.admin)
         if how == "killed while it is read":
             await until(lambda: bool(received.numbers))

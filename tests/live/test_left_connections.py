@@ -101,7 +101,7 @@ async def test_a_connection_class_that_cannot_disconnect_is_closed(url: str, cap
     async with Multiplexer(client, delivery_probe=0.001, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for _ in range(3):
             assert await mpx.publish("a", "x") == 1
             mpx._hub.deployment.publisher.abandon(None)

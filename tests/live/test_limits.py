@@ -37,7 +37,7 @@ async def test_max_channels_counts_all_subscriptions(url: str, admin: Redis) -> 
         assert isinstance(caught.value, LimitReached)
         assert other.channels == frozenset()
         other.add("a", "b", "c")  # what is wanted already costs nothing
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         one.remove("a", "b")
         with pytest.raises(TooManyChannels):
             one.add("d")
@@ -66,7 +66,7 @@ async def test_max_promises_counts_pending_promises(url: str, admin: Redis) -> N
     async with Multiplexer(url, max_promises=2) as mpx:
         subs = [mpx.new_promise_subscription(prefix) for prefix in ("a", "b")]
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
 
         async def kept() -> None:
             promise = subs[0].new_promise("1", 5)
@@ -131,7 +131,7 @@ async def test_an_oversized_suffix_raises(url: str) -> None:
     """A promise's suffix is limited like a name."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_promise_subscription("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         with pytest.raises(ValueError, match="a suffix of 65537 bytes"):
             sub.new_promise("x" * 65_537)
 
@@ -145,9 +145,9 @@ async def test_limits_can_be_turned_off(url: str, admin: Redis) -> None:
         channel, pattern = b"c" * 100_000, b"*p" * 1_000
         sub = mpx.new_channel_subscription()
         sub.add(channel)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         listener = mpx.new_pattern_subscription(pattern)
-        await listener.wait_for_activation(5)
+        await listener.wait_for_activation(timeout=5)
         await settled(admin, {channel}, 1)
 
 
@@ -159,7 +159,7 @@ async def test_max_pending_bytes_bounds_a_buffer(url: str, admin: Redis, overflo
         sub = mpx.new_channel_subscription()
         channels = [b"%02d" % number for number in range(20)]
         sub.add(*channels)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for channel in channels:
             await admin.publish(channel, channel * 49)  # 100 bytes each, the name among them
         await until(lambda: sub.closed or mpx.stats().messages == 20)
@@ -186,7 +186,7 @@ async def test_max_total_pending_bytes_bounds_all_buffers(url: str, admin: Redis
         reader = mpx.new_channel_subscription()
         for sub in (*subs, reader):
             sub.add("a")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         for number in range(20):
             await admin.publish("a", b"%099d" % number)
             assert int((await reader.get(5)).data) == number
@@ -213,14 +213,14 @@ async def test_stuck_consumers_leave_room_for_a_small_one(url: str, admin: Redis
         for number in range(20):
             sub = mpx.new_channel_subscription(hang)
             sub.add(*(f"{number}:{room}" for room in range(12)))
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             subs.append(sub)
             await publish(admin, [f"{number}:{room}" for room in range(12)], b"x" * 999)
             await until(lambda total=12 * (number + 1): mpx.stats().messages == total)
         assert mpx.stats().pending_bytes > 50_000
         healthy = mpx.new_channel_subscription(overflow="drop_oldest")
         healthy.add("healthy")
-        await healthy.wait_for_activation(5)
+        await healthy.wait_for_activation(timeout=5)
         before = mpx.stats()
         await publish(admin, ["healthy"] * 6, b"y" * 990)
         await until(lambda: healthy.pending == 6)
@@ -242,7 +242,7 @@ async def test_a_long_payload_for_many_is_counted_once(url: str, admin: Redis) -
         for sub in subs:
             sub.add("a")
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         await publish(admin, ["a"] * 4, b"x" * 100_000)
         await until(lambda: all(sub.pending == 4 for sub in subs))
         assert mpx.stats().pending_bytes == 400 * 100_001
@@ -262,7 +262,7 @@ async def test_slow_consumer_names_the_limit(url: str, admin: Redis, option: str
     async with Multiplexer(url, **{option: value}, on_error=errors.append) as mpx:  # type: ignore[arg-type]
         sub = mpx.new_channel_subscription()
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await publish(admin, ["a"] * 3, b"x" * size)
         await until(lambda: sub.dropped == 1)
         (error,) = errors
@@ -292,10 +292,10 @@ async def test_pending_bytes_are_exact_after_each_message(url: str, admin: Redis
 
         errors: list[Exception] = []
         reader.add("a")
-        await reader.wait_for_activation(5)
+        await reader.wait_for_activation(timeout=5)
         other = mpx.new_channel_subscription(look, on_error=errors.append)
         other.add("a")
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         pipe = admin.pipeline(transaction=False)
         for number in range(total):
             pipe.publish("a", b"%099d" % number)

@@ -43,7 +43,7 @@ async def test_silence_is_noticed_after_ping_timeout(server: Server, how: str) -
             checker = Checker()
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             link = mpx._hub.deployment.main._link
             assert link is not None
             link.lost.add_done_callback(lambda _: ended.append(loop.time()))
@@ -60,7 +60,7 @@ async def test_silence_is_noticed_after_ping_timeout(server: Server, how: str) -
             assert ended[0] <= silent + interval + timeout + 0.5 + NOISE
             server.thaw()
             proxy.heal()
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             assert checker.kinds == ["activation", "disconnect", "activation"]
 
 
@@ -70,7 +70,7 @@ async def test_a_freeze_within_ping_timeout_is_ignored(server: Server) -> None:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         server.freeze()
         link = mpx._hub.deployment.main._link
         assert link is not None
@@ -86,7 +86,7 @@ async def test_a_blocked_loop_is_no_lost_connection(url: str) -> None:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         link = mpx._hub.deployment.main._link
         assert link is not None
         for _ in range(3):
@@ -117,7 +117,7 @@ async def test_a_long_fan_out_is_no_lost_connection(url: str, admin: Redis) -> N
         subs = [mpx.new_channel_subscription(slow, lost.append) for _ in range(1_000)]
         for sub in subs:
             sub.add("a")
-        await subs[-1].wait_for_activation(10)
+        await subs[-1].wait_for_activation(timeout=10)
         await admin.publish("a", "x")
         await until(lambda: len(got) == len(subs), 60)
         await asyncio.sleep(0.3)  # in which a verdict would come
@@ -148,9 +148,9 @@ async def test_a_server_has_its_time_after_a_fan_out() -> None:
         subs = [mpx.new_channel_subscription(slow, lost.append) for _ in range(1_000)]
         for sub in subs:
             sub.add("a")
-        await subs[-1].wait_for_activation(10)
+        await subs[-1].wait_for_activation(timeout=10)
         sub.add("b")
-        await sub.wait_for_activation(60)
+        await sub.wait_for_activation(timeout=60)
         assert not lost
 
 
@@ -170,7 +170,7 @@ async def test_a_command_behind_a_backlog_has_time(url: str, admin: Redis) -> No
 
         sub = mpx.new_channel_subscription(slow, checker.on_disconnect, checker.on_activation)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         pipe = admin.pipeline(transaction=False)
         for number in range(4_000):
             pipe.publish("a", b"%01000d" % number)
@@ -193,7 +193,7 @@ async def test_a_dead_server_is_found_after_a_backlog(server: Server) -> None:
 
         sub = mpx.new_channel_subscription(slow, checker.on_disconnect, checker.on_activation)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         pipe = admin.pipeline(transaction=False)
         for number in range(2_000):
             pipe.publish("a", b"%0100d" % number)
@@ -263,7 +263,8 @@ async def test_any_complete_reply_to_a_ping_is_life(answer: bytes) -> None:
 
     fake = FakeServer(script)
     async with fake.run() as url:
-        async with patient(url, ping_interval=0.02, ping_timeout=0.2):
+        async with patient(url, ping_interval=0.02, ping_timeout=0.2) as mpx:
+            await mpx.connect(5)
             await until(lambda: pings >= 5)
         assert fake.accepted == 1
 

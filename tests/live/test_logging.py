@@ -43,7 +43,7 @@ async def test_no_secret_and_no_payload_is_logged_in_an_outage(
 
         sub = mpx.new_channel_subscription(fail, checker.on_disconnect, checker.on_activation)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         promises = mpx.new_promise_subscription("p-")
         promise = await promises.wait_for_new_promise("x", 5)
         await admin.publish("a", PAYLOAD)
@@ -107,7 +107,7 @@ async def test_events_without_on_error_are_logged(
         refused.add(*(f"no-{number}" for number in range(100)))
         slow = mpx.new_channel_subscription(hang, max_pending=1)
         slow.add("ok")
-        await slow.wait_for_activation(5)
+        await slow.wait_for_activation(timeout=5)
         for _ in range(10):
             await admin.publish("ok", "x")
         await until(lambda: slow.dropped == 8 and len(refused._inbox.refusals) == 100)
@@ -138,12 +138,12 @@ async def test_failing_subscriptions_log_a_few_records(
             sub.add("a")
         await mpx.connect(5)
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         await admin.publish("a", "x")
         await until(lambda: counts == {"fail": 200, "decode": 200})
         other = mpx.new_channel_subscription(lambda *_: 1 / 0)
         other.add("other")
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         await admin.publish("other", "x")  # an error of another kind is not left out
         await until(lambda: "ZeroDivisionError" in caplog.text)
         texts = [record.getMessage() for record in caplog.records]
@@ -173,7 +173,7 @@ async def test_any_number_of_types_of_errors_is_bounded(
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(fail)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for _ in range(300):
             await admin.publish("a", "x")
         await until(lambda: count == 300)
@@ -203,7 +203,7 @@ async def test_stuck_callbacks_are_a_few_records(
     for sub in subs:
         sub.add("a")
     for sub in subs:
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "x")
     await until(lambda: stuck == 50)
     await mpx.aclose()
@@ -232,14 +232,14 @@ async def test_the_end_of_an_outage_is_a_warning(
             sub.add("shared", f"own {number}")
         idle = mpx.new_channel_subscription(print)
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         server.kill()
         await until(lambda: mpx.stats().last_error is not None)
         await asyncio.sleep(0.3)  # how long the outage is
         idle.add("later")
         server.start()
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
     first, second = ends(caplog)
     assert (first.levelname, first.getMessage()) == ("INFO", f"connected to 127.0.0.1:{server.port}")
     assert second.levelname == "WARNING"
@@ -263,7 +263,7 @@ async def test_the_first_connection_after_failures_is_a_warning(
         sub.add("a")
         await until(lambda: mpx.stats().last_error is not None)
         server.start()
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
     (record,) = ends(caplog)
     assert record.levelname == "WARNING"
     assert record.getMessage().endswith("; no subscription was interrupted")
@@ -278,10 +278,10 @@ async def test_an_outage_that_was_not_logged_ends_quietly(
         sub = mpx.new_channel_subscription(print)
         sub.add("a")
         for losses in range(1, 6):
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             await until(lambda losses=losses: mpx.stats().connections == losses + 1)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
     assert [record.levelname for record in ends(caplog)] == ["INFO", "WARNING", "INFO", "INFO", "INFO", "INFO"]
 
 
@@ -310,7 +310,7 @@ async def test_hostile_names_are_escaped_and_shortened(url: str) -> None:
     async with Multiplexer(url) as mpx:
         pattern = mpx.new_pattern_subscription(hostile, print)
         promises = mpx.new_promise_subscription(hostile)
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         promise = promises.new_promise("x", 5)
         errors = [
             SubscriptionRefused("channel", hostile, "NOPERM"),
@@ -325,7 +325,7 @@ async def test_hostile_names_are_escaped_and_shortened(url: str) -> None:
         promise.cancel()
 
 
-@pytest.mark.parametrize("state", ["idle", "closed"])
+@pytest.mark.parametrize("state", ["waits for an event loop", "closed"])
 async def test_the_repr_shows_the_state(state: str) -> None:
     """repr() of a multiplexer shows its state and counters."""
     mpx = Multiplexer("redis://127.0.0.1:1")

@@ -50,7 +50,7 @@ async def test_cancelled_calls_mix_up_no_replies(shared_server: Server, admin: R
                 name = b"storm-" + token
                 async with mpx.new_channel_subscription() as sub:
                     sub.add(name)
-                    await sub.wait_for_activation(TIMEOUT)
+                    await sub.wait_for_activation(timeout=TIMEOUT)
                     count = await mpx.publish(name, token)
                     message = await sub.get(TIMEOUT)
                 return message.data if (message.channel, count) == (name, 1) else b"%r" % [message, count]
@@ -60,8 +60,8 @@ async def test_cancelled_calls_mix_up_no_replies(shared_server: Server, admin: R
                 return token if count == 0 else b"%d" % count
 
             calls: list[Callable[[bytes], Awaitable[bytes | None]]] = [keep, ask, subscribe, shout]
-            await promises.wait_for_activation(TIMEOUT)
-            await service.wait_for_activation(TIMEOUT)
+            await promises.wait_for_activation(timeout=TIMEOUT)
+            await service.wait_for_activation(timeout=TIMEOUT)
             await mpx.request("storm-service", b"", timeout=TIMEOUT)  # its promise subscription stands from here on
 
             async def make(token: bytes) -> None:

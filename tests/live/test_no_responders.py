@@ -48,7 +48,7 @@ async def handling(server: Server, *, sharded: bool = False) -> AsyncIterator[li
         handled.append(request.body)
 
     async with Multiplexer(server.url) as mpx:
-        await mpx.serve("jobs", handle, sharded=sharded).wait_for_activation(10)
+        await mpx.serve("jobs", handle, sharded=sharded).wait_for_activation(timeout=10)
         yield handled
 
 
@@ -186,7 +186,7 @@ async def test_unheard_requests_share_their_question(url: str, monkeypatch: pyte
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription()
         sub.add("somebody")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         with pytest.raises(NoResponders):
             await mpx.request("nobody", b"", timeout=10)  # the promise subscription is active from here on
         asked.clear()

@@ -59,7 +59,7 @@ async def test_each_policy_keeps_the_right_messages(url: str, admin: Redis, poli
         fast = mpx.new_channel_subscription(lambda *_: None)
         for each in (sub, fast):
             each.add("a")
-            await each.wait_for_activation(5)
+            await each.wait_for_activation(timeout=5)
         await publish(admin, "a", range(101))
         await until(lambda: mpx.stats().messages == 101)
         assert slow.seen == [0]
@@ -82,7 +82,7 @@ async def test_a_slow_consumer_is_reported_once_per_episode(url: str, admin: Red
         slow = Slow()
         sub = slow.subscribe(mpx, max_pending=10, overflow=policy)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for episode in (1, 2):
             await publish(admin, "a", range(50))
             await until(lambda expected=50 * episode: mpx.stats().messages == expected)
@@ -100,7 +100,7 @@ async def test_latest_keeps_the_newest_message_of_each_channel(url: str, admin: 
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(max_pending=2, overflow="latest")
         sub.add("a", "b", "c")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for channel, payload in (("a", 1), ("b", 2), ("a", 3), ("a", 4)):
             await admin.publish(channel, payload)
         await until(lambda: mpx.stats().messages == 4)
@@ -135,8 +135,8 @@ async def test_counters_are_exact_in_the_middle_of_a_burst(url: str, admin: Redi
 
         other = mpx.new_pattern_subscription("[ab]", look, on_error=errors.append)
         reader.add("a", "b")
-        await reader.wait_for_activation(5)
-        await other.wait_for_activation(5)
+        await reader.wait_for_activation(timeout=5)
+        await other.wait_for_activation(timeout=5)
         pipe = admin.pipeline(transaction=False)
         for number in range(100):
             pipe.publish("a" if number else "b", number)
@@ -190,7 +190,7 @@ async def test_a_million_messages_past_a_stuck_subscription(url: str, admin: Red
         fast = mpx.new_channel_subscription(count, on_error=slow.errors.append)
         for each in (stuck, fast):
             each.add("a")
-            await each.wait_for_activation(5)
+            await each.wait_for_activation(timeout=5)
         before = resident()
         port = url.rpartition(":")[2]
         flood = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOD, port, str(total))

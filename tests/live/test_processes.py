@@ -36,10 +36,10 @@ sub = mpx.new_channel_subscription(hang, None, hang)
 sub.add("a")
 async def main():
     if state == "connected":
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
     elif state == "backing off":
         while mpx.stats().state != state:
-            sub.remove("a")
+            sub.add("a")
             await asyncio.sleep(0.001)
 import logging
 logging.disable(logging.WARNING)  # that there is no server
@@ -60,7 +60,7 @@ loop = asyncio.new_event_loop()
 mpx = Multiplexer(url)
 sub = mpx.new_channel_subscription(lambda *_: None)
 sub.add("a")
-loop.run_until_complete(sub.wait_for_activation(5))
+loop.run_until_complete(sub.wait_for_activation(timeout=5))
 if how == "closed":
     loop.close()
 elif how == "dropped":
@@ -93,7 +93,7 @@ async def own():
     async with Multiplexer(url) as another:
         own = another.new_channel_subscription()
         own.add("child")
-        await own.wait_for_activation(5)
+        await own.wait_for_activation(timeout=5)
 
 def child(kind):
     sys.stderr = open(os.devnull, "w")
@@ -124,7 +124,7 @@ async def all_there(count):
             return
         await asyncio.sleep(0.002)
 
-loop.run_until_complete(sub.wait_for_activation(5))
+loop.run_until_complete(sub.wait_for_activation(timeout=5))
 for turn in range(6):
     loop.run_until_complete(publish(turn * 100))
     pid = os.fork()
@@ -160,7 +160,7 @@ async def test_threads_call_through_the_loop(url: str, admin: Redis) -> None:
                 if "call_soon_threadsafe" in str(error):
                     refused.append(number)
             loop.call_soon_threadsafe(sub.add, f"thread-{number}")
-            asyncio.run_coroutine_threadsafe(sub.wait_for_activation(10), loop).result(10)
+            asyncio.run_coroutine_threadsafe(sub.wait_for_activation(timeout=10), loop).result(10)
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
         for thread in threads:
@@ -204,7 +204,7 @@ async def test_an_unreferenced_multiplexer_goes_on(url: str, admin: Redis) -> No
     mpx = Multiplexer(url, backoff=ConstantBackoff(0.01))
     sub = mpx.new_channel_subscription(*checker.callbacks)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     hub, gone = weakref.ref(mpx._hub), weakref.ref(mpx)
     del mpx, sub
     gc.collect()

@@ -36,7 +36,7 @@ async def test_a_promise_gets_the_next_message_on_its_channel(url: str, admin: R
     """A promise gets the next message on exactly its channel, and can be awaited again."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("hello-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         promise = promises.new_promise("world", 10)
         assert promise.channel == b"hello-world"
         assert promises.pending == mpx.stats().promises == 1
@@ -62,7 +62,7 @@ async def test_the_timeout_starts_when_the_promise_is_made(url: str) -> None:
     """The timeout runs from the creation of the promise, awaited or not."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         promise = promises.new_promise("x", 0.05)
         await until(promise.done)  # nobody awaits it
         with pytest.raises(PromiseTimeout) as caught:
@@ -76,7 +76,7 @@ async def test_all_promises_of_one_channel_get_the_message(url: str, admin: Redi
     """All promises of one channel get the message, except those that are done."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         several = [promises.new_promise("x", 10) for _ in range(5)]
         several[1].cancel()
         several[3].set_result(b"by hand")
@@ -91,7 +91,7 @@ async def test_a_promise_without_suffix_is_unguessable(url: str, admin: Redis) -
     """Without a suffix each promise gets a long random channel."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         several = [promises.new_promise(timeout=10) for _ in range(100)]
         assert len({p.channel for p in several}) == 100
         assert all(len(p.channel) >= 20 for p in several)
@@ -170,7 +170,7 @@ async def test_clear_and_close_interrupt_promises(server: Server) -> None:
         with pytest.raises(PromiseInterrupted) as closed:
             await second
         assert closed.value.reason == "closed"
-        for futile in (promises.wait_for_activation(1), promises.wait_for_new_promise("x", 1)):
+        for futile in (promises.wait_for_activation(timeout=1), promises.wait_for_new_promise("x", 1)):
             with pytest.raises(SubscriptionIsClosed):
                 await futile
         with pytest.raises(SubscriptionIsClosed):
@@ -192,7 +192,7 @@ async def test_cancelling_the_awaiting_task_cancels_the_promise(url: str) -> Non
     """A promise whose awaiting task is cancelled is no longer pending."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
 
         async def wait() -> bytes:
             return await promises.new_promise("x", 30)
@@ -212,7 +212,7 @@ async def test_an_unawaited_broken_promise_logs_nothing(url: str, caplog: pytest
     """A promise that times out unawaited causes no `never retrieved` record."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         promises.new_promise("x", 0.01)
         await until(lambda: promises.pending == 0)
         promises.new_promise("x", 10)
@@ -224,7 +224,7 @@ async def test_a_hundred_thousand_promises_have_one_outcome_each(server: Server,
     total = 100_000
     async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         several = []
         outcomes = [0] * total
 
@@ -268,7 +268,7 @@ async def test_very_many_promises_fail_in_time_slices(url: str, admin: Redis, ho
     total = 20_000
     async with Multiplexer(url, max_promises=total) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         several = [promises.new_promise(str(number), 60) for number in range(total)]
         if how == "clear":
             promises.clear()
@@ -300,7 +300,7 @@ async def test_promises_that_are_failing_leave_room_for_new_ones(url: str) -> No
     total = 20_000
     async with Multiplexer(url, max_promises=total) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         for _ in range(2):
             several = [promises.new_promise(str(number)) for number in range(total)]
             with pytest.raises(TooManyPromises):
@@ -318,7 +318,7 @@ async def test_a_message_at_the_deadline_is_one_outcome(
     total = 20_000
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         outcomes: Counter[str] = Counter()
         calls = 0
 
@@ -354,7 +354,7 @@ async def test_cancelled_promises_leave_nothing(url: str) -> None:
     """60,000 cancelled promises leave no object and no deadline."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
 
         async def wait(number: int) -> None:
             await promises.new_promise(str(number), 600)
@@ -378,7 +378,7 @@ async def test_a_done_callback_may_make_and_cancel_promises(url: str) -> None:
     """Callbacks of interrupted promises may make new promises and cancel others."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         several = [promises.new_promise(str(number), 30) for number in range(100)]
         made: list[Promise] = []
 
@@ -414,12 +414,12 @@ async def test_an_invalid_suffix_or_timeout_makes_no_promise(url: str) -> None:
     """new_promise() with an invalid suffix or timeout raises, and leaves no promise."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         for suffix, timeout in ((1, 1), ("\ud800", 1), ("x", -1), ("x", "1")):
             with pytest.raises((TypeError, ValueError)):
                 promises.new_promise(suffix, timeout)  # type: ignore[arg-type]
         assert promises.pending == 0
         empty = mpx.new_promise_subscription("")
-        await empty.wait_for_activation(5)
+        await empty.wait_for_activation(timeout=5)
         with pytest.raises(ValueError, match="empty channel"):
             empty.new_promise("", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import dataclasses
 import gc
 import logging
 import threading
@@ -14,6 +15,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import fakeredis
+import msgspec
+import pydantic
 import pytest
 from redis.asyncio import Redis, Sentinel
 from redis.asyncio.connection import BlockingConnectionPool
@@ -45,7 +48,7 @@ async def hearing(url: str, *channels: str | bytes) -> AsyncIterator[list[tuple[
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(lambda channel, data: heard.append((channel, data)))
         sub.add(*channels)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         yield heard
 
 
@@ -166,12 +169,37 @@ async def test_a_buffer_is_copied_at_the_call(url: str) -> None:
         await until(lambda: heard == [(b"a", b"before")])
 
 
-@pytest.mark.parametrize("payload", [1, 1.5, True, None, ["a"], {"a": 1}, object()])
-async def test_other_payload_types_raise_type_error(url: str, payload: Any) -> None:
-    """Numbers, None and containers raise TypeError with a text that says to encode them."""
+class Struct(msgspec.Struct):
+    """A payload of another library."""
+
+
+class Model(pydantic.BaseModel):
+    """A payload of another library."""
+
+
+@dataclasses.dataclass
+class Data:
+    """A payload to encode."""
+
+
+@pytest.mark.parametrize(
+    ("payload", "call"),
+    [
+        *((payload, "str(data), json.dumps(data)") for payload in (1, 1.5, True, None, object())),
+        (["a"], "json.dumps(data)"),
+        ({"a": 1}, "json.dumps(data)"),
+        (Data(), "json.dumps(dataclasses.asdict(data))"),
+        (Struct(), "msgspec.json.encode(data)"),
+        (Model(), "data.model_dump_json()"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+async def test_other_payload_types_raise_type_error(url: str, payload: Any, call: str) -> None:
+    """Numbers, None, containers and models raise TypeError with the call that encodes them."""
     async with Multiplexer(url) as mpx:
-        with pytest.raises(TypeError, match=f"not {type(payload).__name__}; encode it first: str"):
+        with pytest.raises(TypeError) as caught:
             await mpx.publish("a", payload)
+        assert str(caught.value).endswith(f"not {type(payload).__name__}; encode it first: {call}")
         assert mpx.stats().published == 0
 
 
@@ -256,7 +284,6 @@ async def test_without_the_publish_right_each_call_fails(server: Server, admin: 
         failures = await outcomes(start(mpx, *"123", channel="chat:a"))
         assert {type(failure) for failure in failures} == {NoPermissionError}
         await set_user(admin, "subscriber", "secret", SUBSCRIBER + " +publish")
-        await until(lambda: mpx.connected)
         assert await mpx.publish("chat:a", "x") == 0
 
 
@@ -602,7 +629,7 @@ async def test_closing_while_connecting_leaves_nothing(server: Server, how: str)
     mpx = Multiplexer(server.url, publish_timeout=30)
     before = open_sockets()
     calls = start(mpx, "1", "2")
-    await until(lambda: open_sockets() >= before + 2)  # of the session and of the publisher
+    await until(lambda: open_sockets() > before)
     if how == "close":
         mpx.close()
     else:
@@ -685,7 +712,7 @@ async def test_callbacks_that_drain_waits_for_may_publish(url: str) -> None:
 
         sub = mpx.new_channel_subscription(serve)
         sub.add("questions")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert await outcomes(start(mpx, *"123", channel="questions")) == [1, 1, 1]
         await until(lambda: mpx.stats().messages == 3)
         draining = asyncio.ensure_future(mpx.drain())
@@ -711,7 +738,7 @@ async def test_a_callback_may_publish_and_await_the_reply(url: str) -> None:
 
         sub = mpx.new_channel_subscription(ask)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert await outcomes(start(mpx, "x", "y", "z")) == [1, 1, 1]
         await until(lambda: got == [b"X", b"Y", b"Z"])
 
@@ -729,7 +756,7 @@ async def test_a_callback_may_close_while_it_publishes(url: str) -> None:
 
     sub = mpx.new_channel_subscription(end)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     start(mpx, "x")
     await until(lambda: seen != [])
     await mpx.aclose()
@@ -806,7 +833,7 @@ except KeyError:
 async def works(mpx: Multiplexer, client: Redis, channel: str = "a") -> None:
     sub = mpx.new_channel_subscription()
     sub.add(channel)
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     assert await outcomes(start(mpx, "1", b"2", "3", channel=channel)) == [1, 1, 1]
     assert [(await sub.get(5)).data for _ in range(3)] == [b"1", b"2", b"3"]
     assert await mpx.publish("b", "x") == 0
@@ -883,7 +910,7 @@ async def test_an_envelope_can_be_published_and_decoded(url: str, admin: Redis) 
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(decode=Envelope.from_bytes, on_error=errors.append)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         envelope = Envelope(bytes(range(256)), {"Trace": "1"}, reply_to=b"\0")
         assert await mpx.publish("a", envelope) == 1
         await admin.publish("a", "none")

@@ -37,7 +37,7 @@ async def test_a_subscription_without_on_message_can_be_read(mpx: Multiplexer, a
     """get() and get_nowait() return messages in order; get() waits up to its timeout."""
     sub = mpx.new_channel_subscription()
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     with pytest.raises(asyncio.QueueEmpty):
         sub.get_nowait()
     with pytest.raises(TimeoutError):
@@ -58,7 +58,7 @@ async def test_a_subscription_without_on_message_can_be_read(mpx: Multiplexer, a
 async def test_messages_of_a_pattern_name_the_pattern(mpx: Multiplexer, admin: Redis) -> None:
     """A message of a pattern subscription has the pattern."""
     sub = mpx.new_pattern_subscription("n*")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("news", "x")
     message = await sub.get(5)
     assert message == Message(b"news", b"x", b"n*")
@@ -69,7 +69,7 @@ async def test_iteration_ends_when_the_subscription_closes(mpx: Multiplexer, adm
     """close() ends the iteration, and drops and counts what is unread."""
     sub = mpx.new_channel_subscription()
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     seen: list[bytes] = []
 
     async def read() -> None:
@@ -110,7 +110,7 @@ async def test_a_cancelled_get_loses_no_message(mpx: Multiplexer, admin: Redis) 
     """A get() that is cancelled or times out at any moment loses no message."""
     sub = mpx.new_channel_subscription()
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     seen: list[int] = []
     total = 300
     sending = asyncio.ensure_future(publish(admin, "a", total))
@@ -172,7 +172,7 @@ async def test_a_second_reader_raises_while_the_first_yields(
     monkeypatch.setattr(reader_module, "TIME_SLICE", 0.0)  # after each message
     sub = mpx.new_channel_subscription()
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await publish(admin, "a", 100)
     await until(lambda: sub.pending == 100)
     assert sub.get_nowait().data == b"0"
@@ -188,7 +188,7 @@ async def test_get_and_iteration_can_be_mixed(mpx: Multiplexer, admin: Redis, de
     """get(), get_nowait() and iteration share one order of messages."""
     sub = mpx.new_channel_subscription(decode=decode)
     sub.add("a", "b")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await publish(admin, "a", 100)
     await publish(admin, "b", 100)
     await until(lambda: sub.pending == 200)
@@ -221,13 +221,13 @@ async def test_callbacks_wait_until_earlier_messages_are_read(mpx: Multiplexer, 
     callback = note_later if is_async else note
     sub = mpx.new_channel_subscription(None, callback, callback)
     sub.add("a")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await until(lambda: events == ["bytes"])  # nothing is before it
     await publish(admin, "a", 2)
     await until(lambda: sub.pending == 2)
     await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     await until(lambda: mpx.stats().connections == 2)
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("a", "new")
     await until(lambda: sub.pending == 3)
     assert events == ["bytes"]
@@ -247,8 +247,8 @@ async def test_decode_converts_for_reader_and_callback(mpx: Multiplexer, admin: 
         "a*", lambda _, data: seen.append(data), decode=json.loads, on_error=errors.append
     )
     read.add("a")
-    await read.wait_for_activation(5)
-    await called.wait_for_activation(5)
+    await read.wait_for_activation(timeout=5)
+    await called.wait_for_activation(timeout=5)
     for payload in ('{"n": 1}', "not json", b"\xff\xfe", "[2]"):
         await admin.publish("a", payload)
     assert (await read.get(5)).data == {"n": 1}
@@ -280,7 +280,7 @@ async def test_bad_payloads_with_a_slow_on_error_need_few_tasks(mpx: Multiplexer
     ]
     for sub in subs:
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
     before = len(asyncio.all_tasks())
     for _ in range(50):
         await admin.publish("a", "bad")
@@ -297,7 +297,7 @@ async def test_a_removed_channel_is_no_longer_read(mpx: Multiplexer, admin: Redi
     """remove() drops and counts the channel's unread messages."""
     sub = mpx.new_channel_subscription()
     sub.add("a", "b")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await publish(admin, "a", 3)
     await publish(admin, "b", 1)
     await until(lambda: sub.pending == 4)
@@ -314,11 +314,11 @@ async def test_an_event_follows_when_its_last_message_is_dropped(mpx: Multiplexe
     options: dict[str, Any] = {} if how == "remove" else {"max_pending": 1, "overflow": how}
     sub = mpx.new_channel_subscription(on_activation=active.append, on_error=lambda _: None, **options)
     sub.add("x")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     await admin.publish("x", "1")
     await until(lambda: sub.pending == 1)
     sub.add("y")
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     assert active == [b"x"]
     if how == "remove":
         sub.remove("x")

@@ -35,7 +35,7 @@ async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, 
         for sub, name in zip(subs, names, strict=True):
             sub.add(name)
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         assert [c["sub"] for c in await admin.client_list() if c["name"] == "the-one"] == ["1000"]
 
         published = 0
@@ -62,9 +62,9 @@ async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, 
             await until(lambda since=messages: mpx.stats().messages > since + 500)  # the load goes on
             if kill % 10 == 0:
                 for sub in subs[::100]:
-                    await sub.wait_for_activation(5)
+                    await sub.wait_for_activation(timeout=5)
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         await settled(admin, set(names))  # I3
         stop.set()
         await publisher
@@ -94,7 +94,7 @@ async def test_a_disconnect_is_not_reported_for_removed_names(url: str, admin: R
     async with Multiplexer(url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(on_message, lost.append)
         sub.add("a", "b")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await admin.publish("a", "x")
         await entered.wait()
         await kill_clients(admin)
@@ -102,7 +102,7 @@ async def test_a_disconnect_is_not_reported_for_removed_names(url: str, admin: R
         sub.add("new")
         for name in {b"a", b"b"} - {kept}:
             sub.remove(name)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         gate.set()
         await until(lambda: sub._inbox.idle)
     assert len(lost) == bool(kept)
@@ -115,8 +115,8 @@ async def test_a_restarted_server_gets_all_names_again(server: Server, admin: Re
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a", "gone")
         pattern = mpx.new_pattern_subscription("p*", *pattern_checker.callbacks)
-        await sub.wait_for_activation(5)
-        await pattern.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
+        await pattern.wait_for_activation(timeout=5)
         server.kill()
         await until(lambda: "disconnect" in checker.kinds)
         sub.remove("gone")
@@ -124,8 +124,8 @@ async def test_a_restarted_server_gets_all_names_again(server: Server, admin: Re
         await until(lambda: mpx.stats().state == "backing off")
         assert not mpx.connected
         server.start()
-        await sub.wait_for_activation(10)
-        await pattern.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
+        await pattern.wait_for_activation(timeout=10)
         assert await subscribed(admin) == ({b"a", b"new"}, 1)
         assert await admin.publish("a", "1") == 1
         assert await admin.publish("px", "2") == 1
@@ -151,12 +151,12 @@ async def test_a_server_may_be_absent_at_the_start(
     assert isinstance(caught.value.__cause__, ConnectionLost)
     assert str(server.port) in str(caught.value)
     with pytest.raises(TimeoutError):
-        await sub.wait_for_activation(0.05)
+        await sub.wait_for_activation(timeout=0.05)
     assert checker.events == []  # no disconnect before the first connection
     server.start()
     await mpx.connect(10)
-    await sub.wait_for_activation(10)
-    await promises.wait_for_activation(10)
+    await sub.wait_for_activation(timeout=10)
+    await promises.wait_for_activation(timeout=10)
     await settled(admin, {b"a"}, 1)
     assert checker.kinds == ["activation"]
     assert len(loud(caplog)) == 1
@@ -186,11 +186,11 @@ async def test_the_backoff_counts_until_a_connection_is_stable(
     async with Multiplexer(server.url, backoff=backoff) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for losses in range(1, 5):
             await kill_clients(admin)
             await until(lambda expected=losses + 1: mpx.stats().connections == expected)
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         assert backoff.asked == [0, 1, 2]  # none of the connections proved stable
         assert backoff.resets == 0
         monkeypatch.setattr(retries_module, "STABLE_AFTER", 0.0)
@@ -231,11 +231,11 @@ async def test_an_outage_is_warned_of_once(server: Server, admin: Redis, caplog:
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         server.kill()
         await until(lambda: sum("attempt" in r.getMessage() for r in caplog.records) > 20)
         server.start()
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
     assert len(loud(caplog)) == 1
 
 
@@ -249,13 +249,13 @@ async def test_a_flapping_connection_is_warned_of_once_a_minute(
             connections = mpx.stats().connections
             await kill_clients(admin)
             await until(lambda since=connections: mpx.stats().connections > since)
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         return len(loud(caplog))
 
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert await lose(5) == 1
         monkeypatch.setattr(outage, "WARN_INTERVAL", 0.0)  # the minute is over
         assert await lose(2) == 3
@@ -283,7 +283,7 @@ async def test_an_unrequested_unsubscribe_is_a_gap_of_its_name() -> None:
         assert checker.kinds == ["activation", "activation", "disconnect", "activation"]
         assert checker.events[2][1].names == {b"a"}
         assert checker.active == {b"a", b"b"}
-        await sub.wait_for_activation(1)
+        await sub.wait_for_activation(timeout=1)
         assert mpx.stats().connections == 1
         await mpx.aclose()
 
@@ -343,14 +343,14 @@ async def test_a_client_over_the_output_limit_gets_a_disconnect(
             checker = Checker()
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             proxy.to_client.stall = True
             published = 0
             while all(await publish_many(admin, b"x" * 8000)):
                 published += 100
                 assert published < 20_000
             proxy.to_client.stall = False
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await until(lambda: checker.activations == 2)
             kinds = checker.kinds
             assert kinds == ["activation"] + ["message"] * (len(kinds) - 3) + ["disconnect", "activation"]
@@ -375,7 +375,7 @@ async def test_repeated_disconnects_by_the_server_back_off(
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add("a")
             for losses in range(1, 6):
-                await sub.wait_for_activation(10)
+                await sub.wait_for_activation(timeout=10)
                 while mpx.stats().connections == losses and checker.disconnects < losses:
                     await admin.publish("a", b"x" * 5_000_000)
                     await asyncio.sleep(0.01)

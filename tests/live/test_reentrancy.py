@@ -66,7 +66,7 @@ async def test_every_public_call_works_inside_every_callback(
             await mpx.connect(5)
             async with mpx.new_channel_subscription() as fresh:
                 fresh.add("fresh")
-                await fresh.wait_for_activation(5)
+                await fresh.wait_for_activation(timeout=5)
                 await admin.publish("fresh", "x")
                 assert (await fresh.get(5)).data == b"x"
             promise = await mpx.new_promise_subscription("z").wait_for_new_promise("1", 5)
@@ -85,7 +85,7 @@ async def test_every_public_call_works_inside_every_callback(
     async with Multiplexer(url, backoff=ConstantBackoff(0.01)) as mpx:
         beside = mpx.new_channel_subscription(*neighbour.callbacks)
         beside.add("a")
-        await beside.wait_for_activation(5)
+        await beside.wait_for_activation(timeout=5)
         sub = mpx.new_channel_subscription(
             {"message": act, "error": fail}.get(event, nothing),
             act if event == "disconnect" else nothing,
@@ -94,14 +94,14 @@ async def test_every_public_call_works_inside_every_callback(
         )
         sub.add("a")
         if event != "activation":
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             if event == "disconnect":
                 await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             else:
                 await admin.publish("a", "1")
         await until(lambda: len(done) == 1 + is_async)
         assert failures == []
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await settled(admin, {b"a", b"another"}, int(is_async))
         await admin.publish("a", "2")
         await until(lambda: b"2" in neighbour.payloads)
@@ -120,7 +120,7 @@ def test_an_exit_is_reported_to_on_error_first(url: str, failure: type[BaseExcep
         async with Multiplexer(url) as mpx, Redis.from_url(url) as client:
             sub = mpx.new_channel_subscription(leave, on_error=errors.append)
             sub.add("exit")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             await client.publish("exit", "1")
             await asyncio.sleep(5)
 
@@ -143,7 +143,7 @@ async def test_the_log_counts_suppressed_records(
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(fail)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         monkeypatch.setattr(reporter, "LOG_INTERVAL", 0.2)
         monkeypatch.setattr(log, "LOG_INTERVAL", 0.2)
         for number in range(1, 11):

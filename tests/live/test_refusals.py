@@ -42,7 +42,7 @@ async def test_a_later_grant_activates_a_refused_name(
         assert checker.kinds == ["error"]
         await set_limited_user(admin, "&a")
         await until(lambda: checker.kinds == ["error", "activation"])
-        await sub.wait_for_activation(1)
+        await sub.wait_for_activation(timeout=1)
 
 
 async def test_a_refused_name_may_be_removed_and_added_again(server: Server, admin: Redis) -> None:
@@ -58,11 +58,11 @@ async def test_a_refused_name_may_be_removed_and_added_again(server: Server, adm
         await until(lambda: second.kinds == ["error"])
         assert first.kinds == ["error"]
         sub.remove("a")
-        await sub.wait_for_activation(1)  # nothing is wanted any more
+        await sub.wait_for_activation(timeout=1)  # nothing is wanted any more
         await set_limited_user(admin, "&a")
         other.remove("a")
         other.add("a")  # a new wish is a new question
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
         assert mpx.stats().connections == 1
 
 
@@ -71,11 +71,11 @@ async def test_a_pattern_needs_permission_for_its_exact_text(server: Server, adm
     await set_limited_user(admin, "&ok:*")
     async with limited(server) as mpx:
         permitted = mpx.new_pattern_subscription("ok:*", lambda *_: None)
-        await permitted.wait_for_activation(5)
+        await permitted.wait_for_activation(timeout=5)
         for pattern in ("ok:a*", "*"):
             refused = mpx.new_pattern_subscription(pattern, lambda *_: None)
             with pytest.raises(SubscriptionRefused, match="letter for letter") as caught:
-                await refused.wait_for_activation(5)
+                await refused.wait_for_activation(timeout=5)
             assert caught.value.kind == "pattern"
 
 
@@ -99,14 +99,14 @@ async def test_a_revoked_permission_refuses_its_name_alone(server: Server, admin
         for checker, name in ((one, "a"), (two, "b")):
             sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
             sub.add(name)
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             subs.append(sub)
         await set_limited_user(admin, "&b")  # the server closes the connection without a word
         await until(lambda: one.kinds == ["activation", "disconnect", "error"])
         await until(lambda: two.kinds == ["activation", "disconnect", "activation"])
         await settled(admin, {b"b"})
         with pytest.raises(SubscriptionRefused):
-            await subs[0].wait_for_activation(5)
+            await subs[0].wait_for_activation(timeout=5)
 
 
 async def test_a_busy_server_is_retried_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ async def test_a_busy_server_is_retried_at_intervals(monkeypatch: pytest.MonkeyP
         await asyncio.sleep(0.5)  # how often it asks in this time is what is measured
         assert 2 <= len(asked) <= 6
         busy = False
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert asked == [[b"SUBSCRIBE", b"a", b"b"]] * len(asked)
         assert checker.kinds == ["activation", "activation"]
         await mpx.aclose()
@@ -165,7 +165,7 @@ async def test_a_rejected_unsubscribe_leaves_the_name_usable(server: Server, adm
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error)
         sub.add("a", "b")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         sub.remove("a")
         await until(
             lambda: (
@@ -177,7 +177,7 @@ async def test_a_rejected_unsubscribe_leaves_the_name_usable(server: Server, adm
         await until(lambda: checker.payloads == [b"1"])
         sub.add("a")
         checker.active.discard(b"a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await admin.publish("a", "2")
         await until(lambda: checker.payloads == [b"1", b"2"])
         assert mpx.stats().connections == 1

@@ -48,7 +48,7 @@ async def test_a_shard_channel_and_a_channel_are_two_names(url: str, admin: Redi
         shard, classic = Checker(), Checker()
         one, other = new_sub(mpx, shard, "a"), new_sub(mpx, classic, "a", sharded=False)
         for sub in (one, other):
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         for number in range(300):
             assert await mpx.publish("a", str(number), sharded=True) == 1
             assert await mpx.publish("a", str(1000 + number)) == 1
@@ -72,7 +72,7 @@ async def test_names_of_many_slots_share_one_connection(url: str, admin: Redis) 
         sub, keeper = new_sub(mpx, checker, *names), new_sub(mpx, other, names[0], names[-1])
         classic = new_sub(mpx, Checker(), *names[:10], sharded=False)
         for each in (sub, keeper, classic):
-            await each.wait_for_activation(10)
+            await each.wait_for_activation(timeout=10)
         await settled(admin, set(names))
         assert await shard_clients(admin) == [1200]
         assert (mpx.stats().connections, mpx.stats().shards) == (1, 0)
@@ -86,7 +86,7 @@ async def test_names_of_many_slots_share_one_connection(url: str, admin: Redis) 
         checker.removed(*names)
         await settled(admin, {names[0], names[-1]})
         sub.add("again")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         sub.close()
         checker.closed = True
         await settled(admin, {names[0], names[-1]})
@@ -103,10 +103,10 @@ async def test_a_late_subscriber_of_an_active_name_is_activated(url: str, admin:
     """A subscription that adds an active shard channel is activated soon, without traffic."""
     async with Multiplexer(url) as mpx:
         first, late = Checker(), Checker()
-        await new_sub(mpx, first, "a").wait_for_activation(5)
+        await new_sub(mpx, first, "a").wait_for_activation(timeout=5)
         sub = new_sub(mpx, late, "a")
         assert late.events == []  # not inside add()
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert await mpx.publish("a", "0", sharded=True) == 1  # one connection, whatever the number of subscribers
         await until(lambda: first.messages == late.messages == 1)
         assert first.kinds == late.kinds == ["activation", "message"]
@@ -122,7 +122,7 @@ async def test_a_lost_connection_is_one_disconnect(url: str, admin: Redis) -> No
             new_sub(mpx, classic, "b", sharded=False),
         ]
         for sub in subs:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         for number in range(3):
             await mpx.publish("b", str(number), sharded=True)
         await admin.client_kill_filter(_type="pubsub")
@@ -145,7 +145,7 @@ async def test_shard_channels_can_be_read(url: str) -> None:
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(decode=int, sharded=True)
         sub.add("a", "b")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for number in range(10):
             await mpx.publish("ab"[number % 2], str(number), sharded=True)
         assert (await sub.get(5)).channel == b"a"
@@ -174,7 +174,7 @@ async def test_max_channels_counts_both_kinds(url: str) -> None:
         assert mpx.stats().channels == 3
         classic.close()
         shard.add("c")
-        await shard.wait_for_activation(5)
+        await shard.wait_for_activation(timeout=5)
 
 
 async def test_one_forbidden_name_of_many_is_refused_alone(server: Server, admin: Redis) -> None:
@@ -189,7 +189,7 @@ async def test_one_forbidden_name_of_many_is_refused_alone(server: Server, admin
         await until(lambda: checker.active == set(names) and len(checker.errors) == 2)
         await settled(admin, set(names))
         with pytest.raises(SubscriptionRefused) as caught:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         assert caught.value.kind == "shard channel"
         assert {error.name for error in checker.errors if isinstance(error, SubscriptionRefused)} == set(forbidden)
         assert "NOPERM" in str(caught.value)
@@ -198,7 +198,7 @@ async def test_one_forbidden_name_of_many_is_refused_alone(server: Server, admin
             await mpx.publish(names[0], "0", sharded=True)
         sub.remove(*forbidden)
         checker.removed(*forbidden)
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert (mpx.stats().connections, checker.faults) == (1, [])
 
 
@@ -212,8 +212,8 @@ async def test_a_server_before_redis_7_is_named_in_the_error(flavour: str) -> No
             other = new_sub(mpx, classic, "a", sharded=False)
             sub = new_sub(mpx, shard, "a", "b")
             with pytest.raises(SubscriptionRefused, match=r"needs Redis 7 or Valkey: .*sharded=True"):
-                await sub.wait_for_activation(5)
-            await other.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
+            await other.wait_for_activation(timeout=5)
             await until(lambda: len(shard.errors) == 2)
             with pytest.raises(ResponseError, match="unknown command"):
                 await mpx.publish("a", "0", sharded=True)
@@ -237,7 +237,7 @@ async def test_a_single_client_at_a_cluster_is_told_so(shared_cluster: Cluster) 
         checker = Checker()
         sub = new_sub(mpx, checker, *names)
         with pytest.raises(SubscriptionRefused, match=r"MOVED .*RedisCluster") as caught:
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
         assert caught.value.name not in here
         await until(lambda: len(checker.errors) == 20 - len(here))
         assert checker.active == here
@@ -250,7 +250,7 @@ async def test_drain_delivers_received_shard_messages(url: str, admin: Redis) ->
     sub = mpx.new_channel_subscription(sharded=True)
     names = [b"name-%d" % number for number in range(100)]
     sub.add(*names)
-    await sub.wait_for_activation(5)
+    await sub.wait_for_activation(timeout=5)
     for number in range(10):
         await mpx.publish(names[0], str(number), sharded=True)
     await until(lambda: sub.pending == 10)

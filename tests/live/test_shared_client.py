@@ -42,7 +42,7 @@ async def multiplex():
     async with Multiplexer(client, publish_timeout=5) as mpx:
         sub = mpx.new_channel_subscription()
         sub.add("a")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await mpx.publish("a", "x")
         assert (await sub.get(5)).data == b"x"
 """

@@ -322,11 +322,11 @@ class Walk:
         for user in self.users:
             if FORBIDDEN in user.names:
                 with pytest.raises(SubscriptionRefused):
-                    await user.sub.wait_for_activation(10)
+                    await user.sub.wait_for_activation(timeout=10)
                 user.remove(FORBIDDEN)
-            await user.sub.wait_for_activation(10)
+            await user.sub.wait_for_activation(timeout=10)
         for promiser in self.promisers:
-            await promiser.wait_for_activation(10)
+            await promiser.wait_for_activation(timeout=10)
         channels = {name for user in self.users for name in user.names if user.pattern is None}
         patterns = {user.pattern for user in self.users if user.pattern is not None}
         prefixes = {promiser.prefix for promiser in self.promisers}

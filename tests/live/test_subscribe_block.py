@@ -99,8 +99,8 @@ async def test_active_names_are_those_that_redis_confirmed(server: Server, admin
         assert sub.active == frozenset()
         pattern = mpx.new_pattern_subscription("p*")
         promises = mpx.new_promise_subscription("prefix")
-        await pattern.wait_for_activation(10)
-        await promises.wait_for_activation(10)
+        await pattern.wait_for_activation(timeout=10)
+        await promises.wait_for_activation(timeout=10)
         await until(lambda: len(refused) == 1 and len(sub.active) == 2)
         assert sub.active == {b"ok1", b"ok2"}
         assert (pattern.active, promises.active) == ({b"p*"}, {b"prefix*"})

@@ -33,7 +33,7 @@ async def test_changes_while_offline_become_one_subscribe(shared_server: Server,
         async with Monitor(admin) as monitor, Multiplexer(proxy.url, backoff=QUICK) as mpx:
             sub = mpx.new_channel_subscription(lambda *_: None)
             sub.add("old", "kept")
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             proxy.refusing = True
             proxy.reset()
             await until(lambda: mpx.stats().state != "connected")
@@ -47,7 +47,7 @@ async def test_changes_while_offline_become_one_subscribe(shared_server: Server,
                 sub.add("flap")
                 await asyncio.sleep(0)
             proxy.refusing = False
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await settled(admin, {b"new", b"kept", b"flap"})
             await monitor.saw("connected")
             assert monitor.count("SUBSCRIBE") == 1
@@ -73,7 +73,7 @@ async def test_names_added_during_a_resubscribe_are_sent_once(url: str, admin: R
                 late.add(*later[start : start + 100])
                 await asyncio.sleep(0)
             for each in (sub, late):
-                await each.wait_for_activation(30)
+                await each.wait_for_activation(timeout=30)
             await monitor.saw(f"sweep {sweep}")
             sent = names_in(monitor, "SUBSCRIBE")
             assert sent == dict.fromkeys((*first, *later), 1)
@@ -105,7 +105,7 @@ async def test_a_flapping_name_costs_few_commands(url: str, admin: Redis) -> Non
                 sub.remove("a")
             await asyncio.sleep(0)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await admin.publish("a", "1")
         await until(lambda: checker.messages == 1)
         await settled(admin, {b"a"})
@@ -122,7 +122,7 @@ def test_a_late_subscriber_is_activated_after_add_returns(url: str, kind: str) -
         async with Redis.from_url(url) as admin, Multiplexer(url) as mpx:
             early = mpx.new_channel_subscription(lambda *_: None)
             early.add("a")
-            await early.wait_for_activation(5)
+            await early.wait_for_activation(timeout=5)
             await admin.publish("a", 0)
             for is_async in (False, True):
                 checker = Checker()
@@ -142,7 +142,7 @@ def test_a_late_subscriber_is_activated_after_add_returns(url: str, kind: str) -
                 late.add("a")
                 inside = False
                 assert checker.events == []
-                await late.wait_for_activation(5)
+                await late.wait_for_activation(timeout=5)
                 await until(lambda: len(checker.events) == 1)  # noqa: B023
                 await admin.publish("a", 1)
                 await until(lambda: checker.messages == 1)  # noqa: B023
@@ -161,7 +161,7 @@ async def test_each_matching_subscription_gets_a_message_once(url: str, admin: R
             sub.add("abc")
         patterns = [mpx.new_pattern_subscription(pattern) for pattern in ("a*", "*c", "?b?")]
         for each in (*subs, *patterns):
-            await each.wait_for_activation(5)
+            await each.wait_for_activation(timeout=5)
         assert await admin.publish("abc", "1") == 4  # names that match, not subscribers
         for each in (*subs, *patterns):
             message = await each.get(5)
@@ -176,7 +176,7 @@ async def test_the_pattern_for_all_does_not_match_the_empty_channel(url: str, ad
         everything, nameless = mpx.new_pattern_subscription("*"), mpx.new_channel_subscription()
         nameless.add("")
         for each in (everything, nameless):
-            await each.wait_for_activation(5)
+            await each.wait_for_activation(timeout=5)
         assert await admin.publish("", "nameless") == 1
         await admin.publish("a", "named")
         assert (await everything.get(5)).data == b"named"
@@ -199,7 +199,7 @@ async def test_without_names_nothing_is_sent(server: Server, admin: Redis) -> No
             await admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # it has no subscriptions
             await until(lambda since=connections: mpx.stats().connections > since)
         sub.add("b")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         assert await calls_of(admin, "subscribe") == 1
         assert await calls_of(admin, "unsubscribe", "psubscribe", "punsubscribe") == 0
 

@@ -35,10 +35,10 @@ async def test_a_hostile_name_is_one_argument_of_one_command(url: str, admin: Re
         channels, patterns = mpx.new_channel_subscription(), []
         for name in HOSTILE:
             channels.add(name)
-            await channels.wait_for_activation(5)
+            await channels.wait_for_activation(timeout=5)
             if name:
                 patterns.append(mpx.new_pattern_subscription(name))
-                await patterns[-1].wait_for_activation(5)
+                await patterns[-1].wait_for_activation(timeout=5)
         channels.clear()
         await settled(admin, set(), len(patterns))
         await monitor.saw("the end")
@@ -57,7 +57,7 @@ async def test_escape_glob_makes_untrusted_text_literal(url: str, admin: Redis, 
     name = text if isinstance(text, bytes) else text.encode()
     async with Multiplexer(url) as mpx:
         sub = mpx.new_pattern_subscription(b"room:" + escape_glob(text) + b":*")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         for other in (b"room:b:1", b"room:ab:1", b"room:tenant:7:1", b"room:\xffx:1"):
             assert await admin.publish(other, "no") == 0
         await admin.publish(b"room:%b:1" % name, "yes")
@@ -68,7 +68,7 @@ async def test_forged_messages_keep_no_promise(url: str, admin: Redis) -> None:
     """Messages to guessed and similar channels keep no promise without a suffix."""
     async with Multiplexer(url) as mpx:
         promises = mpx.new_promise_subscription("reply:")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         made = [promises.new_promise() for _ in range(1000)]
         suffixes = {promise.channel.removeprefix(b"reply:") for promise in made}
         assert len(suffixes) == 1000
@@ -107,7 +107,7 @@ async def test_a_malicious_pickle_is_delivered_as_bytes(url: str, admin: Redis, 
         sub = mpx.new_channel_subscription()
         sub.add("a")
         promises = mpx.new_promise_subscription("p-")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         promise = await promises.wait_for_new_promise(timeout=5)
         await admin.publish("a", bomb)
         await admin.publish(promise.channel, bomb)

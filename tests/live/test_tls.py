@@ -165,7 +165,7 @@ async def test_a_bad_certificate_is_rejected_with_its_reason(
             "someone", enabled=True, passwords=["+secret"], channels=["*"], categories=["+@all"]
         )
         await endpoint.present(issue())
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await endpoint.admin.publish("a", "1")
         await until(lambda: checker.payloads == [b"1"])
     (record,) = loud(caplog)
@@ -185,6 +185,7 @@ async def test_an_authority_without_key_usage_follows_strictness(endpoint: Endpo
         if lax or sys.version_info < (3, 13):
             await mpx.connect(10)
         else:
+            mpx.new_channel_subscription(print).add("a")
             await until(lambda: mpx.stats().last_error is not None)
             assert "certificate verify failed: CA cert does not include key usage" in str(mpx.stats().last_error)
             assert not mpx.connected
@@ -198,12 +199,12 @@ async def test_an_expired_certificate_fails_the_next_connection(
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await endpoint.present(BAD["expired"][0])
         await endpoint.admin.client_kill_filter(_type="pubsub")
         await until(lambda: "expired" in str(mpx.stats().last_error))
         await endpoint.present(issue())
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         assert checker.kinds == ["activation", "disconnect", "activation"]
     assert [record.levelname for record in loud(caplog)] == ["WARNING", "ERROR"]
 
@@ -238,7 +239,7 @@ async def test_unverified_tls_is_warned_of_once(
     async with Multiplexer(endpoint.url, backoff=QUICK, ssl_ca_certs=trusted, **options) as mpx:
         sub = mpx.new_channel_subscription(print)
         sub.add("a")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await endpoint.admin.client_kill_filter(skipme=True)
         await until(lambda: mpx.stats().connections == 2)
     assert sum("is not verified" in record.getMessage() for record in caplog.records) == 1
@@ -283,7 +284,7 @@ async def test_all_cluster_connections_use_verified_tls(
             names = [b"%d" % number for number in range(10)]
             subs = [new_sub(mpx, sharded, *names), new_sub(mpx, classic, *names, sharded=False)]
             for sub in subs:
-                await sub.wait_for_activation(10)
+                await sub.wait_for_activation(timeout=10)
             for name in names:
                 await mpx.publish(name, "x", sharded=True)
                 await mpx.publish(name, "y")
@@ -297,7 +298,7 @@ async def test_all_cluster_connections_use_verified_tls(
             assert not sharded.active | classic.active
             present(issue(host="127.0.0.1"))
             for sub in subs:
-                await sub.wait_for_activation(10)
+                await sub.wait_for_activation(timeout=10)
         assert not sharded.faults + classic.faults
 
 
@@ -332,6 +333,7 @@ async def test_attempts_at_a_silent_server_leave_no_sockets(silent: int, trusted
     before = open_sockets()
     url = f"rediss://localhost:{silent}"
     async with Multiplexer(url, ssl_ca_certs=trusted, socket_timeout=0.05, backoff=QUICK) as mpx:
+        mpx.new_channel_subscription(print).add("a")
         publishing = asyncio.ensure_future(mpx.publish("a", "x"))
         await until(lambda: mpx._hub.deployment.main._policy.failures >= 5)
         assert open_sockets() <= before + 2  # one for the link, one for publishing

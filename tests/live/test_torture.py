@@ -41,7 +41,7 @@ async def test_killed_connection_is_visible(server: Server, admin: Redis) -> Non
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a", "b")
         idle = mpx.new_channel_subscription(*other.callbacks)  # wants nothing: has nothing to lose
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         await kill_clients(admin)
         await until(lambda: checker.kinds == ["activation"] * 2 + ["disconnect"] + ["activation"] * 2)
         await admin.publish("a", "1")
@@ -64,13 +64,13 @@ async def test_frozen_server_is_noticed(server: Server, admin: Redis) -> None:
         checker = Checker()
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         server.freeze()
         await until(lambda: checker.kinds == ["activation", "disconnect"])
         assert "PING" in checker.events[1][1].reason
         await until(lambda: mpx.stats().state == "backing off")
         server.thaw()
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await settled(admin, {b"a"})
         await admin.publish("a", "1")
         await until(lambda: checker.kinds == ["activation", "disconnect", "activation", "message"])
@@ -98,7 +98,7 @@ async def test_add_remove_add_in_flight(shared_server: Server, admin: Redis, del
                 await asyncio.sleep(pause)
             wanted = {name for history, name in enumerate(names) if history >> (wishes - 1) & 1}
             assert sub.channels == wanted
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
             await settled(admin, wanted)
             assert not checker.faults  # such as an activation that came twice
             assert checker.active == wanted
@@ -111,7 +111,7 @@ async def test_remove_in_flight_does_not_come_back(server: Server, admin: Redis)
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(lambda *_: None)
         sub.add("stays", "goes")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         server.freeze()
         sub.remove("goes")
         state = mpx._hub.deployment.main.registry.channels[b"goes"]
@@ -119,7 +119,7 @@ async def test_remove_in_flight_does_not_come_back(server: Server, admin: Redis)
         server.kill()
         server.start()
         await until(lambda: mpx.stats().connections == 2)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await settled(admin, {b"stays"})
 
 
@@ -136,7 +136,7 @@ async def test_one_forbidden_name_of_many(server: Server, admin: Redis) -> None:
             sub.add(name)
             if number % 1000 == 500:
                 denied.add(forbidden[number // 1000])
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await until(lambda: len(bad.errors) == 10)
         await settled(admin, set(allowed))
         assert mpx.stats().connections == 1
@@ -146,7 +146,7 @@ async def test_one_forbidden_name_of_many(server: Server, admin: Redis) -> None:
         assert {e.name for e in refusals} == set(forbidden)
         assert all(e.kind == "channel" and "NOPERM" in e.reason for e in refusals)
         with pytest.raises(SubscriptionRefused):
-            await denied.wait_for_activation(5)
+            await denied.wait_for_activation(timeout=5)
         commands = await calls_of(admin, "subscribe")
         assert commands <= math.ceil(10_000 / SUBSCRIBE_BATCH) + 10 * (math.log2(SUBSCRIBE_BATCH) + 2)
         await admin.publish("ok:77", "1")
@@ -163,7 +163,7 @@ async def test_seven_hundred_thousand_names(url: str, admin: Redis) -> None:
         for start in range(0, total, 10_000):
             sub.add(*(b"%d" % number for number in range(start, start + 10_000)))
             await asyncio.sleep(0)
-        await sub.wait_for_activation(100)
+        await sub.wait_for_activation(timeout=100)
         assert mpx.stats().connections == 1
         for number in range(0, total, 99_999):
             assert await admin.publish(b"%d" % number, "1") == 1
@@ -183,7 +183,7 @@ async def test_one_of_two_leaves(url: str, admin: Redis) -> None:
         checker = Checker()
         stays = mpx.new_channel_subscription(*checker.callbacks)
         stays.add("a")
-        await stays.wait_for_activation(5)
+        await stays.wait_for_activation(timeout=5)
         before = await calls_of(admin, "subscribe", "unsubscribe")
         published = 0
         comes_and_goes = mpx.new_channel_subscription(lambda *_: None)
@@ -230,7 +230,7 @@ async def test_any_bytes_as_a_name(url: str, admin: Redis) -> None:
             checker = Checker()
             sub = mpx.new_channel_subscription(*checker.callbacks)
             sub.add(*names)
-            await sub.wait_for_activation(5)
+            await sub.wait_for_activation(timeout=5)
             await settled(admin, set(names))
             for name in names:
                 assert await admin.publish(name, b"\x00\r\n" + name) == 1
@@ -258,7 +258,7 @@ async def test_slow_consumer_is_bounded_and_counted(url: str, admin: Redis) -> N
         fast = mpx.new_channel_subscription(*checker.callbacks)
         for each in (sub, fast):
             each.add("a")
-            await each.wait_for_activation(5)
+            await each.wait_for_activation(timeout=5)
         for number in range(100):
             await admin.publish("a", number)
             assert len(seen) + sub.pending + sub.dropped <= number + 1
@@ -331,7 +331,7 @@ async def test_closing_inside_a_callback(url: str, admin: Redis, event: str, is_
     other = mpx.new_channel_subscription(lambda *_: None)
     other.add("a")
     if event != "activation":
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
     if event in ("message", "error"):
         await admin.publish("a", "1")
     if event == "disconnect":
@@ -342,7 +342,7 @@ async def test_closing_inside_a_callback(url: str, admin: Redis, event: str, is_
     assert other.closed == (how != "sub")
     if how == "sub":
         assert not other.closed
-        await other.wait_for_activation(5)
+        await other.wait_for_activation(timeout=5)
     await mpx.aclose()
     assert after == []
 
@@ -370,7 +370,7 @@ async def test_promises_at_a_disconnect(server: Server, admin: Redis) -> None:
     total = 100_000
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
         promises = mpx.new_promise_subscription("p-")
-        await promises.wait_for_activation(5)
+        await promises.wait_for_activation(timeout=5)
         several = [promises.new_promise(str(number), 100) for number in range(total)]
         left: list[int] = []
         several[0].add_done_callback(lambda _: left.append(sum(not promise.done() for promise in several)))

@@ -57,8 +57,8 @@ async def test_an_unread_subscription_warns_and_is_closed(
         else:
             lost = mpx.new_channel_subscription(sharded=kind == "sharded", overflow=overflow)
             lost.add("lost", "a")
-        await lost.wait_for_activation(5)
-        await other.wait_for_activation(5)
+        await lost.wait_for_activation(timeout=5)
+        await other.wait_for_activation(timeout=5)
         await admin.publish("lost", "x")
         await until(lambda: kind == "sharded" or mpx.stats().pending == 1)
         lost.pending  # noqa: B018, a last look
@@ -100,7 +100,7 @@ async def test_a_subscription_that_a_task_reads_lives_on(url: str, admin: Redis,
         sub.add("a")
         try:
             if how == "wait_for_activation":
-                await sub.wait_for_activation(5)
+                await sub.wait_for_activation(timeout=5)
             if how == "async for":
                 async for message in sub:
                     return message.data
@@ -143,20 +143,19 @@ def test_a_multiplexer_that_never_ran_says_nothing(no_warning: None) -> None:
     del mpx
 
 
-async def test_a_subscription_lost_before_the_loop_is_closed(url: str, admin: Redis, no_warning: None) -> None:
+def test_a_subscription_lost_before_the_loop_is_closed(url: str, no_warning: None) -> None:
     """A subscription that was lost before the first call in a loop is never subscribed."""
-
-    def make() -> Multiplexer:
-        mpx = Multiplexer(url)
-        mpx.new_channel_subscription().add("lost")
-        return mpx
-
-    mpx = await asyncio.to_thread(make)
+    mpx = Multiplexer(url)
+    mpx.new_channel_subscription().add("lost")
     gc.collect()
-    async with mpx:
-        assert mpx.stats().channels == 0
-        await mpx.connect(5)
-        await settled(admin, set(), 0)
+
+    async def main() -> None:
+        async with Redis.from_url(url) as admin, mpx:
+            assert mpx.stats().channels == 0
+            await mpx.connect(5)
+            await settled(admin, set(), 0)
+
+    asyncio.run(main())
 
 
 def test_a_closed_loop_is_left_alone(url: str, no_warning: None) -> None:
@@ -167,7 +166,7 @@ def test_a_closed_loop_is_left_alone(url: str, no_warning: None) -> None:
         mpx = Multiplexer(url)
         sub = mpx.new_channel_subscription()
         sub.add("a")
-        await sub.wait_for_activation(5)
+        await sub.wait_for_activation(timeout=5)
         kept.append(sub)
 
     asyncio.run(main())
@@ -180,7 +179,7 @@ async def test_a_forked_child_leaves_the_parent_alone(url: str, admin: Redis) ->
     async with Multiplexer(url) as mpx:
         subs = [mpx.new_channel_subscription()]
         subs[0].add("a")
-        await subs[0].wait_for_activation(5)
+        await subs[0].wait_for_activation(timeout=5)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the process forks with threads
             child = os.fork()

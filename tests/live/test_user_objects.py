@@ -50,7 +50,7 @@ async def test_odd_results_in_a_fan_out_cost_nobody_a_message(url: str, admin: R
         for sub in subs:
             sub.add("a")
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         for _ in range(2):
             await admin.publish("a", "x")
         await until(lambda: got.total() == 600)
@@ -71,7 +71,7 @@ async def test_an_odd_result_of_any_callback_is_ignored(url: str, admin: Redis, 
     async with Multiplexer(url) as mpx:
         other = mpx.new_channel_subscription(lambda channel, data: None, lost.append)
         other.add("b")
-        await other.wait_for_activation(10)
+        await other.wait_for_activation(timeout=10)
         got: list[object] = []
 
         def note(*arguments: object) -> object:
@@ -80,13 +80,13 @@ async def test_an_odd_result_of_any_callback_is_ignored(url: str, admin: Redis, 
 
         sub = mpx.new_channel_subscription(**{**callbacks, where: note})
         sub.add("a")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await admin.publish("a", "x")
         if where == "on_disconnect":
             await admin.client_kill_filter(_type="pubsub")
         await until(lambda: len(got) == 1)
         await mpx.connect(10)
-        await other.wait_for_activation(10)
+        await other.wait_for_activation(timeout=10)
         assert len(lost) == (where == "on_disconnect")
 
 
@@ -97,7 +97,7 @@ async def test_a_handler_with_an_odd_result_fails_alone(url: str) -> None:
     odd = unaskable()
     async with Multiplexer(url) as mpx:
         service = mpx.serve("a", lambda request: odd if request.body == b"odd" else b"fine")
-        await service.wait_for_activation(10)
+        await service.wait_for_activation(timeout=10)
         with pytest.raises(RequestFailed):
             await mpx.request("a", "odd", timeout=5)
         assert await mpx.request("a", "x", timeout=5) == b"fine"
@@ -126,7 +126,7 @@ async def test_decode_may_end_its_subscription(url: str, admin: Redis, what: str
         errors = called.append if what != "channel" else lambda error: None
         sub = mpx.new_channel_subscription(lambda *message: called.append(message), decode=decode, on_error=errors)
         sub.add("a", "b")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await admin.publish("a", "x")
         await until(lambda: bool(decoded))
         await asyncio.sleep(0)
@@ -144,7 +144,7 @@ async def test_decode_may_end_the_subscription_that_is_read(url: str, admin: Red
 
         sub = mpx.new_channel_subscription(decode=decode)
         sub.add("a")
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         await admin.publish("a", "x")
         with pytest.raises(SubscriptionIsClosed):
             await sub.get(5)
@@ -166,7 +166,7 @@ async def test_each_exception_of_decode_is_counted(url: str, admin: Redis, error
         read = mpx.new_channel_subscription(decode=decode)
         for sub in (called, read):
             sub.add("a")
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         for data in ("bad", "bad", "good"):
             await admin.publish("a", data)
         assert await read.get(5) == Message(b"a", b"good", None)
@@ -292,7 +292,7 @@ async def test_subclasses_of_bytes_are_taken_as_bytes(url: str, admin: Redis) ->
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription(lambda *message: got.append(message))
         sub.add(Lying(b"first"), Lying(b"second"))
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         assert sub.channels == {b"first", b"second"}
         assert await mpx.publish(Lying(b"first"), Lying(b"x\r\n*1\r\n$4\r\nPING")) == 1
         await until(lambda: bool(got))
@@ -319,13 +319,13 @@ async def test_a_subscription_that_came_back_gets_no_old_message(url: str, admin
         for sub in subs:
             sub.add("a")
         for sub in subs:
-            await sub.wait_for_activation(10)
+            await sub.wait_for_activation(timeout=10)
         await admin.publish("a", "old")
         await seen.wait()
         assert not got[count - 1]
         subs[-1].remove("a")
         subs[-1].add("a")
-        await subs[-1].wait_for_activation(10)
+        await subs[-1].wait_for_activation(timeout=10)
         await admin.publish("a", "new")
         await until(lambda: bool(got[0][1:]) and bool(got[count - 1]))
         await until(lambda: sum(map(len, got.values())) == 2 * count - 1)
@@ -340,10 +340,10 @@ async def test_long_names_do_not_cost_the_connection(url: str, admin: Redis) -> 
         async with Multiplexer(url) as mpx:
             innocent = mpx.new_channel_subscription(lambda channel, data: None, lost.append)
             innocent.add("a")
-            await innocent.wait_for_activation(10)
+            await innocent.wait_for_activation(timeout=10)
             sub = mpx.new_channel_subscription(lambda channel, data: None)
             sub.add(*[f"{number}:".ljust(60_000, "x") for number in range(512)])
-            await sub.wait_for_activation(30)
+            await sub.wait_for_activation(timeout=30)
             assert not lost
     finally:
         await admin.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")

@@ -7,7 +7,10 @@ from array import array
 from typing import Any, assert_type
 
 from redismpx import (
+    Activation,
     ChannelSubscription,
+    ConnectionLost,
+    Disconnect,
     Envelope,
     KeyEvent,
     KeySubscription,
@@ -79,6 +82,14 @@ async def inferred(mpx: Multiplexer) -> None:
     assert_type(orders.get_nowait().data, Order)
     async for message in orders:
         assert_type(message, Message[Order])
+    async for step in orders.events():
+        match step:
+            case Activation(name):
+                assert_type(name, bytes)
+            case Disconnect(error):
+                assert_type(error, ConnectionLost)
+            case other:
+                assert_type(other, Message[Order])
     assert_type(mpx.new_channel_subscription(take_order, decode=Order.parse), ChannelSubscription[Order])
     assert_type(mpx.new_channel_subscription(take_order_later, decode=Order.parse), ChannelSubscription[Order])
 
@@ -103,6 +114,7 @@ async def inferred(mpx: Multiplexer) -> None:
     promise = mpx.new_promise_subscription("p").new_promise("x", 1)
     assert_type(promise, Promise)
     assert_type(await promise, bytes)
+    assert_type(await promise.get(), bytes)
 
     for payload in ("x", b"x", bytearray(b"x"), memoryview(b"x"), array("i")):
         assert_type(await mpx.publish("a", payload), int)

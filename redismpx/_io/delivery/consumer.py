@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..._core.budget import Budget
 from ..._core.overflow import Overflow
 from ...stats import Counters
-from ...typing import Decode, OnActivation, OnDisconnect, OnError, OnMessage
+from ...typing import Decode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage
 from ..runtime.log import RecordLimit
 from ..runtime.tasks import Tasks
 
@@ -24,6 +24,7 @@ class Consumer(NamedTuple):
     decode: Decode[Any] | None = None
     max_pending: int = 10_000
     overflow: Overflow = Overflow.DROP_OLDEST
+    on_close: OnClose | None = None
     is_own: bool = False  # on_message and on_disconnect belong to the library: a slow on_error must not delay them
 
     @property

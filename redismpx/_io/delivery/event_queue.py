@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from ..._core.buffer import Buffer, Losses
 from ..._core.latest import new_buffer
 from ..._core.overflow import Overflow
+from ..._core.wire import IdentityEnum
 from ...errors import SlowConsumer
 from ..runtime.notification import Notifier
 from ..session.subscriber import Deliver
@@ -21,17 +21,19 @@ _EMPTY_BATCH: list[bytes] = []  # of all queues without a buffer; never written 
 _NONE_LEAVING: set[bytes] = set()  # never written to either
 
 
-class QueueState(enum.Enum):
+class QueueState(IdentityEnum):
     """What a subscription does with its events."""
 
     IDLE = "idle"  # no event is queued, no callback is awaited: a message goes straight to on_message
+    HANDING = "handing"  # a reader that waited was woken for a message, which is the only queued event
     BUFFERING = "buffering"  # events are queued for a reader, or until the end of the tick
     CALLING = "calling"  # events are queued while the worker awaits a callback
     CLOSED = "closed"  # nothing is delivered any more
 
 
 QUEUE_TRANSITIONS: dict[QueueState, frozenset[QueueState]] = {
-    QueueState.IDLE: frozenset({QueueState.BUFFERING, QueueState.CLOSED}),
+    QueueState.IDLE: frozenset({QueueState.HANDING, QueueState.BUFFERING, QueueState.CLOSED}),
+    QueueState.HANDING: frozenset({QueueState.IDLE, QueueState.BUFFERING, QueueState.CLOSED}),
     QueueState.BUFFERING: frozenset({QueueState.IDLE, QueueState.CALLING, QueueState.CLOSED}),
     QueueState.CALLING: frozenset({QueueState.BUFFERING, QueueState.CLOSED}),
     QueueState.CLOSED: frozenset({QueueState.CLOSED}),  # a finalizer may close in the middle of close()
@@ -46,7 +48,7 @@ class EventQueue(Notifier, ABC):
     """
 
     __slots__ = ("_close_subscription", "_label", "_reporter", "batch", "buffer", "consumer", "context", "deliver",
-                 "dropped", "leaving", "reader", "state", "worker")  # fmt: skip
+                 "dropped", "hand", "leaving", "reader", "reads_events", "state", "worker")  # fmt: skip
 
     def __init__(
         self, consumer: Consumer, label: str, context: DeliveryContext, close_subscription: Callable[[], object] | None
@@ -56,6 +58,8 @@ class EventQueue(Notifier, ABC):
         self.context = context
         self.state = QueueState.IDLE
         self.buffer: Buffer | None = None
+        self.hand: tuple[bytes, bytes] | None = None
+        """The message for a reader that was woken, in the state HANDING. It does not count as pending."""
         self.batch: list[bytes] = _EMPTY_BATCH
         """The next messages, from the buffer. The consumer may pop them without a look at anything else."""
         self.leaving: set[bytes] = _NONE_LEAVING
@@ -66,6 +70,8 @@ class EventQueue(Notifier, ABC):
         """The task that awaits a callback, in the state CALLING."""
         self.reader: Reader | None = None
         """The task that reads; made when the subscription is read for the first time."""
+        self.reads_events: bool = False
+        """Whether the reader gets all events, rather than messages only."""
         self.dropped: int = 0
         self._label = label
         self._reporter: Reporter | None = None  # made for the first error, as most subscriptions have none
@@ -88,7 +94,7 @@ class EventQueue(Notifier, ABC):
     @property
     def idle(self) -> bool:
         """Whether no event is queued, and no callback is awaited."""
-        return self.buffer is None
+        return self.buffer is None and self.hand is None
 
     @property
     def is_read(self) -> bool:
@@ -115,7 +121,19 @@ class EventQueue(Notifier, ABC):
         if not (self.is_read and consumer.decode):  # a reader pops decoded messages only
             self.batch = buffer.batch
         self.deliver = buffer.put if not self.leaving else self._without_leaving(buffer.put)
+        if self.hand is not None:
+            buffer.put(*self.hand)
+            self.hand = None
+            self.flush()
         return buffer
+
+    def take_hand(self) -> tuple[bytes, bytes]:
+        """Remove and return the message that was meant for a reader."""
+        message, self.hand = self.hand, None
+        assert message is not None
+        self._move(QueueState.IDLE)
+        self.notify()
+        return message
 
     def flush(self) -> None:
         """Count the messages that arrived since the last call, and wake the reader."""
@@ -145,6 +163,9 @@ class EventQueue(Notifier, ABC):
             self.drop(self.buffer.clear() if names is None else self.buffer.remove(names))
             if self.state is QueueState.BUFFERING:
                 self.settle()
+        elif self.hand is not None and (names is None or self.hand[0] in names):
+            self.take_hand()
+            self.drop(1)
 
     def begin_calling(self, worker: asyncio.Task[object]) -> None:
         """Queue all events until the worker ends."""
@@ -183,6 +204,9 @@ class EventQueue(Notifier, ABC):
         if buffer is not None:
             self._delete_buffer()
             self.drop(buffer.close())
+        elif self.hand is not None:
+            self.hand = None
+            self.drop(1)
         self.deliver = ignore  # the names may still be registered
         self.notify()
         if self.reader is not None:

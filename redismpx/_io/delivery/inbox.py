@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
-from ..._core.buffer import FULL
-from ..._core.events import Signal
+from ..._core.buffer import FULL, Buffer
+from ..._core.events import QueuedSignal, Signal
 from ...errors import ConnectionLost, DecodeError, SubscriptionRefused, narrow
 from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, belongs_to
@@ -78,8 +78,10 @@ class Inbox(EventQueue):
         was_refused = bool(self.refusals) and self.refusals.pop(name, None) is not None
         if self._event is not None:
             self.notify()
-        # Without a callback, the buffer needs an activation only to know that the rejection before it is outdated.
-        if self.consumer.on_activation is not None or (was_refused and self.buffer is not None):
+        if self.consumer.on_activation is not None or self.reads_events:
+            self._signal(Signal.ACTIVATION, name, name)
+        elif self.buffer is not None and (was_refused or self.is_read):
+            # The rejection before it is outdated then; and the consumer may ask for the events later.
             self._signal(Signal.ACTIVATION, name, name)
 
     def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
@@ -92,8 +94,10 @@ class Inbox(EventQueue):
             lost = None if lost is None else [name for name in lost if name not in self.leaving]
         self.active = 0 if error.names is None else self.active - len(error.names)
         self.flush()
-        if self.buffer is not None:
-            self.drop(self.buffer.disconnect(error, error.names, lost))
+        buffer = self._event_buffer()
+        if buffer is not None:
+            self.drop(buffer.disconnect(error, error.names, lost))
+            self._wake_reader_of_events()
         elif not self.closed:  # the flush may have closed the subscription
             self.accept(call(self, Signal.DISCONNECT, error))
 
@@ -112,10 +116,22 @@ class Inbox(EventQueue):
 
     def _signal(self, kind: Signal, argument: object, name: bytes) -> None:
         self.flush()
-        if self.buffer is not None:
-            self.buffer.signal(kind, argument, name)
+        buffer = self._event_buffer()
+        if buffer is not None:
+            buffer.signal(kind, argument, name)
+            self._wake_reader_of_events()
         elif not self.closed:  # the flush may have closed the subscription
             self.accept(call(self, kind, argument))
+
+    def _event_buffer(self) -> Buffer | None:
+        """Return the buffer for an event that is not a message, if it must be queued."""
+        if self.buffer is None and (self.reads_events or self.hand is not None) and not self.closed:
+            self.hold()
+        return self.buffer
+
+    def _wake_reader_of_events(self) -> None:
+        if self.reads_events and self.reader is not None:
+            self.reader.wake()
 
     # --- calls of the subscription
 
@@ -139,17 +155,31 @@ class Inbox(EventQueue):
         self.notify()
         self.discard(None)
 
-    def close(self) -> None:
-        """Drop all events, call no callback any more, and cancel the callback that is awaited, unless it calls this."""
+    def close(self, reason: str | None) -> None:
+        """Drop all events, call no callback any more, and cancel the callback that is awaited, unless it calls this.
+
+        If the consumer did not close the subscription itself, `reason` says why it ends, and on_close is called.
+        """
         if self.state is QueueState.CLOSED:
             return
         self.end()
         for task in (self.worker, None if self._reporter is None else self._reporter.aside):
             if task is not None and not belongs_to(task) and not task.get_loop().is_closed():
                 task.cancel()
+        if self.consumer.on_close is not None and reason is not None:
+            try:
+                self.consumer.on_close(reason)
+            except BaseException as error:  # noqa: BLE001, users' code
+                self.reporter.failed(error, "on_close", closed=True)
 
-    async def read(self) -> tuple[bytes, Any]:
-        """Wait for the next message; return its channel and its decoded payload.
+    def read_events(self, active: Iterable[bytes]) -> set[bytes]:
+        """Let the reader get all events from now on; return the names that were active before the queued events."""
+        self.flush()
+        self.reads_events = True
+        return set(active) if self.buffer is None else self.buffer.active_before(active)
+
+    async def read(self) -> tuple[bytes, Any] | QueuedSignal:
+        """Wait for the next event of the reader, most often a message: its channel and its decoded payload.
 
         Raises `RuntimeError` if another task is reading, and `EOFError` when closed. Cancelled, it has popped nothing.
         """
@@ -160,37 +190,60 @@ class Inbox(EventQueue):
         if self.buffer is not None and reader.is_due_to_yield:
             self.buffer.recall()  # another reader must not pop from the batch: it gets an error
             await reader.yield_to_loop()
-        while (message := self.read_nowait()) is None:
+        event: tuple[bytes, Any] | QueuedSignal | None
+        while self.idle or (event := self._read_event_nowait() if self.reads_events else self.read_nowait()) is None:
             if self.closed:
                 raise EOFError
-            await reader.wait()
-        return message
+            try:
+                await reader.wait()
+            except BaseException:
+                if self.hand is not None:
+                    self.hold()  # for the next reader
+                raise
+        return event
 
-    def read_in_turn(self) -> tuple[bytes, Any] | None:
-        """Return the next message as read_nowait() does, but None when the reader is due to yield: read() does that."""
+    def read_in_turn(self) -> tuple[bytes, Any] | QueuedSignal | None:
+        """Return the next event without a wait, but None when the reader is due to yield: read() does that."""
         if self.buffer is None or self.reader is None or self.reader.is_due_to_yield:
             return None
-        return self.read_nowait()
+        return self._read_event_nowait() if self.reads_events else self.read_nowait()
+
+    def _read_event_nowait(self) -> tuple[bytes, Any] | QueuedSignal | None:
+        """Return the next message, activation or disconnect, if one is queued. Reports the errors before it."""
+        while (event := self.read_nowait()) is None and self.buffer is not None and self.state is QueueState.BUFFERING:
+            signal = self.buffer.pop_signal()
+            if signal is None:
+                return None
+            if not self.buffer:
+                self.settle()
+            if signal.kind is not Signal.ERROR:
+                return signal
+            self.accept(call(self, signal.kind, signal.argument))
+        return event
 
     def read_nowait(self) -> tuple[bytes, Any] | None:
         """Return the next message, if one is queued and no signal is ahead; raise `RuntimeError` as read() does."""
         if self.reader is not None:
             self.reader.check()
         decode = self.consumer.decode
-        while (buffer := self.buffer) is not None and self.state is QueueState.BUFFERING:
-            if not buffer.batch and self.context.tasks.is_ending:
+        while self.state is QueueState.BUFFERING or self.hand is not None:
+            buffer = self.buffer
+            if not (buffer and buffer.batch) and self.context.tasks.is_ending:
                 break
-            message = buffer.pop_message()
-            if message is None:
-                if not buffer.fresh:
-                    break  # a signal is ahead, and its callback is called at the end of this tick
+            if buffer is None:
+                message = self.take_hand()
+            elif (popped := buffer.pop_message()) is not None:
+                message = popped
+                if buffer.signals:
+                    if buffer.signal_is_next:
+                        self.context.call_soon(self.resume)
+                elif not buffer:
+                    self.settle()
+            elif buffer.fresh:
                 self.flush()
                 continue
-            if buffer.signals:
-                if buffer.signal_is_next:
-                    self.context.call_soon(self.resume)
-            elif not buffer:
-                self.settle()
+            else:
+                break  # a signal is ahead, and its callback is called at the end of this tick
             if decode is None:
                 return message
             channel, data = message
@@ -235,13 +288,23 @@ class Inbox(EventQueue):
         return on_message(channel, decoded)
 
     def _queue(self, channel: bytes, data: bytes) -> object:
-        """Queue a message, and all that follow, for a reader."""
-        return self.hold().put(channel, data)
+        """Hand a message to the reader that waits; or queue it, and all that follow."""
+        reader = self.reader
+        if reader is not None and reader.is_waiting:
+            self._move(QueueState.HANDING)
+            self.hand = (channel, data)
+            reader.wake()
+            return None
+        buffer = self.hold()
+        if buffer is not self.buffer:  # the message that was in the hand has cost it its room: overflow is close
+            self.drop(1)
+            return None
+        return buffer.put(channel, data)
 
     def resume(self) -> None:
         """Start a worker for the queued events, if there is none."""
         if self.state is QueueState.BUFFERING and not self.closed:
-            if self.buffer:
+            if self.buffer and not self.reads_events:
                 self._start(None)
             else:
                 self.settle()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 from time import monotonic
 
+from ..._core.wire import IdentityEnum
 from ..runtime.tasks import TIME_SLICE
 
 
-class ReaderState(enum.Enum):
+class ReaderState(IdentityEnum):
     """What the reading task does."""
 
     AWAY = "away"  # it handles a message, or there is no such task
@@ -33,6 +33,11 @@ class Reader:
         self.state = ReaderState.AWAY
         self._future: asyncio.Future[None] | None = None
         self._yielded = 0.0  # when the task last let the loop do other things
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the task waits, and was not woken yet."""
+        return self._future is not None and not self._future.done()
 
     @property
     def is_due_to_yield(self) -> bool:
@@ -66,8 +71,9 @@ class Reader:
 
     def wake(self) -> None:
         """Wake the task, if it waits."""
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(None)
 
     def _move(self, state: ReaderState) -> None:
         if state not in READER_TRANSITIONS[self.state]:

@@ -66,8 +66,8 @@ def _call_next(queue: EventQueue, on_message: Deliver, is_read: bool) -> object:
             return on_message(*message)
         except BaseException as error:  # noqa: BLE001, users' code
             return queue.reporter.failed(error, "on_message", queue.closed)
-    signal = buffer.pop_signal()
-    return _NO_EVENT if signal is None else call(queue, signal.kind, _argument_of(signal))
+    signal = None if queue.reads_events else buffer.pop_signal()
+    return _NO_EVENT if signal is None else call(queue, signal.kind, argument_of(signal))
 
 
 def call(queue: EventQueue, kind: Signal, argument: Any) -> object:
@@ -95,7 +95,7 @@ async def _settle(queue: EventQueue, result: object) -> None:
         await result
 
 
-def _argument_of(signal: QueuedSignal) -> object:
+def argument_of(signal: QueuedSignal) -> Any:
     """Return the argument of a callback. A disconnect has only the names that are still subscribed to."""
     error, names = signal.argument, signal.names
     if isinstance(error, ConnectionLost) and names is not None and error.names is not None:

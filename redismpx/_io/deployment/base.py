@@ -121,6 +121,10 @@ class Deployment:
         """Return why there is no connection for names of a kind now; None while there is one."""
         return self.keyspace.outage if kind is Kind.KEYS else self.main.outage
 
+    def progress(self, kind: Kind) -> str:
+        """Say what is known about why some names of a kind are not active yet."""
+        return self.main.progress
+
     @property
     def shard_count(self) -> int:
         """How many primaries of a cluster there are connections to, for shard channels."""

@@ -107,6 +107,10 @@ class Cluster(Deployment):
         """Return why there is no connection for names of a kind now; None while there is one."""
         return self.shards.outage if kind is Kind.SHARD_CHANNEL else super().outage(kind)
 
+    def progress(self, kind: Kind) -> str:
+        """Say what is known about why some names of a kind are not active yet."""
+        return self.shards.progress if kind is Kind.SHARD_CHANNEL else super().progress(kind)
+
     @property
     def shard_count(self) -> int:
         """How many primaries there are connections to, for shard channels."""

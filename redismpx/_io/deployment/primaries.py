@@ -23,7 +23,8 @@ from ..redispy.slot_map import ClusterNode, NodeEndpoint, SlotMap
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import TIME_SLICE, Tasks, is_cancelled, is_cancelling
-from ..session.session import Session, SessionState
+from ..session.session import Session
+from ..session.state import SessionState
 from ..session.subscriber import Subscriber
 from .keyspace import Feed, Keyspace, KeySubscriber, Primary
 from .shards import FIRST_PAUSE, LONGEST_PAUSE

@@ -27,7 +27,8 @@ from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.tasks import TIME_SLICE, is_cancelled, is_cancelling
 from ..session.dispatcher import Evict
-from ..session.session import Session, SessionState
+from ..session.session import UNCONFIRMED, Session
+from ..session.state import SessionState
 from ..session.subscriber import Subscriber
 
 SHARD_LINGER = 1.0  # seconds that a session is kept after the last of its channels was removed
@@ -89,6 +90,16 @@ class Shards:
         failing = [s.session.outage for s in tuple(self._shards.values()) if s.slots and s.session is not None]
         unowned = ConnectionLost("no node is known to own its slot") if self._ownerless.slots else None
         return next(filter(None, failing), self._error or unowned)
+
+    @property
+    def progress(self) -> str:
+        """What is known about why some channels are not active yet."""
+        if self.outage is not None:
+            return self.outage.reason
+        waiting = [
+            s.session.progress for s in tuple(self._shards.values()) if s.session is not None and not s.is_connected
+        ]
+        return waiting[0] if waiting else UNCONFIRMED
 
     def count_new(self, names: Collection[bytes]) -> int:
         """Return how many of `names` have no subscriber yet."""

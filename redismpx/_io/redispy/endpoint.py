@@ -7,7 +7,7 @@ from typing import Any
 
 from .connection import Connection
 from .dial import DIAL_TIMEOUT, dial
-from .errors import describe, explain, skips_tls_verification
+from .errors import await_reply, describe, explain, skips_tls_verification
 from .pool import Pool
 
 
@@ -30,6 +30,11 @@ class Endpoint:
     def skips_tls_verification(self) -> bool:
         """Whether connections speak TLS without verifying the server."""
         return skips_tls_verification(self.pool)
+
+    @property
+    def silence(self) -> str:
+        """What is known while the server has not answered yet."""
+        return await_reply(self.pool)
 
     async def dial(self, *, side_by_side: bool = False) -> Connection:
         """Connect and do the handshake. Raises whatever redis-py raises; see `dial.dial()`."""

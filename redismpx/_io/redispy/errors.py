@@ -16,11 +16,15 @@ __all__ = [
     "ReadOnlyError",
     "RedisTimeoutError",
     "ResponseError",
+    "await_reply",
     "describe",
     "explain",
     "needs_operator",
     "skips_tls_verification",
 ]
+
+
+_TLS_HINT = " (rediss:// speaks TLS: does this port?)"
 
 
 def describe(pool: Pool) -> str:
@@ -36,11 +40,16 @@ def explain(pool: Pool, error: BaseException) -> str:
     hint = ""
     if _speaks_tls(pool):
         if cut_off or isinstance(error, RedisTimeoutError):
-            hint = " (rediss:// speaks TLS: does this port?)"
+            hint = _TLS_HINT
     elif issubclass(pool.connection_class, Connection) and (cut_off or isinstance(error, InvalidResponse)):
         hint = " (does this port want TLS? That is rediss://)"
     text = str(error) or repr(error)
     return f"cannot connect to {describe(pool)}: {text}{hint}"
+
+
+def await_reply(pool: Pool) -> str:
+    """Return what is known while the server has not answered yet."""
+    return f"no reply from Redis at {describe(pool)} yet{_TLS_HINT if _speaks_tls(pool) else ''}"
 
 
 def skips_tls_verification(pool: Pool) -> bool:

@@ -137,6 +137,17 @@ def _cancel_once(task: asyncio.Task[object]) -> None:
         task.cancel()
 
 
+def check_asyncio() -> None:
+    """Raise `RuntimeError` if no event loop of asyncio runs: under trio, for example."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "redismpx needs asyncio, and no event loop of asyncio runs here; start the program with asyncio.run(), or "
+            'with anyio.run(main, backend="asyncio")'
+        ) from None
+
+
 def running_task() -> asyncio.Task[object] | None:
     """Return the task that runs now; None also outside any loop."""
     try:

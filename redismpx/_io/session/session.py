@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import sys
 from collections.abc import Callable, Collection
 from contextvars import Context
@@ -26,28 +25,11 @@ from .dispatcher import Dispatcher, Evict
 from .link import Link
 from .outage import Gap, OutageLog
 from .reconnect import ReconnectPolicy
+from .state import SESSION_TRANSITIONS, SessionState
 from .subscriber import Subscriber
 
+UNCONFIRMED = "the server has not confirmed them yet"
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was subscribed is dialled again
-
-
-class SessionState(enum.Enum):
-    """What a session is doing."""
-
-    IDLE = "idle"  # not started: no loop has run yet
-    DIALLING = "dialling"
-    CONNECTED = "connected"
-    BACKING_OFF = "backing off"
-    CLOSED = "closed"
-
-
-SESSION_TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
-    SessionState.IDLE: frozenset({SessionState.DIALLING, SessionState.CLOSED}),
-    SessionState.DIALLING: frozenset({SessionState.CONNECTED, SessionState.BACKING_OFF, SessionState.CLOSED}),
-    SessionState.CONNECTED: frozenset({SessionState.BACKING_OFF, SessionState.CLOSED}),
-    SessionState.BACKING_OFF: frozenset({SessionState.DIALLING, SessionState.CLOSED}),
-    SessionState.CLOSED: frozenset(),
-}
 
 
 class SessionOptions(NamedTuple):
@@ -92,9 +74,10 @@ class Session:
         self._retrying: asyncio.TimerHandle | None = None
         self._changed = Notifier()  # the state, or how much is unconfirmed
         self._needed = Notifier()  # a name is to be subscribed, or a caller waits for a connection
+        self._is_awaited = False  # whether a caller has waited for a connection
 
     def start(self) -> None:
-        """Start to dial, in the running loop."""
+        """Start in the running loop: dial as soon as there is a name to subscribe to, or a caller waits."""
         self._loop = asyncio.get_running_loop()
         self._context = Context()
         self._task = self._tasks.start(self._run(), "redismpx session", self._context)
@@ -128,12 +111,20 @@ class Session:
         return None if self.state is SessionState.CONNECTED else self.last_error
 
     @property
+    def progress(self) -> str:
+        """What is known about why some names are not active yet."""
+        if self.state is SessionState.CONNECTED:
+            return UNCONFIRMED
+        return self._endpoint.silence if self.last_error is None else self.last_error.reason
+
+    @property
     def address(self) -> Address | None:
         """Where the connection leads; None while there is none."""
         return None if self._link is None else self._link.address
 
     async def connected(self) -> None:
         """Wait until there is a connection; raise MultiplexerIsClosed if the session is closed."""
+        self._is_awaited = True
         self._needed.notify()
         while self.state is not SessionState.CONNECTED:
             if self.closed:
@@ -149,6 +140,8 @@ class Session:
 
     async def _run(self) -> None:
         try:
+            while self.registry.is_empty and not (self._is_awaited or self.closed):
+                await self._needed.wait()
             while not self.closed:
                 try:
                     lost = await self._live()

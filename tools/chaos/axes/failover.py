@@ -51,8 +51,8 @@ class Failover(Scene):
             below.sub = mpx.new_channel_subscription(*below.callbacks, on_error=below.on_error)
             below.sub.add(b"all", b"replica")
             service = mpx.serve("echo", lambda request: request.body)
-            await below.sub.wait_for_activation(LONG)
-            await service.wait_for_activation(LONG)
+            await below.sub.wait_for_activation(timeout=LONG)
+            await service.wait_for_activation(timeout=LONG)
             for _ in range(rng.randrange(1, 3)):
                 await self.publish_everywhere(mpx, below)
                 stop = asyncio.Event()
@@ -76,7 +76,7 @@ class Failover(Scene):
                 # A call that waits during FAILOVER reaches the subscribers of the former primary only. So the link
                 # leads to the primary before the next one.
                 await self.reconnect(below)
-                await service.wait_for_activation(LONG)
+                await service.wait_for_activation(timeout=LONG)
             service.close()
 
     async def fail_over(self) -> None:
@@ -157,5 +157,5 @@ class Failover(Scene):
         for admin in self.admins.values():
             admin.client_kill_filter(_type="pubsub")
         await arrived(lambda: witness.disconnects == 1, lambda: "a disconnect")
-        await witness.sub.wait_for_activation(LONG)
+        await witness.sub.wait_for_activation(timeout=LONG)
         witness.disconnects = 0

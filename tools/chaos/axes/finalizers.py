@@ -159,7 +159,7 @@ class Finalizers(Scene):
     async def settled(self) -> None:
         """Wait until each bystander is active and up to date."""
         for witness in self.bystanders:
-            await witness.sub.wait_for_activation(10)
+            await witness.sub.wait_for_activation(timeout=10)
             await arrived(
                 lambda w=witness: not self.number or w.messages == 2 * self.number,
                 lambda w=witness: f"{w.messages} of {2 * self.number} messages: {w.events[-5:]}, {self.mpx.stats()}",
@@ -187,7 +187,7 @@ class Finalizers(Scene):
     async def activate(self) -> None:
         sub = self.mpx.new_channel_subscription(lambda channel, data: None)
         sub.add("c", *CHANNELS)
-        await sub.wait_for_activation(10)
+        await sub.wait_for_activation(timeout=10)
         sub.close()
 
     async def ask(self) -> None:

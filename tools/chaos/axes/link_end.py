@@ -72,7 +72,7 @@ class LinkEnd(Scene):
             for witness in witnesses:
                 witness.sub = mpx.new_channel_subscription(*witness.callbacks, on_error=witness.on_error)
                 witness.sub.add("a")
-                await witness.sub.wait_for_activation(10)
+                await witness.sub.wait_for_activation(timeout=10)
             publish(admin, 0, count, rng.randrange(10, 300))
             if end == "killed while it is read":
                 await arrived(lambda: witnesses[1].messages > 0, lambda: "the first message")
@@ -84,7 +84,7 @@ class LinkEnd(Scene):
                     witness.at_loss == count and witness.last.get(b"a") is None,
                     f"{url}, {end}: {witness.at_loss} of {count} messages were delivered before the disconnect",
                 )
-                await witness.sub.wait_for_activation(10)
+                await witness.sub.wait_for_activation(timeout=10)
             publish(admin, count, 3, 10)
             await arrived(
                 lambda: all(w.messages == count + 3 for w in witnesses), lambda: f"{witnesses[0].events[-5:]}"

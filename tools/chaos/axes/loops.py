@@ -58,10 +58,10 @@ class Loops(Scene):
         async with self.multiplexer(self.client) as mpx:
             witness.sub = mpx.new_channel_subscription(*witness.callbacks, on_error=witness.on_error)
             witness.sub.add(name)
-            await witness.sub.wait_for_activation(10)
+            await witness.sub.wait_for_activation(timeout=10)
             other = mpx.new_channel_subscription()
             other.add(f"{name} is read")
-            await other.wait_for_activation(10)
+            await other.wait_for_activation(timeout=10)
             for number in range(rounds):
                 count = await mpx.publish(name, b"%d" % number)
                 require(count == 1, f"{name}: publish() returned {count!r}, which belongs to somebody else")
@@ -104,7 +104,7 @@ class Loops(Scene):
         async with self.multiplexer(self.client) as mpx:
             witness.sub = mpx.new_channel_subscription(*witness.callbacks, on_error=witness.on_error)
             witness.sub.add("of the parent")
-            await witness.sub.wait_for_activation(10)
+            await witness.sub.wait_for_activation(timeout=10)
             await mpx.publish("of the parent", b"0")
             children = [self.fork_child(f"child {number}", mpx) for number in range(2)]
             for number in range(1, ROUNDS):

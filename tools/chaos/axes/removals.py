@@ -71,7 +71,7 @@ class Removals(Scene):
             for sub in subs:
                 sub.sub.add(*names)
             for sub in subs:
-                await sub.sub.wait_for_activation(10)
+                await sub.sub.wait_for_activation(timeout=10)
             for sub in subs:
                 if sub.kind == "hanging" and backlog:
                     await self.publish(mpx, names[:1])
@@ -133,7 +133,7 @@ class Removals(Scene):
         for sub in subs:
             sub.go_on.set()
         for sub in subs:
-            await sub.sub.wait_for_activation(10)
+            await sub.sub.wait_for_activation(timeout=10)
         self.publish_unseen(names)
         for sub in subs:
 

@@ -77,7 +77,7 @@ class Sizes(Scene):
             self.witnesses += subs
             await self.add_long_names(mpx)
             for sub in subs:
-                await sub.sub.wait_for_activation(10)
+                await sub.sub.wait_for_activation(timeout=10)
             for _ in range(rng.randrange(1, 8)):
                 await self.publish(mpx, rng.choices(subs, k=rng.randrange(1, 100)))
                 self.check(mpx, subs, each, total)
@@ -97,7 +97,7 @@ class Sizes(Scene):
             names = [(b"long %d:" % number).ljust(60_000, b"x") for number in range(150)]
             witness.sub = mpx.new_channel_subscription(*witness.callbacks, on_error=witness.on_error)
             witness.sub.add(*names)
-            await witness.sub.wait_for_activation(20)
+            await witness.sub.wait_for_activation(timeout=20)
 
     async def publish(self, mpx: Multiplexer, subs: list[Sized]) -> None:
         """Publish a message to each of these subscriptions, in portions, and wait until all are received."""
@@ -141,7 +141,7 @@ class Sizes(Scene):
         """Read one message after the other while the others are stuck: none is dropped, however large it is."""
         prompt = Sized(mpx, "unread", b"prompt", Overflow.DROP_OLDEST)
         self.witnesses.append(prompt)
-        await prompt.sub.wait_for_activation(10)
+        await prompt.sub.wait_for_activation(timeout=10)
         for _ in range(20):
             reading = asyncio.ensure_future(prompt.sub.get(5))
             await asyncio.sleep(0)

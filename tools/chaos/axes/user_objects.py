@@ -251,7 +251,7 @@ class UserObjects(Scene):
                     witness.sub.add(*CHANNELS)
                 odd.append(Odd(self, mpx))
             for witness in bystanders:
-                await witness.sub.wait_for_activation(10)
+                await witness.sub.wait_for_activation(timeout=10)
             self.closable = [each.sub for each in odd if rng.random() < 0.5]
             for part in range(kills + 1):
                 before = {id(each): (each.delivered, each.sub.dropped) for each in odd}
@@ -270,7 +270,7 @@ class UserObjects(Scene):
                     self.admin.client_kill_filter(_type="pubsub")
                     for witness in bystanders:
                         await arrived(lambda w=witness, n=part + 1: w.disconnects == n, lambda: "a disconnect")
-                        await witness.sub.wait_for_activation(10)
+                        await witness.sub.wait_for_activation(timeout=10)
 
     @staticmethod
     async def up_to_date(bystanders: list[Witness], numbers: dict[bytes, int]) -> None:
