@@ -1349,6 +1349,13 @@ MUTANTS = [
         "                pass\n",
         f"{EVENTS} -k begin_with_what_is_active",
     ),
+    Mutant(
+        "the first sharded messages go to any node",
+        "_io/publishing/cluster.py",
+        "        if self._has_strays and pipeline is self._pipeline:\n",
+        "        if False:\n",
+        f"{CLUSTER} -k first_publishes",
+    ),
     # Another life.
     Mutant(
         "two tasks that open a multiplexer get two lives",

@@ -28,8 +28,9 @@ REFRESH_INTERVAL = 10.0  # seconds between two looks at the slot map because a s
 class ClusterPublisher(Publisher):
     """Publishes over one pipeline for each primary that owns a slot of a sharded message, and over one for the rest.
 
-    The calls for one slot have a queue, which keeps their order. Calls for a slot whose owner is not known go to any
-    node, which redirects them.
+    The calls for one slot have a queue, which keeps their order. Calls for a slot whose owner is not known wait for a
+    connection to any node, with which the slot map is read; if the owner is still unknown then, that node redirects
+    them.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ClusterPublisher(Publisher):
         self._slot_map = slot_map
         self._pipelines: dict[str, Pipeline] = {}  # by the names of their nodes
         self._slot_queues: dict[int, SlotQueue] = {}  # by their slots
+        self._has_strays = False  # whether calls for a slot wait in the pipeline to any node
         self._closed = False
 
     def _new_pipeline(self, endpoint: Endpoint) -> Pipeline:
@@ -85,6 +87,7 @@ class ClusterPublisher(Publisher):
         """Return the pipeline to the primary that owns a slot; to any node if the owner is not known."""
         node = self._slot_map.owner(slot)
         if node is None:
+            self._has_strays = True
             return self._pipeline
         pipeline = self._pipelines.get(node.name)
         if pipeline is None:
@@ -125,12 +128,22 @@ class ClusterPublisher(Publisher):
         slots = {redirection.slot for _, redirection in moved}
         self._divert([call for call, _ in moved] + pipeline.take(slots))
 
+    def place(self, pipeline: Pipeline) -> None:
+        """Move the calls of a pipeline whose owners have become known, because the slot map was read meanwhile."""
+        if self._has_strays and pipeline is self._pipeline:
+            self._has_strays = False
+            self._take_foreign(pipeline)
+
     async def divert(self, pipeline: Pipeline) -> None:
         """Move the calls of a pipeline that cannot connect, if their slots have other owners by now."""
         if not pipeline.slots:
             return
         if await self._refresh(str(pipeline.endpoint)):
-            self._divert(pipeline.take({slot for slot in pipeline.slots if self._owner(slot) is not pipeline}))
+            self._take_foreign(pipeline)
+
+    def _take_foreign(self, pipeline: Pipeline) -> None:
+        """Move the calls whose slots another pipeline serves."""
+        self._divert(pipeline.take({slot for slot in pipeline.slots if self._owner(slot) is not pipeline}))
 
     def _divert(self, calls: Collection[PublishCall]) -> None:
         """Put calls back into the queues of their slots."""

@@ -41,6 +41,9 @@ class Router(Protocol):
     def redirect(self, pipeline: Pipeline, moved: Collection[Moved]) -> None:
         """Move redirected calls, and all other calls in the pipeline that have their slots."""
 
+    def place(self, pipeline: Pipeline) -> None:
+        """Move the calls of a pipeline whose owners have become known, because the slot map was read meanwhile."""
+
     async def divert(self, pipeline: Pipeline) -> None:
         """Move the calls of a pipeline that cannot connect, if their slots have other owners by now."""
 
@@ -133,6 +136,8 @@ class Pipeline:
                         continue
                     connection = await self.current.get()
                     self._failure, failures = None, 0
+                    if self._router is not None:
+                        self._router.place(self)
                     if not await self._exchange(connection):
                         await self.current.lost()
                     if self._bounced:  # the nodes do not agree yet
