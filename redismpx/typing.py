@@ -5,7 +5,18 @@ A callback is a plain function, a coroutine function, or any callable that retur
 
 from __future__ import annotations
 
-__all__ = ["Decode", "Encode", "OnActivation", "OnClose", "OnDisconnect", "OnError", "OnMessage", "OverflowName", "Payload", "T"]
+__all__ = [
+    "Decode",
+    "Encode",
+    "OnActivation",
+    "OnClose",
+    "OnDisconnect",
+    "OnError",
+    "OnMessage",
+    "OverflowName",
+    "Payload",
+    "T",
+]
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, SupportsBytes, TypeAlias, TypeVar, Union

@@ -122,7 +122,7 @@ async def add(sub: ChannelSubscription[bytes], names: list[bytes]) -> None:
     for start in range(0, len(names), 100):
         sub.add(*names[start : start + 100])
         await asyncio.sleep(0)
-    await sub.wait_for_activation(TIMEOUT)
+    await sub.wait_for_activation(timeout=TIMEOUT)
 
 
 async def names(bench: Bench) -> None:
@@ -134,7 +134,7 @@ async def names(bench: Bench) -> None:
         with bench.watch.step("lose and join names again", bench.size):
             await bench.kill()
             await connected(mpx, 2)
-            await sub.wait_for_activation(TIMEOUT)
+            await sub.wait_for_activation(timeout=TIMEOUT)
         with bench.watch.step("leave names one by one", bench.size):
             await leave(sub, bench.names)
         await bench.unsubscribed()
@@ -151,7 +151,7 @@ async def backlog(bench: Bench) -> None:
     async with Multiplexer(bench.url, on_error=ignore) as mpx:
         sub = mpx.new_channel_subscription(hang, ignore, ignore, max_pending=BACKLOG)
         sub.add("busy")
-        await sub.wait_for_activation(TIMEOUT)
+        await sub.wait_for_activation(timeout=TIMEOUT)
         await bench.publish(b"busy", BACKLOG + 1)
         await until(lambda: sub.pending == BACKLOG, TIMEOUT)
         with bench.watch.step("join names behind a backlog", bench.size):
@@ -160,7 +160,7 @@ async def backlog(bench: Bench) -> None:
             with bench.watch.step(f"lose and join names behind a backlog, {number - 1}", bench.size):
                 await bench.kill()
                 await connected(mpx, number)
-                await sub.wait_for_activation(TIMEOUT)
+                await sub.wait_for_activation(timeout=TIMEOUT)
         with bench.watch.step("leave names behind a backlog", bench.size):
             await leave(sub, bench.names)
 
@@ -224,7 +224,7 @@ async def stuck(bench: Bench) -> None:
             for sub in subs:
                 sub.add("one")
             for sub in subs:
-                await sub.wait_for_activation(TIMEOUT)
+                await sub.wait_for_activation(timeout=TIMEOUT)
             await bench.publish(b"one", 4)
             await until(lambda: mpx.stats().pending == 3 * bench.size, TIMEOUT)
             with bench.watch.step("100 x stats(), with stuck consumers", bench.size):
@@ -250,7 +250,7 @@ async def promises(bench: Bench) -> None:
     for case in ("lose", "clear", "close", "close the multiplexer of"):
         async with Multiplexer(bench.url, max_promises=None) as mpx:
             sub = mpx.new_promise_subscription("p")
-            await sub.wait_for_activation(TIMEOUT)
+            await sub.wait_for_activation(timeout=TIMEOUT)
             made = [sub.new_promise(name, 1000) for name in bench.names]
             with bench.watch.step(f"{case} promises", bench.size):
                 if case == "lose":
@@ -282,12 +282,12 @@ async def evictions(watch: Watch, size: int) -> None:
             with watch.step("evict sharded names", size):
                 await cluster.move_slot(names[0], other)
                 await until(lambda: sub._inbox.active < size, TIMEOUT)
-                await sub.wait_for_activation(TIMEOUT)
+                await sub.wait_for_activation(timeout=TIMEOUT)
             await other.ask("CLIENT", "KILL", "TYPE", "pubsub")
             connections = mpx.stats().connections
             with watch.step("lose sharded names", size):
                 await connected(mpx, connections + 1)
-                await sub.wait_for_activation(TIMEOUT)
+                await sub.wait_for_activation(timeout=TIMEOUT)
     finally:
         await cluster.stop()
 

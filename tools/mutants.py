@@ -426,8 +426,8 @@ MUTANTS = [
     Mutant(
         "a message of a burst cannot be read before the burst ends",
         "_io/delivery/inbox.py",
-        "                if not buffer.fresh:\n",
-        "                if True:\n",
+        "            elif buffer.fresh:\n",
+        "            elif False:\n",
         "tests/live/test_overflow.py -k middle_of_a_burst",
     ),
     Mutant(
@@ -678,7 +678,7 @@ MUTANTS = [
     Mutant(
         "P6: a reader goes on after close() of very many subscriptions",
         "_io/delivery/inbox.py",
-        "            if not buffer.batch and self.context.tasks.is_ending:\n                break\n",
+        "            if not (buffer and buffer.batch) and self.context.tasks.is_ending:\n                break\n",
         "",
         f"{CLOSING} -k very_many",
     ),
@@ -1100,8 +1100,8 @@ MUTANTS = [
     Mutant(
         "messages of a subscription that a finalizer closes in the middle of a burst stay pending",
         "_io/delivery/event_queue.py",
-        "            self.drop(buffer.close())\n        self.deliver = ignore",
-        "            self.drop(buffer.clear())\n        self.deliver = ignore",
+        "            self.drop(buffer.close())\n        elif self.hand",
+        "            self.drop(buffer.clear())\n        elif self.hand",
         f"{USER_OBJECTS} -k middle_of_a_burst",
     ),
     Mutant(
@@ -1324,8 +1324,8 @@ MUTANTS = [
     Mutant(
         "an event is lost while a reader of events waits",
         "_io/delivery/inbox.py",
-        "return self.hold() if self.buffer is None and self.reads_events and not self.closed else self.buffer",
-        "return self.buffer",
+        "if self.buffer is None and (self.reads_events or self.hand is not None) and not self.closed:",
+        "if self.buffer is None and self.hand is not None and not self.closed:",
         f"{EVENTS} -k the_gap_where_it_lies",
     ),
     Mutant(
@@ -1333,7 +1333,7 @@ MUTANTS = [
         "_io/delivery/worker.py",
         "signal = None if queue.reads_events else buffer.pop_signal()",
         "signal = buffer.pop_signal()",
-        f"{EVENTS} -k errors_go_to_on_error",
+        f"{EVENTS} -k events_behind_an_error",
     ),
     Mutant(
         "a late events() has lost the activations behind buffered messages",
@@ -1355,6 +1355,13 @@ MUTANTS = [
         "        if self._has_strays and pipeline is self._pipeline:\n",
         "        if False:\n",
         f"{CLUSTER} -k first_publishes",
+    ),
+    Mutant(
+        "latest replaces a message of another channel after two disconnects",
+        "_core/latest.py",
+        "        self._newest = {channel: position for channel, position in self._newest.items() if position < start}\n",
+        "",
+        "tests/core/test_buffer.py -k second_disconnect",
     ),
     # Another life.
     Mutant(

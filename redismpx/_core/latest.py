@@ -44,6 +44,10 @@ class Latest(Buffer):
     def pop_message(self) -> tuple[bytes, bytes] | None:
         return self._pop_one()
 
+    def _count_off(self, start: int) -> int:
+        self._newest = {channel: position for channel, position in self._newest.items() if position < start}
+        return super()._count_off(start)
+
     def clear(self) -> int:
         self._newest.clear()
         return super().clear()

@@ -187,7 +187,7 @@ async def test_an_invalid_timeout_raises(timeout: Any) -> None:
     promises = mpx.new_promise_subscription("p-")
     for wait in (mpx.connect, sub.wait_for_activation, promises.wait_for_activation):
         with pytest.raises((TypeError, ValueError), match="timeout"):
-            await wait(timeout)
+            await wait(timeout=timeout)
     with pytest.raises((TypeError, ValueError), match="timeout"):
         await promises.wait_for_new_promise("x", timeout)
     await mpx.aclose()

@@ -14,9 +14,11 @@ import redis.exceptions
 
 import redismpx
 from redismpx import (
+    Activation,
     ChannelSubscription,
     ConnectionLost,
     DecodeError,
+    Disconnect,
     Envelope,
     InactiveSubscription,
     KeyEvent,
@@ -48,6 +50,7 @@ from redismpx import (
 ENVELOPE = Envelope(b"body", {"Name": "value"}, reply_to=b"reply")
 LOST = ConnectionLost("gone", frozenset({b"a"}), sent=True, node="127.0.0.1:7001")
 EXAMPLES = [
+    Activation(b"channel"),
     LOST,
     DecodeError(b"channel", b"data"),
     ENVELOPE,
@@ -92,7 +95,15 @@ each_way = pytest.mark.parametrize("again", COPIES.values(), ids=list(COPIES))
 def test_every_public_class_has_an_example() -> None:
     """The objects of each public class have an example here, or belong to a loop."""
     public = {value for name in redismpx.__all__ if isinstance(value := getattr(redismpx, name), type)}
-    assert public == {*map(type, EXAMPLES), *OF_A_LOOP}
+    assert public == {*map(type, EXAMPLES), *OF_A_LOOP, Disconnect}
+
+
+@each_way
+def test_a_disconnect_keeps_its_error(again: Callable[[object], object]) -> None:
+    """A copy of an event has a copy of its error, with the same facts; errors compare by identity."""
+    twin = again(Disconnect(LOST))
+    assert isinstance(twin, Disconnect)
+    assert (str(twin.error), twin.error.__dict__) == (str(LOST), LOST.__dict__)
 
 
 @each_way

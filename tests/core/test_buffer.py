@@ -559,6 +559,19 @@ def test_a_disconnect_of_one_name_merges_with_one_of_all() -> None:
     assert kinds == [one, (Signal.ACTIVATION, b"x"), two, (Signal.ACTIVATION, b"x")]
 
 
+def test_latest_forgets_what_a_second_disconnect_drops() -> None:
+    """With `latest`, a message replaces an older one of its channel only, also after a disconnect has dropped some."""
+    buffer = new_buffer(10, Overflow.LATEST, Budget(None, None))
+    buffer.disconnect("first", None)
+    buffer.put(b"a", b"1")
+    buffer.commit()
+    assert buffer.disconnect("second", None) == 1
+    for channel, data in ((b"b", b"2"), (b"a", b"3")):
+        buffer.put(channel, data)
+        assert not buffer.commit()
+    assert popped(buffer)[1:] == [(b"b", b"2"), (b"a", b"3")]
+
+
 @pytest.mark.parametrize("kind", ["messages", "activations"])
 def test_removing_names_one_by_one_does_not_walk_the_buffer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The work is that of the names' own events, and each other event is looked at a few times at most."""

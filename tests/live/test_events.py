@@ -195,6 +195,29 @@ async def test_errors_go_to_on_error_while_events_are_read(server: Server, admin
         assert [(await next_of(events)).data for _ in range(3)] == [b"3", b"4", b"5"]
 
 
+async def test_events_behind_an_error_are_not_lost(server: Server, admin: Redis) -> None:
+    """A disconnect that arrives while on_error is awaited is read after it."""
+    await set_limited_user(admin, "&ok")
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def on_error(error: Exception) -> None:
+        entered.set()
+        await gate.wait()
+
+    async with limited(server, on_error=on_error) as mpx:
+        sub = mpx.new_channel_subscription()
+        events = sub.events()
+        sub.add("ok")
+        assert await next_of(events) == Activation(b"ok")
+        waiting = asyncio.ensure_future(next_of(events))
+        sub.add("forbidden")
+        await entered.wait()
+        await kill_clients(admin)
+        await until(lambda: mpx.stats().connections == 2)
+        gate.set()
+        assert isinstance(await waiting, Disconnect)
+
+
 async def test_events_are_the_only_way_to_read(mpx: Multiplexer) -> None:
     """Callbacks exclude events(), and events() excludes other ways to read."""
     for callbacks in ((print,), (None, print), (None, None, print)):
