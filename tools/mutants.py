@@ -1110,7 +1110,7 @@ MUTANTS = [
         "    raw: AbstractConnection = pool.make_connection()\n",
         "    free = getattr(pool, '_available_connections', None)\n"
         "    raw: AbstractConnection = free.pop() if free else pool.make_connection()\n",
-        f"{CHAOS} -k loops",
+        "tests/live/test_shared_client.py",
     ),
     Mutant(
         "callbacks run in the context of strangers",
