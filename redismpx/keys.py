@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["KeyEvent", "KeySubscription", "OnKeyEvent"]
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
@@ -17,6 +17,7 @@ from ._io.deployment.keyspace import KeySubscriber
 from ._io.hub import Hub
 from ._io.runtime.tasks import Tasks
 from .errors import quote
+from .message import Activation, Disconnect, Event, Message
 from .reading import MessageSubscription
 
 
@@ -162,6 +163,22 @@ class KeySubscription:
         message = await self._messages.__anext__()
         return _event_of(message.channel, message.data)
 
+    def events(self) -> AsyncIterator[KeyEvent | Activation | Disconnect]:
+        """Read everything in order: each `Activation`, each `KeyEvent`, and each `Disconnect`, where the gap lies.
+
+        It begins here: with an `Activation`, if the subscription is active already, and the buffered events. The
+        iteration ends when the subscription closes. Offline, it waits. A cancelled step of the iteration loses no
+        event. From now on, the subscription cannot be read in another way.
+
+        Returns:
+            The iterator. The name of an `Activation` is the pattern of the keys.
+
+        Raises:
+            RuntimeError: the subscription has `on_event`, `on_disconnect` or `on_activation`. While iterating: another
+                task is reading the subscription.
+        """
+        return _KeyEvents(self._messages.events(), self.pattern)
+
     async def __aenter__(self) -> Self:
         await self._messages.__aenter__()
         return self
@@ -196,9 +213,29 @@ class _KeyMessages(MessageSubscription[bytes]):
     def _check_read(self) -> None:
         if not self._inbox.is_read:
             raise RuntimeError("this subscription has on_event, so it cannot be read; make one without on_event")
+        super()._check_read()
 
     def __repr__(self) -> str:
         return self._describe(quote(self.name.pattern)).replace(type(self).__name__, KeySubscription.__name__, 1)
+
+
+class _KeyEvents:
+    """Iterates over the events of a key subscription."""
+
+    __slots__ = ("_events", "_pattern")
+
+    def __init__(self, events: AsyncIterator[Event[bytes]], pattern: bytes) -> None:
+        self._events = events
+        self._pattern = pattern
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> KeyEvent | Activation | Disconnect:
+        event = await self._events.__anext__()
+        if isinstance(event, Message):
+            return _event_of(event.channel, event.data)
+        return Activation(self._pattern) if isinstance(event, Activation) else event
 
 
 def _event_of(channel: bytes, data: bytes) -> KeyEvent:

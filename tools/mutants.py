@@ -1981,6 +1981,13 @@ MUTANTS = [
         "result if self._encode is None or result is None else",
         f"{TYPED_REQUESTS} -k each_result",
     ),
+    Mutant(
+        "an activation of key events has the name on the wire",
+        "keys.py",
+        "return Activation(self._pattern) if isinstance(event, Activation) else event",
+        "return event",
+        f"{KEYS} -k gap_where_it_lies",
+    ),
 ]
 
 

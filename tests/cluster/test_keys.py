@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from redis.asyncio import RedisCluster
 
-from redismpx import ConnectionLost, KeyEvent, KeyEventsDisabled, Multiplexer
+from redismpx import Activation, ConnectionLost, Disconnect, KeyEvent, KeyEventsDisabled, Multiplexer
 from redismpx._io.deployment import primaries as primaries_module
 
 from ..helpers.backoffs import QUICK
@@ -101,6 +101,22 @@ async def test_the_events_of_the_other_primaries_go_on(cluster: Cluster) -> None
         with pytest.raises(TimeoutError, match="0/1") as raised:
             await sub.wait_for_activation(timeout=0.05)
         assert isinstance(raised.value.__cause__, ConnectionLost)
+
+
+async def test_a_gap_is_read_where_it_lies(shared_cluster: Cluster) -> None:
+    """`events()` has one activation for all primaries, and each gap with the name of its primary."""
+    async with multiplexing(shared_cluster) as (mpx, client):
+        sub = mpx.new_key_subscription("*", events={"set"})
+        events = sub.events()
+        assert await anext(events) == Activation(b"*")
+        for node in await shared_cluster.primaries():
+            await client.set("key", 1)
+            assert await anext(events) == KeyEvent(b"key", b"set", 0)
+            await node.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            gap = await anext(events)
+            assert isinstance(gap, Disconnect)
+            assert gap.error.node == address_of(node)
+            assert await anext(events) == Activation(b"*")
 
 
 async def test_a_key_is_subscribed_at_its_owner_only(shared_cluster: Cluster) -> None:

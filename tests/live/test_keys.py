@@ -9,7 +9,9 @@ import pytest
 from redis.asyncio import Redis
 
 from redismpx import (
+    Activation,
     ConnectionLost,
+    Disconnect,
     KeyEvent,
     KeyEventsDisabled,
     Multiplexer,
@@ -136,6 +138,27 @@ async def test_a_lost_connection_is_a_gap_of_key_events(mpx: Multiplexer, admin:
     assert isinstance(lost, ConnectionLost)
     assert lost.node is None
     assert [got[0], got[1], got[3], got[4]] == [b"k*", (b"k1", b"set", 0, ()), b"k*", (b"k2", b"set", 0, ())]
+
+
+async def test_events_have_the_gap_where_it_lies(mpx: Multiplexer, admin: Redis) -> None:
+    """`events()` has the activation of the pattern, each event, and the gap, in order; another way to read raises."""
+    sub = mpx.new_key_subscription("k*")
+    await sub.wait_for_activation(timeout=10)
+    events = sub.events()
+    await admin.set("k1", 1)
+    assert [await anext(events), await anext(events)] == [Activation(b"k*"), KeyEvent(b"k1", b"set", 0)]
+    await admin.client_kill_filter(_type="pubsub")
+    gap = await anext(events)
+    assert isinstance(gap, Disconnect)
+    assert await anext(events) == Activation(b"k*")
+    await admin.set("k2", 1)
+    assert await anext(events) == KeyEvent(b"k2", b"set", 0)
+    with pytest.raises(RuntimeError, match="cannot be read in another way"):
+        sub.get_nowait()
+    with pytest.raises(RuntimeError, match="has callbacks"):
+        mpx.new_key_subscription("k*", print).events()
+    sub.close()
+    assert [event async for event in events] == []
 
 
 async def test_a_setting_that_lacks_letters_is_reported_once(server: Server, admin: Redis) -> None:

@@ -102,6 +102,7 @@ async def inferred(mpx: Multiplexer) -> None:
     assert_type(keys, KeySubscription)
     mpx.new_key_subscription(b"a", take_bytes)  # type: ignore[arg-type]
     assert_type(await keys.get(), KeyEvent)
+    assert_type(await anext(keys.events()), KeyEvent | Activation | Disconnect)
     async for event in keys:
         assert_type(event.key, bytes)
         assert_type(event.subkeys, tuple[bytes, ...])
