@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from redismpx import (
     ChannelSubscription,
+    KeySubscription,
     Multiplexer,
     PatternSubscription,
     Promise,
@@ -50,6 +51,7 @@ ENTRIES: dict[type, dict[str, Entry]] = {
     Multiplexer: {
         "new_channel_subscription": lambda mpx: mpx.new_channel_subscription(),
         "new_pattern_subscription": lambda mpx: mpx.new_pattern_subscription("x"),
+        "new_key_subscription": lambda mpx: mpx.new_key_subscription("x"),
         "new_promise_subscription": lambda mpx: mpx.new_promise_subscription("x"),
         "subscribe": lambda mpx: enter(mpx.subscribe("x")),
         "publish": lambda mpx: mpx.publish("x", "x"),
@@ -69,6 +71,7 @@ ENTRIES: dict[type, dict[str, Entry]] = {
         "clear": lambda sub: sub.clear(),
     },
     PatternSubscription: READ,
+    KeySubscription: READ,
     PromiseSubscription: {
         "close": lambda promises: promises.close(),
         "wait_for_activation": lambda promises: promises.wait_for_activation(timeout=1),
@@ -120,10 +123,11 @@ async def objects(url: str) -> AsyncIterator[dict[type, Any]]:
         channels.add("a")
         promises = mpx.new_promise_subscription("promise-")
         service = mpx.serve("service", lambda request: request.body)
-        for sub in (channels, pattern, promises, service):
+        keys = mpx.new_key_subscription("k*")
+        for sub in (channels, pattern, promises, service, keys):
             await sub.wait_for_activation(timeout=5)
         promise = promises.new_promise("kept", 30)
-        found = (mpx, channels, pattern, promises, promise, service)
+        found = (mpx, channels, pattern, promises, promise, service, keys)
         yield {type(each): each for each in found}
 
 
@@ -180,7 +184,7 @@ async def test_each_entry_rejects_another_loop(objects: dict[type, Any], admin: 
     assert (after.subscriptions, after.channels, after.patterns, after.promises, after.state) == (
         before.subscriptions, before.channels, before.patterns, before.promises, "connected"
     )  # fmt: skip
-    await settled(admin, {b"a", b"service"}, 2)
+    await settled(admin, {b"a", b"service"}, 3)
     await mpx.publish("promise-kept", "kept")
     assert await objects[Promise] == b"kept"
     await mpx.publish("a", "still here")
