@@ -48,6 +48,7 @@ LOGGING = "tests/live/test_logging.py"
 PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
+READING = "tests/live/test_reading.py"
 REOPENING = "tests/live/test_reopening.py"
 REQUEST = "tests/live/test_request.py"
 RECONNECT = "tests/live/test_reconnect.py"
@@ -456,7 +457,7 @@ MUTANTS = [
         "_io/session/dispatcher.py",
         "            self._counters.messages += replies - others\n            self._flush_deferred()\n",
         "            self._counters.messages += replies - others\n",
-        "tests/live/test_reading.py -k a_subscription_without_on_message_can_be_read",
+        "tests/live/test_limits.py -k max_total_pending_bytes_bounds",
     ),
     Mutant(
         "P4: stuck consumers use up the room of all buffers",
@@ -981,8 +982,8 @@ MUTANTS = [
     Mutant(
         "a cancelled get() loses a message",
         "_io/delivery/inbox.py",
-        "            await reader.wait()\n",
-        "            try:\n                await reader.wait()\n            finally:\n                self.read_nowait()\n",
+        "                await reader.wait()\n            except BaseException:\n",
+        "                await reader.wait()\n            except BaseException:\n                self.read_nowait()\n",
         "tests/live/test_reading.py -k a_get_cancelled_as_a_message_arrives_keeps_it",
     ),
     Mutant(
@@ -1362,6 +1363,28 @@ MUTANTS = [
         "        self._newest = {channel: position for channel, position in self._newest.items() if position < start}\n",
         "",
         "tests/core/test_buffer.py -k second_disconnect",
+    ),
+    # A message for a reader that waits.
+    Mutant(
+        "a message for a reader that is cancelled does not count as pending",
+        "_io/delivery/inbox.py",
+        "                if self.hand is not None:\n                    self.hold()  # for the next reader\n",
+        "",
+        f"{READING} -k meet_the_end",
+    ),
+    Mutant(
+        "a message for a reader survives the removal of its channel",
+        "_io/delivery/event_queue.py",
+        "        elif self.hand is not None and (names is None or self.hand[0] in names):\n",
+        "        elif False:\n",
+        f"{READING} -k meet_the_end",
+    ),
+    Mutant(
+        "a disconnect overtakes the message for a reader",
+        "_io/delivery/inbox.py",
+        "(self.reads_events or self.hand is not None)",
+        "self.reads_events",
+        f"{READING} -k meet_the_end",
     ),
     # Another life.
     Mutant(

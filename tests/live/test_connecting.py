@@ -349,7 +349,7 @@ asyncio.run(main())
     child._transport.close()  # type: ignore[attr-defined]
 
 
-async def test_add_itself_makes_no_connection(url: str) -> None:
+def test_add_itself_makes_no_connection(url: str) -> None:
     """The first call in a loop starts to connect, but later: a connection may have to load certificates from files."""
     made: list[bool] = []
     adding = True
@@ -362,12 +362,18 @@ async def test_add_itself_makes_no_connection(url: str) -> None:
     client = Redis.from_pool(ConnectionPool.from_url(url, connection_class=Watched))
     mpx = Multiplexer(client)
     sub = mpx.new_channel_subscription(lambda *_: None)
-    sub.add("a")
-    adding = False
-    await sub.wait_for_activation(timeout=5)
-    assert made == [False]
-    await mpx.aclose()
-    await client.aclose()
+    sub.add("a")  # no loop runs yet
+
+    async def main() -> None:
+        nonlocal adding
+        sub.add("b")
+        adding = False
+        await sub.wait_for_activation(timeout=5)
+        assert made == [False]
+        await mpx.aclose()
+        await client.aclose()
+
+    asyncio.run(main())
 
 
 async def test_publishing_alone_dials_one_connection(url: str, admin: Redis) -> None:

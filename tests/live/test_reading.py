@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
-from redismpx import DecodeError, Message, Multiplexer, SubscriptionIsClosed
+from redismpx import ConnectionLost, DecodeError, Message, Multiplexer, SubscriptionIsClosed
 from redismpx._io.delivery import reader as reader_module
 
 from ..helpers.monitor import settled
@@ -328,3 +328,47 @@ async def test_an_event_follows_when_its_last_message_is_dropped(mpx: Multiplexe
     await admin.publish("y", "3")
     await until(lambda: (sub.pending, sub.dropped) == (1, 1 if how == "remove" else 2))
     assert (await sub.get(5)).data == b"3"
+
+
+@pytest.mark.parametrize("how", ["cancel", "remove", "close", "disconnect"])
+async def test_a_message_may_meet_the_end_of_its_reader(mpx: Multiplexer, admin: Redis, how: str) -> None:
+    """A message for a waiting reader is pending if the reader is cancelled, and dropped if its channel is removed."""
+    lost: list[object] = []
+    early: list[object] = []
+    sub = mpx.new_channel_subscription(on_disconnect=lost.append)
+    sub.add("a")
+    await sub.wait_for_activation(timeout=5)
+    reading = asyncio.ensure_future(sub.get())
+    strikes: dict[str, Callable[[], object]] = {
+        "cancel": reading.cancel,
+        "remove": lambda: sub.remove("a"),
+        "close": sub.close,
+        "disconnect": lambda: (sub._inbox.disconnect(ConnectionLost("a test")), early.extend(lost)),
+    }
+    striker = mpx.new_channel_subscription(lambda *_: strikes[how]())  # in the same burst, after the message
+    striker.add("a")
+    await striker.wait_for_activation(timeout=5)
+    assert await admin.publish("a", "x") == 1
+    await until(lambda: mpx.stats().messages == 1)
+    if how == "disconnect":
+        assert (await reading).data == b"x"
+        await until(lambda: len(lost) == 1)
+        assert not early  # it comes after the message
+        sub._inbox.active = 1  # as it is
+    elif how == "cancel":
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert (sub.pending, sub.dropped, mpx.stats().pending) == (1, 0, 1)
+        assert (await sub.get(0)).data == b"x"
+    else:
+        assert (sub.pending, sub.dropped) == (0, 1)
+        if how == "close":
+            with pytest.raises(SubscriptionIsClosed):
+                await reading
+        else:
+            await asyncio.sleep(0)
+            sub.add("b")
+            await sub.wait_for_activation(timeout=5)
+            await admin.publish("b", "y")
+            assert (await reading).data == b"y"
+    assert sub.pending == 0
