@@ -1848,7 +1848,7 @@ MUTANTS = [
         "_io/deployment/cluster.py",
         "        self.shards.close()\n",
         "",
-        f"{CLUSTER} -k end_is_clean_at_every",
+        f"{CLUSTER} -k end_is_clean_while",
     ),
     Mutant(
         "shard channels are not counted as channels",

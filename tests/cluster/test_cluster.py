@@ -842,6 +842,7 @@ async def test_the_end_is_clean_while_slots_move_and_links_linger(shared_cluster
         for _ in range(ticks):
             await asyncio.sleep(0)
         await _quit(mpx, how)
+        assert mpx.stats().shards == mpx.stats().channels == 0
         checker.closed = True
         await move
         assert not left_behind()
