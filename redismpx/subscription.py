@@ -138,13 +138,17 @@ class Subscription(ABC):
         for name, refusal in self._inbox.refusals.items():
             if name in names:
                 raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
-        while missing and self._hub.is_active(self._kind, missing[-1], self._inbox):
+        while missing and self._has_active(missing[-1]):
             missing.pop()
         if not missing:  # others may have been lost since the last call
-            missing += [name for name in names if not self._hub.is_active(self._kind, name, self._inbox)]
+            missing += [name for name in names if not self._has_active(name)]
         if missing and missing[-1] not in self._names:
             raise ValueError(f"{quote(missing[-1])} is not a name of this subscription: {self!r}; add it first")
         return not missing
+
+    def _has_active(self, name: bytes) -> bool:
+        """Tell whether a name is active. A lost connection ends all of them at once, as far as the inbox knows."""
+        return self._inbox.active > 0 and self._hub.is_active(self._kind, name, self._inbox)
 
     def _check_open(self) -> None:
         if self._inbox.closed:

@@ -76,7 +76,7 @@ async def test_only_names_of_the_subscription_are_waited_for(url: str) -> None:
             with pytest.raises(ValueError, match="b'a' is not a name of this subscription"):
                 await waiting
         with pytest.raises(TypeError, match="a name must be str or bytes, not int"):
-            await sub.wait_for_activation(timeout=5)  # type: ignore[arg-type]
+            await sub.wait_for_activation(*[5])  # type: ignore[list-item]
         sub.add("a", "b")
         waiting = sub.wait_for_activation("a", "b", timeout=5)
         task = asyncio.create_task(waiting)
@@ -84,8 +84,8 @@ async def test_only_names_of_the_subscription_are_waited_for(url: str) -> None:
         sub.remove("b")
         with pytest.raises(ValueError, match="b'b' is not a name"):
             await task
-        sub.add("b")
-        task = asyncio.create_task(sub.wait_for_activation("b"))
+        sub.add("c")
+        task = asyncio.create_task(sub.wait_for_activation("c"))
         await asyncio.sleep(0)
         sub.close()
         with pytest.raises(SubscriptionIsClosed):

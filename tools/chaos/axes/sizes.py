@@ -142,12 +142,14 @@ class Sizes(Scene):
         prompt = Sized(mpx, "unread", b"prompt", Overflow.DROP_OLDEST)
         self.witnesses.append(prompt)
         await prompt.sub.wait_for_activation(timeout=10)
-        for _ in range(20):
-            reading = asyncio.ensure_future(prompt.sub.get(5))
+        for number in range(20):
+            reading = asyncio.ensure_future(prompt.sub.get(5)) if number % 2 else None
             await asyncio.sleep(0)
+            before = mpx.stats().messages
             self.admin.publish(prompt.name, prompt.next_payload(self.rng.choice((DIGITS, 1_000, self.largest))))
+            await arrived(lambda: mpx.stats().messages > before, lambda: "a message")  # noqa: B023
             try:
-                message = await reading
+                message = await (prompt.sub.get(5) if reading is None else reading)
             except TimeoutError:
                 require(False, f"a prompt reader did not get a message of {prompt.sizes[-1]} bytes: {prompt.sub!r}")
             prompt.on_message(message.channel, message.data)
