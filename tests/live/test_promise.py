@@ -243,11 +243,11 @@ async def test_a_hundred_thousand_promises_have_one_outcome_each(server: Server,
                 pipe.publish(f"p-{number}", number)
                 pipe.publish(f"p-{number}", "again")
             await pipe.execute()
-        await until(lambda: all(p.done() for p in several[1::2]))
-        await until(lambda: all(p.done() for p in several[::4]))
+        await until(lambda: all(p.done() for p in several[1::2]), 60)
+        await until(lambda: all(p.done() for p in several[::4]), 60)
         assert promises.pending == total // 4
         await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-        await until(lambda: promises.pending == 0)
+        await until(lambda: promises.pending == 0, 60)
         await asyncio.sleep(0)
 
         assert outcomes == [1] * total
