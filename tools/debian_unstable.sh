@@ -24,32 +24,33 @@ if [ ! -e "$root/complete" ]; then
 fi
 
 # The tree as it is, without what git ignores.
-rm -rf "$root/work"
-mkdir "$root/work"
-git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$root/work"
+rm -rf "$root/tree"
+mkdir "$root/tree"
+git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$root/tree"
 cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
 
-cat >"$root/root/suites" <<'INSIDE'
+cat >"$root/suites" <<'INSIDE'
 #!/bin/bash
 set -euo pipefail
-export HOME=/root DEBIAN_FRONTEND=noninteractive REDISMPX_NO_SKIP=1
+scratch=$(mktemp -d)
+export HOME=$scratch DEBIAN_FRONTEND=noninteractive REDISMPX_NO_SKIP=1
 packages=(redis-server chromium gcc libc6-dev) # gcc: for packages without a wheel for such a new Python
 for python; do packages+=("python$python-venv" "python$python-dev"); done
 apt-get -o Acquire::Check-Valid-Until=false update -qq # a mirror may be behind
-apt-get install -y -qq --no-install-recommends "${packages[@]}" >/root/apt.log 2>&1 || { cat /root/apt.log; exit 1; }
-cd /work
+apt-get install -y -qq --no-install-recommends "${packages[@]}" >"$scratch/apt.log" 2>&1 || { cat "$scratch/apt.log"; exit 1; }
+cd /tree
 for python; do
-    "python$python" -m venv "/root/nox-$python"
-    "/root/nox-$python/bin/pip" install -q nox
-    "/root/nox-$python/bin/python" -m nox -s "suite($python)" -- $SERVERS
+    "python$python" -m venv "$scratch/nox-$python"
+    "$scratch/nox-$python/bin/pip" install -q nox
+    "$scratch/nox-$python/bin/python" -m nox -s "suite($python)" -- $SERVERS
 done
 INSIDE
-chmod +x "$root/root/suites"
+chmod +x "$root/suites"
 
 # The mounts are seen by these processes only, and end with them.
 SERVERS="${servers[*]}" unshare --mount bash -euo pipefail -c '
     mount -t proc proc "$0/proc"
     mount --rbind /dev "$0/dev"
     mount --bind /etc/ssl/certs "$0/etc/ssl/certs"
-    exec chroot "$0" /root/suites "$@"
+    exec chroot "$0" /suites "$@"
 ' "$root" "${pythons[@]}" </dev/null

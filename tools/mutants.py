@@ -982,8 +982,8 @@ MUTANTS = [
     Mutant(
         "a cancelled get() loses a message",
         "_io/delivery/inbox.py",
-        "                await reader.wait()\n            except BaseException:\n",
-        "                await reader.wait()\n            except BaseException:\n                self.read_nowait()\n",
+        "                await reader.wait()\n            except asyncio.CancelledError:\n",
+        "                await reader.wait()\n            except asyncio.CancelledError:\n                self.read_nowait()\n",
         "tests/live/test_reading.py -k a_get_cancelled_as_a_message_arrives_keeps_it",
     ),
     Mutant(

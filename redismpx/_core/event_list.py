@@ -76,7 +76,7 @@ class EventList(ABC):
         return before - self.count
 
     def active_before(self, active: Iterable[bytes]) -> set[bytes]:
-        """Return the names that were active before the queued events, given those that are active after them."""
+        """Return the names that were active before the queued events; `active` has the names that are active after."""
         names = set(active)
         for channel, signal in reversed(list(pairs(self._items[self._head :]))):
             if channel is None and type(signal) is bytes:

@@ -190,7 +190,7 @@ class Hub:
         return self.deployment.outage(kind)
 
     def progress(self, kind: Kind) -> str:
-        """Say what is known about why some names of a kind are not active yet."""
+        """Return the reason why some names of a kind are not active yet, for an error."""
         return self.deployment.progress(kind)
 
     def call_soon(self, callback: Callable[[], object]) -> None:

@@ -5,6 +5,7 @@ Blocks no caller. Raises only what a plain `on_message` raises, which the dispat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
@@ -196,7 +197,7 @@ class Inbox(EventQueue):
                 raise EOFError
             try:
                 await reader.wait()
-            except BaseException:
+            except asyncio.CancelledError:
                 if self.hand is not None:
                     self.hold()  # for the next reader
                 raise

@@ -122,7 +122,7 @@ class Deployment:
         return self.keyspace.outage if kind is Kind.KEYS else self.main.outage
 
     def progress(self, kind: Kind) -> str:
-        """Say what is known about why some names of a kind are not active yet."""
+        """Return the reason why some names of a kind are not active yet, for an error."""
         return self.main.progress
 
     @property

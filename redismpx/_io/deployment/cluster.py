@@ -108,7 +108,7 @@ class Cluster(Deployment):
         return self.shards.outage if kind is Kind.SHARD_CHANNEL else super().outage(kind)
 
     def progress(self, kind: Kind) -> str:
-        """Say what is known about why some names of a kind are not active yet."""
+        """Return the reason why some names of a kind are not active yet, for an error."""
         return self.shards.progress if kind is Kind.SHARD_CHANNEL else super().progress(kind)
 
     @property
