@@ -1921,6 +1921,27 @@ MUTANTS = [
         f"{CLUSTER_KEYS} -k owner_only",
     ),
     Mutant(
+        "a slot map that cannot be read ends the reading of it",
+        "_io/deployment/follower.py",
+        "                self._is_settled = False\n                continue\n",
+        "                return\n",
+        "tests/io/test_follower.py -k unreadable",
+    ),
+    Mutant(
+        "a fault while names are placed ends the reading of the slot map",
+        "_io/deployment/follower.py",
+        "            except Exception:  # noqa: BLE001, a fault of this library; never a silent end\n",
+        "            except OSError:\n",
+        "tests/io/test_follower.py -k fault",
+    ),
+    Mutant(
+        "the slot map is read once, though a name is not in its place",
+        "_io/deployment/follower.py",
+        "            if self._is_settled:\n",
+        "            if True:\n",
+        "tests/io/test_follower.py -k until_names_are_placed",
+    ),
+    Mutant(
         "a new primary is no gap",
         "_io/deployment/primaries.py",
         "        if subscriber.is_active and not gaps:",

@@ -8,46 +8,38 @@ map has lacked that primary twice.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 from collections import Counter
 from collections.abc import Callable, Collection
 from time import monotonic
 from typing import TypeAlias
 
 from ..._core.wire import Kind
-from ...errors import ConnectionLost, plain
+from ...errors import ConnectionLost
 from ..redispy.client import key_slot
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import ClusterNode, NodeEndpoint, SlotMap
-from ..runtime.log import logger
-from ..runtime.notification import Notifier
-from ..runtime.tasks import TIME_SLICE, Tasks, is_cancelled, is_cancelling
+from ..runtime.tasks import TIME_SLICE, Tasks
 from ..session.session import Session
 from ..session.state import SessionState
 from ..session.subscriber import Subscriber
+from .follower import SlotMapFollower
 from .keyspace import Feed, Keyspace, KeySubscriber, Primary
-from .shards import FIRST_PAUSE, LONGEST_PAUSE
 
 READ_INTERVAL = 5.0  # seconds between two looks at the slot map, while all is well
 
 NewPrimarySession: TypeAlias = Callable[[Endpoint], Session]
 
 
-class ClusterKeyspace(Keyspace):
+class ClusterKeyspace(Keyspace, SlotMapFollower):
     """The subscribers to key events of a cluster."""
 
     def __init__(self, slot_map: SlotMap, new_session: NewPrimarySession, tasks: Tasks) -> None:
-        super().__init__()
-        self._slot_map = slot_map
+        Keyspace.__init__(self)
+        SlotMapFollower.__init__(self, slot_map)
         self._new_session = new_session
         self._tasks = tasks
         self._primaries: dict[str, Primary] = {}
         self._names: dict[Kind, Counter[bytes]] = {Kind.CHANNEL: Counter(), Kind.PATTERN: Counter()}
-        self._is_settled = True  # whether each name is where the slot map says
-        self._changed = Notifier()
-        self._is_draining = False
-        self._error: ConnectionLost | None = None  # why the slot map cannot be read
 
     @property
     def sessions(self) -> Collection[Session]:
@@ -125,40 +117,16 @@ class ClusterKeyspace(Keyspace):
 
     # --- the slot map
 
-    def _look_again(self) -> None:
-        self._is_settled = False
-        self._changed.notify()
+    @property
+    def _suspect(self) -> str | None:
+        primaries = tuple(self._primaries.values())
+        return next((primary.node for primary in primaries if not _is_connected(primary)), None)
 
-    async def run(self) -> None:
-        """Read the slot map: now and then, and whenever a primary may have been replaced, until all is well again."""
-        pause = FIRST_PAUSE
-        while not (is_cancelling() or self._is_draining):
-            if not (self._subscribers or self._primaries):
-                await self._changed.wait()
-            self._is_settled = True  # unless something happens from here on
-            try:
-                await self._read()
-            except (Exception, asyncio.CancelledError) as error:
-                if is_cancelled(error):
-                    raise
-                logger.debug("the slot map cannot be read now (%s)", plain(str(error)))
-                self._error = ConnectionLost(f"the slot map of the cluster cannot be read: {error}")
-                self._error.__cause__ = error
-                self._is_settled = False
-            if self._is_settled:
-                pause = FIRST_PAUSE
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(READ_INTERVAL):
-                        await self._changed.wait()
-            else:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # nosec B311, nothing secret
-                pause = min(pause * 2, LONGEST_PAUSE)
+    @property
+    def _interval(self) -> float | None:
+        return READ_INTERVAL if self._subscribers or self._primaries else None
 
-    async def _read(self) -> None:
-        """Read the slot map, and move the names to where it says."""
-        failing = [node for node, primary in self._primaries.items() if not _is_connected(primary)]
-        await self._slot_map.refresh(failing[0] if failing else None)
-        self._error = None
+    async def _place_all(self) -> None:
         slice_end = monotonic() + TIME_SLICE
         for subscriber in tuple(self._subscribers.values()):
             if self._subscribers.get(subscriber.subscriber) is subscriber:
@@ -177,8 +145,7 @@ class ClusterKeyspace(Keyspace):
 
     async def unsubscribe_all(self) -> None:
         """Unsubscribe from every name, and wait until the servers have confirmed it."""
-        self._is_draining = True
-        self._changed.notify()
+        self._drain()
         for session in self.sessions:
             await session.unsubscribe_all()
 

@@ -9,7 +9,6 @@ the owner of its slot.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Collection
 from contextvars import Context
 from functools import partial
@@ -19,20 +18,18 @@ from typing import TypeAlias
 from ..._core.entry import SubscriberState
 from ..._core.registry import Registry
 from ..._core.wire import Kind, Redirection
-from ...errors import ConnectionLost, plain
+from ...errors import ConnectionLost
 from ..redispy.client import key_slot
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import ClusterNode, NodeEndpoint, SlotMap
-from ..runtime.log import logger
-from ..runtime.notification import Notifier
-from ..runtime.tasks import TIME_SLICE, is_cancelled, is_cancelling
+from ..runtime.tasks import TIME_SLICE
 from ..session.dispatcher import Evict
 from ..session.session import UNCONFIRMED, Session
 from ..session.state import SessionState
 from ..session.subscriber import Subscriber
+from .follower import SlotMapFollower
 
 SHARD_LINGER = 1.0  # seconds that a session is kept after the last of its channels was removed
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two looks at the slot map, while a channel is misplaced
 
 NewSession: TypeAlias = Callable[[Endpoint, Evict], Session]
 
@@ -55,20 +52,18 @@ class Shard:
         return self.session is not None and self.session.state is SessionState.CONNECTED
 
 
-class Shards:
+class Shards(SlotMapFollower):
     """Keeps each shard channel at the primary that owns its slot."""
 
     def __init__(self, slot_map: SlotMap, new_session: NewSession) -> None:
-        self._slot_map = slot_map
+        super().__init__(slot_map)
         self._new_session = new_session
         self._places: dict[bytes, Shard] = {}  # the shard of each channel
         self._shards: dict[str, Shard] = {}
         self._ownerless = Shard("", Registry(), None)
         self._redirected: set[int] = set()  # slots that followed a redirection since the slot map was read
-        self._all_placed = True
-        self._misplaced = Notifier()
+        self._doubts: dict[int, str] = {}  # slots whose owner is in doubt, with the owner in the slot map
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._error: ConnectionLost | None = None  # why the slot map cannot be read
 
     def __len__(self) -> int:
         """How many primaries there are sessions with."""
@@ -167,7 +162,7 @@ class Shards:
     def _owner(self, slot: int) -> Shard:
         """Return the shard of the primary that owns a slot, by the slot map; make it if there is none yet."""
         node = self._slot_map.owner(slot)
-        if node is None or self._loop is None or self._ownerless.registry.draining:
+        if node is None or self._loop is None or self._is_draining:
             return self._ownerless
         shard = self._shards.get(node.name)
         if shard is None:
@@ -229,58 +224,27 @@ class Shards:
         """Bind to the running loop. `run()` is to follow."""
         self._loop = asyncio.get_running_loop()
 
-    def _look_again(self) -> None:
-        self._all_placed = False
-        self._misplaced.notify()
+    @property
+    def _suspect(self) -> str | None:
+        shards = tuple(self._shards.values())
+        return next((shard.node for shard in shards if shard.slots and not shard.is_connected), None)
 
-    async def run(self) -> None:
-        """Read the slot map whenever a channel may be misplaced, until each is placed and the slot map agrees."""
-        doubts: dict[int, str] = {}
-        pause = FIRST_PAUSE
-        while not (is_cancelling() or self._ownerless.registry.draining):
-            if self._all_placed:
-                pause = FIRST_PAUSE
-                await self._misplaced.wait()
-            self._all_placed = True  # unless something happens from here on
-            try:
-                failing = [
-                    shard.node for shard in tuple(self._shards.values()) if shard.slots and not shard.is_connected
-                ]
-                await self._slot_map.refresh(failing[0] if failing else None)
-            except (Exception, asyncio.CancelledError) as error:
-                if is_cancelled(error):
-                    raise
-                logger.debug("the slot map cannot be read now (%s)", plain(str(error)))
-                self._error = ConnectionLost(f"the slot map of the cluster cannot be read: {error}")
-                self._error.__cause__ = error
-                self._all_placed = False
-            else:
-                self._error = None
-                self._redirected.clear()
-                try:
-                    doubts = await self._place_all(doubts)
-                except Exception:  # noqa: BLE001, a fault of this library; never a silent end
-                    logger.critical("internal error; reading the slot map again", exc_info=True)
-                    self._all_placed = False
-            if not self._all_placed:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # nosec B311, nothing secret
-                pause = min(pause * 2, LONGEST_PAUSE)
-
-    async def _place_all(self, doubts: dict[int, str]) -> dict[int, str]:
-        """Move the misplaced channels; return the slots whose owner is in doubt, with the owner in the slot map.
+    async def _place_all(self) -> None:
+        """Move the misplaced channels.
 
         A slot is in doubt when the slot map names another owner than the connected node. The node knows better, so a
         channel moves only when the slot map has named the same owner twice.
         """
-        still: dict[int, str] = {}
+        self._redirected.clear()
+        doubts, self._doubts = self._doubts, {}
         slice_end = monotonic() + TIME_SLICE
         for shard in (self._ownerless, *self._shards.values()):
             for slot in tuple(shard.slots):
                 owner = self._slot_map.owner(slot)
                 if owner is not None and owner.name != shard.node:
-                    self._all_placed = False
+                    self._is_settled = False
                     if shard.is_connected and doubts.get(slot) != owner.name:
-                        still[slot] = owner.name
+                        self._doubts[slot] = owner.name
                     else:
                         for name in tuple(shard.slots.get(slot, ())):
                             if self._places.get(name) is shard:
@@ -289,16 +253,16 @@ class Shards:
                                 await asyncio.sleep(0)
                                 slice_end = monotonic() + TIME_SLICE
                 elif not shard.is_connected:
-                    self._all_placed = False
+                    self._is_settled = False
                 if monotonic() > slice_end:
                     await asyncio.sleep(0)
                     slice_end = monotonic() + TIME_SLICE
-        return still
 
     # --- the end
 
     async def unsubscribe_all(self) -> None:
         """Unsubscribe from every channel, and wait until the servers have confirmed it."""
+        self._drain()
         for _ in self._ownerless.registry.drain():
             await asyncio.sleep(0)
         for shard in tuple(self._shards.values()):
