@@ -42,6 +42,7 @@ KEYS = "tests/live/test_keys.py"
 KEYSPACE = "tests/core/test_keyspace.py"
 LAST_MESSAGES = "tests/live/test_last_messages.py"
 CONNECTING = "tests/live/test_connecting.py"
+CREDENTIALS = "tests/live/test_credentials.py"
 EVENTS = "tests/live/test_events.py"
 FOREIGN_LOOP = "tests/live/test_foreign_loop.py"
 LOGGING = "tests/live/test_logging.py"
@@ -1451,6 +1452,69 @@ MUTANTS = [
         "                connection.hide_secrets_in(error)\n                self._reject(",
         "                self._reject(",
         f"{CANARY} -k a_password_that_the_server_repeats_is_hidden",
+    ),
+    Mutant(
+        "new credentials are not used on open connections",
+        "_io/deployment/base.py",
+        "            session.log_in(login)\n",
+        "            pass\n",
+        f"{CREDENTIALS} -k no_gap",
+    ),
+    Mutant(
+        "publishing goes on with credentials that end",
+        "_io/deployment/base.py",
+        "        self.publisher.abandon(None)\n        for",
+        "        for",
+        f"{CREDENTIALS} -k idle",
+    ),
+    Mutant(
+        "a token that is pushed during a dial is forgotten",
+        "_io/session/session.py",
+        "            self.log_in(self._login)\n",
+        "",
+        f"{CREDENTIALS} -k during_a_dial",
+    ),
+    Mutant(
+        "a connection whose credentials expire speaks RESP2",
+        "_io/redispy/dial.py",
+        "        protocol = 3  # with which",
+        "        pass  # with which",
+        f"{CREDENTIALS} -k no_gap",
+    ),
+    Mutant(
+        "a rejected token ends the connection",
+        "_io/session/dispatcher.py",
+        "            self._take_failed_login(text)\n            return\n",
+        "            self._take_failed_login(text)\n",
+        f"{CREDENTIALS} -k rejected_token",
+    ),
+    Mutant(
+        "a token that was pushed is not known as a secret",
+        "_io/redispy/connection.py",
+        "        self._secrets.renew(login.password)\n",
+        "",
+        f"{CREDENTIALS} -k repeats",
+    ),
+    Mutant(
+        "each multiplexer leaves a callback with the credential provider",
+        "_io/redispy/credentials.py",
+        "            if id(provider) not in _streams:\n",
+        "            if True:\n",
+        f"{CREDENTIALS} -k several",
+    ),
+    Mutant(
+        "the callback that a credential provider had is not called any more",
+        "_io/redispy/credentials.py",
+        "        result = None if self._earlier is None else self._earlier(token)\n",
+        "        result = None\n",
+        f"{CREDENTIALS} -k token_managers",
+    ),
+    Mutant(
+        "a token is used in the thread that pushes it",
+        "_io/redispy/credentials.py",
+        "self._loop.call_soon_threadsafe(self._take, login, context=Context())",
+        "self._take(login)",
+        f"{CREDENTIALS} -k in_its_own_loop",
     ),
     Mutant(
         "a password from a credential provider is not known",

@@ -15,7 +15,7 @@ from .bisection import Bisection, NextStep, Probe
 from .entry import NEXT_IF_SENT, NEXT_STATE, NOT_ON_SERVER, Entry, NameEvent, NameState, S, SubscriberState
 from .in_flight import InFlight
 from .sync_queue import SyncQueue
-from .wire import Command, Kind, ProtocolViolation, Verb
+from .wire import NAMELESS, Command, Kind, ProtocolViolation, Verb
 
 NEXT_IF_CONFIRMED = NEXT_STATE[NameEvent.CONFIRMED]
 CHUNK = 512  # names of very many that are changed together
@@ -163,9 +163,9 @@ class Registry(Generic[S]):
                 entry.set_state(subscriber, SubscriberState.ACTIVE)
                 yield subscriber, entry.name
 
-    def ping(self) -> Command:
-        """Return a PING to send. Its reply comes in the order of all replies."""
-        command = Command(Verb.PING)
+    def nameless(self, verb: Verb) -> Command:
+        """Return a PING or AUTH, which is sent now. Its reply comes in the order of all replies."""
+        command = Command(verb)
         self._in_flight.push(command, [])
         return command
 
@@ -212,11 +212,11 @@ class Registry(Generic[S]):
         self._reconcile(entry)
         return entry.change_all(SubscriberState.WAITING)
 
-    def pong(self) -> None:
-        """Take the reply to a PING."""
-        if self.oldest_command is None or self.oldest_command.verb is not Verb.PING:
+    def pong(self) -> Verb:
+        """Take the reply to a PING or AUTH; return to which."""
+        if self.oldest_command is None or self.oldest_command.verb not in NAMELESS:
             raise ProtocolViolation("a reply to PING, while another command must get its reply first")
-        self._in_flight.pop()
+        return self._in_flight.pop()[0].verb
 
     def refuse(self, *, transient: bool = False) -> tuple[Command, Iterable[S]]:
         """Take an error reply to the whole of the oldest command; return the command, and the subscribers to notify.

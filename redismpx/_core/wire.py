@@ -45,19 +45,23 @@ class Verb(IdentityEnum):
     SSUBSCRIBE = b"ssubscribe", Kind.SHARD_CHANNEL, True
     SUNSUBSCRIBE = b"sunsubscribe", Kind.SHARD_CHANNEL, False
     PING = b"ping", Kind.CHANNEL, False
+    AUTH = b"auth", Kind.CHANNEL, False
 
     def __init__(self, command: bytes, kind: Kind, subscribes: bool) -> None:
         self.command = command
         self.kind = kind
         """The kind of the names in the command."""
         self.subscribes = subscribes
-        """Whether the command subscribes; the others unsubscribe, but for PING."""
+        """Whether the command subscribes; the others unsubscribe, but for PING and AUTH."""
 
+
+NAMELESS = frozenset({Verb.PING, Verb.AUTH})
+"""The commands without names: each has one reply."""
 
 SUBSCRIBE_VERBS = {verb.kind: verb for verb in Verb if verb.subscribes}
-UNSUBSCRIBE_VERBS = {verb.kind: verb for verb in Verb if not (verb.subscribes or verb is Verb.PING)}
+UNSUBSCRIBE_VERBS = {verb.kind: verb for verb in Verb if not (verb.subscribes or verb in NAMELESS)}
 
-CONFIRMATIONS = {verb.command: verb for verb in Verb if verb is not Verb.PING}
+CONFIRMATIONS = {verb.command: verb for verb in Verb if verb not in NAMELESS}
 """The first element of a confirmation, to the command that it confirms."""
 
 
@@ -88,6 +92,11 @@ class Command:
     def __bytes__(self) -> bytes:
         # All arguments have a length prefix, so a name may have any bytes.
         return bytes(hiredis.pack_command((self.verb.command.upper(), *self.names)))  # type: ignore[arg-type]
+
+
+def login_command(*credentials: str) -> bytes:
+    """Return the bytes of AUTH with a user and a password, or with only a password. No `Command` holds them."""
+    return bytes(hiredis.pack_command((b"AUTH", *credentials)))  # type: ignore[arg-type]
 
 
 class ProtocolViolation(Exception):

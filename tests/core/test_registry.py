@@ -17,7 +17,7 @@ from redismpx._core import registry as registry_module
 from redismpx._core.entry import Entry, NameState, SubscriberState
 from redismpx._core.registry import Registry
 from redismpx._core.sync_queue import SUBSCRIBE_BATCH, SUBSCRIBE_BATCH_BYTES
-from redismpx._core.wire import SUBSCRIBE_VERBS, UNSUBSCRIBE_VERBS, Command, Kind, Verb
+from redismpx._core.wire import NAMELESS, SUBSCRIBE_VERBS, UNSUBSCRIBE_VERBS, Command, Kind, Verb
 
 NAMES = [b"a", b"{a}b", b"\r\n"]
 KINDS = list(SUBSCRIBE_VERBS)
@@ -65,6 +65,7 @@ class Server:
         self.moved: set[int] = set()  # slots that other nodes have
         self.sticky = False  # refuses every (P)UNSUBSCRIBE, unless it has sent one that nobody asked for
         self.has_dropped = False
+        self.rejects_logins = False
 
     @property
     def refuses_to_leave(self) -> bool:
@@ -73,7 +74,9 @@ class Server:
 
     def work(self) -> None:
         command = self.commands.popleft()
-        if command.verb is Verb.PING:
+        if command.verb is Verb.AUTH and self.rejects_logins:
+            self.replies.append(("error", command.verb, b""))
+        elif command.verb in NAMELESS:
             self.replies.append(("pong", command.verb, b""))
         elif command.verb.kind is Kind.SHARD_CHANNEL and len(set(map(key_slot, command.names))) > 1:
             raise AssertionError("names of two slots in one command")
@@ -157,9 +160,10 @@ class RegistryMachine(RuleBasedStateMachine):
             user.activate(name, kind)
 
     @precondition(lambda self: self.linked)
-    @rule()
-    def ping(self) -> None:
-        self.server.commands.append(self.registry.ping())
+    @rule(verb=st.sampled_from([Verb.PING, Verb.AUTH]), rejects_logins=st.booleans())
+    def send_nameless(self, verb: Verb, rejects_logins: bool) -> None:
+        self.server.rejects_logins = rejects_logins
+        self.server.commands.append(self.registry.nameless(verb))
 
     @precondition(lambda self: self.linked)
     @rule(steps=st.integers(1, 6))
@@ -183,7 +187,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def hear(self) -> None:
         what, verb, name = self.server.replies.popleft()
         if what == "pong":
-            self.registry.pong()
+            assert self.registry.pong() is verb
         elif what == "error":
             command, told = self.registry.refuse()
             for each in command.names:

@@ -12,6 +12,7 @@ from ...errors import ConnectionLost
 from ..publishing.publisher import Publisher
 from ..redispy.client import AbstractBackoff
 from ..redispy.connection import Address
+from ..redispy.credentials import Follower, Login
 from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
 from ..runtime.slices import Step
@@ -41,6 +42,7 @@ class Deployment:
         self._tasks = options.session.tasks
         self._endpoint = new_endpoint()
         self._listeners: list[Listener] = []
+        self._credentials: Follower | None = None
         self.publisher: Publisher = publisher
         self.main: Session = Session(
             self._endpoint, options.backoff, options.session, self.doubt, on_end=options.on_end
@@ -59,9 +61,16 @@ class Deployment:
         """Start to dial, in the running loop."""
         if self._endpoint.skips_tls_verification:
             logger.warning("TLS to Redis at %s is not verified: anybody can pretend to be that server", self._endpoint)
+        self._credentials = self._endpoint.follow_credentials(self._log_in)
         self.main.start()
         for listener in self._listeners:
             self._tasks.start(listener.run(), listener.title, Context())
+
+    def _log_in(self, login: Login) -> None:
+        """Log in again with new credentials. Publishing dials again, which costs little; a session would have a gap."""
+        self.publisher.abandon(None)
+        for session in self.sessions:
+            session.log_in(login)
 
     # --- what one connection shows about a server, for the others
 
@@ -138,5 +147,7 @@ class Deployment:
 
     def close(self) -> Iterator[Step]:
         """End every connection, at once and for good; return the steps that fail the calls of `publish()`."""
+        if self._credentials is not None:
+            self._credentials.close()
         self.main.close()
         return self.publisher.close()

@@ -17,6 +17,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from .credentials import Login
 from .secrets import Secrets
 
 ROLE_INTERVAL = 1.0  # seconds between two questions for the role of a server that is in use
@@ -47,7 +48,9 @@ class Connection:
     it with `release()`, which waits for nothing.
     """
 
-    def __init__(self, raw: AbstractConnection, health_check_interval: float, secrets: Secrets) -> None:
+    def __init__(
+        self, raw: AbstractConnection, health_check_interval: float, secrets: Secrets, *, is_resp3: bool
+    ) -> None:
         # `_writer` and `_reader` are not public, and unchanged from redis-py 5 to 8.
         self._raw: Any = raw
         transport: Any = getattr(getattr(raw, "_writer", None), "transport", None)
@@ -56,6 +59,7 @@ class Connection:
         self._transport: asyncio.Transport | None = transport if hasattr(transport, "set_protocol") else None
         self._health_check_interval = health_check_interval
         self._secrets = secrets
+        self._is_resp3 = is_resp3
         self._checked = monotonic()
         self._is_master = False  # whether the server has said so, at `_asked`
         self._asked = -math.inf
@@ -114,6 +118,11 @@ class Connection:
                 chunks.append(chunk)
                 size += len(chunk)
         return b"".join(chunks)
+
+    def accepts(self, login: Login) -> bool:
+        """Tell whether AUTH may be sent beside subscriptions, which RESP2 forbids; hide its password from now on."""
+        self._secrets.renew(login.password)
+        return self._is_resp3
 
     # --- for commands and their replies
 

@@ -16,6 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ...errors import plain
 from ..runtime.log import logger
 from .connection import Connection
+from .credentials import is_streaming
 from .pool import Pool
 from .secrets import Secrets
 
@@ -38,6 +39,8 @@ async def dial(pool: Pool, *, side_by_side: bool = False) -> Connection:
         Exception: whatever redis-py raises. Nothing is left open then, nor when the dial is cancelled.
     """
     protocol = pool.connection_kwargs.get("protocol")
+    if protocol is None and is_streaming(pool.connection_kwargs.get("credential_provider")):
+        protocol = 3  # with which a connection can log in again beside its subscriptions
     if str(protocol) != "2":
         try:
             return await _attempt(pool, protocol, side_by_side=side_by_side)
@@ -73,7 +76,7 @@ async def _attempt(pool: Pool, protocol: Any, *, side_by_side: bool) -> Connecti
     try:
         async with asyncio.timeout(DIAL_TIMEOUT):
             await raw.connect()
-            connection = Connection(raw, health_check_interval, secrets)
+            connection = Connection(raw, health_check_interval, secrets, is_resp3=str(protocol) == "3")
             if name:
                 await _optional(connection.call("CLIENT", "SETNAME", name), "the client name")
             if getattr(pool, "is_master", False):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from .connection import Connection
+from .credentials import Follower, Login, follow
 from .dial import DIAL_TIMEOUT, dial
 from .errors import await_reply, describe, explain, skips_tls_verification
 from .pool import Pool
@@ -25,6 +27,10 @@ class Endpoint:
     def host(self) -> str:
         """The host name of the server."""
         return str(self.pool.connection_kwargs.get("host"))
+
+    def follow_credentials(self, log_in: Callable[[Login], None]) -> Follower | None:
+        """Call `log_in` in the running loop with each new token, if the credential provider pushes tokens."""
+        return follow(self.pool.connection_kwargs.get("credential_provider"), log_in)
 
     @property
     def skips_tls_verification(self) -> bool:

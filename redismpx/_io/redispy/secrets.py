@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from typing import Any
 
 from .pool import Pool
@@ -20,6 +21,7 @@ class Secrets:
 
     def __init__(self, pool: Pool) -> None:
         self._values: set[str] = set()
+        self._renewed: deque[str] = deque(maxlen=2)  # a server repeats what it has just got
         for options in _all_options(pool):
             self.add(options.get("password"))
             self.add(options.get("ssl_password"))
@@ -31,6 +33,10 @@ class Secrets:
             value = value.decode(errors="surrogateescape")
         if isinstance(value, str) and len(value) >= _SHORTEST:
             self._values.add(value)
+
+    def renew(self, value: str) -> None:
+        """Hide new credentials of a connection too; forget those before the last ones."""
+        self._renewed.append(value)
 
     def watch(self, connection: Any) -> None:
         """Hide also the passwords that the credential provider of a connection returns."""
@@ -45,7 +51,7 @@ class Secrets:
         AUTH are the password, which may be cut off.
         """
         text = text.partition(", with args")[0]
-        for value in sorted(self._values, key=len, reverse=True):
+        for value in sorted({*self._values, *self._renewed}, key=len, reverse=True):
             text = re.sub(_pattern(value), _HIDDEN, text)
         return text
 

@@ -89,6 +89,7 @@ class Dispatcher:
         self._interrupted: FanOut | Notices | None = None  # by the end of a time slice
         self._deferred: list[Subscriber] = []  # subscribers whose `deliver` returned DEFERRED
         self._warned = False  # that Redis rejects an unsubscribe; one warning is enough
+        self._login_failed = False  # whether Redis rejected the last login, of which one warning is enough, too
 
     @property
     def is_interrupted(self) -> bool:
@@ -253,8 +254,9 @@ class Dispatcher:
         if not isinstance(reply, list):
             if isinstance(reply, Exception):
                 self._take_error(reply)
-            else:
-                self._registry.pong()
+            elif self._registry.pong() is Verb.AUTH:
+                self._login_failed = False
+                logger.debug("logged in again with new credentials")
         elif verb is not None and type(name) is bytes:
             if verb.subscribes:
                 subscribers = self._registry.confirm(verb, name)
@@ -292,6 +294,9 @@ class Dispatcher:
         """Take an error reply."""
         self._hide_secrets_in(error)
         kind, text = classify_error(error)
+        if self._registry.oldest_command is not None and self._registry.oldest_command.verb is Verb.AUTH:
+            self._take_failed_login(text)
+            return
         if kind is ErrorKind.MOVED and self._evict is not None and (redirection := parse_redirection(text)):
             # No command need be in flight: the server may have unsubscribed its names on its own just before, and that
             # was taken for the reply.
@@ -308,6 +313,17 @@ class Dispatcher:
                 logger.warning("Redis rejects an unsubscribe (%s); messages for such names are ignored", plain(text))
             refusal = SubscriptionRefused(command.verb.kind.value, command.names[0], text)
             self._notify(lambda subscriber: subscriber.refuse(refusal), rejected)
+
+    def _take_failed_login(self, text: str) -> None:
+        """Take the rejection of new credentials: the connection stays logged in with the earlier ones."""
+        self._registry.refuse()
+        if not self._login_failed:
+            self._login_failed = True
+            logger.warning(
+                "Redis rejects new credentials (%s); the connection goes on with the earlier ones until the server "
+                "closes it: check what the credential provider returns, and the user in the ACL",
+                plain(text),
+            )
 
     def _notify(self, notify: Callable[[Subscriber], None], subscribers: Iterable[Subscriber]) -> None:
         """Notify subscribers of an event; receive() does it in time slices, before it takes the next reply."""

@@ -13,6 +13,7 @@ from ..._core.liveness import GRACE, Liveness, Look
 from ..._core.wire import NOT_ENOUGH, ProtocolViolation, new_parser
 from ...errors import ConnectionLost
 from ..redispy.connection import Address, Connection
+from ..redispy.credentials import Login
 from ..redispy.errors import ResponseError
 from ..runtime.log import logger
 from ..runtime.tasks import TIME_SLICE, Tasks
@@ -113,6 +114,10 @@ class Link(asyncio.BufferedProtocol):
                 self._connection.write(data)
             except Exception as error:  # noqa: BLE001, the connection may be any object
                 self._lose(str(error) or repr(error), error)
+
+    def accepts(self, login: Login) -> bool:
+        """Tell whether the connection can log in again, and hide the new credentials in its error replies."""
+        return self._connection.accepts(login)
 
     def guard(self, callback: Callable[[], None]) -> None:
         """Run a callback of the loop. A fault of this library ends the link, and is logged."""

@@ -11,11 +11,12 @@ from time import monotonic
 from typing import NamedTuple
 
 from ..._core.registry import Registry
-from ..._core.wire import Kind
+from ..._core.wire import Kind, Verb
 from ...errors import ConnectionLost, MultiplexerIsClosed
 from ...stats import Counters
 from ..redispy.client import AbstractBackoff, key_slot
 from ..redispy.connection import Address
+from ..redispy.credentials import Login
 from ..redispy.endpoint import Endpoint
 from ..redispy.errors import RedisTimeoutError
 from ..runtime.log import RecordLimit, logger
@@ -75,6 +76,7 @@ class Session:
         self._changed = Notifier()  # the state, or how much is unconfirmed
         self._needed = Notifier()  # a name is to be subscribed, or a caller waits for a connection
         self._is_awaited = False  # whether a caller has waited for a connection
+        self._login: Login | None = None  # the newest one since the last dial began
 
     def start(self) -> None:
         """Start in the running loop: dial as soon as there is a name to subscribe to, or a caller waits."""
@@ -167,6 +169,7 @@ class Session:
         self._move(SessionState.DIALLING)
         if self.closed:
             return ConnectionLost("closed")
+        self._login = None
         timed_out = self.last_error is not None and isinstance(self.last_error.__cause__, RedisTimeoutError)
         try:
             connection = await self._endpoint.dial(side_by_side=timed_out)
@@ -194,6 +197,7 @@ class Session:
             self._options.counters.connections += 1
             self._move(SessionState.CONNECTED)
             self._outage_log.ended(str(self._endpoint))
+            self.log_in(self._login)
             self._flush()
             lost = await link.lost
             self._on_lost(link.address)
@@ -264,7 +268,14 @@ class Session:
 
     def _send_ping(self) -> None:
         if self._link is not None:
-            self._link.write(bytes(self.registry.ping()))
+            self._link.write(bytes(self.registry.nameless(Verb.PING)))
+
+    def log_in(self, login: Login | None) -> None:
+        """Log in again: on the link, or on the one that is being dialled, which may have got earlier credentials."""
+        self._login = login
+        if login is not None and self._link is not None and self._link.accepts(login):
+            self.registry.nameless(Verb.AUTH)
+            self._link.write(login.command)
 
     def abandon(self, reason: str) -> None:
         """End the link, if there is one, after what was received is delivered; the session dials again."""
