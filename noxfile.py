@@ -374,6 +374,9 @@ def ci(session: nox.Session) -> None:
     total = sum(spans.values()), sum(result.cpu for result in results)
     print(f"{'all, on Python ' + ', '.join(pythons()):28}{total[0]:>8.0f} s{total[1]:8.0f} s", flush=True)
     failed = [result.session for result in results if not result.passed]
+    for name in failed:
+        ending = (folder / f"{name}.log").read_text(errors="replace").splitlines()[-40:]
+        print(f"\n== {name}: FAILED; its last lines:", *ending, sep="\n", flush=True)
     if failed:
         session.error(f"failed: {', '.join(failed)}")
 

@@ -41,6 +41,10 @@ class Countdown:
         self._left = messages
         self.done = asyncio.Event()
 
+    def restart(self, messages: int) -> None:
+        self._left = messages
+        self.done.clear()
+
     def function(self, channel: object, data: object) -> None:
         self._left -= 1
         if not self._left:

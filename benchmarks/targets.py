@@ -65,6 +65,7 @@ TARGETS = [
     Target("drain-pattern", Relation.TIMES, 1.5, "floor"),
     Target("drain-coroutine", Relation.TIMES, 3, "floor"),
     Target("drain-iterator", Relation.TIMES, 3, "floor"),
+    Target("readers", Relation.TIMES, 1, "queue"),
     Target("fan-out-10000", Relation.AT_MOST, 0.060),
     Target("fan-out-10000", Relation.TIMES, 2.5, "floor"),
     Target("subscribe", Relation.TIMES, 2, "floor"),

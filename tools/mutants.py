@@ -6,6 +6,7 @@ Each mutant is one replacement in one file, with the tests that must notice it. 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,10 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -2118,54 +2122,58 @@ def broken_copy(mutant: Mutant) -> Iterator[str]:
 
 
 HANGS = 180  # seconds after which the tests have noticed a fault by never ending
+PRELOADED = (
+    "fakeredis",
+    "hypothesis.stateful",
+    "pytest_asyncio.plugin",
+    "redis.asyncio",
+    "redis.asyncio.cluster",
+    "trustme",
+)
 
 
-def survives(mutant: Mutant) -> bool:
-    """Whether the tests pass with the fault in place; then they guard nothing."""
+def complaint(mutant: Mutant) -> str:
+    """Return how the tests fail to notice a fault; nothing if they notice it."""
     with broken_copy(mutant) as folder:
         # Some faults show only when things happen in a certain order: each has three chances to be noticed.
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-qx",
-            "-p",
-            "no:cacheprovider",
-            "--timeout=20",
-            *mutant.tests.split(),
-        ]
         for _ in range(3):
-            code, output = run(command, folder)
-            if code == 0:
-                continue
-            if code not in (None, 1) and "Timeout" not in output:
-                raise SystemExit(f"{mutant.fault}: pytest ended with {code}\n{output[-2000:]}")
-            return False
-        return True
+            code, output = run(mutant.tests.split(), folder)
+            if code in (None, 1) or "Timeout" in output:
+                return ""
+            if code != 0:
+                return f"pytest ended with {code}\n{output[-2000:]}"
+        return "the tests pass"
 
 
-def run(command: list[str], folder: str) -> tuple[int | None, str]:
+def run(tests: list[str], folder: str) -> tuple[int | None, str]:
     """Run tests in a session of their own, and end whatever they leave running; return their exit code and output.
 
     The code is None if they hang: Hypothesis takes pytest's timeout for a failure, and tries once more.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": folder, "REDISMPX_HYPOTHESIS": "mutants"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(HANGS)
-        code = process.poll()
+        process = multiprocessing.get_context("fork").Process(target=run_pytest, args=(tests, folder, output.fileno()))
+        process.start()
+        process.join(HANGS)
+        code = process.exitcode
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(process.ident or 0, signal.SIGKILL)
+        process.join()
         output.seek(0)
         return code, output.read()
+
+
+def run_pytest(tests: list[str], folder: str, output: int) -> NoReturn:
+    """Run tests in this process, which was forked for them: what they import is there already."""
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    os.environ |= {"PYTHONPATH": folder, "REDISMPX_HYPOTHESIS": "mutants"}  # for programs that the tests start, too
+    ignored = "ignore::pytest.PytestAssertRewriteWarning"  # plugins are imported already, and need none
+    code = pytest.main(["-qx", "-p", "no:cacheprovider", "--timeout=20", "-W", ignored, *tests])
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def compile_tests() -> None:
@@ -2187,13 +2195,17 @@ def main() -> None:
     chosen = [m for m in MUTANTS if not options.words or any(word in m.fault for word in options.words)]
     if len(chosen) > options.workers:
         compile_tests()
-    survivors = 0
-    with ThreadPoolExecutor(options.workers) as pool:
-        for mutant, alive in zip(chosen, pool.map(survives, chosen), strict=True):
-            survivors += alive
-            print("NOT NOTICED" if alive else "noticed", "-", mutant.fault, flush=True)
-    print(f"{len(chosen)} faults put back, {len(chosen) - survivors} noticed by the tests")
-    raise SystemExit(survivors > 0)
+    for name in PRELOADED:
+        import_module(name)
+    complaints = []
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("fork")) as pool:
+        for mutant, said in zip(chosen, pool.map(complaint, chosen), strict=True):
+            print("NOT NOTICED" if said else "noticed", "-", mutant.fault, flush=True)
+            if said:
+                complaints.append(f"{mutant.fault}: {said}")
+    print(f"{len(chosen)} faults put back, {len(chosen) - len(complaints)} noticed by the tests")
+    if complaints:
+        raise SystemExit("\n".join(complaints))
 
 
 if __name__ == "__main__":
