@@ -1,6 +1,7 @@
 """Puts known faults back into a copy of the package, and shows that a test fails for each: `python -m tools.mutants`.
 
-Each mutant is one replacement in one file, with the tests that must notice it. Give names to run only those.
+Each mutant is one replacement in one file, with the tests that must notice it. Words of their names select some;
+`--sample` selects those that CI runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -2187,12 +2188,25 @@ def compile_tests() -> None:
     )
 
 
+def sample(mutants: Iterable[Mutant]) -> Iterator[Mutant]:
+    """Yield all faults whose tests need no server, and the first one of each other file of tests."""
+    seen = set()
+    for mutant in mutants:
+        file = mutant.tests.split()[0]
+        if file not in seen or file.startswith(("tests/core", "tests/api", "tests/io")):
+            yield mutant
+        seen.add(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run the faults with one of these texts in their names; else all")
     parser.add_argument("--workers", type=int, default=2, help="faults to try side by side (default: %(default)s)")
+    parser.add_argument("--sample", action="store_true", help="run the faults whose tests are quick, and some others")
     options = parser.parse_args()
     chosen = [m for m in MUTANTS if not options.words or any(word in m.fault for word in options.words)]
+    if options.sample:
+        chosen = list(sample(chosen))
     if len(chosen) > options.workers:
         compile_tests()
     for name in PRELOADED:
