@@ -43,6 +43,9 @@ WITH_DEPENDENCIES = ["tests/api"] + [
     f"tests/live/test_{name}.py"
     for name in ("channel", "connection", "handshake", "lifecycle", "publish", "reconnect", "sharded")
 ]
+# What is the same on every Python: the documentation, the tools, the demo, and the amounts of the largest tests.
+ON_NEWEST_ONLY = ("--ignore=tests/docs", "--ignore=tests/tools", "--ignore-glob=tests/live/test_demo*")
+LARGEST = "million or hundred_thousand or thousand_kills or hundred_kills"
 AT_REDIS_8 = [f"tests/live/test_{name}.py" for name in ("channel", "handshake", "promise", "reconnect", "sharded")]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
 WORKERS = os.environ.get("REDISMPX_WORKERS", "2")  # processes of pytest-xdist for one suite
@@ -198,6 +201,15 @@ def suite(session: nox.Session, version: str) -> None:
 
 @nox.session(python=False)
 @nox.parametrize("version", PYTHONS, ids=PYTHONS)
+def older(session: nox.Session, version: str) -> None:
+    """The tests in which a Python would show, with one server: nox -s 'older(3.11)' -- redis."""
+    options = ("-W", "error", "-m", "pytest", "-q", "-n", WORKERS, "--dist", "worksteal", "-k", f"not ({LARGEST})")
+    server = session.posargs[0] if session.posargs else SERVERS[0]
+    run_python(session, version, *options, *ON_NEWEST_ONLY, REDISMPX_SERVERS=server)
+
+
+@nox.session(python=False)
+@nox.parametrize("version", PYTHONS, ids=PYTHONS)
 def live(session: nox.Session, version: str) -> None:
     """Some tests on one Python, quicker than `suite`: nox -s 'live(3.13)' -- tests/live/test_drain.py."""
     run_python(session, version, *PYTEST, "-q", *session.posargs)
@@ -256,8 +268,8 @@ def migrations(session: nox.Session, server: str) -> None:
 
 @nox.session(python=False)
 def mutants(session: nox.Session) -> None:
-    """Known faults put back, to see that the tests notice."""
-    run_python(session, newest(), "-m", "tools.mutants", *(session.posargs or ("--workers", WORKERS)))
+    """Known faults put back, to see that the tests notice: a sample. All of them: nox -s mutants -- --workers 2."""
+    run_python(session, newest(), "-m", "tools.mutants", *(session.posargs or ("--sample", "--workers", WORKERS)))
 
 
 @nox.session(python=find_python(newest()) or newest(), name="newest")
@@ -312,7 +324,8 @@ class Job(NamedTuple):
 def tiers() -> dict[str, list[Job]]:
     """What CI runs: a tier begins when all of the one before it has passed. Its longest sessions come first.
 
-    The newest Python runs all tests with both servers, and each of the others with one of them, in turn.
+    The newest Python runs all tests with both servers. The others run those in which a Python would show, with one of
+    the servers, in turn.
     """
     *older, last = pythons()
     return {
@@ -321,10 +334,10 @@ def tiers() -> dict[str, list[Job]]:
             Job(f"suite({last})", int(WORKERS)),
             Job("mutants", int(WORKERS)),
             *(
-                Job(f"suite({version})", int(WORKERS), (SERVERS[number % len(SERVERS)],))
+                Job(f"older({version})", int(WORKERS), (SERVERS[number % len(SERVERS)],))
                 for number, version in enumerate(reversed(older))
             ),
-            *(Job(f"loops({version})") for version in pythons()),
+            *(Job(f"loops({version})") for version in dict.fromkeys((oldest(), last))),
             Job("newest"),
             Job("lowest"),
             Job("redis8"),

@@ -1098,11 +1098,11 @@ MUTANTS = [
         f"{CHAOS} -k finalizers",
     ),
     Mutant(
-        "a finalizer that closes in the middle of close() makes it fail",
+        "a finalizer that removes a subscriber in the middle of its removal makes it fail",
         "_core/entry.py",
         "self._states.pop(subscriber, None)",
         "self._states.pop(subscriber)",
-        f"{USER_OBJECTS} -k in_the_middle_of_close",
+        f"{REGISTRY} -k finalizer",
     ),
     Mutant(
         "messages of a subscription that a finalizer closes in the middle of a burst stay pending",
