@@ -1929,8 +1929,8 @@ MUTANTS = [
     Mutant(
         "shard channels are not in another table than channels",
         "_core/registry.py",
-        "self._tables[Kind.SHARD_CHANNEL] = self.shard_channels\n",
-        "self._tables[Kind.SHARD_CHANNEL] = self.channels\n",
+        "self.shard_channels = self._tables.values()\n",
+        "self.shard_channels = self._tables.values()\n        self._tables[Kind.SHARD_CHANNEL] = self.channels\n",
         f"{SHARDED} -k a_shard_channel_and_a_channel_are_two_names",
     ),
     Mutant(

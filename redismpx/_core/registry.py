@@ -26,15 +26,12 @@ class Registry(Generic[S]):
 
     def __init__(self, slot_of: Callable[[bytes], int] = lambda name: 0) -> None:
         self._slot_of = slot_of  # returns the slot of a shard channel
-        self.channels: dict[bytes, Entry[S]] = {}
-        self.patterns: dict[bytes, Entry[S]] = {}
-        self.shard_channels: dict[bytes, Entry[S]] = {}
-        self._tables = {Kind.CHANNEL: self.channels, Kind.PATTERN: self.patterns}
-        self._tables[Kind.SHARD_CHANNEL] = self.shard_channels
+        self._tables: dict[Kind, dict[bytes, Entry[S]]] = {Kind.CHANNEL: {}, Kind.PATTERN: {}, Kind.SHARD_CHANNEL: {}}
+        self.channels, self.patterns, self.shard_channels = self._tables.values()
         self._unwanted: dict[Kind, set[bytes]] = {kind: set() for kind in self._tables}  # without subscribers
         self.draining: bool = False
         """Whether drain() was called. No name is desired from then on, with or without subscribers."""
-        self._out_of_sync: SyncQueue[S] = SyncQueue(slot_of)
+        self._queue: SyncQueue[S] = SyncQueue(slot_of)
         self._probes: deque[tuple[Verb, Probe]] = deque()  # each is to be sent in a command of its own
         self._bisection = Bisection()
         self._in_flight: InFlight[S] = InFlight()
@@ -47,7 +44,7 @@ class Registry(Generic[S]):
 
     def add(self, kind: Kind, names: Collection[bytes], subscriber: S) -> None:
         """Add a subscriber to `names`. It must not subscribe to any of them already, and each is there once."""
-        table, marked = self._tables[kind], self._out_of_sync.marked
+        table, marked = self._tables[kind], self._queue.marked
         for name in names:
             entry = table.get(name)
             if entry is None:
@@ -123,7 +120,8 @@ class Registry(Generic[S]):
     @property
     def has_work(self) -> bool:
         """Whether there is a whole command to send and room for it, or a late subscriber to activate."""
-        return bool(self._late or self._probes or (self._out_of_sync and self._in_flight.has_room))
+        queue = self._queue
+        return bool(self._late or self._probes or ((queue.marked or queue.earlier) and self._in_flight.has_room))
 
     @property
     def is_empty(self) -> bool:
@@ -145,13 +143,13 @@ class Registry(Generic[S]):
                 if entry is not None and entry.needed_verb(self.draining) is verb:
                     entry.state = NEXT_IF_SENT[entry.state]
                     entries.append(entry)
-                    self._out_of_sync.marked.pop(entry, None)
+                    self._queue.marked.pop(entry, None)
             if entries:
                 commands.append(self._sent(Command(verb, probe=probe), entries))
             else:  # no name of the probe is desired any more
                 self._continue_search(verb, self._bisection.accepted(0, probe))
         if self._in_flight.has_room:
-            for verb, entries in self._out_of_sync.take_batches(self._in_flight.room, self.draining):
+            for verb, entries in self._queue.take_batches(self._in_flight.room, self.draining):
                 commands.append(self._sent(Command(verb), entries))
         return commands
 
@@ -295,11 +293,11 @@ class Registry(Generic[S]):
     def _reconcile(self, entry: Entry[S]) -> None:
         """Mark a name that needs a command, or delete one that is neither desired nor on the server."""
         if entry.needed_verb(self.draining) is not None:
-            self._out_of_sync.marked[entry] = None
+            self._queue.marked[entry] = None
         elif entry.state in NOT_ON_SERVER and (self.draining or not entry.has_subscribers):
             self._tables[entry.kind].pop(entry.name, None)
             self._unwanted[entry.kind].discard(entry.name)
-            self._out_of_sync.marked.pop(entry, None)
+            self._queue.marked.pop(entry, None)
             self._refused.pop(entry, None)
 
     def _reconcile_names(self, kind: Kind, names: Iterable[bytes]) -> None:
@@ -339,7 +337,7 @@ class Registry(Generic[S]):
         self._notified_of_loss = None
 
     def _forget_connection(self) -> None:
-        self._out_of_sync.clear()
+        self._queue.clear()
         self._notified_of_loss = None
         self._late.clear()
         self._in_flight.clear()

@@ -19,21 +19,19 @@ class SyncQueue(Generic[S]):
     A name may need no command any more when its turn comes, and is skipped then. So a name can be marked at any time.
     """
 
-    __slots__ = ("_queue", "_slot_of", "marked")
+    __slots__ = ("_slot_of", "earlier", "marked")
 
     def __init__(self, slot_of: Callable[[bytes], int]) -> None:
         self._slot_of = slot_of
         self.marked: dict[Entry[S], None] = {}
         """The newest names in the queue."""
-        self._queue: deque[Entry[S]] = deque()  # earlier names; a deque gives them in order, as no dictionary can fast
-
-    def __bool__(self) -> bool:
-        return bool(self.marked or self._queue)
+        self.earlier: deque[Entry[S]] = deque()
+        """The other names in the queue. A deque gives them in order, as no dictionary can fast."""
 
     def clear(self) -> None:
         """Remove all names."""
         self.marked.clear()
-        self._queue.clear()
+        self.earlier.clear()
 
     def take_batches(self, room: int, draining: bool) -> Iterator[tuple[Verb, list[Entry[S]]]]:
         """Look at the next SUBSCRIBE_BATCH names; yield the verb and the names of each command that they need.
@@ -43,12 +41,12 @@ class SyncQueue(Generic[S]):
         """
         batches: dict[tuple[Verb, int], list[Entry[S]]] = defaultdict(list)
         for _ in range(SUBSCRIBE_BATCH):
-            if not self._queue:
+            if not self.earlier:
                 marked, self.marked = self.marked, {}
-                self._queue.extend(marked)
+                self.earlier.extend(marked)
                 if not marked:
                     break
-            entry = self._queue.popleft()
+            entry = self.earlier.popleft()
             verb = entry.needed_verb(draining)
             if verb is not None:
                 entry.state = NEXT_IF_SENT[entry.state]
