@@ -14,8 +14,7 @@ The environment variable REDIS_URL names the Redis server (default: redis://loca
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator
 
 import msgspec
 import uvicorn
@@ -26,38 +25,15 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from redismpx import ConnectionLost, Multiplexer, NoResponders, PromiseTimeout, Request, RequestFailed, Service
+from redismpx import ConnectionLost, Multiplexer, NoResponders, PromiseTimeout, Request, RequestFailed
 
 from .same_origin import SameOrigin
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
+CHANNEL = "example:quote"
 MAX_BODY = 500  # bytes
 TIMEOUT = 2.0  # seconds
 CENTS = {"tea": 250, "milk": 120}
-
-RequestBody = TypeVar("RequestBody")
-ReplyBody = TypeVar("ReplyBody")
-
-
-class Call(Generic[RequestBody, ReplyBody]):
-    """A typed remote call: a channel, the type of its requests and the type of its replies."""
-
-    def __init__(self, channel: str, request_type: type[RequestBody], reply_type: type[ReplyBody]) -> None:
-        self.channel = channel
-        self.request_type = request_type
-        self.reply_type = reply_type
-
-    async def __call__(self, mpx: Multiplexer, body: RequestBody) -> ReplyBody:
-        reply = await mpx.request(self.channel, msgspec.json.encode(body), timeout=TIMEOUT)
-        return msgspec.json.decode(reply, type=self.reply_type)
-
-    def serve(self, mpx: Multiplexer, handler: Callable[[RequestBody], Awaitable[ReplyBody]]) -> Service:
-        async def handle(request: Request) -> bytes:
-            # A body of another type raises here, and the requester gets RequestFailed.
-            body = msgspec.json.decode(request.body, type=self.request_type)
-            return msgspec.json.encode(await handler(body))
-
-        return mpx.serve(self.channel, handle, concurrency=10)
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True):
@@ -70,16 +46,23 @@ class Quote(msgspec.Struct):
     cents: int | None  # None: not sold. An expected outcome is part of the reply; exceptions are logged as errors
 
 
-quote = Call("example:quote", Order, Quote)
+encode = msgspec.json.encode
+read_order = msgspec.json.Decoder(Order).decode
+read_quote = msgspec.json.Decoder(Quote).decode
 
 
-async def give_quote(order: Order) -> Quote:
+async def give_quote(request: Request[Order]) -> Quote:
+    order = request.body
     cents = CENTS.get(order.item)
     return Quote(order.item, None if cents is None else cents * order.count)
 
 
 mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan
-quote.serve(mpx, give_quote)
+mpx.serve(CHANNEL, give_quote, decode=read_order, encode=encode, concurrency=10)
+
+
+async def ask_for_quote(order: Order) -> Quote:
+    return await mpx.request(CHANNEL, order, timeout=TIMEOUT, encode=encode, decode=read_quote)
 
 
 async def get_quote(request: HTTPRequest) -> Response:
@@ -89,11 +72,11 @@ async def get_quote(request: HTTPRequest) -> Response:
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
     try:
-        order = msgspec.json.decode(body, type=Order)
+        order = read_order(body)
     except msgspec.MsgspecError:
         raise HTTPException(400, 'an order looks like {"item": "tea", "count": 3}') from None
     try:
-        reply = await quote(mpx, order)
+        quote = await ask_for_quote(order)
     except RequestFailed as error:
         raise HTTPException(502, error.reason) from None
     except NoResponders:
@@ -104,9 +87,9 @@ async def get_quote(request: HTTPRequest) -> Response:
         raise HTTPException(504, str(error)) from None
     except ConnectionLost:
         raise HTTPException(503, "the reply may be missed; try again") from None
-    if reply.cents is None:
+    if quote.cents is None:
         raise HTTPException(404, "this item is not sold here")
-    return Response(msgspec.json.encode(reply), media_type="application/json")
+    return Response(encode(quote), media_type="application/json")
 
 
 @contextlib.asynccontextmanager

@@ -446,6 +446,16 @@ async def test_programs_run(block: Block, valkey: ValkeyServer, tmp_path: Path) 
         assert process.lines == {"tutorial/chat.md": ["room:lobby: hello\n"]}.get(block.page, ["HELLO\n"])
 
 
+@pytest.mark.parametrize("library", ["msgspec", "pydantic", "dataclasses"])
+def test_typed_requests_take_ten_lines(library: str) -> None:
+    """With each library, types, a handler, a service and a request are ten lines at most, beside the imports."""
+    typed = [block.text for block in PROGRAMS if ".serve(" in block.text and f"from {library} import" in block.text]
+    frame = r"import |from |REDIS_URL = |asyncio\.run\(|\s*$"
+    counts = [sum(not re.match(frame, line) for line in text.splitlines()) for text in typed]
+    assert counts
+    assert min(counts) <= 10
+
+
 @pytest.mark.parametrize("block", CLUSTERED, ids=str)
 async def test_programs_for_a_cluster_run(block: Block, shared_cluster: Cluster, tmp_path: Path) -> None:
     """The same, where the server is a cluster."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 from array import array
+from dataclasses import asdict, dataclass
 from typing import Any, assert_type
+
+import msgspec
+import pydantic
 
 from redismpx import (
     Activation,
@@ -52,6 +56,50 @@ async def take_order_later(channel: bytes, data: Order) -> None: ...
 
 
 def take_key_event(event: KeyEvent) -> None: ...
+
+
+class StructOrder(msgspec.Struct):
+    """A payload type of msgspec."""
+
+    count: int
+
+
+class ModelOrder(pydantic.BaseModel):
+    """A payload type of pydantic."""
+
+    count: int
+
+
+@dataclass
+class DataOrder:
+    """A payload type of the standard library."""
+
+    count: int
+
+
+def price_struct(request: Request[StructOrder]) -> float:
+    return assert_type(request.body, StructOrder).count
+
+
+def price_model(request: Request[ModelOrder]) -> float:
+    return assert_type(request.body, ModelOrder).count
+
+
+def price_data(request: Request[DataOrder]) -> float:
+    return assert_type(request.body, DataOrder).count
+
+
+async def requests_of_each_library(mpx: Multiplexer) -> None:
+    """The programs in docs/how-to/request-reply.md."""
+    read_price = msgspec.json.Decoder(float).decode
+    mpx.serve("a", price_struct, decode=msgspec.json.Decoder(StructOrder).decode, encode=msgspec.json.encode)
+    struct, model, data = StructOrder(count=3), ModelOrder(count=3), DataOrder(3)
+    assert_type(await mpx.request("a", struct, timeout=1, encode=msgspec.json.encode, decode=read_price), float)
+    mpx.serve("a", price_model, decode=ModelOrder.model_validate_json, encode=json.dumps)
+    write, read = ModelOrder.model_dump_json, ModelOrder.model_validate_json
+    assert_type(await mpx.request("a", model, timeout=1, encode=write, decode=read), ModelOrder)
+    mpx.serve("a", price_data, decode=lambda body: DataOrder(**json.loads(body)), encode=json.dumps)
+    assert_type(await mpx.request("a", data, timeout=1, encode=lambda order: json.dumps(asdict(order))), bytes)
 
 
 def take_order_request(request: Request[Order]) -> bytes | None: ...
