@@ -446,6 +446,32 @@ async def test_programs_run(block: Block, valkey: ValkeyServer, tmp_path: Path) 
         assert process.lines == {"tutorial/chat.md": ["room:lobby: hello\n"]}.get(block.page, ["HELLO\n"])
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ".events()",
+        "mpx.subscribe(",
+        'wait_for_activation("news", timeout=5)',
+        "asyncio.run(main())\nasyncio.run(main())\n",
+        'print("connected for subscriptions:", mpx.connected)',
+        "except RequestFailed",
+        "promise.get()",
+        "to_thread(mpx.new_channel_subscription",
+        "except TypeError",
+        '"valkey://',
+        '"redis+sentinel://',
+        "new_key_subscription(",
+        "decode=Order.model_validate_json",
+        "on_close=",
+        "OnMessage[bytes]",
+        "credential_provider=",
+    ],
+)
+def test_each_everyday_call_is_shown_in_a_program(call: str) -> None:
+    """A page has a program, which the tests run, for each thing that people need every day."""
+    assert any(call in block.text for block in [*PROGRAMS, *SNIPPETS])
+
+
 @pytest.mark.parametrize("library", ["msgspec", "pydantic", "dataclasses"])
 def test_typed_requests_take_ten_lines(library: str) -> None:
     """With each library, types, a handler, a service and a request are ten lines at most, beside the imports."""
