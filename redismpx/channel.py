@@ -63,12 +63,17 @@ class ChannelSubscription(MessageSubscription[T]):
         self._hub.enter()
         if self._hub.draining:
             raise MultiplexerIsClosed
+        if self._hub.postpone(partial(self.add, *names)):
+            return
         new = [name for name in names if name not in self._channels]
         for name in self._inbox.leaving.intersection(new):
             self._unsubscribe(name)
         self._hub.admit(self._kind, new)
-        self._channels.update(new)
-        self._hub.add(self._kind, new, self._inbox)
+        with self._hub.budget.critical:
+            self._check_open()  # a finalizer may have closed it, or have added some of the channels
+            new = [name for name in new if name not in self._channels]
+            self._channels.update(new)
+            self._hub.deployment.add(self._kind, new, self._inbox)
 
     def remove(self, *channels: str | bytes) -> None:
         """Unsubscribe from channels. Channels that are not in the subscription are ignored.
@@ -84,11 +89,17 @@ class ChannelSubscription(MessageSubscription[T]):
             TypeError, ValueError: a name is invalid. No channel was removed.
         """
         self._check_open()
-        names = self._channels.intersection([to_bytes(channel, "a channel") for channel in channels])
+        removed = [to_bytes(channel, "a channel") for channel in channels]
         self._hub.enter()
-        self._channels -= names
-        were_active = self._hub.remove(self._kind, names, self._inbox)
-        self._inbox.forget(frozenset(names), were_active, rest=bool(self._channels))
+        if self._hub.postpone(partial(self.remove, *removed)):
+            return
+        self._inbox.flush()
+        with self._hub.budget.critical:
+            self._check_open()
+            names = self._channels.intersection(removed)
+            self._channels -= names
+            were_active = self._hub.remove(self._kind, names, self._inbox)
+            self._inbox.forget(frozenset(names), were_active, rest=bool(self._channels))
 
     def clear(self) -> None:
         """Unsubscribe from all channels, as `remove()` does. The subscription stays open.
@@ -104,8 +115,13 @@ class ChannelSubscription(MessageSubscription[T]):
             return
         self._check_open()
         self._hub.enter()
-        names, self._channels = self._channels, set()
-        self._inbox.forget_all(names)
+        if self._hub.postpone(self.clear):
+            return
+        self._inbox.flush()
+        with self._hub.budget.critical:
+            self._check_open()
+            names, self._channels = self._channels, set()
+            self._inbox.forget_all(names)
         self._hub.slices.begin(partial(self._unsubscribe, name) for name in tuple(names))
 
     def _unsubscribe(self, name: bytes) -> None:

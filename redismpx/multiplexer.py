@@ -177,8 +177,8 @@ class Multiplexer:
         backoff = reconnect_backoff() if backoff is None else backoff
 
         def new_hub() -> Hub:
-            tasks, counters, record_limit = Tasks(), Counters(), RecordLimit()
-            sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters, record_limit)
+            tasks, counters, record_limit, budget = Tasks(), Counters(), RecordLimit(), Budget(each, total)
+            sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters, budget.critical, record_limit)
             return Hub(
                 lambda on_end: deployment_of(
                     client, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
@@ -186,7 +186,7 @@ class Multiplexer:
                 tasks,
                 counters,
                 limits,
-                Budget(each, total),
+                budget,
                 record_limit,
             )
 

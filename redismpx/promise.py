@@ -145,8 +145,9 @@ class Promise(asyncio.Future[bytes]):
 
     def _resolve(self, data: bytes) -> None:
         """Set the payload as the outcome. The caller has removed the promise from its channel."""
-        self._stop_counting()
-        super().set_result(data)
+        if not self.done():  # a finalizer may have cancelled it since then
+            self._stop_counting()
+            super().set_result(data)
 
     def _fail(self, error: BaseException) -> None:
         """Set an error as the outcome. The caller has removed the promise from its channel."""
@@ -322,8 +323,7 @@ class PromiseSubscription(Subscription):
         return Promise(self._outstanding, channel, timeout, seconds)
 
     def _channel_of(self, suffix: str | bytes | None) -> bytes:
-        if suffix is None:
-            suffix = secrets.token_urlsafe(16)
+        suffix = secrets.token_urlsafe(16) if suffix is None else suffix
         channel = self._prefix + to_bytes(suffix, "a suffix", self._hub.limits.max_name_bytes)
         if not channel:
             raise ValueError("no pattern matches the empty channel, so no promise can wait for it; give a suffix")

@@ -90,6 +90,8 @@ class MessageSubscription(Subscription, Generic[T]):
         self._check_read()
         self._check_open()
         self._hub.enter()
+        if self._hub.budget.critical.is_open or len(self._inbox.batch) & 1:  # a finalizer has interrupted another call
+            raise asyncio.QueueEmpty
         message = self._inbox.read_nowait()
         if message is None:
             raise asyncio.QueueEmpty

@@ -65,6 +65,8 @@ class Subscription(ABC):
         if self._inbox.closed:
             return
         self._hub.check()
+        if self._hub.postpone(partial(self._close, reason)):
+            return
         self._end(reason)
         self._hub.release(self._kind, self._names, self._inbox)
         self._hub.leave(self)

@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant(
         "a signal waits for messages that were dropped",
         "_io/delivery/event_queue.py",
-        "        if self.state is QueueState.BUFFERING and self.buffer is not None and self.buffer.signal_is_next:\n",
+        "        if self.state is QueueState.BUFFERING and self.signal_is_next:\n",
         "        if False:\n",
         "tests/live/test_reading.py -k an_event_follows_when_its_last_message_is_dropped",
     ),
@@ -405,8 +405,8 @@ MUTANTS = [
     Mutant(
         "a message of the batch outlives its channel",
         "_core/buffer.py",
-        "        self.recall()\n        dropped = super().remove(names)\n",
-        "        dropped = super().remove(names)\n",
+        "            self.recall()\n            dropped = super().remove(names)\n",
+        "            dropped = super().remove(names)\n",
         "tests/core/test_buffer.py -k model",
     ),
     Mutant(
@@ -440,8 +440,8 @@ MUTANTS = [
     Mutant(
         "a message of a burst outlives its channel",
         "_io/delivery/event_queue.py",
-        "        self.flush()\n        if self.buffer is not None:\n            self.drop(self.buffer.clear() if",
-        "        if self.buffer is not None:\n            self.drop(self.buffer.clear() if",
+        "        self.flush()\n        buffer, hand",
+        "        buffer, hand",
         "tests/live/test_overflow.py -k middle_of_a_burst",
     ),
     Mutant(
@@ -614,9 +614,9 @@ MUTANTS = [
     ),
     Mutant(
         "a buffer makes room in the middle after a clear",
-        "_core/buffer.py",
-        "sys.maxsize, (0, 0)",
-        "sys.maxsize, self._tail",
+        "_core/event_list.py",
+        "-1, None, (0, 0)",
+        "-1, None, self._tail",
         "tests/core/test_buffer.py -k after_a_clear",
     ),
     Mutant(
@@ -1002,8 +1002,8 @@ MUTANTS = [
     Mutant(
         "the dropped messages of a removed channel are not counted",
         "_io/delivery/event_queue.py",
-        "            self.drop(self.buffer.clear() if names is None else self.buffer.remove(names))\n",
-        "            self.buffer.clear() if names is None else self.buffer.remove(names)\n",
+        "            self.drop(buffer.clear() if names is None else buffer.remove(names))\n",
+        "            buffer.clear() if names is None else buffer.remove(names)\n",
         f"{CALLBACKS} -k pending_messages_of_a_removed_channel_are_dropped",
     ),
     Mutant(
@@ -1105,11 +1105,53 @@ MUTANTS = [
         f"{REGISTRY} -k finalizer",
     ),
     Mutant(
-        "messages of a subscription that a finalizer closes in the middle of a burst stay pending",
+        "messages of a subscription that is closed are not counted as dropped",
         "_io/delivery/event_queue.py",
-        "            self.drop(buffer.close())\n        elif self.hand",
-        "            self.drop(buffer.clear())\n        elif self.hand",
+        "                self.drop(buffer.close())\n            elif self.hand",
+        "                buffer.close()\n            elif self.hand",
         f"{USER_OBJECTS} -k middle_of_a_burst",
+    ),
+    Mutant(
+        "channels are added to a subscription that a finalizer has closed",
+        "channel.py",
+        "            self._check_open()  # a finalizer may have closed it, or have added some of the channels\n",
+        "",
+        f"{USER_OBJECTS} -k any_call",
+    ),
+    Mutant(
+        "a message on its way into a buffer that a finalizer removes is lost",
+        "_io/delivery/event_queue.py",
+        "            self.buffer.detach()\n",
+        "            pass\n",
+        f"{USER_OBJECTS} -k any_call",
+    ),
+    Mutant(
+        "a finalizer's call is not postponed",
+        "_core/critical.py",
+        "        if not self.is_open:\n            return False\n",
+        "        return False\n",
+        "tests/core/test_critical.py",
+    ),
+    Mutant(
+        "commit() is no critical section",
+        "_core/buffer.py",
+        "        critical.is_entered = True  # here and in pop_message(), `with` would take too much time\n",
+        "",
+        "tests/core/test_critical.py",
+    ),
+    Mutant(
+        "a finalizer sees a message of which only the channel was put in",
+        "_core/buffer.py",
+        "            if len(fresh) & 1:\n",
+        "            if False:\n",
+        "tests/core/test_critical.py",
+    ),
+    Mutant(
+        "a finalizer sees a buffer that expects no fresh messages, and has none",
+        "_core/buffer.py",
+        "        if self.fresh:  # otherwise",
+        "        if True:  # otherwise",
+        "tests/core/test_critical.py",
     ),
     Mutant(
         "connections are taken from the pool of the client",
@@ -1381,7 +1423,7 @@ MUTANTS = [
     Mutant(
         "a message for a reader survives the removal of its channel",
         "_io/delivery/event_queue.py",
-        "        elif self.hand is not None and (names is None or self.hand[0] in names):\n",
+        "        elif hand is not None and (names is None or hand[0] in names) and self.take_hand() is not None:\n",
         "        elif False:\n",
         f"{READING} -k meet_the_end",
     ),

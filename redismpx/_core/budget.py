@@ -7,6 +7,8 @@ from collections import OrderedDict, defaultdict
 from itertools import islice
 from typing import Protocol
 
+from .critical import CriticalSection
+
 SHARED_SIZE = 1024  # bytes of a payload from which on it is worth the time to count it once
 SMALL = 4096  # the part of the total below which a buffer is not ranked, as long as there is room
 MAX_LENDERS = 1024  # buffers that may have lent a batch at a time; bounds the time of recall()
@@ -30,8 +32,6 @@ class Holder(Protocol):
 
     owner: object
     """The key of its losses."""
-    is_closed: bool
-    """Whether it has left the budget."""
 
     def recall(self) -> None:
         """Take back the batch that is lent."""
@@ -49,7 +49,8 @@ class Budget:
     buffer that drops messages.
     """
 
-    __slots__ = ("_half", "_ranks", "_shared", "each", "lenders", "loose", "pending", "size", "small", "uncounted")
+    __slots__ = ("_half", "_ranks", "_shared", "critical", "each", "lenders", "loose", "pending", "size", "small",
+                 "uncounted")  # fmt: skip
 
     def __init__(self, each: int | None = None, total: int | None = None) -> None:
         total = sys.maxsize if total is None else total
@@ -66,6 +67,8 @@ class Budget:
         """The buffers that have lent a batch."""
         self.uncounted: set[Holder] = set()
         """The buffers with messages that are not counted yet."""
+        self.critical: CriticalSection = CriticalSection()
+        """The changes that are going on, of the buffers and of all else that the multiplexer keeps."""
         self._half = total - self.loose
         self._shared: dict[int, int] = {}  # by the identity of a payload that is counted once: how many buffers have it
         self._ranks: defaultdict[int, OrderedDict[Holder, None]] = defaultdict(OrderedDict)
@@ -83,22 +86,15 @@ class Budget:
     @property
     def totals(self) -> tuple[int, int]:
         """How many messages are pending now, and their bytes in each buffer."""
-        self.recall()
-        fresh = [holder.fresh for holder in self.uncounted]
+        if not self.critical.is_open:  # otherwise a finalizer asks
+            self.recall()
+        fresh = [holder.fresh for holder in tuple(self.uncounted)]
         return self.pending + sum(map(len, fresh)) // 2, self.size + sum([sum(map(len, items)) for items in fresh])
 
     def recall(self, size: int = sys.maxsize) -> None:
         """Count lent batches exactly, until all are, or the budget with `size` more bytes is not tight."""
         while self.lenders and self.size + size > self.loose:
             self.lenders.pop().recall()
-
-    def leave(self, holder: Holder) -> None:
-        """Forget a buffer, with all that it has."""
-        self.pending -= holder.count
-        self.size -= holder.size
-        self.lenders.discard(holder)
-        self.uncounted.discard(holder)
-        self._ranks[holder.rank].pop(holder, None)
 
     # --- long payloads
 
@@ -110,7 +106,7 @@ class Budget:
 
     def unshare(self, data: bytes) -> None:
         """Take note that a buffer removes a long payload."""
-        holders = self._shared.pop(id(data), 1) - 1  # 1: the buffer was closed in between, and has another budget now
+        holders = self._shared.pop(id(data)) - 1
         if holders:
             self._shared[id(data)] = holders
             self.loose -= len(data)
@@ -132,8 +128,6 @@ class Budget:
                 self._ranks[known].pop(holder, None)
             if holder.rank:
                 self._ranks[holder.rank][holder] = None
-            if holder.is_closed:  # by a finalizer, in the middle of this
-                self._ranks[holder.rank].pop(holder, None)
 
     def largest(self, newcomer: Holder) -> Holder | None:
         """Return one of the largest buffers; those of one rank take turns.
@@ -143,8 +137,8 @@ class Budget:
         """
         for rank in sorted(self._ranks, reverse=True):
             holders = self._ranks[rank]
-            for holder in tuple(islice(holders, 2)):  # a finalizer may close any buffer meanwhile
-                if not holder.is_closed and (rank > 0 or holder is not newcomer):
+            for holder in islice(holders, 2):
+                if rank > 0 or holder is not newcomer:
                     holders.move_to_end(holder)
                     return holder
         return None

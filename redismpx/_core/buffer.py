@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from .budget import MAX_LENDERS, SHARED_SIZE, Budget
 from .event_list import EventList
-from .events import pairs
+from .events import QueuedSignal, pairs, take_whole
 from .overflow import Overflow
 
 BATCH_SIZE = 32  # messages that are popped and counted together
@@ -29,38 +29,30 @@ class Buffer(EventList):
     buffers of a budget together are too large, the largest drops messages. Messages arrive many at a time and are
     counted together: put() adds to `fresh`; commit() is called at the end of the burst, and before any other change.
     They leave many at a time, too: the consumer pops from `batch`, and calls pop_message() when that is empty.
+    A finalizer may interrupt both half way through a message: the number of items is odd then, and the last one stays.
     """
 
-    __slots__ = ("_budget", "_known", "_lent", "_lent_size", "_max_pending", "_overflow", "_quiet", "_rearm_at",
-                 "_room", "_shared_from", "_tail", "batch", "ceiling", "floor", "fresh", "is_closed", "limit",
-                 "overflowing", "owner", "rank", "size")  # fmt: skip
+    __slots__ = ("_budget", "_lent", "_lent_size", "_max_pending", "_overflow", "_quiet", "_rearm_at",
+                 "_room", "_shared_from", "batch", "ceiling", "floor", "fresh", "limit", "overflowing",
+                 "owner", "rank", "size")  # fmt: skip
 
     def __init__(self, max_pending: int, budget: Budget, overflow: Overflow, owner: object) -> None:
         super().__init__()
-        self.owner = owner
         self.fresh: list[bytes] = []
         self.batch: list[bytes] = []
-        """The oldest messages, the next one last: ..., payload, channel. Never the last message of the buffer, so the
-        consumer need not look at the buffer after each."""
+        """The oldest messages, the next one last: ..., payload, channel. Never the last message of the buffer."""
         self.overflowing: bool = False
         """Whether messages were dropped, and the consumer has not caught up since."""
         self.limit: str = ""
         """The option for which the last message was dropped."""
-        self.size: int = 0
-        self.is_closed: bool = False
-        self.rank: int = 0
-        self.floor: int = 0
+        self.size = self.rank = self.floor = 0
         self.ceiling: int = budget.small
-        self._max_pending = max_pending
-        self._overflow = overflow
+        self.owner, self._max_pending, self._overflow, self._budget = owner, max_pending, overflow, budget
         self._rearm_at = max_pending // 2
         self._room = 2 * max_pending  # items that `fresh` may have, as far as their number goes
         self._quiet = 0  # items that `fresh` may have before put() returns anything
-        self._budget = budget
-        self._lent = 0  # items that `batch` had at first; 0 if no batch is lent
-        self._lent_size = 0  # their bytes
+        self._lent = self._lent_size = 0  # items that `batch` had at first, and their bytes; 0 if no batch is lent
         self._shared_from = sys.maxsize  # from this position on, the budget counts long payloads once
-        self._tail = (0, 0)  # with a list of this length, the newest message is before this position
 
     def __len__(self) -> int:
         """Messages pending."""
@@ -82,8 +74,9 @@ class Buffer(EventList):
     def _remind(self) -> object:
         if len(self.fresh) > self._room:
             return FULL
-        self._quiet = self._room
-        self._budget.uncounted.add(self)
+        if self.fresh:  # otherwise a finalizer has cleared the buffer
+            self._quiet = self._room
+            self._budget.uncounted.add(self)
         return DEFERRED
 
     def commit(self) -> Losses:
@@ -91,17 +84,28 @@ class Buffer(EventList):
 
         There must be some. Messages of other buffers may be dropped, too.
         """
-        fresh, self.fresh, self._quiet = self.fresh, [], 0
-        budget, size = self._budget, sum(map(len, fresh))
-        budget.uncounted.discard(self)
-        if len(fresh) <= self._room and self._is_roomy(size):
-            self._items += fresh
-            self._grow(len(fresh) // 2, size)
-            losses = _NO_LOSSES
-        else:
-            losses = {}
-            self._squeeze(fresh, size, losses)
-        self._room = 2 * (self._max_pending - self.count) + self._lent - len(self.batch)
+        budget = self._budget
+        critical = budget.critical
+        critical.is_entered = True  # here and in pop_message(), `with` would take too much time
+        try:
+            fresh, self.fresh, self._quiet = self.fresh, [], 0
+            if len(fresh) & 1:
+                self.fresh = fresh
+                fresh = take_whole(fresh)
+            size = sum(map(len, fresh))
+            budget.uncounted.discard(self)
+            if len(fresh) <= self._room and self._is_roomy(size):
+                self._items += fresh
+                self._grow(len(fresh) // 2, size)
+                losses = _NO_LOSSES
+            else:
+                losses = {}
+                self._squeeze(fresh, size, losses)
+            self._room = 2 * (self._max_pending - self.count) + self._lent - len(self.batch)
+        finally:
+            critical.is_entered = False
+            if critical.postponed:
+                critical.catch_up()
         return losses
 
     def _is_roomy(self, size: int) -> bool:
@@ -150,44 +154,45 @@ class Buffer(EventList):
 
     def disconnect(self, argument: object, names: frozenset[bytes] | None, lost: Iterable[bytes] | None = None) -> int:
         """Add a disconnect as EventList does; return how many messages were dropped for it."""
-        self.recall()
-        dropped = super().disconnect(argument, names, lost)
-        self._rearm()
+        with self._budget.critical:
+            self.recall()
+            dropped = super().disconnect(argument, names, lost)
+            self._rearm()
         return dropped
 
     def remove(self, names: frozenset[bytes]) -> int:
         """Remove all that is queued about these names; return how many messages that were."""
-        self.recall()
-        dropped = super().remove(names)
-        self._rearm()
+        with self._budget.critical:
+            self.recall()
+            dropped = super().remove(names)
+            self._rearm()
         return dropped
 
     def clear(self) -> int:
         """Remove everything; return how many messages that were."""
-        dropped = len(self)
-        self.recall()
-        self._unshare(0)
-        self._grow(-self.count, -self.size)
-        self._shared_from, self._tail = sys.maxsize, (0, 0)
-        self._budget.uncounted.discard(self)
-        self.fresh.clear()
-        self._quiet = 0
-        self._clear()
-        self._rearm()
+        with self._budget.critical:
+            dropped = len(self)
+            self.recall()
+            self._unshare(0)
+            self._grow(-self.count, -self.size)
+            self._shared_from = sys.maxsize
+            self._budget.uncounted.discard(self)
+            take_whole(self.fresh)
+            self._quiet = 0
+            self._clear()
+            self._rearm()
         return dropped
 
     def close(self) -> int:
-        """Give back the room of all messages, for good; return how many there are that no earlier call has counted.
+        """Remove everything, for good; return how many messages that were."""
+        dropped = self.clear()
+        self._budget = Budget()  # another method may have been about to begin
+        self.detach()
+        return dropped
 
-        A finalizer may call this in the middle of any other method, which then goes on with a budget of its own.
-        """
-        if not self.is_closed:
-            self.is_closed, self._known = True, 0
-            self._unshare(0)
-            self._budget.leave(self)
-            self._budget = Budget()
-        known, self._known = self._known, len(self)
-        return self._known - known
+    def detach(self) -> None:
+        """Have put() return FULL from now on: a finalizer may have interrupted it at its beginning."""
+        self._room = self._quiet = -1
 
     # --- events out
 
@@ -195,13 +200,25 @@ class Buffer(EventList):
         """Remove and return the oldest event, if that is a message: its channel and payload."""
         batch = self.batch
         if not batch:
-            if self._lent:
-                self.recall()
-            if self.signals or self.count < 2 or self.overflowing or not self._is_roomy(0):
-                # Something is to be looked at after each message, the last one among them; or the room is tight.
-                return self._pop_one()
-            self._lend()
+            critical = self._budget.critical
+            critical.is_entered = True
+            try:
+                if self._lent:
+                    self.recall()
+                if self.signals or self.count < 2 or self.overflowing or not self._is_roomy(0):
+                    # Something is to be looked at after each message, the last one among them; or the room is tight.
+                    return self._pop_one()
+                self._lend()
+                return batch.pop(), batch.pop()
+            finally:
+                critical.is_entered = False
+                if critical.postponed:
+                    critical.catch_up()
         return batch.pop(), batch.pop()
+
+    def pop_signal(self) -> QueuedSignal | None:
+        with self._budget.critical:
+            return super().pop_signal()
 
     def _pop_one(self) -> tuple[bytes, bytes] | None:
         """Pop one message, and count it at once."""
@@ -240,18 +257,19 @@ class Buffer(EventList):
         """Move what is left of the batch back to the list, and count it exactly."""
         if not self._lent:
             return
-        batch = self.batch
-        consumed, size = (self._lent - len(batch)) // 2, self._lent_size - sum(map(len, batch))
-        self._lent = self._lent_size = 0
-        self._budget.lenders.discard(self)
-        self._grow(-consumed, -size)
-        if batch:
-            self._head -= len(batch)
-            self._items[self._head : self._head + len(batch)] = batch[::-1]
-            self._oldest = self._head
-            batch.clear()
-        else:
-            self._tidy()
+        with self._budget.critical:
+            rest = take_whole(self.batch)
+            consumed, size = (self._lent - len(rest)) // 2, self._lent_size - sum(map(len, rest))
+            rest.reverse()
+            self._lent = self._lent_size = 0
+            self._budget.lenders.discard(self)
+            self._grow(-consumed, -size)
+            if rest:
+                self._head -= len(rest)
+                self._items[self._head : self._head + len(rest)] = rest
+                self._oldest = self._head
+            else:
+                self._tidy()
 
     # --- the room
 
@@ -279,21 +297,6 @@ class Buffer(EventList):
         self._tidy()
         return 1
 
-    def _drop_oldest(self) -> None:
-        items, position = self._items, max(self._oldest, self._head)
-        while items[position] is None:
-            position += 2
-        self._remove_message(position)
-        self._oldest = position + 2
-
-    def _drop_newest(self) -> None:
-        items, (length, end) = self._items, self._tail
-        position = (end if length == len(items) else len(items)) - 2
-        while items[position] is None:
-            position -= 2
-        self._remove_message(position)
-        self._tail = len(items), position
-
     def _append(self, messages: list[bytes], size: int) -> None:
         if self._shared_from != sys.maxsize:
             for data in messages[1::2]:
@@ -313,7 +316,6 @@ class Buffer(EventList):
 
     def _count_off(self, start: int) -> int:
         self._unshare(start)
-        self._tail = (0, 0)
         sizes = [len(channel) + len(data) for channel, data in pairs(self._items[start:]) if channel is not None]
         self._grow(-len(sizes), -sum(sizes))
         return len(sizes)
@@ -341,7 +343,6 @@ class Buffer(EventList):
     def _compact(self) -> None:
         if self._shared_from != sys.maxsize:
             self._shared_from = self._compacted(self._shared_from)
-        self._tail = (0, 0)
         super()._compact()
 
 

@@ -21,7 +21,8 @@ SEARCH = 32  # events that are looked at in the time of one search for a name
 class EventList(ABC):
     """Messages and signals in order. A subclass adds and removes messages, counts them, and keeps bounds."""
 
-    __slots__ = ("_full_gap", "_gaps", "_head", "_index", "_items", "_oldest", "_removed", "count", "signals")
+    __slots__ = ("_full_gap", "_gaps", "_head", "_index", "_items", "_oldest", "_removed", "_tail", "count",
+                 "signals")  # fmt: skip
 
     def __init__(self) -> None:
         self.signals: int = 0
@@ -32,6 +33,7 @@ class EventList(ABC):
         self._head = 0  # position of the next event; all items before it are None
         self._removed = 0  # removed events from there on
         self._oldest = 0  # no message is between `_head` and this position
+        self._tail = (0, 0)  # with a list of this length, no message is from this position on
         self._gaps = 0  # disconnects that are queued; each name is in one of them at most
         self._full_gap = -1  # position of a queued disconnect of all names; no later disconnect is queued
         self._index: EventIndex | None = None  # made when something is removed: nothing else needs it
@@ -118,7 +120,7 @@ class EventList(ABC):
         """Remove everything."""
         self._items.clear()
         self._head = self.count = self._removed = self._oldest = self.signals = self._gaps = 0
-        self._full_gap, self._index = -1, None
+        self._full_gap, self._index, self._tail = -1, None, (0, 0)
 
     # --- gaps
 
@@ -142,7 +144,7 @@ class EventList(ABC):
         del self._items[start:]
         self.signals -= len(signals)
         self._removed -= len(later) // 2 - len(signals) - dropped
-        self._oldest, self._index = min(self._oldest, start), None
+        self._oldest, self._index, self._tail = min(self._oldest, start), None, (0, 0)
         for signal in reversed(errors):
             self._add_signal(signal)
 
@@ -193,6 +195,23 @@ class EventList(ABC):
     @abstractmethod
     def _remove_message(self, position: int) -> None:
         """Remove the message at a position, and count it."""
+
+    def _drop_oldest(self) -> None:
+        """Remove the oldest message. There must be one."""
+        items, position = self._items, max(self._oldest, self._head)
+        while items[position] is None:
+            position += 2
+        self._remove_message(position)
+        self._oldest = position + 2
+
+    def _drop_newest(self) -> None:
+        """Remove the newest message. There must be one."""
+        items, (length, end) = self._items, self._tail
+        position = (end if length == len(items) else len(items)) - 2
+        while items[position] is None:
+            position -= 2
+        self._remove_message(position)
+        self._tail = len(items), position
 
     @abstractmethod
     def _count_off(self, start: int) -> int:
@@ -277,4 +296,4 @@ class EventList(ABC):
             kept[1::2] = compress(items[1::2], is_kept)
             self._items = kept
         self._head = self._removed = self._oldest = 0
-        self._index = None
+        self._index, self._tail = None, (0, 0)

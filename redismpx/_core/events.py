@@ -44,6 +44,13 @@ def pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(one_by_one, one_by_one, strict=True)
 
 
+def take_whole(items: list[bytes]) -> list[bytes]:
+    """Remove and return all but the last item of an odd number of items; see `Buffer`."""
+    whole = items[: len(items) & ~1]
+    del items[: len(whole)]
+    return whole
+
+
 def names_of(signal: QueuedSignal | None) -> Collection[bytes]:
     """Return the names that a disconnect or an error is about; none for a disconnect of all names."""
     return () if signal is None or signal.names is None else signal.names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .budget import Budget
 from .buffer import Buffer, Losses
-from .events import pairs
+from .events import pairs, take_whole
 from .overflow import Overflow
 
 
@@ -29,20 +29,22 @@ class Latest(Buffer):
         self._rearm_at = 0  # replacing is the purpose: an episode lasts until the consumer has caught up
 
     def commit(self) -> Losses:
-        fresh, self.fresh = self.fresh, []
         losses: Losses = {}
-        for channel, data in pairs(fresh):
-            position = self._newest.get(channel, -1)
-            if position >= self._head and self._items[position] is not None:
-                self._remove_message(position)
-                self.limit = "overflow"
-                losses[self.owner] = losses.get(self.owner, 0) + 1
-            self._newest[channel] = len(self._items)
-            self._squeeze([channel, data], len(channel) + len(data), losses)
+        with self._budget.critical:
+            fresh = take_whole(self.fresh)
+            for channel, data in pairs(fresh):
+                position = self._newest.get(channel, -1)
+                if position >= self._head and self._items[position] is not None:
+                    self._remove_message(position)
+                    self.limit = "overflow"
+                    losses[self.owner] = losses.get(self.owner, 0) + 1
+                self._newest[channel] = len(self._items)
+                self._squeeze([channel, data], len(channel) + len(data), losses)
         return losses
 
     def pop_message(self) -> tuple[bytes, bytes] | None:
-        return self._pop_one()
+        with self._budget.critical:
+            return self._pop_one()
 
     def _count_off(self, start: int) -> int:
         self._newest = {channel: position for channel, position in self._newest.items() if position < start}

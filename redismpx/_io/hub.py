@@ -165,9 +165,14 @@ class Hub:
                 return
             raise error(option, limit)
 
+    def postpone(self, call: Callable[[], object]) -> bool:
+        """Have a call made after the change that a finalizer has interrupted; return False if there is none."""
+        return self.budget.critical.postpone(partial(_call_late, call))
+
     def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
-        """Subscribe to names for a subscriber."""
-        self.deployment.add(kind, names, subscriber)
+        """Subscribe to the names of a new subscriber, which a finalizer may have made."""
+        if not self.postpone(partial(self.add, kind, names, subscriber)):
+            self.deployment.add(kind, names, subscriber)
 
     def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Unsubscribe a subscriber from names; return how many were active."""
@@ -267,7 +272,7 @@ class Hub:
         No callback is called any more. With very many subscriptions, most of them end in the next iterations of the
         loop: until then their messages count as pending, and their awaited callbacks and promises go on.
         """
-        if self.closed:
+        if self.closed or self.postpone(self.close):
             return
         self._move(HubState.CLOSED)
         self.tasks.is_ending = True
@@ -291,3 +296,10 @@ class Hub:
         else:
             await self.slices.done()
             await self.tasks.ended()
+
+
+def _call_late(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception:  # noqa: BLE001, most often the subscription was closed meanwhile
+        logger.debug("what a finalizer asked for was not possible any more", exc_info=True)

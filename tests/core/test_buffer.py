@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pytest
@@ -657,52 +655,3 @@ def test_large_buffers_take_turns_to_make_room() -> None:
     newcomer = new_buffer(1000, Overflow.DROP_OLDEST, budget, "newcomer")
     newcomer.put(b"b", b"x" * 999)
     assert newcomer.commit() == dict.fromkeys(range(10), 1)
-
-
-def close_at_call(at: int, buffer: Buffer, function: Callable[[], object]) -> tuple[object, int, bool]:
-    """Call a function; in the middle of it, at its `at`-th call of another, close the buffer, as a finalizer may.
-
-    Return the result, how many messages close() has counted, and whether there were so many calls.
-    """
-    counted, left = 0, at
-
-    def finalize(frame: object, event: str, argument: object) -> None:
-        nonlocal counted, left
-        left -= event in ("call", "c_return")
-        if left == 0:
-            sys.setprofile(None)
-            counted = buffer.close()
-
-    sys.setprofile(finalize)
-    try:
-        result = function()
-    finally:
-        sys.setprofile(None)
-    return result, counted + buffer.close(), left <= 0
-
-
-@pytest.mark.parametrize("state", ["roomy", "tight", "full"])
-@pytest.mark.parametrize("overflow", Overflow)
-def test_a_buffer_that_a_finalizer_closes_uses_no_room(overflow: Overflow, state: str) -> None:
-    """Closed in the middle of commit(), a buffer counts each message once, and nothing of it stays in the budget."""
-    for at in range(1, 1000):
-        budget = Budget(total=100 if state == "tight" else None)
-        other = new_buffer(10, Overflow.DROP_OLDEST, budget, "other")
-        other.put(b"other", b"x" * 50)
-        other.commit()
-        buffer = new_buffer(4 if state == "full" else 100, overflow, budget, "closed")
-        for number in range(3):
-            buffer.put(b"%d" % (number % 2), b"%016d" % number)
-        losses = Counter(buffer.commit())
-        for number in range(3, 6):
-            buffer.put(b"%d" % (number % 2), b"%016d" % number)
-        more, counted, was_closed = close_at_call(at, buffer, buffer.commit)
-        assert isinstance(more, dict)
-        losses.update(more)
-        assert losses["closed"] + counted == 6
-        assert budget.totals == (len(other), size_of(other))
-        assert buffer not in {holder for holders in budget._ranks.values() for holder in holders}
-        assert not budget.lenders | budget.uncounted
-        if not was_closed:
-            break
-    assert at > 5

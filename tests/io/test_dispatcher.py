@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from redismpx._core.critical import CriticalSection
 from redismpx._core.entry import SubscriberState
 from redismpx._core.registry import Registry
 from redismpx._core.wire import NOT_ENOUGH, Kind
@@ -57,7 +58,9 @@ class Rig:
     def __init__(self, clients: list[Client]) -> None:
         self.clients = clients
         self.registry: Registry[Any] = Registry()
-        self.dispatcher = Dispatcher(self.registry, Counters(), lambda delay: None, lambda error: None)
+        self.dispatcher = Dispatcher(
+            self.registry, Counters(), CriticalSection(), lambda delay: None, lambda error: None
+        )
         self.replies: list[Any] = []
         for client in clients:
             self.registry.add(Kind.CHANNEL, (b"a",), client)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from redismpx._core.critical import CriticalSection
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind, new_parser
 from redismpx._io.session.dispatcher import Dispatcher
@@ -24,7 +25,12 @@ class Node:
         self._parser = new_parser()
         self._listener = Listener()
         self._dispatcher = Dispatcher(
-            self.registry, Counters(), lambda _: None, lambda _: None, lambda names, _: self.evicted.append(names)
+            self.registry,
+            Counters(),
+            CriticalSection(),
+            lambda _: None,
+            lambda _: None,
+            lambda names, _: self.evicted.append(names),
         )
 
     def add(self) -> list[bytes]:

@@ -8,12 +8,14 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Self
 
 import pytest
 from redis.asyncio import Redis
 
 from redismpx import ConnectionLost, Message, Multiplexer, MultiplexerIsClosed, SubscriptionIsClosed
+from redismpx._core.buffer import DEFERRED
 
 from ..helpers.waiting import until
 
@@ -347,3 +349,83 @@ async def test_long_names_do_not_cost_the_connection(url: str, admin: Redis) -> 
             assert not lost
     finally:
         await admin.config_set("client-output-buffer-limit", "pubsub 32mb 8mb 60")
+
+
+class Striker:
+    """Has a finalizer run at the n-th event from now: the begin of a function, or the end of a call."""
+
+    def __init__(self, at: int, finalize: Callable[[], object]) -> None:
+        self.left = at
+        self._finalize = finalize
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _trace(self, frame: Any, event: str, argument: object) -> None:
+        self.left -= event in ("call", "return", "c_return")
+        if self.left == 0:
+            sys.setprofile(None)
+            with suppress(SubscriptionIsClosed):  # an exception of a finalizer goes nowhere
+                self._finalize()
+
+
+FINALIZERS: dict[str, Callable[[Any], object]] = {
+    "close": lambda sub: sub.close(),
+    "clear": lambda sub: sub.clear(),
+    "remove": lambda sub: sub.remove("a"),
+    "add": lambda sub: sub.add("a", "c"),
+}
+
+
+@pytest.mark.parametrize("finalizer", FINALIZERS)
+@pytest.mark.parametrize("step", ["add", "remove", "clear", "close", "resume", "deliver", "activate", "disconnect"])
+async def test_a_finalizer_in_the_middle_of_any_call(url: str, finalizer: str, step: str) -> None:
+    """It calls a method of the same subscription: the names agree everywhere, and nothing stays pending."""
+    async with Multiplexer(url) as mpx:
+        for at in range(1, 2_000):
+            sub = mpx.new_channel_subscription(overflow="drop_newest")
+            sub.add("a")
+            inbox = sub._inbox
+            inbox.deliver(b"a", b"1")
+            steps: dict[str, Callable[[], object]] = {
+                "add": lambda: sub.add("a", "b"),  # noqa: B023
+                "remove": lambda: sub.remove("a"),  # noqa: B023
+                "clear": lambda: sub.clear(),  # noqa: B023
+                "close": lambda: sub.close(),  # noqa: B023
+                "resume": lambda: inbox.read_nowait(),  # noqa: B023
+                "deliver": lambda: _deliver(inbox),  # noqa: B023
+                "activate": lambda: inbox.activate(b"a"),  # noqa: B023
+                "disconnect": lambda: inbox.disconnect(ConnectionLost("lost")),  # noqa: B023
+            }
+            with Striker(at, lambda: FINALIZERS[finalizer](sub)) as striker:  # noqa: B023
+                try:
+                    steps[step]()
+                except SubscriptionIsClosed:  # by the finalizer, before the call has begun
+                    assert finalizer == "close"
+            known = {name for name in (b"a", b"b", b"c") if _is_known(mpx, sub, name)}
+            assert known == (set() if sub.closed else sub.channels)
+            assert (sub.closed or finalizer != "close") or striker.left > 0
+            sub.close()
+            assert (sub.pending, mpx.stats().pending, mpx.stats().pending_bytes) == (0, 0, 0)
+            assert mpx.stats().channels == 0
+            if striker.left > 0:
+                break
+        assert at > 5
+
+
+def _deliver(inbox: Any) -> None:
+    """Deliver a message, as the dispatcher does."""
+    result = inbox.deliver(b"a", b"2")
+    if result is DEFERRED:
+        inbox.flush()
+    elif result is not None:
+        inbox.accept(result)
+
+
+def _is_known(mpx: Multiplexer, sub: Any, name: bytes) -> bool:
+    """Whether the registry has a subscription for a name."""
+    return mpx._hub.deployment.main.registry.subscriber_state(sub._kind, name, sub._inbox) is not None

@@ -36,7 +36,7 @@ QUEUE_TRANSITIONS: dict[QueueState, frozenset[QueueState]] = {
     QueueState.HANDING: frozenset({QueueState.IDLE, QueueState.BUFFERING, QueueState.CLOSED}),
     QueueState.BUFFERING: frozenset({QueueState.IDLE, QueueState.CALLING, QueueState.CLOSED}),
     QueueState.CALLING: frozenset({QueueState.BUFFERING, QueueState.CLOSED}),
-    QueueState.CLOSED: frozenset({QueueState.CLOSED}),  # a finalizer may close in the middle of close()
+    QueueState.CLOSED: frozenset({QueueState.CLOSED}),  # a finalizer may close at the beginning of close()
 }
 
 
@@ -107,6 +107,12 @@ class EventQueue(Notifier, ABC):
         return 0 if self.buffer is None else len(self.buffer)
 
     @property
+    def signal_is_next(self) -> bool:
+        """Whether the oldest queued event is a signal."""
+        with self.context.budget.critical:
+            return self.buffer is not None and self.buffer.signal_is_next
+
+    @property
     def reporter(self) -> Reporter:
         """Reports the errors of the subscription."""
         if self._reporter is None:
@@ -114,25 +120,31 @@ class EventQueue(Notifier, ABC):
         return self._reporter
 
     def hold(self) -> Buffer:
-        """Queue all events from now on."""
+        """Queue all events from now on. A finalizer may close the subscription at the beginning, or at the end."""
         consumer = self.consumer
-        self._move(QueueState.BUFFERING)
-        self.buffer = buffer = new_buffer(consumer.max_pending, consumer.overflow, self.context.budget, self)
-        if not (self.is_read and consumer.decode):  # a reader pops decoded messages only
-            self.batch = buffer.batch
-        self.deliver = buffer.put if not self.leaving else self._without_leaving(buffer.put)
-        if self.hand is not None:
-            buffer.put(*self.hand)
-            self.hand = None
+        with self.context.budget.critical:
+            buffer = new_buffer(consumer.max_pending, consumer.overflow, self.context.budget, self)
+            if self.state is QueueState.CLOSED:
+                return buffer
+            self._move(QueueState.BUFFERING)
+            self.buffer = buffer
+            if not (self.is_read and consumer.decode):  # a reader pops decoded messages only
+                self.batch = buffer.batch
+            self.deliver = buffer.put if not self.leaving else self._without_leaving(buffer.put)
+            hand, self.hand = self.hand, None
+            if hand is not None:
+                buffer.put(*hand)
+        if hand is not None:
             self.flush()
         return buffer
 
-    def take_hand(self) -> tuple[bytes, bytes]:
-        """Remove and return the message that was meant for a reader."""
-        message, self.hand = self.hand, None
-        assert message is not None
-        self._move(QueueState.IDLE)
-        self.notify()
+    def take_hand(self) -> tuple[bytes, bytes] | None:
+        """Remove and return the message that was meant for a reader; None if a finalizer has dropped it."""
+        with self.context.budget.critical:
+            message, self.hand = self.hand, None
+            if message is not None:
+                self._move(QueueState.IDLE)
+                self.notify()
         return message
 
     def flush(self) -> None:
@@ -143,9 +155,6 @@ class EventQueue(Notifier, ABC):
         losses = buffer.commit()
         if losses:
             _report(losses)
-        if buffer.is_closed:  # a finalizer, or the report, did that
-            self.drop(buffer.close())
-            return
         if self.reader is not None:
             self.reader.wake()
 
@@ -153,66 +162,74 @@ class EventQueue(Notifier, ABC):
         """Count dropped messages. The signal behind them may be next now."""
         self.dropped += count
         self.context.counters.dropped += count
-        if self.state is QueueState.BUFFERING and self.buffer is not None and self.buffer.signal_is_next:
+        if self.state is QueueState.BUFFERING and self.signal_is_next:
             self.context.call_soon(self.resume)
 
     def discard(self, names: frozenset[bytes] | None) -> None:
         """Drop all queued events about these names, or, for None, all events."""
         self.flush()
-        if self.buffer is not None:
-            self.drop(self.buffer.clear() if names is None else self.buffer.remove(names))
+        buffer, hand = self.buffer, self.hand
+        if buffer is not None:
+            self.drop(buffer.clear() if names is None else buffer.remove(names))
             if self.state is QueueState.BUFFERING:
                 self.settle()
-        elif self.hand is not None and (names is None or self.hand[0] in names):
-            self.take_hand()
+        elif hand is not None and (names is None or hand[0] in names) and self.take_hand() is not None:
             self.drop(1)
 
     def begin_calling(self, worker: asyncio.Task[object]) -> None:
         """Queue all events until the worker ends."""
-        if self.buffer is None:
-            self.hold()
-        self.worker = worker
-        self._move(QueueState.CALLING)
+        with self.context.budget.critical:
+            if self.buffer is None:
+                self.hold()
+            if self.state is not QueueState.CLOSED:
+                self.worker = worker
+                self._move(QueueState.CALLING)
 
     def end_calling(self) -> None:
         """Go on after the end of a worker, which may have been cancelled by a stranger."""
-        self.worker = None
-        if self.state is QueueState.CALLING:
-            self._move(QueueState.BUFFERING)
+        with self.context.budget.critical:
+            self.worker = None
+            if self.state is QueueState.CALLING:
+                self._move(QueueState.BUFFERING)
         if self.state is QueueState.BUFFERING:
-            if self.buffer and (not self.is_read or self.buffer.signal_is_next):
+            if self.buffer and (not self.is_read or self.signal_is_next):
                 self.context.call_soon(self.resume)
             else:
                 self.settle()
 
     def settle(self) -> None:
         """Become idle if no event is queued any more; otherwise wake the reader."""
-        buffer = self.buffer
-        if buffer is None:
-            return  # a finalizer has closed the subscription
-        if not buffer:
-            self._move(QueueState.IDLE)
-            self._delete_buffer()
-            self.notify()
-        elif self.reader is not None:
+        with self.context.budget.critical:
+            buffer = self.buffer
+            if buffer is None:
+                return  # a finalizer has closed the subscription
+            if not buffer:
+                self._move(QueueState.IDLE)
+                self._delete_buffer()
+                self.notify()
+                return
+        if self.reader is not None:
             self.reader.wake()
 
     def end(self) -> None:
         """Drop all events, for good."""
-        self._move(QueueState.CLOSED)
-        buffer = self.buffer
-        if buffer is not None:
-            self._delete_buffer()
-            self.drop(buffer.close())
-        elif self.hand is not None:
-            self.hand = None
-            self.drop(1)
-        self.deliver = ignore  # the names may still be registered
-        self.notify()
+        with self.context.budget.critical:
+            self._move(QueueState.CLOSED)
+            buffer = self.buffer
+            if buffer is not None:
+                self._delete_buffer()
+                self.drop(buffer.close())
+            elif self.hand is not None:
+                self.hand = None
+                self.drop(1)
+            self.deliver = ignore  # the names may still be registered
+            self.notify()
         if self.reader is not None:
             self.reader.wake()
 
     def _delete_buffer(self) -> None:
+        if self.buffer is not None:
+            self.buffer.detach()
         self.buffer = None
         self.batch = _EMPTY_BATCH
         self.deliver = self.straight if not self.leaving else self._without_leaving(self.straight)

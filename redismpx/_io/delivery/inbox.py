@@ -55,6 +55,8 @@ class Inbox(EventQueue):
     def accept(self, result: object) -> None:
         """Take the result of `deliver`, or of another callback, and have it awaited if it is an awaitable."""
         if result is FULL:
+            if self.buffer is None:  # a finalizer has removed it, after the message was on its way into it
+                self.drop(1)
             self.flush()
             return
         if type(result) is not Report and not is_awaitable(result):
@@ -232,11 +234,13 @@ class Inbox(EventQueue):
             if not (buffer and buffer.batch) and self.context.tasks.is_ending:
                 break
             if buffer is None:
-                message = self.take_hand()
+                if (handed := self.take_hand()) is None:
+                    continue
+                message = handed
             elif (popped := buffer.pop_message()) is not None:
                 message = popped
                 if buffer.signals:
-                    if buffer.signal_is_next:
+                    if self.signal_is_next:
                         self.context.call_soon(self.resume)
                 elif not buffer:
                     self.settle()

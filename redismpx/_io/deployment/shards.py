@@ -15,6 +15,7 @@ from functools import partial
 from time import monotonic
 from typing import TypeAlias
 
+from ..._core.critical import CriticalSection
 from ..._core.entry import SubscriberState
 from ..._core.registry import Registry
 from ..._core.wire import Kind, Redirection
@@ -55,9 +56,10 @@ class Shard:
 class Shards(SlotMapFollower):
     """Keeps each shard channel at the primary that owns its slot."""
 
-    def __init__(self, slot_map: SlotMap, new_session: NewSession) -> None:
+    def __init__(self, slot_map: SlotMap, new_session: NewSession, critical: CriticalSection) -> None:
         super().__init__(slot_map)
         self._new_session = new_session
+        self._critical = critical
         self._places: dict[bytes, Shard] = {}  # the shard of each channel
         self._shards: dict[str, Shard] = {}
         self._ownerless = Shard("", Registry(), None)
@@ -111,27 +113,29 @@ class Shards(SlotMapFollower):
     def add(self, names: Collection[bytes], subscriber: Subscriber) -> None:
         """Subscribe to channels for a subscriber."""
         changed = set()
-        for name in names:
-            shard = self._places.get(name)
-            if shard is None:
-                shard = self._owner(key_slot(name))
-                self._enter(name, shard)
-            shard.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
-            changed.add(shard)
-        self._nudge(changed)
+        with self._critical:
+            for name in names:
+                shard = self._places.get(name)
+                if shard is None:
+                    shard = self._owner(key_slot(name))
+                    self._enter(name, shard)
+                shard.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
+                changed.add(shard)
+            self._nudge(changed)
 
     def remove(self, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Unsubscribe a subscriber from channels; return how many were active."""
         changed = set()
         were_active = 0
-        for name in names:
-            shard = self._places.get(name)
-            if shard is not None:
-                were_active += shard.registry.remove(Kind.SHARD_CHANNEL, name, subscriber)
-                if shard.registry.count_new(Kind.SHARD_CHANNEL, (name,)):
-                    self._leave(name, shard)
-                changed.add(shard)
-        self._nudge(changed)
+        with self._critical:
+            for name in names:
+                shard = self._places.get(name)
+                if shard is not None:
+                    were_active += shard.registry.remove(Kind.SHARD_CHANNEL, name, subscriber)
+                    if shard.registry.count_new(Kind.SHARD_CHANNEL, (name,)):
+                        self._leave(name, shard)
+                    changed.add(shard)
+            self._nudge(changed)
         return were_active
 
     def _nudge(self, shards: Collection[Shard]) -> None:
@@ -181,16 +185,16 @@ class Shards(SlotMapFollower):
 
     def _move(self, name: bytes, source: Shard, target: Shard) -> None:
         """Remove a channel from one shard, and add it to another."""
-        entry = source.registry.shard_channels.get(name)
-        subscribers = () if entry is None else tuple(entry.subscribers)
-        self._leave(name, source)
-        self._enter(name, target)
         were_active = []
-        for subscriber in subscribers:
-            if source.registry.remove(Kind.SHARD_CHANNEL, name, subscriber):
-                were_active.append(subscriber)
-            target.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
-        self._nudge((source, target))
+        with self._critical:
+            entry = source.registry.shard_channels.get(name)
+            self._leave(name, source)
+            self._enter(name, target)
+            for subscriber in () if entry is None else tuple(entry.subscribers):
+                if source.registry.remove(Kind.SHARD_CHANNEL, name, subscriber):
+                    were_active.append(subscriber)
+                target.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
+            self._nudge((source, target))
         for subscriber in were_active:
             shard = self._places.get(name)  # the callback of one subscriber may have removed it from another
             if shard is not None and shard.registry.subscriber_state(Kind.SHARD_CHANNEL, name, subscriber) is not None:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 from ..._core.buffer import DEFERRED
+from ..._core.critical import CriticalSection
 from ..._core.entry import Entry, SubscriberState
 from ..._core.registry import Registry
 from ..._core.wire import (
@@ -77,12 +78,14 @@ class Dispatcher:
         self,
         registry: Registry[Subscriber],
         counters: Counters,
+        critical: CriticalSection,
         retry_in: Callable[[float], None],
         hide_secrets_in: Callable[[Exception], None],
         evict: Evict | None = None,
     ) -> None:
         self._registry = registry
         self._counters = counters
+        self._critical = critical
         self._retry_in = retry_in
         self._hide_secrets_in = hide_secrets_in
         self._evict = evict
@@ -174,7 +177,7 @@ class Dispatcher:
         self._interrupted = None
         subscriptions = listeners = 0
         deadline = monotonic() + TIME_SLICE
-        for loss in self._registry.connection_lost():
+        for loss in self._critical.each(self._registry.connection_lost()):
             if loss is not None:
                 subscriber, entries = loss
                 if isinstance(subscriber, Listener):
@@ -259,7 +262,8 @@ class Dispatcher:
                 logger.debug("logged in again with new credentials")
         elif verb is not None and type(name) is bytes:
             if verb.subscribes:
-                subscribers = self._registry.confirm(verb, name)
+                with self._critical:
+                    subscribers = self._registry.confirm(verb, name)
                 if type(subscribers) is tuple:  # one, as most names have
                     for subscriber in subscribers:
                         subscriber.activate(name)
@@ -281,7 +285,8 @@ class Dispatcher:
         """Take the confirmation that a name is unsubscribed, by a command or by the server on its own."""
         oldest = self._registry.oldest_command
         confirmed = 0 if oldest is None else oldest.confirmed
-        subscribers = self._registry.confirm(verb, name)
+        with self._critical:
+            subscribers = self._registry.confirm(verb, name)
         if subscribers != ():
             names = None if verb.kind is Kind.PATTERN else frozenset({name})
             reason = "its slot has left the node" if self._evict else "the server unsubscribed it"
@@ -300,12 +305,15 @@ class Dispatcher:
         if kind is ErrorKind.MOVED and self._evict is not None and (redirection := parse_redirection(text)):
             # No command need be in flight: the server may have unsubscribed its names on its own just before, and that
             # was taken for the reply.
-            self._evict(self._registry.redirect(redirection.slot), redirection)
+            with self._critical:
+                names = self._registry.redirect(redirection.slot)
+            self._evict(names, redirection)
             return
         if kind is ErrorKind.FATAL or not self._registry.oldest_command:
             raise ProtocolViolation(text or "an error without a text") from error
         is_transient = kind is ErrorKind.TRANSIENT
-        command, rejected = self._registry.refuse(transient=is_transient)
+        with self._critical:
+            command, rejected = self._registry.refuse(transient=is_transient)
         if command.names:
             self._retry_in(RETRY_TRANSIENT if is_transient else RETRY_REFUSED)
             if not (command.verb.subscribes or is_transient or self._warned):
@@ -327,4 +335,4 @@ class Dispatcher:
 
     def _notify(self, notify: Callable[[Subscriber], None], subscribers: Iterable[Subscriber]) -> None:
         """Notify subscribers of an event; receive() does it in time slices, before it takes the next reply."""
-        self._interrupted = Notices(notify, iter(subscribers))
+        self._interrupted = Notices(notify, self._critical.each(iter(subscribers)))

@@ -10,8 +10,9 @@ from contextvars import Context
 from time import monotonic
 from typing import NamedTuple
 
+from ..._core.critical import CriticalSection
 from ..._core.registry import Registry
-from ..._core.wire import Kind, Verb
+from ..._core.wire import Command, Kind, Verb
 from ...errors import ConnectionLost, MultiplexerIsClosed
 from ...stats import Counters
 from ..redispy.client import AbstractBackoff, key_slot
@@ -40,6 +41,7 @@ class SessionOptions(NamedTuple):
     ping_timeout: float  # seconds
     tasks: Tasks
     counters: Counters
+    critical: CriticalSection
     record_limit: RecordLimit
 
 
@@ -64,7 +66,9 @@ class Session:
         self._on_lost = on_lost
         self._on_end = on_end
         self.registry: Registry[Subscriber] = Registry(key_slot)
-        self._dispatcher = Dispatcher(self.registry, options.counters, self._retry_in, self._hide_secrets_in, evict)
+        self._dispatcher = Dispatcher(
+            self.registry, options.counters, options.critical, self._retry_in, self._hide_secrets_in, evict
+        )
         self.state: SessionState = SessionState.IDLE
         self.last_error: ConnectionLost | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,13 +92,15 @@ class Session:
 
     def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
         """Subscribe to names for a subscriber."""
-        self.registry.add(kind, names, subscriber)
-        self.nudge()
+        with self._options.critical:
+            self.registry.add(kind, names, subscriber)
+            self.nudge()
 
     def remove(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> int:
         """Unsubscribe a subscriber from names; return how many were active."""
-        were_active = sum([self.registry.remove(kind, name, subscriber) for name in names])
-        self._flush_soon()
+        with self._options.critical:
+            were_active = sum([self.registry.remove(kind, name, subscriber) for name in names])
+            self._flush_soon()
         return were_active
 
     def nudge(self) -> None:
@@ -253,18 +259,22 @@ class Session:
         if self._link is None:
             return
         slice_end = monotonic() + TIME_SLICE
-        while (commands := self.registry.next_commands()) and self._link is not None:
+        while (commands := self._next_commands()) and self._link is not None:
             self._link.write(b"".join(map(bytes, commands)))
             if monotonic() > slice_end:
                 break
         if not self._dispatcher.is_interrupted:  # a late subscriber gets no message from before
-            for number, (subscriber, name) in enumerate(self.registry.activate_late(), 1):
+            for number, (subscriber, name) in enumerate(self._options.critical.each(self.registry.activate_late()), 1):
                 subscriber.activate(name)
                 if number % LOOK_AFTER == 0 and monotonic() > slice_end:
                     break
         if self.registry.has_work:
             self._flush_soon()
         self._changed.notify()
+
+    def _next_commands(self) -> list[Command]:
+        with self._options.critical:
+            return self.registry.next_commands()
 
     def _send_ping(self) -> None:
         if self._link is not None:
@@ -312,14 +322,15 @@ class Session:
 
     def _retry(self) -> None:
         self._retrying = None
-        if self.registry.retry_refused():
-            self._flush_soon()
+        with self._options.critical:
+            if self.registry.retry_refused():
+                self._flush_soon()
 
     # --- the end
 
     async def unsubscribe_all(self) -> None:
         """Unsubscribe from every name, and wait until the server has confirmed it."""
-        for _ in self.registry.drain():
+        for _ in self._options.critical.each(self.registry.drain()):
             await asyncio.sleep(0)
         self._flush_soon()
         while self.state is SessionState.CONNECTED and (self.registry.oldest_command or self.registry.has_work):
@@ -335,7 +346,8 @@ class Session:
         if self.closed:
             return
         self._move(SessionState.CLOSED)
-        self.registry.clear()
+        with self._options.critical:
+            self.registry.clear()
         if self._loop is None or self._loop.is_closed():
             return
         for handle in (self._flushing, self._retrying):
