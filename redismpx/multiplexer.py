@@ -106,8 +106,9 @@ class Multiplexer:
         max_pending_bytes: the bytes of channels and payloads that one subscription buffers. Beyond, `overflow` applies
             as for `max_pending`. A subscription without buffered messages buffers one message of any size.
         max_total_pending_bytes: the bytes that all subscriptions together buffer. Beyond, the subscriptions that buffer
-            the most bytes drop messages, as their `overflow` says. Once half of the total is used, a payload of 1 KiB
-            or more that several subscriptions buffer is counted once.
+            the most bytes drop messages, as their `overflow` says. A message longer than half of the total may exceed
+            it, if its subscription has no other: at most half of the total is buffered beside it. Once half of the
+            total is used, a payload of 1 KiB or more that several subscriptions buffer is counted once.
         publish_timeout: seconds for one `publish()`, from the call to the reply of Redis.
         max_payload: the length of a payload for `publish()`, in bytes. Beyond: `ValueError`. Servers disconnect a
             subscriber whose unsent messages exceed `client-output-buffer-limit`.

@@ -613,6 +613,13 @@ MUTANTS = [
         "tests/live/test_limits.py -k counted_once",
     ),
     Mutant(
+        "tiny buffers never drop messages for the others",
+        "_core/budget.py",
+        "        if size and (size >= self.small or self.is_tight):\n",
+        "        if size and size >= self.small:\n",
+        "tests/core/test_buffer.py -k total",
+    ),
+    Mutant(
         "a buffer makes room in the middle after a clear",
         "_core/event_list.py",
         "-1, None, (0, 0)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -655,3 +656,49 @@ def test_large_buffers_take_turns_to_make_room() -> None:
     newcomer = new_buffer(1000, Overflow.DROP_OLDEST, budget, "newcomer")
     newcomer.put(b"b", b"x" * 999)
     assert newcomer.commit() == dict.fromkeys(range(10), 1)
+
+
+def test_the_total_is_exceeded_only_by_one_long_message() -> None:
+    """Thousands of tiny stuck buffers keep half of the total; beside them, an empty buffer takes one message."""
+    total = 1_000_000
+    budget = Budget(total=total)
+    numbers = itertools.count()
+
+    def fill(size: int) -> dict[Any, int]:
+        """Have an empty buffer take one message; return what was dropped."""
+        buffer = new_buffer(1000, Overflow.DROP_OLDEST, budget, next(numbers))
+        buffer.put(b"a", b"x" * (size - 1))
+        keep.append(buffer)
+        return buffer.commit()
+
+    keep: list[Buffer] = []
+    for _ in range(10_000):
+        assert not fill(50)
+    assert not fill(total // 2)
+    assert budget.totals[1] == total
+    assert fill(total // 2) == {10_000: 1}  # of the two long messages, the newer one is kept
+    assert budget.totals[1] == total
+    assert fill(total) == {10_001: 1}
+    assert budget.totals == (10_001, total // 2 + total)
+    for _ in range(20_000):  # tiny buffers that come now drop messages too
+        fill(50)
+        assert budget.totals[1] <= total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_total_holds_whatever_is_buffered(seed: int) -> None:
+    """Stuck buffers of all sizes never have more together than the total, or than half of it and one new message."""
+    rng = random.Random(seed)
+    total = 200_000
+    budget = Budget(total=total)
+    buffers = [new_buffer(1000, rng.choice([*Overflow]), budget, number) for number in range(3_000)]
+    for _ in range(5_000):
+        buffer = rng.choice(buffers)
+        if rng.random() < 0.05:
+            buffer.clear()
+        size = rng.choice((20, 60, 60, 300, 5_000, rng.choice((60_000, 150_000))))
+        buffer.put(b"a", bytes(size - 1))
+        buffer.commit()
+        newest = size if len(buffer) == 1 else 0
+        used = budget.totals[1] - (budget.loose - total // 2)  # long payloads that are shared count once
+        assert used <= max(total, total // 2 + newest)
