@@ -23,7 +23,7 @@ from ._io.hub import Hub
 from ._io.redispy.client import client_from_url, reconnect_backoff
 from ._io.runtime.log import RecordLimit, logger
 from ._io.runtime.tasks import Tasks, check_asyncio
-from ._io.session.session import SessionOptions
+from ._io.session.options import SessionOptions
 from ._io.session.state import SessionState
 from .arguments import (
     Limits,

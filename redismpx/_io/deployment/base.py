@@ -18,7 +18,8 @@ from ..runtime.log import logger
 from ..runtime.slices import Step
 from ..session.delivery_probe import DeliveryProbe
 from ..session.listener import Listener
-from ..session.session import Session, SessionOptions
+from ..session.options import SessionOptions
+from ..session.session import Session
 from ..session.subscriber import Subscriber
 from .keyspace import Keyspace, ServerKeyspace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..publishing.publisher import Publisher
 from ..redispy.endpoint import Endpoint
-from ..session.session import SessionOptions
+from ..session.options import SessionOptions
 from .base import Deployment, DeploymentOptions
 
 

@@ -8,23 +8,21 @@ import sys
 from collections.abc import Callable, Collection
 from contextvars import Context
 from time import monotonic
-from typing import NamedTuple
 
-from ..._core.critical import CriticalSection
 from ..._core.registry import Registry
 from ..._core.wire import Command, Kind, Verb
 from ...errors import ConnectionLost, MultiplexerIsClosed
-from ...stats import Counters
 from ..redispy.client import AbstractBackoff, key_slot
 from ..redispy.connection import Address
 from ..redispy.credentials import Login
 from ..redispy.endpoint import Endpoint
 from ..redispy.errors import RedisTimeoutError
-from ..runtime.log import RecordLimit, logger
+from ..runtime.log import logger
 from ..runtime.notification import Notifier
-from ..runtime.tasks import LOOK_AFTER, TIME_SLICE, Tasks, is_cancelled, is_cancelling, running_task
+from ..runtime.tasks import LOOK_AFTER, TIME_SLICE, is_cancelled, is_cancelling, running_task
 from .dispatcher import Dispatcher, Evict
 from .link import Link
+from .options import SessionOptions
 from .outage import Gap, OutageLog
 from .reconnect import ReconnectPolicy
 from .state import SESSION_TRANSITIONS, SessionState
@@ -32,17 +30,6 @@ from .subscriber import Subscriber
 
 UNCONFIRMED = "the server has not confirmed them yet"
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was subscribed is dialled again
-
-
-class SessionOptions(NamedTuple):
-    """What all sessions of a multiplexer have in common."""
-
-    ping_interval: float | None  # seconds of silence before a PING; None: never
-    ping_timeout: float  # seconds
-    tasks: Tasks
-    counters: Counters
-    critical: CriticalSection
-    record_limit: RecordLimit
 
 
 class Session:
