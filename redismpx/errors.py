@@ -23,6 +23,7 @@ __all__ = [
     "narrow",
     "plain",
     "quote",
+    "widen",
 ]
 
 import asyncio
@@ -149,7 +150,8 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         """From `publish()` and requests: True if the message may have been published; False if it was not, and will
         not be."""
         self.node = node
-        """From a key subscription in a cluster: the primary concerned, as `host:port`. None otherwise."""
+        """From a key subscription in a cluster: the primary concerned, as `host:port`. None if it may be any of them:
+        the consumer was late, and several gaps became one. None otherwise, too."""
 
 
 def narrow(error: ConnectionLost, names: frozenset[bytes]) -> ConnectionLost:
@@ -157,6 +159,13 @@ def narrow(error: ConnectionLost, names: frozenset[bytes]) -> ConnectionLost:
     narrowed = ConnectionLost(error.reason, names, sent=error.sent, node=error.node)
     narrowed.__cause__ = error.__cause__
     return narrowed
+
+
+def widen(error: ConnectionLost) -> ConnectionLost:
+    """Return an error about all primaries, the first of which has this error."""
+    widened = ConnectionLost(f"several gaps, the first at {error.reason}", error.names, sent=error.sent)
+    widened.__cause__ = error.__cause__
+    return widened
 
 
 class SubscriptionRefused(RedisMPXError):

@@ -2060,6 +2060,13 @@ MUTANTS = [
         "tests/io/test_follower.py -k until_names_are_placed",
     ),
     Mutant(
+        "a gap that stands for others names the first primary only",
+        "_core/event_list.py",
+        "                self._items[self._full_gap + 1].is_merged = True\n",
+        "",
+        f"{CLUSTER_KEYS} -k become_one",
+    ),
+    Mutant(
         "a new primary is no gap",
         "_io/deployment/primaries.py",
         "        if subscriber.is_active and not gaps:",

@@ -60,6 +60,7 @@ class EventList(ABC):
         if names is None:
             if self._full_gap >= 0:
                 self._drop_after_full_gap()
+                self._items[self._full_gap + 1].is_merged = True
             else:
                 self._full_gap, self._gaps = len(self._items), self._gaps + 1
                 gap = QueuedSignal(Signal.DISCONNECT, argument, None, None if lost is None else set(lost))

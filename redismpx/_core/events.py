@@ -28,7 +28,7 @@ class Signal(enum.Enum):
 class QueuedSignal:
     """A signal in the buffer: its kind, its argument, and the names that it is about; None stands for all names."""
 
-    __slots__ = ("argument", "kind", "lost", "names")
+    __slots__ = ("argument", "is_merged", "kind", "lost", "names")
 
     def __init__(self, kind: Signal, argument: Any, names: set[bytes] | None, lost: set[bytes] | None = None) -> None:
         self.kind = kind
@@ -36,6 +36,8 @@ class QueuedSignal:
         self.names = names
         self.lost = lost
         """For a disconnect of all names: those that were active then and are still subscribed to; None: unknown."""
+        self.is_merged: bool = False
+        """For a disconnect of all names: whether it stands for later ones, too."""
 
 
 def pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:

@@ -119,6 +119,23 @@ async def test_a_gap_is_read_where_it_lies(shared_cluster: Cluster) -> None:
             assert await anext(events) == Activation(b"*")
 
 
+async def test_gaps_that_become_one_name_no_primary(shared_cluster: Cluster) -> None:
+    """A reader that is late gets one gap for those of several primaries, which does not name the first of them only."""
+    async with multiplexing(shared_cluster) as (mpx, _):
+        sub = mpx.new_key_subscription("late-*")
+        events = sub.events()
+        assert await anext(events) == Activation(b"late-*")
+        connections = mpx.stats().connections
+        for primary in await shared_cluster.primaries():
+            await primary.ask("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda: mpx.stats().connections == connections + 3 and sub.active)
+        gap = await anext(events)
+        assert isinstance(gap, Disconnect)
+        assert gap.error.node is None
+        assert gap.error.reason.startswith("several gaps, the first at primary 127.0.0.1:")
+        assert await anext(events) == Activation(b"late-*")
+
+
 async def test_a_key_is_subscribed_at_its_owner_only(shared_cluster: Cluster) -> None:
     """A single key is a channel at one node, and follows its slot, with a gap that names the former owner."""
     events: list[Any] = []

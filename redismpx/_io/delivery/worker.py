@@ -9,7 +9,7 @@ from types import CoroutineType
 from typing import Any
 
 from ..._core.events import QueuedSignal, Signal
-from ...errors import ConnectionLost, narrow
+from ...errors import ConnectionLost, narrow, widen
 from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, adopt, is_cancelled, mark_callback, running_task
 from ..session.subscriber import Deliver
@@ -98,6 +98,8 @@ async def _settle(queue: EventQueue, result: object) -> None:
 def argument_of(signal: QueuedSignal) -> Any:
     """Return the argument of a callback. A disconnect has only the names that are still subscribed to."""
     error, names = signal.argument, signal.names
+    if signal.is_merged and isinstance(error, ConnectionLost) and error.node is not None:
+        return widen(error)  # events of all primaries were dropped
     if isinstance(error, ConnectionLost) and names is not None and error.names is not None:
         return error if len(names) == len(error.names) else narrow(error, frozenset(names))
     return error
