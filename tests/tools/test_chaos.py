@@ -37,6 +37,7 @@ AXIS_FAULTS = {
     "user-objects": ("valkey", "the result of a callback is asked", "internal error"),
     "finalizers": ("redis", "an activation iterates over subscribers", "internal error"),
     "failover": ("redis", "a master is believed to count", "NoResponders"),
+    "keys": ("valkey", "a gap that stands for others names", " after "),
 }
 UNBROKEN = {"loops": "valkey"}  # with its fault, a thread may hang
 

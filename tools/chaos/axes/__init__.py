@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..scenes import Scene
 from .failover import Failover
 from .finalizers import Finalizers
+from .keys import Keys
 from .link_end import LinkEnd
 from .loops import Loops
 from .removals import Removals
@@ -19,5 +20,6 @@ AXES: dict[str, type[Scene]] = {
     "finalizers": Finalizers,
     "loops": Loops,
     "failover": Failover,
+    "keys": Keys,
 }
 """By the name that `--axis` takes."""
