@@ -27,6 +27,9 @@ class Registry(Generic[S]):
     def __init__(self, slot_of: Callable[[bytes], int] = lambda name: 0) -> None:
         self._slot_of = slot_of  # returns the slot of a shard channel
         self._tables: dict[Kind, dict[bytes, Entry[S]]] = {Kind.CHANNEL: {}, Kind.PATTERN: {}, Kind.SHARD_CHANNEL: {}}
+        self.channels: dict[bytes, Entry[S]]
+        self.patterns: dict[bytes, Entry[S]]
+        self.shard_channels: dict[bytes, Entry[S]]
         self.channels, self.patterns, self.shard_channels = self._tables.values()
         self._unwanted: dict[Kind, set[bytes]] = {kind: set() for kind in self._tables}  # without subscribers
         self.draining: bool = False
@@ -163,8 +166,7 @@ class Registry(Generic[S]):
 
     def nameless(self, verb: Verb) -> Command:
         """Return a PING or AUTH, which is sent now. Its reply comes in the order of all replies."""
-        command = Command(verb)
-        self._in_flight.push(command, [])
+        self._in_flight.push(command := Command(verb), [])
         return command
 
     def retry_refused(self) -> bool:
