@@ -441,7 +441,7 @@ ENTRIES: list[tuple[type, str]] = [
     (Registry, "confirm"),
     (Registry, "refuse"),
     (Registry, "retry_refused"),
-    (Registry, "ping"),
+    (Registry, "nameless"),
     (Registry, "pong"),
     (Registry, "connection_lost"),
 ]
