@@ -11,14 +11,27 @@ from pathlib import Path
 
 from tests.helpers.servers import find_binary
 
-from . import drain, fan_out, keys, latency, names, promises, publish, readers, request, sharded, websocket
+from . import drain, fan_out, keys, latency, names, promises, publish, readers, request, sharded, threads, websocket
 from .bytecodes import Bytecodes
 from .harness import Case, run_all, run_here
 from .report import Report
 
 CASES: dict[str, Case] = {
     case.name: case
-    for module in (drain, readers, fan_out, names, promises, publish, request, latency, keys, websocket, sharded)
+    for module in (
+        drain,
+        readers,
+        fan_out,
+        names,
+        promises,
+        publish,
+        request,
+        latency,
+        keys,
+        websocket,
+        sharded,
+        threads,
+    )
     for case in module.CASES
 }
 

@@ -45,6 +45,10 @@ nitpick_ignore = [
     ("py:class", "collections.abc.AsyncGenerator"),
     ("py:class", "collections.abc.AsyncIterator"),
     ("py:class", "AbstractAsyncContextManager"),
+    ("py:class", "AbstractContextManager"),
+    ("py:class", "collections.abc.Iterator"),
+    ("py:exc", "queue.Empty"),
+    ("py:exc", "queue.Full"),
     ("py:class", "collections.abc.Awaitable"),
     ("py:class", "collections.abc.Iterable"),
     ("py:class", "collections.abc.Mapping"),
@@ -58,6 +62,10 @@ nitpick_ignore = [
     ("py:class", "T"),  # the result type of `decode`
     ("py:class", "_S"),  # what `encode` takes
     ("py:class", "redismpx.multiplexer._S"),
+    ("py:class", "_Encodable"),  # the same for threads
+    ("py:class", "redismpx.blocking.multiplexer._Encodable"),
+    ("py:class", "redismpx.blocking.reading._M"),  # what reading returns
+    ("py:class", "redismpx.blocking.reading._E"),
     ("py:class", "redismpx.request._Body"),
     ("py:class", "redismpx.request._Result"),
     ("py:class", "redismpx.typing.T"),

@@ -34,6 +34,7 @@ class Mutant(NamedTuple):
     tests: str  # arguments for pytest
 
 
+BLOCKING = "tests/live/test_blocking.py"
 CHANNEL = "tests/live/test_channel.py"
 BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
@@ -69,6 +70,69 @@ USER_OBJECTS = "tests/live/test_user_objects.py"
 
 MUTANTS = [
     # The faults of the Python original.
+    Mutant(
+        "a removed channel that threads still read",
+        "blocking/subscriptions.py",
+        '        self._hand_over.forget({to_bytes(channel, "a channel") for channel in channels})\n',
+        "",
+        f"{BLOCKING} -k removed_channel",
+    ),
+    Mutant(
+        "a batch for a thread as large as the buffer",
+        "blocking/hand_over.py",
+        "max(1, min(_BATCH, max_pending // 10))",
+        "_BATCH",
+        f"{BLOCKING} -k beyond_the_bounds",
+    ),
+    Mutant(
+        "a thread that reads outdated messages with latest",
+        "blocking/hand_over.py",
+        "1 if overflow is Overflow.LATEST else ",
+        "",
+        f"{BLOCKING} -k latest_message",
+    ),
+    Mutant(
+        "a batch for a thread without a bound in bytes",
+        "blocking/hand_over.py",
+        "if left > 0 and size < _BATCH_BYTES:",
+        "if left > 0:",
+        f"{BLOCKING} -k bounded_in_bytes",
+    ),
+    Mutant(
+        "a callback ahead of messages on the way to a thread",
+        "blocking/hand_over.py",
+        "            await self.empty()\n            return await call",
+        "            return await call",
+        f"{BLOCKING} -k read_subscription",
+    ),
+    Mutant(
+        "a drain that drops messages on the way to a thread",
+        "blocking/hand_over.py",
+        "            if not self.border.is_draining:\n",
+        "            if True:\n",
+        f"{BLOCKING} -k drain_leaves",
+    ),
+    Mutant(
+        "a blocking call in a running loop",
+        "blocking/portal.py",
+        "    if runs_loop():\n",
+        "    if not runs_loop:\n",
+        f"{BLOCKING} -k running_loop",
+    ),
+    Mutant(
+        "publish_soon() without a bound",
+        "blocking/multiplexer.py",
+        "if self._unsent >= self._max_pending:",
+        "if self._unsent < 0:",
+        f"{BLOCKING} -k publish_soon",
+    ),
+    Mutant(
+        "a thread that gets an error at the exit of the interpreter",
+        "blocking/hand_over.py",
+        "if not (self.ended or self.portal.is_exiting):",
+        "if not self.ended:",
+        "tests/live/test_blocking_life.py -k threaded_exit",
+    ),
     Mutant(
         "only the newest of two subscribers is called",
         "_core/entry.py",

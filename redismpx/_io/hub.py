@@ -220,8 +220,8 @@ class Hub:
         if loop is None:
             if threading.current_thread() is not threading.main_thread():
                 raise RuntimeError(
-                    "no asyncio event loop runs in this thread, so nothing would ever arrive: make this call in the "
-                    "thread of the loop, inside a coroutine or callback"
+                    "no asyncio event loop runs in this thread, so nothing would ever arrive: use redismpx.blocking, "
+                    "which is for threads, or make this call in the thread of the loop, in a coroutine or callback"
                 )
             return  # at import time, for example: a loop runs later
         self._loop = loop

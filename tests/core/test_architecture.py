@@ -32,6 +32,7 @@ FLOORS = [
     {"service"},
     {"multiplexer"},
     {""},
+    {"blocking"},
     {"demo"},
     {"cli"},
     {"__main__"},
@@ -120,10 +121,11 @@ def test_the_core_is_pure() -> None:
 
 
 def test_redis_py_is_imported_behind_one_door() -> None:
-    """Only `_io/redispy` imports redis, and the front door, whose signature names its clients."""
+    """Only `_io/redispy` imports redis, and the front doors, whose signatures name its clients."""
     users = {name for name, tree in modules().items() if "redis:" in imported(name, tree)}
     assert {name for name in users if not name.startswith("_io.redispy") and floor_of(name) < floor_of("demo")} == {
-        "multiplexer"
+        "multiplexer",
+        "blocking.multiplexer",
     }
 
 
@@ -146,16 +148,19 @@ def test_nothing_above_the_deployment_tests_for_a_cluster() -> None:
                 "shards",
             }, name
             uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "RedisCluster"]
-            # In the front door: once in the signature, and once where an argument of another type is rejected.
-            assert len(uses) == (2 if name == "multiplexer" else 0), name
+            # In the front doors: once in the signature, and once where an argument of another type is rejected.
+            assert len(uses) == {"multiplexer": 2, "blocking.multiplexer": 1}.get(name, 0), name
 
 
 def test_no_two_classes_or_constants_share_a_name() -> None:
-    """A name that is looked for is found in one place. Private names of one module are its own affair."""
+    """A name that is looked for is found in one place. Private names of one module are its own affair.
+
+    The blocking classes have the names of the asyncio ones on purpose.
+    """
     places: dict[str, list[str]] = {}
     for name, tree in modules().items():
         for node in tree.body:
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and not name.startswith("blocking."):
                 places.setdefault(node.name, []).append(name)
             elif isinstance(node, (ast.Assign, ast.AnnAssign)):
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -168,6 +173,7 @@ def test_no_two_classes_or_constants_share_a_name() -> None:
 LONGEST_FILE, LONGEST_FUNCTION, MOST_BRANCHES = 350, 60, 15
 UNBOUNDED = {
     "multiplexer",  # the front door: overloads and docstrings
+    "blocking.multiplexer",  # the same
 }
 RECEIVE_LOOP = ("_io.session.dispatcher", "receive")
 """One function for the speed of each message; its cases are numbered in comments."""
@@ -243,7 +249,7 @@ def test_each_public_module_lists_its_names(name: str) -> None:
     listed = module.__all__
     assert len(set(listed)) == len(listed)
     assert not [entry for entry in listed if not hasattr(module, entry)]
-    if name:  # only the package itself re-exports, and test_the_public_names has its list
+    if name not in ("", "blocking"):  # which only re-export; test_the_public_names and test_blocking_twins have them
         assert set(listed) == defined_in(modules()[name])
 
 

@@ -38,6 +38,7 @@ def test_a_thread_without_a_loop_makes_no_subscription(url: str, what: str) -> N
     thread.join()
     (error,) = errors
     assert "no asyncio event loop runs in this thread" in str(error)
+    assert "use redismpx.blocking" in str(error)
     assert mpx.stats().subscriptions == 0
     CALLS[what](mpx)  # the main thread may
     assert mpx.stats().subscriptions == 1

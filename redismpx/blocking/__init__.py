@@ -1,0 +1,16 @@
+"""The multiplexer for threads: the same API without `await`. Start with `redismpx.blocking.Multiplexer`."""
+
+from .multiplexer import Multiplexer
+from .promise import Promise, PromiseSubscription
+from .service import Service
+from .subscriptions import ChannelSubscription, KeySubscription, PatternSubscription
+
+__all__ = [
+    "ChannelSubscription",
+    "KeySubscription",
+    "Multiplexer",
+    "PatternSubscription",
+    "Promise",
+    "PromiseSubscription",
+    "Service",
+]

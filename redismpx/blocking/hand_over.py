@@ -1,0 +1,264 @@
+"""Messages on their way from the loop to the threads that read a subscription.
+
+A thread that has no message asks the loop for a batch. So messages wait where they are bounded and counted, in the
+buffer of the asyncio subscription; what is on the way is one batch at most, and only while threads read.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Border", "HandOver"]
+
+import asyncio
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterator
+from time import monotonic
+from typing import Any
+
+from .. import Activation, Disconnect, Message, Overflow
+from ..errors import SubscriptionIsClosed
+from .portal import Portal
+from .threads import LONG
+from .workers import Workers
+
+_BATCH = 256  # messages on the way, and a tenth of `max_pending` at most
+_BATCH_BYTES = 65_536  # of payloads; beyond, the batch has no further message
+
+
+class Border:
+    """What all blocking subscriptions of one multiplexer share, from its first call to its end."""
+
+    def __init__(self) -> None:
+        self.portal: Portal = Portal()
+        self.workers: Workers = Workers(self.portal)
+        self.hand_overs: set[HandOver] = set()
+        """Those of the subscriptions that are read."""
+        self.dropped: int = 0
+        """The messages that were dropped on the way."""
+        self.is_draining: bool = False
+
+    @property
+    def pending(self) -> int:
+        """The messages on the way."""
+        return sum([hand_over.pending for hand_over in self.hand_overs])
+
+
+class HandOver:
+    """The messages of one subscription that are on the way. Several threads may take them: each goes to one.
+
+    The methods up to `take()` are for the thread of the loop.
+    """
+
+    def __init__(self, border: Border, max_pending: int, overflow: Overflow) -> None:
+        self.border: Border = border
+        self.portal: Portal = border.portal
+        self.dropped: int = 0
+        self.ended: bool = False
+        self.reads: str = ""
+        """What threads read: `"messages"` or `"events"`."""
+        self._source: AsyncIterator[Any] | None = None
+        self._count_source: Callable[[], int] = int
+        # With `latest`, a newer message may replace each that is not read yet.
+        self._size = 1 if overflow is Overflow.LATEST else max(1, min(_BATCH, max_pending // 10))
+        self._task: asyncio.Task[None] | None = None
+        self._empty: list[asyncio.Future[None]] = []  # resolved when no message is on the way
+        self._lock = threading.Lock()  # for all that follows
+        self._changed = threading.Condition(self._lock)
+        self._batch: deque[Any] = deque()
+        self._readers = 0  # threads that wait
+        self._is_asked = False  # whether the loop has been asked for a batch
+
+    def read(self, reads: str, source: AsyncIterator[Any], count: Callable[[], int]) -> None:
+        """Take the messages from here; `count` returns how many are buffered there."""
+        self.reads, self._source, self._count_source = reads, source, count
+        self.border.hand_overs.add(self)
+
+    def release(self) -> None:
+        """Drop all references to the subscription: no thread has one any more."""
+        if self._task is not None:
+            self._task.cancel()
+        self._source, self._count_source, self._task = None, int, None
+        self.end()
+
+    @property
+    def pending(self) -> int:
+        """The messages on the way."""
+        with self._lock:
+            return self._count()
+
+    def _count(self) -> int:
+        return sum([not isinstance(event, (Activation, Disconnect)) for event in self._batch])
+
+    def _ask(self) -> None:
+        self._task = self.portal.start(self._fill())
+
+    async def _fill(self) -> None:
+        batch, source = self._batch, self._source
+        assert source is not None
+        # Only if a step is delayed, for example by a payload that cannot be decoded, is this called before the last.
+        waking = None
+        try:
+            event = await anext(source)
+            batch.append(event)
+            left, size = min(self._size - 1, self._count_source()), _size_of(event)
+            if left > 0 and size < _BATCH_BYTES:
+                waking = asyncio.get_running_loop().call_soon(self._wake)
+                async for event in source:
+                    batch.append(event)
+                    left, size = left - 1, size + _size_of(event)
+                    if not left or size >= _BATCH_BYTES:
+                        break
+        except (StopAsyncIteration, SubscriptionIsClosed):
+            self.end()
+        finally:
+            if waking is not None:
+                waking.cancel()
+            self._is_asked = False
+            self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
+
+    def _stop_asking(self) -> None:
+        with self._lock:
+            is_needed = self._readers > 0
+        if self._task is not None and not is_needed:
+            self._task.cancel()
+
+    def fill_now(self, get_nowait: Callable[[], Any]) -> None:
+        """Take a batch without a wait."""
+        if self._is_asked and self._task is not None and not self._task.done():
+            return  # nothing is buffered, or another thread is about to get it
+        for _ in range(min(self._size, self._count_source())):
+            try:
+                self._batch.append(get_nowait())
+            except asyncio.QueueEmpty:
+                return
+
+    async def empty(self) -> None:
+        """Wait until no message is on the way."""
+        while True:
+            with self._lock:
+                if not self._batch:
+                    return
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._empty.append(future)
+            await future
+
+    def then(self, function: Callable[..., object] | None) -> Callable[[Any], Coroutine[Any, Any, object]] | None:
+        """Return a coroutine function that calls a callback in a worker, once all messages before it are read."""
+        call = self.border.workers.calling(function)
+        if call is None:
+            return None
+
+        async def call_then(argument: object) -> object:
+            await self.empty()
+            return await call(argument)
+
+        return call_then
+
+    def forget(self, names: Container[bytes] | None) -> None:
+        """Drop the messages of these channels; None: of all."""
+        with self._lock:
+            kept = [event for event in self._batch if not _is_about(event, names)]
+            before = self._count()
+            self._batch.clear()
+            self._batch.extend(kept)
+            self._drop(before - self._count())
+        self._report_empty()
+
+    def end(self) -> None:
+        """Wake all readers, for good. What is on the way is dropped; `drain()` leaves it to the threads."""
+        if not (self.ended or self.portal.is_exiting):
+            with self._lock:
+                self.ended = True
+                self._changed.notify_all()
+            if not self.border.is_draining:
+                self.forget(None)
+            self._report_empty()
+
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        self.border.dropped += count
+
+    def _report_empty(self) -> None:
+        if not self._batch:
+            waiting, self._empty = self._empty, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+            if self.ended:
+                self.border.hand_overs.discard(self)
+
+    # --- the threads that read
+
+    def take(self, timeout: float | None = None) -> Any:
+        """Wait for the next message, and return it; None after so many seconds without one. `EOFError` at the end."""
+        with self._lock:
+            if self._batch:
+                return self._pop()
+        return self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> Any:
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._lock:
+            self._readers += 1
+            try:
+                while not self._batch:
+                    if self.ended:
+                        raise EOFError
+                    left = None if deadline is None else deadline - monotonic()
+                    if left is not None and left <= 0:
+                        return None
+                    if not self._is_asked:
+                        self._is_asked = True
+                        self.portal.post(self._ask)
+                    self._changed.wait(LONG if left is None else left)
+                return self._pop()
+            finally:
+                self._readers -= 1
+                if not self._readers and self._is_asked and not self._batch:
+                    self.portal.post(self._stop_asking)
+
+    def _pop(self) -> Any:
+        event = self._batch.popleft()
+        if not self._batch and (self._empty or self.ended):
+            self.portal.post(self._report_empty)
+        return event
+
+    def iterate(self, timeout: float | None) -> Iterator[Any]:
+        """Take messages until the end, or until there is none for so many seconds."""
+        lock, batch, take = self._lock, self._batch, self.take
+        while True:
+            with lock:
+                event = batch.popleft() if len(batch) > 1 else None
+            if event is None:  # nothing is to be looked at after the others
+                try:
+                    event = take(timeout)
+                except EOFError:
+                    return
+                if event is None:
+                    return
+            yield event
+
+    def take_nowait(self) -> Any:
+        """Return the next message on the way; None if there is none. `EOFError` at the end."""
+        with self._lock:
+            if self._batch:
+                return self._pop()
+            if self.ended:
+                raise EOFError
+            return None
+
+
+def _size_of(event: object) -> int:
+    """Return the bytes of a payload, or about so many, if it is decoded."""
+    return sys.getsizeof(event.data) if type(event) is Message else 0
+
+
+def _is_about(event: object, names: Container[bytes] | None) -> bool:
+    if isinstance(event, Message):
+        return names is None or event.channel in names
+    return isinstance(event, Activation) and (names is None or event.name in names)

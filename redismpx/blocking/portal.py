@@ -1,0 +1,281 @@
+"""An event loop in a thread of its own, and the calls of other threads that run there. Knows no multiplexer."""
+
+from __future__ import annotations
+
+__all__ = ["JOIN_TIMEOUT", "Portal", "Start", "check_may_block", "runs_loop"]
+
+import asyncio
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from ..errors import MultiplexerIsClosed
+from .threads import LONG, NativeThread
+
+_Returned = TypeVar("_Returned")
+
+Start: TypeAlias = Callable[[], Coroutine[Any, Any, _Returned]]
+"""Makes a coroutine, in the thread of the loop."""
+
+JOIN_TIMEOUT = 6.0  # seconds until the end of the thread is no longer waited for: one more than aclose() takes
+
+
+class Portal:
+    """One event loop, which runs in a daemon thread until `stop()`. Any thread may call the methods."""
+
+    def __init__(self) -> None:
+        self.pid: int = os.getpid()
+        """The process of the loop. In a forked child there is none."""
+        self._calls: deque[_Call] = deque()
+        self._is_woken = True  # whether the loop is going to look at the calls
+        self._has_ended = False
+        self.is_exiting: bool = False
+        """Whether the interpreter exits. The daemon threads that still wait go on waiting: an error would be noise."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop
+        self._stopped: asyncio.Future[None]
+        self._thread = NativeThread(self._run, "redismpx")
+
+    def _run(self, _: NativeThread) -> None:
+        try:
+            asyncio.run(self._until_stopped())
+        finally:
+            self._has_ended = True
+            self._fail_calls()
+
+    async def _until_stopped(self) -> None:
+        self._loop = asyncio.get_running_loop()  # made in this thread: under gevent, its sockets belong to the thread
+        self._stopped = self._loop.create_future()
+        self._run_calls()
+        await self._stopped
+
+    def stop(self) -> None:
+        """End the loop soon; only in the thread of the loop. Calls that wait for a result raise then."""
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def join(self, timeout: float = JOIN_TIMEOUT) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(timeout)
+
+    # --- calls
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the running code is in the thread of the loop."""
+        return self._thread.is_here
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have the loop call a function soon, in the order of the calls. Without effect when the loop has ended."""
+        self._add(_Call(function, _nothing))
+
+    def call(self, function: Callable[[], _Returned]) -> _Returned:
+        """Call a function in the thread of the loop, and return its result.
+
+        The function returns at once. The loop comes to it within a millisecond or so, therefore a thread that runs a
+        loop of its own may make such calls too. After the end of the loop, nothing runs there that could interfere, and
+        the function is called in this thread.
+        """
+        if self.is_here:
+            return function()
+        outcome: _Outcome[_Returned] = _Outcome()
+
+        def run() -> None:
+            try:
+                outcome.result = function()
+            except BaseException as error:  # noqa: BLE001, for the thread that waits
+                outcome.error = error
+            finally:
+                outcome.is_set.release()
+
+        self._add(_Call(run, run))
+        return outcome.get()
+
+    def wait(self, start: Start[_Returned]) -> _Returned:
+        """Run a coroutine in the loop, wait, and return its result. Ctrl-C ends the wait and cancels the coroutine.
+
+        Raises:
+            RuntimeError: an event loop runs in this thread, and the call would block it.
+            MultiplexerIsClosed: the loop has ended, or ended during the wait.
+        """
+        check_may_block()
+        outcome: _Outcome[_Returned] = _Outcome()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def run() -> None:
+            try:
+                outcome.result = await start()
+            except BaseException as error:  # noqa: BLE001, for the thread that waits
+                outcome.error = error
+            finally:
+                if not self.is_exiting:
+                    outcome.is_set.release()
+
+        self._add(_Call(lambda: tasks.append(self.start(run(), outcome.abandon)), outcome.abandon))
+        try:
+            return outcome.get()
+        except BaseException:
+            self.post(lambda: [task.cancel() for task in tasks])  # this thread was interrupted, or the task is done
+            raise
+
+    async def forward(self, start: Start[_Returned]) -> _Returned:
+        """Run a coroutine in the loop, and await its result in another loop. Cancelled, it cancels the coroutine."""
+        here = asyncio.get_running_loop()
+        if here is self._loop:
+            return await start()
+        future: asyncio.Future[_Returned] = here.create_future()
+        tasks: list[asyncio.Task[None]] = []
+
+        def settle(settle_future: Callable[[Any], object], value: object) -> None:
+            if not future.done():
+                settle_future(value)
+
+        def settle_soon(settle_future: Callable[[Any], object], value: object) -> None:
+            if not here.is_closed():
+                here.call_soon_threadsafe(settle, settle_future, value)
+
+        def abandon() -> None:
+            settle_soon(future.set_exception, MultiplexerIsClosed())
+
+        async def run() -> None:
+            try:
+                result = await start()
+            except asyncio.CancelledError:
+                abandon()
+            except BaseException as error:  # noqa: BLE001, for the other loop
+                settle_soon(future.set_exception, error)
+            else:
+                settle_soon(future.set_result, result)
+
+        self._add(_Call(lambda: tasks.append(self.start(run(), abandon)), abandon))
+        try:
+            return await future
+        finally:
+            if future.cancelled():
+                self.post(lambda: [task.cancel() for task in tasks])
+
+    def start(self, coroutine: Coroutine[Any, Any, None], abandon: Callable[[], object] | None = None) -> _Task:
+        """Run a coroutine in a task; only in the thread of the loop. Its first step runs at once where Python can.
+
+        `abandon` is called if the task is cancelled before its first step, in which the coroutine could not notice it.
+        """
+        task: _Task
+        if sys.version_info >= (3, 12):
+            task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
+        else:
+            task = asyncio.Task(coroutine, loop=self._loop)
+            if abandon is not None:
+                task.add_done_callback(lambda task: abandon() if task.cancelled() else None)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return task
+
+    def check(self) -> None:
+        """Raise if this process was forked after the start of the loop, which runs in the parent only."""
+        if self.pid != os.getpid():
+            raise RuntimeError(
+                "this multiplexer was started before the process forked; make a new one in the child, or make this one "
+                "before the fork and call it afterwards only"
+            )
+
+    def _add(self, call: _Call) -> None:
+        self.check()
+        self._calls.append(call)
+        if self._has_ended:
+            self._fail_calls()
+        elif not self._is_woken:  # one wake-up for many calls
+            self._is_woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._run_calls)
+            except RuntimeError:  # the loop was closed meanwhile
+                self._fail_calls()
+
+    def _run_calls(self) -> None:
+        self._is_woken = False  # before the look: each call that is added from now on wakes the loop again
+        while self._calls:
+            self._calls.popleft().run()
+
+    def _fail_calls(self) -> None:
+        while self._calls:
+            try:
+                call = self._calls.popleft()
+            except IndexError:  # another thread has failed the last one
+                return
+            call.fail()
+
+
+_Task: TypeAlias = asyncio.Task[None]
+
+
+class _Call:
+    """A function that the loop calls, in the context of the thread that calls the portal.
+
+    A callback that closes its subscription, for example, is recognized by its context.
+    """
+
+    __slots__ = ("fail", "run")
+
+    def __init__(self, function: Callable[[], object], fail: Callable[[], object]) -> None:
+        self.run: Callable[[], object] = partial(copy_context().run, function)
+        self.fail = fail
+        """Called instead when the loop has ended."""
+
+
+class _Outcome(Generic[_Returned]):
+    """The result of a call, for the thread that waits for it."""
+
+    __slots__ = ("error", "is_set", "result")
+
+    result: _Returned
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.is_set = threading.Lock()
+        self.is_set.acquire()
+
+    def abandon(self) -> None:
+        """Settle a call that the loop does not make any more."""
+        self.error = MultiplexerIsClosed()
+        self.is_set.release()
+
+    def get(self) -> _Returned:
+        """Wait for the outcome. Ctrl-C interrupts the main thread here."""
+        while not self.is_set.acquire(timeout=LONG):
+            pass
+        if self.error is None:
+            return self.result
+        try:
+            if isinstance(self.error, asyncio.CancelledError):  # the loop has ended
+                raise MultiplexerIsClosed
+            raise self.error
+        finally:
+            self.error = None  # otherwise the exception refers to itself: traceback, frame, outcome, exception
+
+
+def _nothing() -> None:
+    """Take no note of a call that nobody waits for."""
+
+
+def runs_loop() -> bool:
+    """Tell whether this thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def check_may_block() -> None:
+    """Raise if this thread runs an event loop."""
+    if runs_loop():
+        raise RuntimeError(
+            "this call waits, and would block the event loop that runs in this thread: await apublish() or arequest() "
+            "instead, call publish_soon(), or run it in another thread with await asyncio.to_thread(...); code that is "
+            "all asyncio uses redismpx.Multiplexer"
+        )

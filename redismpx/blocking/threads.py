@@ -1,0 +1,63 @@
+"""Daemon threads of the operating system, also where gevent has replaced threads by greenlets."""
+
+from __future__ import annotations
+
+__all__ = ["LONG", "NativeThread"]
+
+import sys
+import threading
+from collections.abc import Callable
+
+LONG = 3_600.0  # seconds of one wait, of many: gevent takes a wait without a timeout for one that nothing can end
+
+
+class NativeThread:
+    """A daemon thread that calls a function with itself. It starts at once.
+
+    Under gevent, an event loop in a greenlet would be taken for the running loop of all greenlets of the thread, and a
+    callback that computes would block them all.
+    """
+
+    def __init__(self, function: Callable[[NativeThread], object], name: str) -> None:
+        _check_eventlet()
+        self._function = function
+        self._ident: int | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        gevent = sys.modules.get("gevent.monkey")
+        if gevent is not None and gevent.is_module_patched("threading"):
+            sys.modules["gevent"].get_hub()  # with its first hub, gevent loads its settings: not in two threads at once
+            gevent.get_original("_thread", "start_new_thread")(self._run, ())
+        else:
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        self._ident = threading.get_ident()
+        try:
+            self._function(self)
+        finally:
+            self._ended.set()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the running code is in this thread."""
+        return threading.get_ident() == self._ident
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended."""
+        if self.is_here:
+            return
+        if self._thread is None:
+            self._ended.wait(timeout)
+        else:
+            self._thread.join(timeout)
+
+
+def _check_eventlet() -> None:
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        raise RuntimeError(
+            "redismpx.blocking needs threads, and eventlet has replaced them: call monkey_patch(thread=False), or use "
+            "gevent, or worker processes with threads (gunicorn --worker-class gthread)"
+        )
