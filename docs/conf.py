@@ -54,6 +54,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Mapping"),
     ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "datetime.datetime"),
+    ("py:class", "os.PathLike"),
     ("py:class", "Buffer"),
     ("py:class", "asyncio.exceptions.CancelledError"),
     ("py:exc", "asyncio.InvalidStateError"),

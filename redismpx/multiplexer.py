@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Multiplexer"]
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context
@@ -49,6 +50,7 @@ from .request import EncodedHandler, Handler, OutgoingRequest, Request, Requeste
 from .service import Service, kind_of
 from .stats import Counters, Stats
 from .typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
+from .url_file import read_url_file
 
 _S = TypeVar("_S")  # what `encode` takes
 
@@ -193,6 +195,26 @@ class Multiplexer:
 
         self._new_hub = new_hub
         self._open()
+
+    @classmethod
+    def from_url_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
+        """Make a multiplexer for the server whose URL is in a file, as `redismpx broker --url-file` writes it.
+
+        The file is read once. After the broker was started again, its password is another one: make a new multiplexer.
+
+        Args:
+            path: the file. It has one URL; lines that begin with `#` are ignored.
+            options: the keyword arguments of the `Multiplexer`.
+
+        Returns:
+            The multiplexer.
+
+        Raises:
+            redismpx.url_file.StaleURLFile: the broker that wrote the file has ended.
+            FileNotFoundError: there is no such file.
+            OSError, TypeError, ValueError: the file cannot be read, or its URL or an option is invalid.
+        """
+        return cls(read_url_file(path), **options)
 
     def _open(self) -> None:
         """Begin a life without subscriptions: the first one, or one after the end of the last."""

@@ -35,6 +35,7 @@ class Mutant(NamedTuple):
 
 
 BLOCKING = "tests/live/test_blocking.py"
+EMBEDDED = "tests/live/test_embedded.py"
 CHANNEL = "tests/live/test_channel.py"
 BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
@@ -70,6 +71,27 @@ USER_OBJECTS = "tests/live/test_user_objects.py"
 
 MUTANTS = [
     # The faults of the Python original.
+    Mutant(
+        "an embedded server that outlives its owner",
+        "embedded.py",
+        "read -r _ <&3; kill",
+        "read -r _ <&3; :",
+        f"{EMBEDDED} -k ends_with_its_owner",
+    ),
+    Mutant(
+        "a URL file that seems valid after its broker was killed",
+        "url_file.py",
+        "in lines and not is_held",
+        "in lines and is_held is None",
+        f"{EMBEDDED} -k stale",
+    ),
+    Mutant(
+        "a second broker that takes over a URL file",
+        "url_file.py",
+        "            if _is_held(other.fileno()):\n",
+        "            if not other:\n",
+        f"{EMBEDDED} -k stale",
+    ),
     Mutant(
         "a removed channel that threads still read",
         "blocking/subscriptions.py",

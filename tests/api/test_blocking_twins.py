@@ -47,7 +47,7 @@ def members(cls: type) -> dict[str, Any]:
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("redismpx"):
             found |= {name: member for name, member in vars(base).items() if not name.startswith("_")}
-    return found
+    return {name: getattr(member, "__func__", member) for name, member in found.items()}  # that of a class method
 
 
 def twins(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,7 +17,7 @@ PACKAGE = Path(redismpx.__file__).parent
 FLOORS = [
     {"errors"},
     {"_core"},
-    {"typing", "stats", "arguments", "message", "envelope", "reply"},
+    {"typing", "stats", "arguments", "message", "envelope", "reply", "url_file"},
     {"_io.runtime"},
     {"_io.redispy"},
     {"_io.session"},
@@ -32,7 +32,7 @@ FLOORS = [
     {"service"},
     {"multiplexer"},
     {""},
-    {"blocking"},
+    {"blocking", "embedded"},
     {"demo"},
     {"cli"},
     {"__main__"},
