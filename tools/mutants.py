@@ -72,6 +72,13 @@ USER_OBJECTS = "tests/live/test_user_objects.py"
 MUTANTS = [
     # The faults of the Python original.
     Mutant(
+        "a message that waits behind one that cannot be decoded",
+        "blocking/hand_over.py",
+        "                    if self._waking is None:\n                        self._waking = loop.call_soon(self._wake_early)\n",
+        "",
+        f"{BLOCKING} -k undecodable",
+    ),
+    Mutant(
         "an embedded server that outlives its owner",
         "embedded.py",
         "read -r _ <&3; kill",

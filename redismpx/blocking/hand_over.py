@@ -62,6 +62,7 @@ class HandOver:
         # With `latest`, a newer message may replace each that is not read yet.
         self._size = 1 if overflow is Overflow.LATEST else max(1, min(_BATCH, max_pending // 10))
         self._task: asyncio.Task[None] | None = None
+        self._waking: asyncio.Handle | None = None
         self._empty: list[asyncio.Future[None]] = []  # resolved when no message is on the way
         self._lock = threading.Lock()  # for all that follows
         self._changed = threading.Condition(self._lock)
@@ -96,26 +97,33 @@ class HandOver:
     async def _fill(self) -> None:
         batch, source = self._batch, self._source
         assert source is not None
-        # Only if a step is delayed, for example by a payload that cannot be decoded, is this called before the last.
-        waking = None
+        loop = asyncio.get_running_loop()
         try:
             event = await anext(source)
             batch.append(event)
             left, size = min(self._size - 1, self._count_source()), _size_of(event)
             if left > 0 and size < _BATCH_BYTES:
-                waking = asyncio.get_running_loop().call_soon(self._wake)
+                self._waking = loop.call_soon(self._wake_early)
                 async for event in source:
                     batch.append(event)
                     left, size = left - 1, size + _size_of(event)
                     if not left or size >= _BATCH_BYTES:
                         break
+                    if self._waking is None:
+                        self._waking = loop.call_soon(self._wake_early)
         except (StopAsyncIteration, SubscriptionIsClosed):
             self.end()
         finally:
-            if waking is not None:
-                waking.cancel()
+            if self._waking is not None:
+                self._waking.cancel()
+                self._waking = None
             self._is_asked = False
             self._wake()
+
+    def _wake_early(self) -> None:
+        """Wake the threads when a step is delayed, for example because a payload cannot be decoded."""
+        self._waking = None
+        self._wake()
 
     def _wake(self) -> None:
         with self._lock:

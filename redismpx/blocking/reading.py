@@ -187,21 +187,27 @@ class Reading(Generic[_M, _E]):
             raise StopIteration from None
         return message
 
-    def events(self) -> Iterator[_E]:
+    def events(self, timeout: float | None = None) -> Iterator[_E]:
         """Read everything in order: each `Activation`, each message, and each `Disconnect`, where the gap lies.
 
         The events begin here: each name that is active already gets its `Activation` first, and buffered messages
         follow. The iteration ends when the subscription closes. Offline, it waits. From now on, the subscription cannot
         be read in another way. Several threads may iterate: each event goes to one.
 
+        Args:
+            timeout: seconds without an event after which the iteration ends. The next call of `events()` goes on from
+                there. None: no limit.
+
         Returns:
             The iterator.
 
         Raises:
             RuntimeError: the subscription has callbacks for its events; or an event loop runs in this thread.
+            TypeError, ValueError: the timeout is invalid.
         """
+        check_seconds(timeout, "timeout")
         self._begin(_EVENTS)
-        return self._iterate(None)
+        return self._iterate(timeout)
 
     # --- the hand-over
 

@@ -25,7 +25,9 @@ MORE = {
 }
 """Members that only the blocking class has. Those of an asyncio future are not compared."""
 
-OTHER_PARAMETERS = {"Multiplexer.serve": ("concurrency", "threads"), "Promise.get": ("", "timeout")}
+OTHER_PARAMETERS = {"Multiplexer.serve": ("concurrency", "threads"), "Promise.get": ("", "timeout")} | {
+    f"{name}.events": ("", "timeout") for name in ("ChannelSubscription", "PatternSubscription", "KeySubscription")
+}
 """The parameters that differ."""
 
 OWN_WORDS = {

@@ -69,12 +69,17 @@ def read_blocks() -> list[Block]:
 BLOCKS = read_blocks()
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 CHATS = [block for block in PYTHON if block.text.startswith("# chat.py\n")]
+LIVE_PAGES = [block for block in PYTHON if block.text.startswith("# live.py\n")]  # run by test_blocking_examples
 SUITES = [block for block in PYTHON if block.text.startswith("# test_")]
 (WORKER,) = [block for block in PYTHON if "add_signal_handler" in block.text]
 CLUSTERED = [block for block in PYTHON if "RedisCluster.from_url(REDIS_URL)" in block.text]
-PROGRAMS = [block for block in PYTHON if "REDIS_URL" in block.text and block not in [*CHATS, WORKER, *CLUSTERED]]
+PROGRAMS = [
+    block for block in PYTHON if "REDIS_URL" in block.text and block not in [*CHATS, *LIVE_PAGES, WORKER, *CLUSTERED]
+]
 ENDLESS = [block for block in PYTHON if "input(" in block.text or block.page == "index.md"]
-SNIPPETS = [block for block in PYTHON if block not in [*CHATS, *SUITES, WORKER, *CLUSTERED, *PROGRAMS, *ENDLESS]]
+SNIPPETS = [
+    block for block in PYTHON if block not in [*CHATS, *LIVE_PAGES, *SUITES, WORKER, *CLUSTERED, *PROGRAMS, *ENDLESS]
+]
 
 
 def read_table(marker: str, page_name: str = "lifecycle") -> list[tuple[str, ...]]:

@@ -93,6 +93,20 @@ def test_get_waits_for_a_message_and_its_timeout(mpx: Multiplexer) -> None:
     assert sub.get(0).data == 2
 
 
+def test_an_undecodable_payload_delays_no_message(url: str) -> None:
+    """Messages around a payload that cannot be decoded are read at once, although the batch lacks one."""
+    errors: list[Exception] = []
+    with Multiplexer(url, on_error=errors.append) as mpx:
+        sub = active(mpx, "a", decode=json.loads)
+        for text in ("1", "{", "2", "3"):
+            mpx.publish("a", text)
+        until(lambda: sub.pending == 4)
+        thread, results = in_thread(lambda: [sub.get().data for _ in range(3)])
+        thread.join(5)
+        assert results == [[1, 2, 3]]
+        assert len(errors) == 1
+
+
 def test_get_nowait_returns_what_is_buffered(mpx: Multiplexer) -> None:
     """get_nowait() returns buffered messages, then raises `queue.Empty`."""
     sub = active(mpx, "a")
@@ -188,6 +202,9 @@ def test_events_show_the_gap_in_its_place(mpx: Multiplexer, url: str) -> None:
         events = sub.events()
         found = [next(events) for _ in range(5)]
         assert [type(event) for event in found] == [Activation, Message, Disconnect, Activation, Message]
+        assert list(sub.events(timeout=0.01)) == []
+        mpx.publish("gap", "3")
+        assert [event[1] for event in sub.events(timeout=0.1)] == [b"3"]  # it goes on, without the activation
         assert isinstance(found[2], Disconnect)
         assert isinstance(found[2].error, ConnectionLost)
 
