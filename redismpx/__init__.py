@@ -9,6 +9,7 @@ from .errors import (
     InactiveSubscription,
     KeyEventsDisabled,
     LimitReached,
+    MessageGap,
     MultiplexerIsClosed,
     NoResponders,
     PromiseInterrupted,
@@ -23,13 +24,14 @@ from .errors import (
     TooManyPromises,
 )
 from .keys import KeyEvent, KeySubscription
-from .message import Activation, Disconnect, Event, Message
+from .message import Activation, Disconnect, Event, Message, OnGap, OnStreamMessage, StreamEvent, StreamMessage
 from .multiplexer import Multiplexer
 from .pattern import PatternSubscription, escape_glob
 from .promise import Promise, PromiseSubscription
 from .request import Request
 from .service import Service
 from .stats import Stats
+from .stream import StreamSubscription
 from .typing import OnActivation, OnClose, OnDisconnect, OnError, OnMessage
 
 __version__ = "1.0.0"
@@ -48,6 +50,7 @@ __all__ = [
     "KeySubscription",
     "LimitReached",
     "Message",
+    "MessageGap",
     "Multiplexer",
     "MultiplexerIsClosed",
     "NoResponders",
@@ -55,7 +58,9 @@ __all__ = [
     "OnClose",
     "OnDisconnect",
     "OnError",
+    "OnGap",
     "OnMessage",
+    "OnStreamMessage",
     "Overflow",
     "PatternSubscription",
     "Promise",
@@ -68,6 +73,9 @@ __all__ = [
     "Service",
     "SlowConsumer",
     "Stats",
+    "StreamEvent",
+    "StreamMessage",
+    "StreamSubscription",
     "SubscriptionIsClosed",
     "SubscriptionRefused",
     "TooManyChannels",

@@ -15,9 +15,11 @@ __all__ = [
     "to_key_name",
     "to_pattern",
     "to_payload",
+    "to_position",
 ]
 
 import inspect
+import re
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from types import FunctionType, MethodType
@@ -25,9 +27,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from ._core.keyspace import KeyName, exact_key, new_key_name
 from ._core.overflow import Overflow
+from .errors import quote
 from .typing import Payload
 
 _Callback = TypeVar("_Callback")
+
+_match_id = re.compile(rb"([0-9]{1,20})(?:-([0-9]{1,20}))?").fullmatch  # the id of an entry in a stream
 
 
 class Limits(NamedTuple):
@@ -130,6 +135,22 @@ def to_key_name(pattern: str | bytes, db: int, limits: Limits, *, has_subkeys: b
     if not text or exact_key(text) is None:
         to_pattern(text, limits)
     return new_key_name(text, db, has_subkeys=has_subkeys)
+
+
+def to_position(after: str | bytes | None) -> bytes | None:
+    """Return a position in a stream; raise `TypeError` or `ValueError` for anything that is no id.
+
+    None stays None: from now on. `"0"` becomes empty: all that is kept.
+    """
+    if after is None:
+        return None
+    text = to_bytes(after, "after")
+    match = _match_id(text)
+    if match is None or max(int(number or 0) for number in match.groups()) >= 1 << 64:
+        raise ValueError(f"after must be the id of an entry, as 1700000000000-0, '0' or None, not {quote(text)}")
+    if text == b"0":
+        return b""
+    return b"%d-%d" % (int(match[1]), int(match[2] or 0))
 
 
 def to_events(events: Iterable[str | bytes] | None) -> frozenset[bytes] | None:

@@ -8,6 +8,7 @@ __all__ = [
     "InactiveSubscription",
     "KeyEventsDisabled",
     "LimitReached",
+    "MessageGap",
     "MultiplexerIsClosed",
     "NoResponders",
     "PromiseInterrupted",
@@ -179,7 +180,7 @@ class SubscriptionRefused(RedisMPXError):
         reason = plain(reason)
         super().__init__(f"Redis rejected {kind} {quote(name)}: {reason} ({_advise(kind, reason)})")
         self.kind = kind
-        """`"channel"`, `"pattern"` or `"shard channel"`."""
+        """`"channel"`, `"pattern"`, `"shard channel"` or `"stream"`."""
         self.name = name
         """The rejected name."""
         self.reason = reason
@@ -189,6 +190,10 @@ class SubscriptionRefused(RedisMPXError):
 def _advise(kind: str, reason: str) -> str:
     """Say what to do about a rejected name."""
     is_sharded = kind == "shard channel"
+    if kind == "stream":
+        if "WRONGTYPE" in reason:
+            return "its key holds another type: streams need names that no other key has"
+        return "see ACL SETUSER ... ~key +eval +evalsha +xrange +xinfo|stream +exists"
     if reason.startswith("MOVED "):
         return "this is one node of a cluster: give the multiplexer a redis.asyncio.RedisCluster client"
     if "unknown command" in reason:
@@ -231,12 +236,13 @@ class SlowConsumer(RedisMPXError):
     `latest`, when no message is buffered.
     """
 
-    def __init__(self, dropped: int, pending: int, limit: str = "max_pending") -> None:
-        super().__init__(
-            f"the consumer is too slow: {pending} messages pending, {dropped} dropped so far; {_ADVICE[limit]}"
-        )
+    def __init__(self, dropped: int, pending: int, limit: str = "max_pending", *, is_lagging: bool = False) -> None:
+        state = f"{pending} messages pending, {dropped} dropped so far"
+        if is_lagging:
+            state = f"more than {pending} messages behind; none is lost, they are read from the stream later"
+        super().__init__(f"the consumer is too slow: {state}; {_ADVICE[limit]}")
         self.dropped = dropped
-        """The number of messages that this subscription has dropped so far."""
+        """The number of messages that this subscription has dropped so far. A stream subscription drops none."""
         self.pending = pending
         """The number of messages that are buffered for the consumer."""
         self.limit = limit
@@ -254,6 +260,32 @@ _ADVICE = {
     "overflow": "newer messages of the same channels have replaced them, as overflow='latest' says",
 }
 """What to do about a slow consumer, by the option whose limit was reached."""
+
+
+class MessageGap(RedisMPXError):
+    """Messages of a stream are missing here: Redis does not have them any more. Delivery goes on behind them."""
+
+    def __init__(self, channel: bytes, after: bytes, before: bytes | None, reason: str) -> None:
+        end = "the next message" if before is None else repr(before)
+        super().__init__(
+            f"messages of stream {quote(channel)} after {after!r} and before {end} are lost: {_GAP_REASONS[reason]}"
+        )
+        self.channel = channel
+        """The name of the stream."""
+        self.after = after
+        """The id of the last message before the gap."""
+        self.before = before
+        """The id of the first message behind the gap. None: there is no message yet."""
+        self.reason = reason
+        """`"trimmed"`: Redis has removed the messages. `"expired"`: the whole stream is gone. `"restarted"`: it has
+        another history now, after a failover or a flush."""
+
+
+_GAP_REASONS = {
+    "trimmed": "they were trimmed or deleted; keep more of them, with a larger max_length or max_age of append()",
+    "expired": "the stream expired or was deleted; raise max_age of append() to keep it for longer",
+    "restarted": "the stream has another history now, after a failover, a flush or a deletion",
+}
 
 
 class PromiseTimeout(RedisMPXError, TimeoutError):

@@ -39,16 +39,19 @@ from .arguments import (
     to_key_name,
     to_pattern,
     to_payload,
+    to_position,
 )
 from .channel import ChannelSubscription, ShardedChannelSubscription
 from .envelope import Headers
 from .errors import MultiplexerIsClosed, quote
 from .keys import KeySubscription, OnKeyEvent
+from .message import OnGap, OnStreamMessage, StreamMessage
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
 from .request import EncodedHandler, Handler, OutgoingRequest, Request, Requester
 from .service import Service, kind_of
 from .stats import Counters, Stats
+from .stream import StreamSubscription
 from .typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
 from .url_file import read_url_file
 
@@ -112,6 +115,9 @@ class Multiplexer:
             it, if its subscription has no other: at most half of the total is buffered beside it. Once half of the
             total is used, a payload of 1 KiB or more that several subscriptions buffer is counted once.
         publish_timeout: seconds for one `publish()`, from the call to the reply of Redis.
+        tail_interval: seconds without a message on a stream after which its last id is compared, so that nothing is
+            missed on a connection that is silently broken, or that was appended by plain XADD. It takes up to half of
+            that longer. None: never.
         max_payload: the length of a payload for `publish()`, in bytes. Beyond: `ValueError`. Servers disconnect a
             subscriber whose unsent messages exceed `client-output-buffer-limit`.
         connection_options: any option of `redis.asyncio.Redis.from_url`; only with a URL. With Sentinels also
@@ -152,12 +158,15 @@ class Multiplexer:
         max_pending_bytes: int | None = 67_108_864,
         max_total_pending_bytes: int | None = 536_870_912,
         publish_timeout: float = 5.0,
+        tail_interval: float | None = 30.0,
         max_payload: int | None = 1_048_576,
         **connection_options: Any,
     ) -> None:
         if backoff is not None and not isinstance(backoff, AbstractBackoff):
             raise TypeError(f"backoff must be a redis.backoff.AbstractBackoff, not {type(backoff).__name__}")
         _check_times(ping_interval, ping_timeout, delivery_probe, publish_timeout)
+        if check_seconds(tail_interval, "tail_interval") == 0:
+            raise ValueError("tail_interval must be more than 0 seconds; None disables it")
         self._max_payload = check_bound(max_payload, "max_payload")
         self._max_pending = check_positive(max_pending, "max_pending")
         limits = Limits(
@@ -191,6 +200,7 @@ class Multiplexer:
                 limits,
                 budget,
                 record_limit,
+                tail_interval,
             )
 
         self._new_hub = new_hub
@@ -519,6 +529,103 @@ class Multiplexer:
         consumer = self._consumer(None, on_disconnect, on_activation, None, max_pending, overflow, on_error, on_close)
         return KeySubscription(self._hub, consumer, on_event, name, to_events(events))
 
+    @overload
+    def new_stream_subscription(
+        self,
+        on_message: OnStreamMessage[bytes] | None = None,
+        on_gap: OnGap | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: None = None,
+        durable: str | bytes | None = None,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+        on_close: OnClose | None = None,
+    ) -> StreamSubscription[bytes]: ...
+
+    @overload
+    def new_stream_subscription(
+        self,
+        on_message: OnStreamMessage[T] | None = None,
+        on_gap: OnGap | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: Decode[T],
+        durable: str | bytes | None = None,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+        on_close: OnClose | None = None,
+    ) -> StreamSubscription[T]: ...
+
+    def new_stream_subscription(
+        self,
+        on_message: OnStreamMessage[Any] | None = None,
+        on_gap: OnGap | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: Decode[Any] | None = None,
+        durable: str | bytes | None = None,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+        on_close: OnClose | None = None,
+    ) -> StreamSubscription[Any]:
+        """Make a subscription to streams, still without streams: `StreamSubscription.add()` subscribes to them.
+
+        A stream is a channel whose messages Redis keeps: those of `append()`. What a lost connection, or a slow
+        consumer, has missed is read from Redis, in order. If Redis does not have it any more, `on_gap` says so. So no
+        message is lost unseen.
+
+        Returns at once, and works offline. In a cluster, the channels of streams are sharded.
+
+        Args:
+            on_message: called with each `StreamMessage`. None: the subscription is read, with `async for`,
+                `StreamSubscription.get()` or `StreamSubscription.events()`.
+            on_gap: called with a `MessageGap` in its place between the messages. None: gaps go to `on_error`, or to the
+                log.
+            on_disconnect: called with a `ConnectionLost`, once for each lost connection on which a stream was active.
+                No message is missed therefore.
+            on_activation: called with each stream when it is subscribed and its position is known, and again after each
+                reconnect.
+            decode: converts each payload, as for `new_channel_subscription()`. If it raises, the message is left out.
+            durable: a name under which the positions are kept in Redis, in a hash beside each stream. They are saved
+                when the consumer is through with a message: within a second, at `StreamSubscription.commit()`, at
+                `drain()`, and when the stream is removed or the subscription closed. A subscription with the same
+                name goes on from there, at least once: what was handled after the last save is delivered again. Only
+                one subscription at a time should have the name.
+            max_pending: the number of messages that are buffered, as for the `Multiplexer`, whose value is the default.
+                Beyond, they stay in Redis until the consumer has caught up, and `on_error` gets one `SlowConsumer`.
+            on_error: as for `new_channel_subscription()`.
+            on_close: called once with the reason when the multiplexer is closed before the subscription. A plain
+                function; it is the last callback.
+
+        Returns:
+            The subscription.
+
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed or drains.
+            TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                def on_message(message: StreamMessage) -> None:
+                    print(message.id, message.data)
+
+                room = mpx.new_stream_subscription(on_message, on_gap=print)
+                room.add("room:1", after="0")
+        """
+        self._enter()
+        check_callback(on_message, "on_message", "message")
+        check_callback(on_gap, "on_gap", "gap")
+        name = None if durable is None else to_bytes(durable, "durable", self._hub.limits.max_name_bytes)
+        consumer = self._consumer(
+            None, on_disconnect, on_activation, decode, max_pending, Overflow.DROP_NEWEST, on_error, on_close
+        )
+        return StreamSubscription(self._hub, consumer, on_message, on_gap, decode, name)
+
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
         """Make a subscription for promises on all channels that begin with `prefix`.
 
@@ -582,6 +689,112 @@ class Multiplexer:
             raise MultiplexerIsClosed
         self._hub.enter()
         return name, payload
+
+    # --- streams
+
+    async def append(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        max_length: int | None = 1_000,
+        max_age: float | None = 3_600,
+        key: str | bytes | None = None,
+    ) -> bytes:
+        """Append a message to a stream: Redis keeps it, and publishes it to the stream subscriptions.
+
+        One script does all of it in one atomic step. It goes out in the order of the calls, with those of `publish()`,
+        as described there. Needs the rights to run scripts, to read and write the key with the name of the stream, and
+        to publish on the channel of that name.
+
+        Args:
+            channel: the stream; `str` is encoded as UTF-8.
+            data: the payload, as for `publish()`.
+            max_length: how many messages are kept at least. Redis removes older ones in blocks, of up to a hundred
+                messages. None: no limit.
+            max_age: how long messages are kept at least, in seconds; the whole stream expires that long after its last
+                message. None: no limit.
+            key: makes the call idempotent: a call with a key that was used in the last ten minutes appends nothing, and
+                returns the id of the first one.
+
+        Returns:
+            The id of the message.
+
+        Raises:
+            ConnectionLost: as for `publish()`. If its attribute `sent` is true, the message may have been appended;
+                with a `key`, it is safe to call again.
+            redis.exceptions.ResponseError: Redis rejected the call, and appended nothing; its notes say what to do. It
+                is an `OutOfMemoryError` when `maxmemory` is reached, a `ReadOnlyError` from a replica, a
+                `NoPermissionError` when a right is missing, and has the text `WRONGTYPE` if the key is no stream.
+            MultiplexerIsClosed: as for `publish()`.
+            TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                key = secrets.token_hex()
+                while True:
+                    try:
+                        id = await mpx.append("room:1", "hello", key=key)
+                    except ConnectionLost:
+                        continue  # it is appended once, however often this is repeated
+                    break
+        """
+        name, payload = self._convert(channel, data)
+        if max_length is not None:
+            check_positive(max_length, "max_length")
+        age = check_seconds(max_age, "max_age")
+        if age is not None and age < 0.001:
+            raise ValueError(f"max_age must be at least a millisecond, not {age} s")
+        once = None if key is None else to_bytes(key, "key", self._hub.limits.max_name_bytes)
+        return await self._hub._streams.append(name, payload, max_length, age, once)
+
+    async def history(
+        self, channel: str | bytes, *, after: str | bytes = b"0", limit: int = 100
+    ) -> list[StreamMessage[bytes]]:
+        """Read messages that a stream keeps, oldest first, without a subscription.
+
+        Offline, it waits for a connection until `publish_timeout`.
+
+        Args:
+            channel: the stream; `str` is encoded as UTF-8.
+            after: an id: the messages behind it. `"0"`: from the oldest one on.
+            limit: how many messages to return at most.
+
+        Returns:
+            The messages. Fewer than `limit`: there are no more.
+
+        Raises:
+            ConnectionLost: there is no connection.
+            redis.exceptions.ResponseError: Redis rejected the call.
+            MultiplexerIsClosed: the multiplexer is closed.
+            TypeError, ValueError: an argument is invalid.
+        """
+        name, _ = self._convert(channel, b"")
+        position = to_position(after)
+        if position is None:
+            raise TypeError("after must be str or bytes: the id of an entry, or '0'")
+        check_positive(limit, "limit")
+        return await self._hub._streams.history(name, position, limit)
+
+    async def delete_position(self, channel: str | bytes, durable: str | bytes) -> bool:
+        """Delete a position that a durable stream subscription has saved. While it is open, it may save it again.
+
+        Args:
+            channel: the stream; `str` is encoded as UTF-8.
+            durable: the name of the position.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ConnectionLost: there is no connection.
+            redis.exceptions.ResponseError: Redis rejected the call.
+            MultiplexerIsClosed: the multiplexer is closed.
+            TypeError, ValueError: an argument is invalid.
+        """
+        name, position = self._convert(channel, to_bytes(durable, "durable"))
+        return await self._hub._streams.delete_position(name, position)
 
     # --- request and reply
 

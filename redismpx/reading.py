@@ -196,4 +196,6 @@ class _Events(Generic[T]):
             return new_message((*event, source))
         if event.kind is Signal.ACTIVATION:
             return Activation(event.argument)
+        if event.kind is Signal.GAP:  # only a stream has gaps, and makes something else of it
+            return event.argument  # type: ignore[no-any-return]
         return Disconnect(argument_of(event))

@@ -56,3 +56,4 @@ class Counters:
     dropped: int = 0
     promises: int = 0  # outstanding
     published: int = 0
+    scripts: int = 0  # calls that run a script: append(), and the pages of streams

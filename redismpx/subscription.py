@@ -17,6 +17,7 @@ from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.delivery.inbox import Inbox
 from ._io.hub import Hub
+from ._io.session.subscriber import Subscriber
 from .arguments import check_seconds, to_bytes
 from .errors import SubscriptionIsClosed, SubscriptionRefused, quote
 
@@ -27,12 +28,13 @@ class Subscription(ABC):
     __slots__ = ("__weakref__", "_hub", "_inbox")
 
     _kind: Kind
+    _inbox_class: type[Inbox] = Inbox
 
     def __init__(self, hub: Hub, consumer: Consumer, label: str) -> None:
         self._hub = hub
         # Only the hub keeps a subscription alive: the inbox, which the registry refers to, must not.
         close = _weakly(self._close, "overflow") if consumer.overflow is Overflow.CLOSE else None
-        self._inbox = Inbox(consumer, label, hub.delivery, close)
+        self._inbox = self._inbox_class(consumer, label, hub.delivery, close)
         hub.join(self, keep=consumer.has_callbacks)
 
     @property
@@ -49,7 +51,7 @@ class Subscription(ABC):
         if self.closed or not self._inbox.active:  # most often there is no connection
             return frozenset()
         names = tuple(self._names)
-        return frozenset([name for name in names if self._hub.is_active(self._kind, name, self._inbox)])
+        return frozenset([name for name in names if self._has_active(name)])
 
     def close(self) -> None:
         """Unsubscribe from everything, at once and for good.
@@ -68,7 +70,7 @@ class Subscription(ABC):
         if self._hub.postpone(partial(self._close, reason)):
             return
         self._end(reason)
-        self._hub.release(self._kind, self._names, self._inbox)
+        self._hub.release(self._kind, self._names, self._subscriber)
         self._hub.leave(self)
 
     def _end(self, reason: str | None) -> None:
@@ -121,6 +123,11 @@ class Subscription(ABC):
         """Wait until the consumer has handled all events received so far."""
         while not (self._inbox.idle or self._inbox.closed):
             await self._inbox.wait()
+
+    @property
+    def _subscriber(self) -> Subscriber:
+        """What the names are subscribed for."""
+        return self._inbox
 
     @property
     @abstractmethod

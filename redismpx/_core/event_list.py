@@ -43,8 +43,13 @@ class EventList(ABC):
         """Whether the oldest event is a signal."""
         return self.signals > 0 and self._items[self._skip()] is None
 
+    @property
+    def has_disconnect(self) -> bool:
+        """Whether a disconnect is queued."""
+        return self._gaps > 0
+
     def signal(self, kind: Signal, argument: object, name: bytes) -> None:
-        """Add an activation or an error."""
+        """Add an activation, a gap or an error."""
         self._add_signal(name if kind is Signal.ACTIVATION else QueuedSignal(kind, argument, {name}))
 
     def disconnect(self, argument: object, names: frozenset[bytes] | None, lost: Iterable[bytes] | None = None) -> int:
@@ -139,7 +144,7 @@ class EventList(ABC):
             for signal in reversed(signals):
                 if type(signal) is bytes:
                     activated.add(signal)
-                elif not signal.names <= activated:
+                elif signal.kind is Signal.ERROR and not signal.names <= activated:
                     errors.append(signal)
         dropped = self._count_off(start)
         del self._items[start:]

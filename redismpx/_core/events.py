@@ -22,6 +22,7 @@ class Signal(enum.Enum):
 
     ACTIVATION = "activation"
     DISCONNECT = "disconnect"
+    GAP = "gap"
     ERROR = "error"
 
 

@@ -25,6 +25,7 @@ from .runtime.log import RecordLimit, logger
 from .runtime.slices import SLICE_STEPS, Slices
 from .runtime.tasks import Tasks
 from .session.subscriber import Subscriber
+from .streams.streams import Streams
 
 
 class Closable(Protocol):
@@ -61,6 +62,7 @@ class Hub:
         limits: Limits,
         budget: Budget,
         record_limit: RecordLimit,
+        tail_interval: float | None,
     ) -> None:
         self.tasks: Tasks = tasks
         self.counters: Counters = counters
@@ -73,6 +75,7 @@ class Hub:
         self._read: WeakSet[Closable] = WeakSet()  # the other open subscriptions
         self._abandoned: deque[Closable] = deque()  # the garbage collector has found these; the loop closes them
         self.deployment: Deployment = new_deployment(self.close)
+        self._streams: Streams = Streams(self.deployment.publisher, tasks, tail_interval)
         self.delivery: DeliveryContext = DeliveryContext(
             tasks, counters, budget, self.deployment.main.call_soon, record_limit
         )
@@ -276,6 +279,7 @@ class Hub:
             return
         self._move(HubState.CLOSED)
         self.tasks.is_ending = True
+        self._streams.end()
         self.budget.recall()  # a consumer takes messages from its batch without a look at anything else
         failures = self.deployment.close()
         subscriptions = chain(self._kept, self._read)

@@ -3,6 +3,7 @@
 from .multiplexer import Multiplexer
 from .promise import Promise, PromiseSubscription
 from .service import Service
+from .streams import StreamSubscription
 from .subscriptions import ChannelSubscription, KeySubscription, PatternSubscription
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "Promise",
     "PromiseSubscription",
     "Service",
+    "StreamSubscription",
 ]

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Container, Coroutine, Itera
 from time import monotonic
 from typing import Any
 
-from .. import Activation, Disconnect, Message, Overflow
+from .. import Activation, Disconnect, Message, MessageGap, Overflow, StreamMessage
 from ..errors import SubscriptionIsClosed
 from .portal import Portal
 from .threads import LONG
@@ -89,7 +89,7 @@ class HandOver:
             return self._count()
 
     def _count(self) -> int:
-        return sum([not isinstance(event, (Activation, Disconnect)) for event in self._batch])
+        return sum([not isinstance(event, (Activation, Disconnect, MessageGap)) for event in self._batch])
 
     def _ask(self) -> None:
         self._task = self.portal.start(self._fill())
@@ -263,10 +263,10 @@ class HandOver:
 
 def _size_of(event: object) -> int:
     """Return the bytes of a payload, or about so many, if it is decoded."""
-    return sys.getsizeof(event.data) if type(event) is Message else 0
+    return sys.getsizeof(event.data) if type(event) is Message or type(event) is StreamMessage else 0
 
 
 def _is_about(event: object, names: Container[bytes] | None) -> bool:
-    if isinstance(event, Message):
+    if isinstance(event, (Message, MessageGap, StreamMessage)):
         return names is None or event.channel in names
     return isinstance(event, Activation) and (names is None or event.name in names)

@@ -28,6 +28,7 @@ from .. import Overflow, Request, Stats
 from ..arguments import check_overflow, check_plain, check_positive, check_seconds
 from ..errors import MultiplexerIsClosed
 from ..keys import OnKeyEvent
+from ..message import OnGap, OnStreamMessage, StreamMessage
 from ..typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
 from ..url_file import read_url_file
 from .described import described_by
@@ -35,6 +36,7 @@ from .hand_over import Border, HandOver
 from .portal import JOIN_TIMEOUT, check_may_block, runs_loop
 from .promise import PromiseSubscription
 from .service import Service
+from .streams import StreamSubscription
 from .subscriptions import ChannelSubscription, KeySubscription, PatternSubscription
 
 _Encodable = TypeVar("_Encodable")  # what `encode` takes
@@ -93,6 +95,7 @@ class Multiplexer:
         max_pending_bytes: int | None = 67_108_864,
         max_total_pending_bytes: int | None = 536_870_912,
         publish_timeout: float = 5.0,
+        tail_interval: float | None = 30.0,
         max_payload: int | None = 1_048_576,
         **connection_options: Any,
     ) -> None:
@@ -114,6 +117,7 @@ class Multiplexer:
             max_pending_bytes=max_pending_bytes,
             max_total_pending_bytes=max_total_pending_bytes,
             publish_timeout=publish_timeout,
+            tail_interval=tail_interval,
             max_payload=max_payload,
             on_error=None if on_error is None else self._report,
             **connection_options,
@@ -362,6 +366,65 @@ class Multiplexer:
         )
         return KeySubscription(subscription, hand_over)
 
+    @overload
+    def new_stream_subscription(
+        self,
+        on_message: OnStreamMessage[bytes] | None = None,
+        on_gap: OnGap | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: None = None,
+        durable: str | bytes | None = None,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+        on_close: OnClose | None = None,
+    ) -> StreamSubscription[bytes]: ...
+
+    @overload
+    def new_stream_subscription(
+        self,
+        on_message: OnStreamMessage[T] | None = None,
+        on_gap: OnGap | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: Decode[T],
+        durable: str | bytes | None = None,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+        on_close: OnClose | None = None,
+    ) -> StreamSubscription[T]: ...
+
+    def new_stream_subscription(
+        self,
+        on_message: OnStreamMessage[Any] | None = None,
+        on_gap: OnGap | None = None,
+        on_disconnect: OnDisconnect | None = None,
+        on_activation: OnActivation | None = None,
+        *,
+        decode: Decode[Any] | None = None,
+        durable: str | bytes | None = None,
+        max_pending: int | None = None,
+        on_error: OnError | None = None,
+        on_close: OnClose | None = None,
+    ) -> StreamSubscription[Any]:
+        border, hand_over, options = self._consumer(
+            on_disconnect,
+            on_activation,
+            max_pending,
+            Overflow.DROP_NEWEST if durable is None else Overflow.LATEST,  # which takes one message at a time
+            on_error,
+            on_close,
+        )
+        del options["overflow"]
+        options["on_message"] = border.workers.calling(check_plain(on_message, "on_message", "message"))
+        options["on_gap"] = hand_over.then(check_plain(on_gap, "on_gap", "gap"))
+        subscription = border.portal.call(
+            lambda: self._mpx.new_stream_subscription(decode=decode, durable=durable, **options)
+        )
+        return StreamSubscription(subscription, hand_over)
+
     def new_promise_subscription(self, prefix: str | bytes) -> PromiseSubscription:
         border = self._begun()
         return PromiseSubscription(border.portal.call(lambda: self._mpx.new_promise_subscription(prefix)), border)
@@ -453,6 +516,29 @@ class Multiplexer:
         finally:
             with self._lock:
                 self._unsent -= 1
+
+    # --- streams
+
+    def append(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        max_length: int | None = 1_000,
+        max_age: float | None = 3_600,
+        key: str | bytes | None = None,
+    ) -> bytes:
+        return self._begun().portal.wait(
+            lambda: self._mpx.append(channel, data, max_length=max_length, max_age=max_age, key=key)
+        )
+
+    def history(
+        self, channel: str | bytes, *, after: str | bytes = b"0", limit: int = 100
+    ) -> list[StreamMessage[bytes]]:
+        return self._begun().portal.wait(lambda: self._mpx.history(channel, after=after, limit=limit))
+
+    def delete_position(self, channel: str | bytes, durable: str | bytes) -> bool:
+        return self._begun().portal.wait(lambda: self._mpx.delete_position(channel, durable))
 
     # --- request and reply
 

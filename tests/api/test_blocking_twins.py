@@ -21,12 +21,14 @@ MORE = {
     "ChannelSubscription": ["listen", "run"],
     "PatternSubscription": ["listen", "run"],
     "KeySubscription": ["listen", "run"],
+    "StreamSubscription": ["dropped", "listen", "run"],
     "Promise": ["done"],
 }
 """Members that only the blocking class has. Those of an asyncio future are not compared."""
 
 OTHER_PARAMETERS = {"Multiplexer.serve": ("concurrency", "threads"), "Promise.get": ("", "timeout")} | {
-    f"{name}.events": ("", "timeout") for name in ("ChannelSubscription", "PatternSubscription", "KeySubscription")
+    f"{name}.events": ("", "timeout")
+    for name in ("ChannelSubscription", "PatternSubscription", "KeySubscription", "StreamSubscription")
 }
 """The parameters that differ."""
 
@@ -36,6 +38,7 @@ OWN_WORDS = {
     "ChannelSubscription": ["close", "events", "get", "get_nowait", "listen", "pending", "run"],
     "PatternSubscription": ["close", "events", "get", "get_nowait", "listen", "pending", "run"],
     "KeySubscription": ["close", "dropped", "events", "get", "get_nowait", "listen", "pending", "run"],
+    "StreamSubscription": ["close", "dropped", "events", "get", "get_nowait", "listen", "pending", "position", "run"],
     "PromiseSubscription": ["clear", "new_promise"],
     "Promise": ["cancel", "done", "get", "set_exception", "set_result"],
     "Service": ["close", "in_flight"],

@@ -26,6 +26,7 @@ from redismpx import (
     KeySubscription,
     LimitReached,
     Message,
+    MessageGap,
     Multiplexer,
     MultiplexerIsClosed,
     NoResponders,
@@ -40,6 +41,8 @@ from redismpx import (
     RequestFailed,
     Service,
     SlowConsumer,
+    StreamMessage,
+    StreamSubscription,
     SubscriptionIsClosed,
     SubscriptionRefused,
     TooManyChannels,
@@ -58,6 +61,8 @@ EXAMPLES = [
     KeyEvent(b"key", b"set", 0, (b"field",)),
     KeyEventsDisabled(b"key:*", "Ex", "K", "127.0.0.1:7001"),
     LimitReached("max_channels", 1),
+    MessageGap(b"stream", b"1-0", None, "trimmed"),
+    StreamMessage(b"stream", b"data", b"1-0"),
     Message(b"channel", b"data", b"pattern"),
     MultiplexerIsClosed(),
     NoResponders(b"channel"),
@@ -78,6 +83,7 @@ EXAMPLES = [
 """An object of each public class that is a value or an exception."""
 OF_A_LOOP = (
     ChannelSubscription, KeySubscription, Multiplexer, PatternSubscription, Promise, PromiseSubscription, Service,
+    StreamSubscription,
 )  # fmt: skip
 """The public classes whose objects belong to an event loop."""
 
@@ -206,6 +212,7 @@ def test_an_object_of_a_loop_cannot_be_pickled(kind: type) -> None:
         mpx.new_channel_subscription(),
         mpx.new_pattern_subscription("*"),
         mpx.new_key_subscription("*"),
+        mpx.new_stream_subscription(),
         mpx.new_promise_subscription("p"),
         mpx.serve("s", bytes),
     ]

@@ -23,11 +23,12 @@ FLOORS = [
     {"_io.session"},
     {"_io.publishing"},
     {"_io.delivery"},
+    {"_io.streams"},
     {"_io.deployment"},
     {"_io.hub"},
     {"subscription"},
     {"reading"},
-    {"channel", "keys", "pattern", "promise"},
+    {"channel", "keys", "pattern", "promise", "stream"},
     {"request"},
     {"service"},
     {"multiplexer"},
@@ -214,15 +215,23 @@ def test_the_public_names_are_the_documented_ones() -> None:
     assert set(redismpx.__all__) == {
         "Activation", "ChannelSubscription", "ConnectionLost", "DecodeError", "Disconnect", "Envelope", "Event",
         "InactiveSubscription", "KeyEvent", "KeyEventsDisabled", "KeySubscription", "LimitReached", "Message",
+        "MessageGap",
         "Multiplexer", "MultiplexerIsClosed", "NoResponders", "OnActivation", "OnClose", "OnDisconnect", "OnError",
-        "OnMessage", "Overflow", "PatternSubscription", "Promise",
+        "OnGap", "OnMessage", "OnStreamMessage", "Overflow", "PatternSubscription", "Promise",
         "PromiseInterrupted", "PromiseSubscription", "PromiseTimeout", "RedisMPXError", "Request", "RequestFailed",
-        "Service", "SlowConsumer", "Stats", "SubscriptionIsClosed", "SubscriptionRefused",
+        "Service", "SlowConsumer", "Stats", "StreamEvent", "StreamMessage", "StreamSubscription",
+        "SubscriptionIsClosed", "SubscriptionRefused",
         "TooManyChannels", "TooManyPatterns", "TooManyPromises", "escape_glob",
     }  # fmt: skip
     for name in redismpx.__all__:
         value = getattr(redismpx, name)
-        assert value.__doc__ or name in (*redismpx.typing.__all__, "Event")  # an alias has no docstring of its own
+        assert value.__doc__ or name in (
+            *redismpx.typing.__all__,
+            "Event",
+            "OnGap",
+            "OnStreamMessage",
+            "StreamEvent",
+        )  # an alias has no docstring of its own
 
 
 def is_public(name: str) -> bool:

@@ -19,6 +19,7 @@ from redismpx import (
     Promise,
     PromiseSubscription,
     Service,
+    StreamSubscription,
 )
 from redismpx.errors import MultiplexerIsClosed
 
@@ -52,6 +53,10 @@ ENTRIES: dict[type, dict[str, Entry]] = {
         "new_channel_subscription": lambda mpx: mpx.new_channel_subscription(),
         "new_pattern_subscription": lambda mpx: mpx.new_pattern_subscription("x"),
         "new_key_subscription": lambda mpx: mpx.new_key_subscription("x"),
+        "new_stream_subscription": lambda mpx: mpx.new_stream_subscription(),
+        "append": lambda mpx: mpx.append("x", "x"),
+        "history": lambda mpx: mpx.history("x"),
+        "delete_position": lambda mpx: mpx.delete_position("x", "x"),
         "new_promise_subscription": lambda mpx: mpx.new_promise_subscription("x"),
         "subscribe": lambda mpx: enter(mpx.subscribe("x")),
         "publish": lambda mpx: mpx.publish("x", "x"),
@@ -72,6 +77,14 @@ ENTRIES: dict[type, dict[str, Entry]] = {
     },
     PatternSubscription: READ,
     KeySubscription: READ,
+    StreamSubscription: {
+        **READ,
+        "add": lambda sub: sub.add("x"),
+        "remove": lambda sub: sub.remove("a"),
+        "clear": lambda sub: sub.clear(),
+        "commit": lambda sub: sub.commit(),
+        "position": lambda sub: sub.position("a"),
+    },
     PromiseSubscription: {
         "close": lambda promises: promises.close(),
         "wait_for_activation": lambda promises: promises.wait_for_activation(timeout=1),
@@ -124,10 +137,12 @@ async def objects(url: str) -> AsyncIterator[dict[type, Any]]:
         promises = mpx.new_promise_subscription("promise-")
         service = mpx.serve("service", lambda request: request.body)
         keys = mpx.new_key_subscription("k*")
-        for sub in (channels, pattern, promises, service, keys):
+        streams = mpx.new_stream_subscription(durable="position")
+        streams.add("a")
+        for sub in (channels, pattern, promises, service, keys, streams):
             await sub.wait_for_activation(timeout=5)
         promise = promises.new_promise("kept", 30)
-        found = (mpx, channels, pattern, promises, promise, service, keys)
+        found = (mpx, channels, pattern, promises, promise, service, keys, streams)
         yield {type(each): each for each in found}
 
 

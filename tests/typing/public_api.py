@@ -19,12 +19,15 @@ from redismpx import (
     KeyEvent,
     KeySubscription,
     Message,
+    MessageGap,
     Multiplexer,
     Overflow,
     PatternSubscription,
     Promise,
     Request,
     Service,
+    StreamMessage,
+    StreamSubscription,
 )
 
 
@@ -154,6 +157,15 @@ async def inferred(mpx: Multiplexer) -> None:
     async for event in keys:
         assert_type(event.key, bytes)
         assert_type(event.subkeys, tuple[bytes, ...])
+
+    stream = mpx.new_stream_subscription(decode=Order.parse)
+    assert_type(stream, StreamSubscription[Order])
+    assert_type((await stream.get()).data, Order)
+    assert_type(await mpx.append("s", "x", key="k"), bytes)
+    assert_type(await mpx.history("s"), list[StreamMessage[bytes]])
+    async for change in stream.events():
+        assert_type(change, Activation | StreamMessage[Order] | MessageGap | Disconnect)
+    mpx.new_stream_subscription(take_bytes)  # type: ignore[arg-type]
 
     text = mpx.new_pattern_subscription("a*", decode=bytes.decode, overflow="latest")
     assert_type(text, PatternSubscription[str])

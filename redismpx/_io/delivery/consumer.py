@@ -25,6 +25,8 @@ class Consumer(NamedTuple):
     max_pending: int = 10_000
     overflow: Overflow = Overflow.DROP_OLDEST
     on_close: OnClose | None = None
+    on_gap: Callable[[Any], object] | None = None
+    """Called with the argument of a gap. Only streams have gaps."""
     is_own: bool = False  # on_message and on_disconnect belong to the library: a slow on_error must not delay them
 
     @property

@@ -77,6 +77,8 @@ def call(queue: EventQueue, kind: Signal, argument: Any) -> object:
     callback: Callable[[Any], object] | None
     if kind is Signal.ACTIVATION:
         name, callback = "on_activation", queue.consumer.on_activation
+    elif kind is Signal.GAP:
+        name, callback = "on_gap", queue.consumer.on_gap
     else:
         name, callback = "on_disconnect", queue.consumer.on_disconnect
     if callback is None:

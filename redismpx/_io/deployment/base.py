@@ -38,6 +38,9 @@ class DeploymentOptions(NamedTuple):
 class Deployment:
     """Where the servers are, and which of them owns a name."""
 
+    stream_kind: Kind = Kind.CHANNEL
+    """The kind of the channels of streams."""
+
     def __init__(self, new_endpoint: Callable[[], Endpoint], publisher: Publisher, options: DeploymentOptions) -> None:
         self._options = options
         self._tasks = options.session.tasks

@@ -28,6 +28,8 @@ from .shards import Shards
 class Cluster(Deployment):
     """The nodes of a cluster."""
 
+    stream_kind = Kind.SHARD_CHANNEL  # a stream and its channel have the same slot
+
     def __init__(self, slot_map: SlotMap, options: DeploymentOptions) -> None:
         session = options.session
         publisher = ClusterPublisher(slot_map, options.publish_timeout, session.tasks, session.counters, self.doubt)

@@ -1,10 +1,11 @@
-"""One call of `publish()`: its command, its deadline and its outcome."""
+"""One call of `publish()`, or of a script: its command, its deadline and its outcome."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..._core.scripts import Evaluation
 from ..._core.wire import Redirection
 from ...errors import ConnectionLost, MultiplexerIsClosed
 
@@ -14,7 +15,7 @@ SPUBLISH = b"*3\r\n$8\r\nSPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 
 
 class PublishCall:
-    """One call of `publish()`, from when it is made to its outcome."""
+    """One command, from when it is made to its outcome. Most often it is a PUBLISH."""
 
     __slots__ = ("channel", "command", "deadline", "must_be_heard", "outcome", "redirections", "slot", "timeout")
 
@@ -22,7 +23,7 @@ class PublishCall:
         loop = asyncio.get_running_loop()
         self.channel: bytes = channel
         self.slot: int | None = slot
-        """The slot of the channel, if it is a shard channel."""
+        """The slot of the channel, if it is a shard channel or a stream of a cluster."""
         self.command: bytes = (PUBLISH if slot is None else SPUBLISH) % (len(channel), channel, len(data), data)
         self.timeout: float = timeout
         self.deadline: float = loop.time() + timeout
@@ -30,7 +31,7 @@ class PublishCall:
         """Whether the outcome is `NoResponders` when nobody can have received the message."""
         self.redirections: int = 0
         """How often a node redirected it to another one."""
-        self.outcome: asyncio.Future[int] = loop.create_future()
+        self.outcome: asyncio.Future[Any] = loop.create_future()
 
     def expire(self, why: str, cause: BaseException | None) -> None:
         """Fail the call at its deadline, unless it has an outcome: it was not sent."""
@@ -58,6 +59,26 @@ class PublishCall:
 
     def _has_caller(self) -> bool:
         return not self.outcome.done() and not self.outcome.get_loop().is_closed()
+
+
+class ScriptCall(PublishCall):
+    """A script, from when it is to run to its outcome. The server has most scripts already, and gets a digest only."""
+
+    __slots__ = ("evaluation",)
+
+    def __init__(self, name: bytes, evaluation: Evaluation, slot: int | None, timeout: float) -> None:
+        super().__init__(name, b"", slot, timeout, must_be_heard=False)
+        self.evaluation: Evaluation = evaluation
+        self.command = evaluation.by_digest
+
+    def prepare(self, known: set[bytes]) -> None:
+        """Choose the command for a connection; `known` has the scripts that were sent over it."""
+        script = self.evaluation.script
+        if script.by_digest in known:
+            self.command = self.evaluation.by_digest
+        else:
+            known.add(script.by_digest)
+            self.command = self.evaluation.by_text
 
 
 class Moved(NamedTuple):

@@ -8,9 +8,11 @@ from contextvars import Context
 from functools import partial
 from itertools import chain
 from time import monotonic
+from typing import Any
 
 from ...errors import plain
 from ...stats import Counters
+from ..redispy.client import key_slot
 from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, NodeEndpoint, SlotMap
@@ -49,7 +51,12 @@ class ClusterPublisher(Publisher):
     def _all_pipelines(self) -> Iterable[Pipeline]:
         return (self._pipeline, *self._pipelines.values())
 
-    async def _send(self, call: PublishCall) -> int:
+    publish_command = b"SPUBLISH"
+
+    def _stream_slot(self, name: bytes) -> int | None:
+        return key_slot(name)
+
+    async def _send(self, call: PublishCall) -> Any:
         slot = call.slot
         if slot is None:
             return await super()._send(call)
@@ -73,7 +80,7 @@ class ClusterPublisher(Publisher):
         return count
 
     @property
-    def _outcomes(self) -> list[asyncio.Future[int]]:
+    def _outcomes(self) -> list[asyncio.Future[Any]]:
         return [*super()._outcomes, *(call.outcome for queue in self._slot_queues.values() for call in queue.held)]
 
     def close(self) -> Iterator[Step]:

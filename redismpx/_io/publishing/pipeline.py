@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import Context
 from functools import partial
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..._core.wire import Redirection
 from ...errors import NoResponders, plain
@@ -21,13 +21,13 @@ from ...stats import Counters
 from ..redispy.client import publish_backoff
 from ..redispy.connection import Address, Connection
 from ..redispy.endpoint import Endpoint
-from ..redispy.errors import MovedError, ReadOnlyError, ResponseError
+from ..redispy.errors import MOVING, MovedError, NoScriptError, ReadOnlyError, ResponseError
 from ..runtime.log import logger
 from ..runtime.notification import Notifier
 from ..runtime.slices import Step
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
 from ..runtime.timers import EXPIRED_AT_ONCE
-from .call import Moved, PublishCall
+from .call import Moved, PublishCall, ScriptCall
 from .current import CurrentConnection
 
 PUBLISH_BATCH = 512  # calls; resolving so many takes about a time slice of the loop
@@ -72,6 +72,7 @@ class Pipeline:
         self._sent: deque[PublishCall] = deque()  # the calls of the batch in flight that have no reply yet
         self._moved: list[Moved] = []  # redirected calls of that batch; they stay until it ends, so none overtakes them
         self._unheard: list[PublishCall] = []  # calls of that batch with a count of 0 that must be heard
+        self._again: list[PublishCall] = []  # scripts of that batch that the server did not run, and may run later
         self._bounced = False  # whether a call of that batch was redirected for the second time
         self._called = Notifier()
         self._task: asyncio.Task[object] | None = None
@@ -80,9 +81,9 @@ class Pipeline:
         self._failure: BaseException | None = None  # of the last attempt to connect
 
     @property
-    def outcomes(self) -> list[asyncio.Future[int]]:
+    def outcomes(self) -> list[asyncio.Future[Any]]:
         """The futures of the calls that have no outcome yet."""
-        calls = (*self._sent, *self._unheard, *(call for call, _ in self._moved), *self._waiting)
+        calls = (*self._sent, *self._unheard, *self._again, *(call for call, _ in self._moved), *self._waiting)
         return [call.outcome for call in calls if not call.outcome.done()]
 
     @property
@@ -173,6 +174,10 @@ class Pipeline:
         if not sent:
             return True  # all calls were cancelled
         is_usable = False
+        if self._counters.scripts:
+            for call in sent:
+                if type(call) is ScriptCall:
+                    call.prepare(connection.scripts)
         try:
             deadline = sent[-1].deadline if self._is_sorted else max([call.deadline for call in sent])
             async with asyncio.timeout_at(deadline):
@@ -194,6 +199,7 @@ class Pipeline:
                 call.resolve(0)  # which proves nothing
             self._unheard.clear()
             self._redirect_moved()
+            self._repeat(connection)
         return is_usable
 
     async def _read_replies(self, connection: Connection, sent: deque[PublishCall]) -> None:
@@ -209,7 +215,10 @@ class Pipeline:
                     raise
                 continue
             if type(reply) is not int:
-                raise TypeError(f"PUBLISH was answered with {type(reply).__name__}")
+                if type(sent[0]) is not ScriptCall:
+                    raise TypeError(f"PUBLISH was answered with {type(reply).__name__}")
+                sent.popleft().resolve(reply)
+                continue
             self._counters.published += 1
             call = sent.popleft()
             if not reply and call.must_be_heard:
@@ -230,6 +239,9 @@ class Pipeline:
         if self._router is not None and isinstance(error, MovedError):
             self._moved.append(Moved(call, Redirection(error.slot_id, error.host, error.port)))
             return
+        if type(call) is ScriptCall and self._is_to_be_repeated(error):
+            self._again.append(call)
+            return
         if isinstance(error, ReadOnlyError):  # a former master, in the words of some proxies
             self.current.is_outdated = True
         if not call.outcome.done():
@@ -241,6 +253,19 @@ class Pipeline:
             moved, self._moved = self._moved, []
             self._bounced = any(call.redirections for call, _ in moved)
             self._router.redirect(self, moved)
+
+    def _is_to_be_repeated(self, error: ResponseError) -> bool:
+        """Tell whether the server has not run a script, because it has forgotten it, or just moves its key."""
+        is_moving = isinstance(error, MOVING)
+        self._bounced = self._bounced or is_moving
+        return is_moving or isinstance(error, NoScriptError)
+
+    def _repeat(self, connection: Connection) -> None:
+        """Queue the calls again that the server did not run."""
+        if self._again and not is_cancelling():
+            unknown, self._again = self._again, []
+            connection.scripts.clear()
+            self.put_first(unknown)
 
     def _next_batch(self) -> deque[PublishCall]:
         batch: deque[PublishCall] = deque()
@@ -316,6 +341,6 @@ class Pipeline:
             self._timer.cancel()
             self._timer = None
         sent = [partial(call.lose, "closed before Redis answered", None) for call in self._sent]
-        waiting = chain([call for call, _ in self._moved], self._waiting)
-        self._sent, self._moved, self._waiting = deque(), [], deque()
+        waiting = chain([call for call, _ in self._moved], self._again, self._waiting)
+        self._sent, self._moved, self._again, self._waiting = deque(), [], [], deque()
         return chain(sent, (call.close for call in waiting))

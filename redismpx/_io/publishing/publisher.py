@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from typing import Any
 
+from ..._core.scripts import Evaluation
 from ...stats import Counters
 from ..redispy.client import key_slot
 from ..redispy.connection import Address
 from ..redispy.endpoint import Endpoint
 from ..runtime.slices import Step
 from ..runtime.tasks import Tasks
-from .call import PublishCall
+from .call import PublishCall, ScriptCall
 from .pipeline import Pipeline
 
 
@@ -40,7 +42,7 @@ class Publisher:
         return len(self._outcomes)
 
     @property
-    def _outcomes(self) -> list[asyncio.Future[int]]:
+    def _outcomes(self) -> list[asyncio.Future[Any]]:
         return [outcome for pipeline in self._all_pipelines() for outcome in pipeline.outcomes]
 
     def _all_pipelines(self) -> Iterable[Pipeline]:
@@ -54,13 +56,32 @@ class Publisher:
         slot = key_slot(channel) if sharded else None
         call = PublishCall(channel, data, slot, self._timeout, must_be_heard=must_be_heard)
         try:
-            return await self._send(call)
+            count: int = await self._send(call)
+            return count
         except BaseException:  # the outcome, or a cancellation: for the caller in both cases
             call.command = b""  # a cancelled call stays in the queue until its turn: free its payload now
             del call  # otherwise the exception would refer to itself, through its traceback
             raise
 
-    async def _send(self, call: PublishCall) -> int:
+    publish_command = b"PUBLISH"
+    """The command that publishes on the channel of a stream."""
+
+    def _stream_slot(self, name: bytes) -> int | None:
+        """Return the slot of a stream; None if there are no slots."""
+        return None
+
+    async def evaluate(self, name: bytes, evaluation: Evaluation) -> Any:
+        """Run a script about a stream, after all earlier calls; return its reply."""
+        self._counters.scripts += 1
+        call = ScriptCall(name, evaluation, self._stream_slot(name), self._timeout)
+        try:
+            return await self._send(call)
+        except BaseException:  # see publish()
+            call.command, call.evaluation = b"", evaluation._replace(arguments=b"")
+            del call
+            raise
+
+    async def _send(self, call: PublishCall) -> Any:
         self._pipeline.put(call)
         try:
             return await call.outcome

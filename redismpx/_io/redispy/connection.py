@@ -63,6 +63,8 @@ class Connection:
         self._checked = monotonic()
         self._is_master = False  # whether the server has said so, at `_asked`
         self._asked = -math.inf
+        self.scripts: set[bytes] = set()
+        """The scripts that were sent over it, and that the server has therefore."""
         self._incomplete: dict[bool, float] = {}  # when the server was found not to count all, by `sharded`
 
     @property

@@ -5,14 +5,25 @@ from __future__ import annotations
 import ssl
 
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.exceptions import AuthenticationError, InvalidResponse, MovedError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    InvalidResponse,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..._core.wire import ErrorKind, classify_error
 from .pool import Pool
 
 __all__ = [
+    "MOVING",
     "MovedError",
+    "NoScriptError",
     "ReadOnlyError",
     "RedisTimeoutError",
     "ResponseError",
@@ -23,6 +34,9 @@ __all__ = [
     "skips_tls_verification",
 ]
 
+
+MOVING = (AskError, TryAgainError)
+"""What a node of a cluster answers about a key whose slot is being moved just now."""
 
 _TLS_HINT = " (rediss:// speaks TLS: does this port?)"
 

@@ -1,0 +1,189 @@
+"""The scripts that append to a stream and read it, and the keys beside it. No I/O.
+
+An entry has the fields `prev`, the id that the stream had given out last before it, and `data`, the payload. A live
+message is `<previous id> <id> <payload>` on the channel with the name of the stream. Each script is one atomic step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import sha1
+from typing import NamedTuple
+
+SLOTS = 16_384
+
+
+class Script:
+    """A script, and the beginnings of the commands that run it."""
+
+    __slots__ = ("by_digest", "by_text")
+
+    def __init__(self, text: str) -> None:
+        source = text.strip().encode()
+        digest = sha1(source, usedforsecurity=False).hexdigest().encode()
+        self.by_digest: bytes = b"$7\r\nEVALSHA\r\n" + encode(digest)
+        """For a server that has the script."""
+        self.by_text: bytes = b"$4\r\nEVAL\r\n" + encode(source)
+
+
+class Evaluation(NamedTuple):
+    """A script with its arguments."""
+
+    script: Script
+    size: int
+    """The number of words of the command."""
+    arguments: bytes
+
+    @property
+    def by_digest(self) -> bytes:
+        """The command for a server that has the script."""
+        return b"*%d\r\n%b%b" % (self.size, self.script.by_digest, self.arguments)
+
+    @property
+    def by_text(self) -> bytes:
+        """The command for any server."""
+        return b"*%d\r\n%b%b" % (self.size, self.script.by_text, self.arguments)
+
+
+def encode(word: bytes) -> bytes:
+    """Return a word of a command, with its length before it."""
+    return b"$%d\r\n%b\r\n" % (len(word), word)
+
+
+def evaluate(script: Script, keys: tuple[bytes, ...], *arguments: bytes) -> Evaluation:
+    """Return a script with its arguments."""
+    words = (b"%d" % len(keys), *keys, *arguments)
+    return Evaluation(script, len(words) + 2, b"".join(map(encode, words)))
+
+
+_LAST = """
+local last, added, length = '0-0', false, 0
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last = info[i + 1]
+    elseif info[i] == 'entries-added' then added = info[i + 1]
+    elseif info[i] == 'length' then length = info[i + 1] end
+  end
+end
+"""
+
+APPEND = Script(
+    """
+if redis.acl_check_cmd and not redis.acl_check_cmd(ARGV[1], KEYS[1], '') then
+  return redis.error_reply('NOPERM No permissions to publish on the channel of this stream')
+end
+if KEYS[2] then
+  local known = redis.call('GET', KEYS[2])
+  if known then return known end
+end
+"""
+    + _LAST
+    + """
+local id
+if ARGV[3] ~= '' then
+  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], '*', 'prev', last, 'data', ARGV[2])
+else
+  id = redis.call('XADD', KEYS[1], '*', 'prev', last, 'data', ARGV[2])
+end
+if ARGV[4] ~= '' then
+  local oldest = math.max(0, tonumber(string.match(id, '%d+')) - tonumber(ARGV[4]))
+  redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', oldest))
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+else
+  redis.call('PERSIST', KEYS[1])
+end
+if KEYS[2] then redis.call('SET', KEYS[2], id, 'EX', 600) end
+redis.call(ARGV[1], KEYS[1], last .. ' ' .. id .. ' ' .. ARGV[2])
+return id
+"""
+)
+"""Keys: the stream; perhaps the key that makes it idempotent. Arguments: PUBLISH or SPUBLISH, the payload, the number
+of entries to keep, their age in milliseconds. Replies with the id of the entry."""
+
+PAGE = Script(
+    _LAST
+    + """
+local after, left, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local page = {last, 0, 1}
+if left == 0 or last == '0-0' then return page end
+local from = after == '' and '-' or after
+if after == '0-0' and added == length then page[2] = 1 end
+while left > 0 and room > 0 do
+  local count = math.min(left, 16)
+  local entries = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', from == after and count + 1 or count)
+  if from == after then
+    from = '(' .. after
+    if entries[1] and entries[1][1] == after then
+      page[2] = 1
+      table.remove(entries, 1)
+    elseif entries[count + 1] then
+      table.remove(entries)
+    end
+  end
+  for _, entry in ipairs(entries) do
+    local prev, data, fields = '', '', entry[2]
+    for i = 1, #fields, 2 do
+      if fields[i] == 'data' then data = fields[i + 1] elseif fields[i] == 'prev' then prev = fields[i + 1] end
+    end
+    local n = #page
+    page[n + 1], page[n + 2], page[n + 3] = entry[1], prev, data
+    from, left, room = '(' .. entry[1], left - 1, room - #data
+    if room <= 0 then break end
+  end
+  if room > 0 and #entries < count then return page end
+end
+if from ~= '(' .. last then page[3] = 0 end
+return page
+"""
+)
+"""Key: the stream. Arguments: the id before the page, empty for the oldest entry that is kept; the number of entries;
+their bytes. Replies with the last id that was given out, whether the id before the page is there, whether no entry
+follows, and then the id, the previous id and the payload of each entry."""
+
+LOAD = Script("return redis.call('HGET', KEYS[1], ARGV[1])")
+"""Key: the hash of positions. Argument: the name of the position. Replies with an id, or with nothing."""
+
+SAVE = Script(
+    """
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if known and ARGV[3] == '' then
+  local a, b = string.match(known, '(%d+)-(%d+)')
+  local c, d = string.match(ARGV[2], '(%d+)-(%d+)')
+  if a == c then a, c = b, d end
+  if #a > #c or #a == #c and a >= c then return known end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return ARGV[2]
+"""
+)
+"""Key: the hash of positions. Arguments: the name of the position, the id, and a word that lets it go back. Replies
+with the id that is saved."""
+
+DELETE = Script("return tostring(redis.call('HDEL', KEYS[1], ARGV[1]))")
+"""Key: the hash of positions. Argument: the name of the position. Replies with the number of deleted positions, in
+digits."""
+
+
+def positions_key(name: bytes, slot_of: Callable[[bytes], int]) -> bytes:
+    """Return the key of the hash with the positions in a stream."""
+    return beside(name, slot_of) + b":mpx:positions"
+
+
+def once_key(name: bytes, key: bytes, slot_of: Callable[[bytes], int]) -> bytes:
+    """Return the key that makes an append idempotent."""
+    return beside(name, slot_of) + b":mpx:key:" + key
+
+
+@lru_cache(1_024)
+def beside(name: bytes, slot_of: Callable[[bytes], int]) -> bytes:
+    """Return the beginning of keys in the slot of a name. Most often it begins with the name, as rights may need."""
+    tag = name.partition(b"{")[2].partition(b"}")
+    if tag[0] and tag[1]:
+        return name
+    if name and b"{" not in name and b"}" not in name:
+        return b"%b{%b}" % (name, name)
+    slot = slot_of(name)  # no tag can be made of the name itself
+    numbers = (b"%d" % number for number in range(100 * SLOTS))
+    return b"{%b}%b" % (next(number for number in numbers if slot_of(number) == slot), name)
