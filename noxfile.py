@@ -260,6 +260,14 @@ def chaos(session: nox.Session, server: str) -> None:
 
 @nox.session(python=False)
 @nox.parametrize("server", SERVERS, ids=SERVERS)
+def streams(session: nox.Session, server: str) -> None:
+    """Streams under all faults, for a minute."""
+    options = session.posargs or ("--seconds", "60", "--seed", "33", "--axis", "streams")
+    run_python(session, newest(), "-X", "dev", "-m", "tools.chaos", "--server", server, *options)
+
+
+@nox.session(python=False)
+@nox.parametrize("server", SERVERS, ids=SERVERS)
 def migrations(session: nox.Session, server: str) -> None:
     """Slots that move and primaries that fail over, under load."""
     options = session.posargs or ("--channels", "100", "--moves", "20", "--failovers", "2")
@@ -302,9 +310,9 @@ def run_part(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def picture(session: nox.Session) -> None:
-    """Draw the picture of the architecture from its text; needs `dot` of Graphviz."""
-    source = ROOT / "docs/explanation/architecture.dot"
-    session.run("dot", "-Tsvg", str(source), "-o", str(source.with_suffix(".svg")), external=True)
+    """Draw the pictures of the architecture and of streams from their texts; needs `dot` of Graphviz."""
+    for source in sorted((ROOT / "docs/explanation").glob("*.dot")):
+        session.run("dot", "-Tsvg", str(source), "-o", str(source.with_suffix(".svg")), external=True)
 
 
 # --- all of them
@@ -344,7 +352,9 @@ def tiers() -> dict[str, list[Job]]:
             Job("acl"),
         ],
         # Two at a time and nothing else beside them: they have to keep within times.
-        "faults": [Job(f"{name}({server})", PLACES // 2) for name in ("chaos", "migrations") for server in SERVERS],
+        "faults": [
+            Job(f"{name}({server})", PLACES // 2) for name in ("chaos", "streams", "migrations") for server in SERVERS
+        ],
     }
 
 

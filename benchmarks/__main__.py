@@ -11,7 +11,21 @@ from pathlib import Path
 
 from tests.helpers.servers import find_binary
 
-from . import drain, fan_out, keys, latency, names, promises, publish, readers, request, sharded, threads, websocket
+from . import (
+    drain,
+    fan_out,
+    keys,
+    latency,
+    names,
+    promises,
+    publish,
+    readers,
+    request,
+    sharded,
+    streams,
+    threads,
+    websocket,
+)
 from .bytecodes import Bytecodes
 from .harness import Case, run_all, run_here
 from .report import Report
@@ -28,6 +42,7 @@ CASES: dict[str, Case] = {
         request,
         latency,
         keys,
+        streams,
         websocket,
         sharded,
         threads,

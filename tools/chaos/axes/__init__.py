@@ -10,6 +10,7 @@ from .link_end import LinkEnd
 from .loops import Loops
 from .removals import Removals
 from .sizes import Sizes
+from .streams import Streams
 from .user_objects import UserObjects
 
 AXES: dict[str, type[Scene]] = {
@@ -21,5 +22,6 @@ AXES: dict[str, type[Scene]] = {
     "loops": Loops,
     "failover": Failover,
     "keys": Keys,
+    "streams": Streams,
 }
 """By the name that `--axis` takes."""
