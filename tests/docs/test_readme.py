@@ -90,9 +90,9 @@ def test_each_program_prints_what_the_readme_says(program: Program, redis_url: s
 
 
 def test_the_readme_covers_the_main_features() -> None:
-    """The README has programs for each subscription, reading, publishing and the disconnect."""
+    """The README has programs for each subscription, reading, publishing, threads and the disconnect."""
     sources = [program.source for program in programs()]
-    assert len(sources) == 7
+    assert len(sources) == 8
     assert sum("on_disconnect" in source for source in sources) == 1
     assert sum("publish_timeout" in source for source in sources) == 1
     assert sum("async for" in source for source in sources) == 1
