@@ -2325,8 +2325,15 @@ MUTANTS = [
     Mutant(
         "streams: live messages that waited are believed to be complete",
         "_core/recovery.py",
-        "return following if [link[0] for link in following[1:]] == links[:-1] else None",
+        "return following if [previous for previous, _, _ in following] == ids[:-1] else None",
         "return following",
+        RECOVERY,
+    ),
+    Mutant(
+        "streams: the first live message behind a page is believed to follow",
+        "_core/recovery.py",
+        "if [previous for previous, _, _ in following] == ids[:-1]",
+        "if [previous for previous, _, _ in following[1:]] == ids[1:-1]",
         RECOVERY,
     ),
     Mutant(
@@ -2510,6 +2517,8 @@ def run_pytest(tests: list[str], folder: str, output: int) -> NoReturn:
     os.dup2(output, 2)
     os.chdir(folder)
     sys.path.insert(0, folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
+        del sys.modules[name]  # the tests import the tools of the copy
     os.environ |= {"PYTHONPATH": folder, "REDISMPX_HYPOTHESIS": "mutants"}  # for programs that the tests start, too
     ignored = "ignore::pytest.PytestAssertRewriteWarning"  # plugins are imported already, and need none
     code = pytest.main(["-qx", "-p", "no:cacheprovider", "--timeout=20", "-W", ignored, *tests])

@@ -291,8 +291,8 @@ class Stream:
         for number, (previous, entry_id, _) in enumerate(recent):
             if previous == position or entry_id == position:
                 following = recent[number + (entry_id == position) :]
-                links = [entry_id for _, entry_id, _ in following]
-                return following if [link[0] for link in following[1:]] == links[:-1] else None
+                ids = [position, *(entry_id for _, entry_id, _ in following)]
+                return following if [previous for previous, _, _ in following] == ids[:-1] else None
         if not recent or id_key(recent[-1][1]) <= id_key(position):
             return []  # the page was faster than all of them
         return None

@@ -223,7 +223,7 @@ class HandOver:
                     if not self._is_asked:
                         self._is_asked = True
                         self.portal.post(self._ask)
-                    self._changed.wait(LONG if left is None else left)
+                    self._changed.wait(LONG if left is None else min(left, LONG))
                 return self._pop()
             finally:
                 self._readers -= 1

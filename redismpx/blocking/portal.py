@@ -44,6 +44,9 @@ class Portal:
     def _run(self, _: NativeThread) -> None:
         try:
             asyncio.run(self._until_stopped())
+        except RuntimeError:  # at exit, no thread can be started that waits for the end of the loop's executor
+            if not self.is_exiting:
+                raise
         finally:
             self._has_ended = True
             self._fail_calls()

@@ -8,7 +8,9 @@ import sys
 import threading
 from collections.abc import Callable
 
-LONG = 3_600.0  # seconds of one wait, of many: gevent takes a wait without a timeout for one that nothing can end
+# Seconds of one wait, of many. A signal that comes just before a wait does not interrupt it. And gevent takes a wait
+# without a timeout for one that nothing can end.
+LONG = 1.0
 
 
 class NativeThread:

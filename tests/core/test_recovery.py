@@ -469,6 +469,15 @@ def test_a_page_short_of_the_live_messages_is_not_the_last() -> None:
         assert list(reading.stream.wanted) == [b"6-0"]
 
 
+def test_a_message_behind_the_last_one_of_a_page_has_to_link() -> None:
+    """The channel had the last message of the page too, but lost the one behind it: another page is read."""
+    reading = Reading()
+    reading.cursor.take(frame(4, 5))
+    reading.cursor.take(frame(6, 7))
+    assert reading.answer(page_of(last=5)) == []
+    assert list(reading.stream.wanted) == [b"5-0"]
+
+
 def test_a_page_with_more_behind_it_is_not_the_last() -> None:
     """The next page begins where it ended."""
     reading = Reading()
@@ -497,6 +506,28 @@ def test_a_page_from_before_a_loss_does_not_count() -> None:
     assert reading.answer(page_of(6, last=6)) == []
     assert reading.cursor.position == b"5-0"
     assert reading.cursor.state is CursorState.READING
+
+
+def test_a_cursor_that_reads_anew_does_not_go_on_from_a_page() -> None:
+    """While the messages of a page are handled, the channel may be lost and come back. Another page is read then."""
+    reading = Reading()
+    page = page_of(6, last=6)
+    for cursor, _ in reading.stream.answer(reading.request, page):
+        cursor.deactivate()
+        cursor.activate()
+        assert reading.stream.go_on(cursor, reading.request, page) == []
+    assert reading.cursor.state is CursorState.READING
+    assert reading.cursor.request is not None
+
+
+def test_live_messages_before_a_page_was_asked_for_do_not_follow() -> None:
+    """The page has all of them, unless a failover has lost them: then nobody gets them."""
+    reading = Reading()
+    reading.cursor.take(frame(5, 6))
+    reading.stream.fail(reading.request)
+    reading.request = reading.send()
+    assert reading.answer(page_of(last=5)) == []
+    assert (reading.cursor.state, reading.cursor.position) == (CursorState.LIVE, b"5-0")
 
 
 def test_each_broken_link_of_a_page_is_one_gap() -> None:

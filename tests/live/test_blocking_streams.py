@@ -24,8 +24,8 @@ def test_streams_are_read_in_threads(server: Server) -> None:
             assert [message.data for message in sub.listen(timeout=0.5)] == [1, 2, 3, 4]
             assert (sub.position("s"), sub.lagging, sub.dropped) == (ids[4], False, 0)
         with mpx.new_stream_subscription() as sub:
-            sub.add("s", after="1-1")
             events = sub.events()
+            sub.add("s", after="1-1")
             assert [type(next(events)) for _ in range(3)] == [Activation, MessageGap, StreamMessage]
 
 
