@@ -179,10 +179,10 @@ async def shared_redismpx(bench: Bench) -> None:
 
 async def shared_redis_py(bench: Bench) -> None:
     """A loop of XREAD for each client."""
-    messages = bench.count(SHARED, 2)
-    total = messages * SUBSCRIPTIONS
+    messages, clients = bench.count(SHARED, 2), bench.count(SUBSCRIPTIONS)
+    total = messages * clients
     got, done, ready = [0], asyncio.Event(), [0]
-    async with Redis.from_url(bench.url, max_connections=2 * SUBSCRIPTIONS) as client:
+    async with Redis.from_url(bench.url, max_connections=2 * clients) as client:
 
         async def read() -> None:
             last: Any = b"0"
@@ -196,8 +196,8 @@ async def shared_redis_py(bench: Bench) -> None:
                 if got[0] == total:
                     done.set()
 
-        readers = [asyncio.create_task(read()) for _ in range(SUBSCRIPTIONS)]
-        while ready[0] < SUBSCRIPTIONS:
+        readers = [asyncio.create_task(read()) for _ in range(clients)]
+        while ready[0] < clients:
             await asyncio.sleep(0.01)
         with bench.measured(total), redis.Redis(port=bench.port) as writer:
             for _ in range(messages):

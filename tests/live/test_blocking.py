@@ -173,6 +173,15 @@ def test_a_close_ends_a_blocked_reader_at_once(url: str, close: str) -> None:
         assert subs[0].closed
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell has the tests run in the background, and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_ends_a_wait(mpx: Multiplexer) -> None:
     """A signal interrupts each wait of the main thread; nothing is lost by it."""
     sub = active(mpx, "a")

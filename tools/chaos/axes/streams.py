@@ -7,7 +7,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -60,6 +60,15 @@ class Truth:
         return len([key for key in keys if key not in self.unknowable])
 
 
+class Track(NamedTuple):
+    """What a subscription got of one stream. Checked at the end: an append may be delivered before its call returns."""
+
+    name: bytes
+    start: bytes | None
+    events: list[tuple[int, int] | MessageGap]
+    data: dict[tuple[int, int], bytes]
+
+
 class Follower:
     """A stream subscription, and what it got of each stream since it was added."""
 
@@ -69,6 +78,8 @@ class Follower:
         self.got: dict[bytes, list[tuple[int, int] | MessageGap]] = {}
         self.starts: dict[bytes, bytes | None] = {}
         self.data: dict[bytes, dict[tuple[int, int], bytes]] = {}
+        self.past: list[Track] = []
+        """What it got of the streams that were removed."""
         self.errors: list[Exception] = []
         on_message: Any = {"plain": self.on_message, "async": self.wait, "slow": self.wait_long}.get(kind)
         reads = kind == "read"
@@ -117,13 +128,22 @@ class Follower:
         events = self.got[name]
         return events[-1] if events and not isinstance(events[-1], MessageGap) else None
 
-    def check(self, name: bytes, truth: Truth) -> tuple[int, int]:
+    def track(self, name: bytes) -> Track:
+        return Track(name, self.starts[name], self.got[name], self.data[name])
+
+    def leave(self, name: bytes) -> None:
+        """Stop to note what it gets of a stream."""
+        if self.starts[name] is not None:
+            self.past.append(self.track(name))
+        del self.got[name]
+
+    def check(self, track: Track, truth: Truth) -> tuple[int, int]:
         """Check what was delivered of a stream; return the number of messages and of gaps."""
-        start = self.starts[name]
+        name, start, events, data = track
         last: tuple[int, int] | None = None if not start or start == b"0" else key_of(start)
         open_gap: MessageGap | None = None
         gaps = 0
-        for event in self.got[name]:
+        for event in events:
             if isinstance(event, MessageGap):
                 require(last is None or key_of(event.after) == last, f"{event} stands behind {last}")
                 # The first message behind a gap may be lost, too, before the consumer gets it: the next gap is longer.
@@ -134,7 +154,7 @@ class Follower:
                 last = key_of(event.after)
                 continue
             require(event in truth.appended, f"{event} on {name!r} was never appended")
-            require(truth.appended[event] == self.data[name][event], f"{event} on {name!r} has another payload")
+            require(truth.appended[event] == data[event], f"{event} on {name!r} has another payload")
             require(last is None or event > last, f"{self.kind}: {event} after {last} on {name!r}")
             if open_gap is not None:
                 require(open_gap.before is None or key_of(open_gap.before) == event, f"{open_gap}, then {event}")
@@ -142,7 +162,7 @@ class Follower:
                 lost = truth.lost_between(last, event)
                 require(not lost, f"{self.kind}: {lost} lost between {last} and {event} on {name!r} without a gap")
             last, open_gap = event, None
-        return len(self.got[name]) - gaps, gaps
+        return len(events) - gaps, gaps
 
 
 class Streams(Scene):
@@ -273,10 +293,9 @@ class Streams(Scene):
         follower = self.rng.choice(self.followers)
         name = self.rng.choice(self.names)
         if name in follower.sub.channels:
-            follower.check(name, self.truths[name]) if follower.starts[name] is not None else None
             position = follower.sub.position(name)
             follower.sub.remove(name)
-            del follower.got[name]
+            follower.leave(name)
             if position is not None and self.rng.random() < 0.5:
                 follower.add(name, position)
                 self.seen["resumed"] += 1
@@ -305,8 +324,8 @@ class Streams(Scene):
     def check(self, plain: set[bytes]) -> None:
         messages = gaps = 0
         for follower in self.followers:
-            for name in follower.got:
-                counts = follower.check(name, self.truths[name])
+            for track in (*follower.past, *map(follower.track, follower.got)):
+                counts = follower.check(track, self.truths[track.name])
                 messages, gaps = messages + counts[0], gaps + counts[1]
             strange = [error for error in follower.errors if not isinstance(error, SlowConsumer)]
             require(not strange, f"on_error got {strange[:3]}")
