@@ -143,9 +143,12 @@ class Follower:
         last: tuple[int, int] | None = None if not start or start == b"0" else key_of(start)
         open_gap: MessageGap | None = None
         gaps = 0
-        for event in events:
+        for number, event in enumerate(events):
             if isinstance(event, MessageGap):
-                require(last is None or key_of(event.after) == last, f"{event} stands behind {last}")
+                # A gap without a first message behind it ends at a position that it does not tell.
+                is_known = last is not None and (open_gap is None or open_gap.before is not None)
+                place = f"{event!r} stands behind {last}: {events[max(0, number - 3) : number]}"
+                require(not is_known or key_of(event.after) == last, place)
                 # The first message behind a gap may be lost, too, before the consumer gets it: the next gap is longer.
                 is_longer = open_gap is None or None in (open_gap.before, event.before)
                 is_longer = is_longer or key_of(event.before) > key_of(open_gap.before)  # type: ignore[union-attr, arg-type]
