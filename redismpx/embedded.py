@@ -139,7 +139,7 @@ class Server:
         except OSError as error:
             self.stop()
             raise CannotStartServer(f"the embedded server does not start: {error}") from error
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no server is left behind
             self.stop()
             raise
         self._url = f"unix://:{password}@{unix}" if unix is not None else f"redis://:{password}@127.0.0.1:{port}"

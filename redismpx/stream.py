@@ -312,7 +312,7 @@ class _StreamMessages(MessageSubscription[Any]):
         positions = self.subscriber.take_unsaved()
         try:
             await self.subscriber.streams.save(self.subscriber, positions)
-        except BaseException:
+        except BaseException:  # a cancellation too: the positions are saved later
             self.subscriber.put_back(positions)
             self.subscriber.streams.save_soon(self.subscriber)
             raise

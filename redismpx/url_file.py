@@ -93,7 +93,7 @@ class URLFile:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.replace(name, self._path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the file has a password
             os.close(file)
             os.unlink(name)
             raise

@@ -81,7 +81,7 @@ class Cursor:
     def __init__(self, stream: Stream, position: bytes | None) -> None:
         self.stream = stream
         self.position: bytes | None = position
-        """The id of the last message delivered; empty: all that is kept follows; None: what is appended from now on."""
+        """The id of the last message delivered. Empty: all kept entries follow. None: new entries follow."""
         self.state: CursorState = CursorState.WAITING
         self.request: PageRequest | None = None
         """What it waits for, in the state READING."""

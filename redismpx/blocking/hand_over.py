@@ -1,7 +1,7 @@
 """Messages on their way from the loop to the threads that read a subscription.
 
 A thread that has no message asks the loop for a batch. So messages wait where they are bounded and counted, in the
-buffer of the asyncio subscription; what is on the way is one batch at most, and only while threads read.
+buffer of the asyncio subscription; one batch at most is on the way, and only while threads read.
 """
 
 from __future__ import annotations

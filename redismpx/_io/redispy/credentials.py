@@ -76,7 +76,7 @@ class _Stream:
         self._followers: tuple[weakref.ref[Follower], ...] = ()
 
     def add(self, follower: Follower) -> None:
-        """Add a follower, and forget those that have ended."""
+        """Add a follower, and forget the followers that have ended."""
         known = [ref for ref in self._followers if (other := ref()) is not None and not other.closed]
         self._followers = (*known, weakref.ref(follower))
 

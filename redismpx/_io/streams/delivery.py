@@ -65,7 +65,7 @@ class StreamDelivery(Generic[T]):
             return self._on_message(message)
         try:
             result = self._on_message(message)
-        except BaseException:
+        except BaseException:  # the caller reports it; a message that was handled is not handed over again
             subscriber.through(cursor)
             raise
         if is_awaitable(result):
@@ -80,7 +80,7 @@ class StreamDelivery(Generic[T]):
             await result
         except (asyncio.CancelledError, GeneratorExit):
             raise
-        except BaseException:
+        except BaseException:  # as in call()
             self.subscriber.through(cursor)
             raise
         self.subscriber.through(cursor)

@@ -302,5 +302,5 @@ class StreamSubscriber:
                 cursor.done, cursor.may_go_back = position, may_go_back
 
     def end(self) -> None:
-        """Save what is not saved, and leave all streams."""
+        """Save the positions that are not saved, and leave all streams."""
         self.remove(tuple(self.cursors))
