@@ -10,6 +10,7 @@ Ctrl-C ends it, too.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from typing import Any
 
@@ -17,11 +18,12 @@ from redismpx import Message
 from redismpx.blocking import Multiplexer
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
+logger = logging.getLogger("examples.script")
 
 
 def main() -> None:
     with (
-        Multiplexer(REDIS_URL, on_error=lambda error: print("ignored:", error, flush=True)) as mpx,
+        Multiplexer(REDIS_URL, on_error=lambda error: logger.warning("ignored: %s", error)) as mpx,
         mpx.subscribe("commands", decode=json.loads) as commands,
     ):
 

@@ -480,8 +480,8 @@ class Multiplexer:
         """Publish a message without a wait for the reply. Any thread may call it, also one that runs an event loop.
 
         Messages of one thread go out in the order of the calls, those of `publish()` included. An error goes to the
-        `on_error` of the multiplexer, and the first one of a series to the log. `drain()`, and the end of the
-        interpreter, wait until the messages are sent; `close()` does not.
+        `on_error` of the multiplexer, and the first one of a series to the log. `drain()` waits until the
+        messages are sent, and so does the end of the interpreter, for two seconds at most; `close()` does not.
 
         Args:
             channel: as for `publish()`.
@@ -1047,6 +1047,8 @@ class Multiplexer:
             give_up = monotonic() + _EXIT_TIMEOUT
             while self._unsent and monotonic() < give_up:
                 sleep(0.01)
+            if self._unsent:
+                _logger.error("%d messages of publish_soon() were not sent before the interpreter ended", self._unsent)
             border.portal.is_exiting = True
             self._close(border, _EXIT_TIMEOUT)
 

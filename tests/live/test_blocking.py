@@ -388,6 +388,7 @@ def test_callbacks_of_a_read_subscription_keep_the_order(mpx: Multiplexer, url: 
     assert sub.get(5).data == b"0"
     with Redis.from_url(url) as admin:
         admin.client_kill_filter(_type="pubsub")
+    until(lambda: mpx.stats().connections == 2)
     sub.wait_for_activation(timeout=5)
     assert lost == []
     assert [sub.get(5).data for _ in range(4)] == [b"1", b"2", b"3", b"4"]
