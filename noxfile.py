@@ -43,8 +43,15 @@ WITH_DEPENDENCIES = ["tests/api"] + [
     f"tests/live/test_{name}.py"
     for name in ("channel", "connection", "handshake", "lifecycle", "publish", "reconnect", "sharded")
 ]
-# What is the same on every Python: the documentation, the tools, the demo, and the amounts of the largest tests.
-ON_NEWEST_ONLY = ("--ignore=tests/docs", "--ignore=tests/tools", "--ignore-glob=tests/live/test_demo*")
+# Where a Python would show: the event loop, threads, processes, finalizers, and the messages of its errors.
+ON_OLDER = ["tests/api", "tests/io", "tests/core/test_critical.py"] + [
+    f"tests/live/test_{name}.py"
+    for name in (
+        *("blocking", "blocking_life", "callbacks", "cancellation", "channel", "closing", "connecting", "drain"),
+        *("events", "lifecycle", "no_loop", "processes", "reading", "reconnect", "request", "streams", "tls"),
+        *("unread", "user_objects", "waiting"),
+    )
+]
 LARGEST = "million or hundred_thousand or thousand_kills or hundred_kills"
 AT_REDIS_8 = [f"tests/live/test_{name}.py" for name in ("channel", "handshake", "promise", "reconnect", "sharded")]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
@@ -205,7 +212,7 @@ def older(session: nox.Session, version: str) -> None:
     """The tests in which a Python would show, with one server: nox -s 'older(3.11)' -- redis."""
     options = ("-W", "error", "-m", "pytest", "-q", "-n", WORKERS, "--dist", "worksteal", "-k", f"not ({LARGEST})")
     server = session.posargs[0] if session.posargs else SERVERS[0]
-    run_python(session, version, *options, *ON_NEWEST_ONLY, REDISMPX_SERVERS=server)
+    run_python(session, version, *options, *ON_OLDER, REDISMPX_SERVERS=server)
 
 
 @nox.session(python=False)
@@ -318,7 +325,7 @@ def picture(session: nox.Session) -> None:
 # --- all of them
 
 
-PLACES = int(os.environ.get("REDISMPX_PLACES", 3 * (os.cpu_count() or 1)))  # they wait for two thirds of their time
+PLACES = int(os.environ.get("REDISMPX_PLACES", 2 * (os.cpu_count() or 1)))  # they wait for a third of their time
 
 
 class Job(NamedTuple):
@@ -396,10 +403,14 @@ def ci(session: nox.Session) -> None:
         print(f"{tier:8}{'':20}{span:8.0f} s{sum(result.cpu for result in mine):8.0f} s")
     total = sum(spans.values()), sum(result.cpu for result in results)
     print(f"{'all, on Python ' + ', '.join(pythons()):28}{total[0]:>8.0f} s{total[1]:8.0f} s", flush=True)
-    failed = [result.session for result in results if not result.passed]
-    for name in failed:
-        ending = (folder / f"{name}.log").read_text(errors="replace").splitlines()[-40:]
-        print(f"\n== {name}: FAILED; its last lines:", *ending, sep="\n", flush=True)
+    failed = {result.session: folder / f"{result.session}.log" for result in results if not result.passed}
+    logs = {name: log.read_text(errors="replace").splitlines() for name, log in failed.items()}
+    for name, lines in logs.items():
+        print(f"\n== {name}: FAILED; its last lines:", *lines[-20:], sep="\n", flush=True)
+    for name, lines in logs.items():
+        for line in lines:
+            if line.startswith(("FAILED ", "ERROR ", "NOT NOTICED ")):
+                print(f"{name}: {line}", flush=True)
     if failed:
         session.error(f"failed: {', '.join(failed)}")
 

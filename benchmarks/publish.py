@@ -83,7 +83,7 @@ async def bare(port: int, callers: int) -> AsyncIterator[Publish]:
 @asynccontextmanager
 async def redis_py(port: int, callers: int) -> AsyncIterator[Publish]:
     """Each call takes a connection of the pool, and fails if none is left."""
-    async with Redis(port=port, max_connections=callers) as client:
+    async with Redis(port=port, max_connections=callers, socket_connect_timeout=60) as client:
         yield client.publish
 
 

@@ -145,7 +145,10 @@ class RedisPyRequester:
 
 @asynccontextmanager
 async def redis_py(port: int) -> AsyncIterator[SendRequest]:
-    async with Redis(port=port, max_connections=CALLERS + 1) as client, client.pubsub() as pubsub:
+    async with (
+        Redis(port=port, max_connections=CALLERS + 1, socket_connect_timeout=60) as client,
+        client.pubsub() as pubsub,
+    ):
         await pubsub.subscribe("another")  # listen() ends when nothing is subscribed
         requester = RedisPyRequester(client, pubsub)
         async with in_background(requester.listen()):

@@ -61,7 +61,7 @@ async def append_publish(bench: Bench) -> None:
 
 
 async def append_redis_py(bench: Bench) -> None:
-    async with Redis.from_url(bench.url, max_connections=2 * CALLERS) as client:
+    async with Redis.from_url(bench.url, max_connections=2 * CALLERS, socket_connect_timeout=60) as client:
 
         async def append() -> None:
             async with client.pipeline(transaction=False) as pipeline:
@@ -182,7 +182,7 @@ async def shared_redis_py(bench: Bench) -> None:
     messages, clients = bench.count(SHARED, 2), bench.count(SUBSCRIPTIONS)
     total = messages * clients
     got, done, ready = [0], asyncio.Event(), [0]
-    async with Redis.from_url(bench.url, max_connections=2 * clients) as client:
+    async with Redis.from_url(bench.url, max_connections=2 * clients, socket_connect_timeout=60) as client:
 
         async def read() -> None:
             last: Any = b"0"

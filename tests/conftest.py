@@ -52,6 +52,18 @@ def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
         spec.python = shlex.join([sys.executable, *subprocess._args_from_interpreter_flags()])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run a test that is marked `one_flavour` with the first server only."""
+
+    def is_left_out(item: pytest.Item) -> bool:
+        call: Any = getattr(item, "callspec", None)  # None without parameters
+        flavours = () if call is None else call.params.values()
+        return item.get_closest_marker("one_flavour") is not None and any(each in FLAVOURS[1:] for each in flavours)
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
     """With REDISMPX_NO_SKIP set, as in CI, a skipped test fails."""

@@ -11,9 +11,6 @@ from .servers import Server, find_binary
 FLAVOURS = tuple(os.environ.get("REDISMPX_SERVERS", "valkey redis").split())
 """REDISMPX_SERVERS selects one of the two."""
 
-one_flavour = pytest.mark.parametrize("server", ["valkey"], indirect=True)
-"""Marks a test of the client alone: the server makes no difference to it, so that one flavour is enough."""
-
 
 def binary_of(flavour: str) -> str:
     """Return the path of a flavour's server; skip the test if it is not installed."""

@@ -20,6 +20,8 @@ from redismpx.blocking import ChannelSubscription, Multiplexer
 
 from ..helpers.leaks import open_sockets
 
+pytestmark = pytest.mark.one_flavour
+
 
 @pytest.fixture(autouse=True)
 def no_threads() -> Iterator[None]:

@@ -11,6 +11,8 @@ gevent.monkey.patch_all()
 import sys
 import gevent
 from redismpx.blocking import Multiplexer
+
+pytestmark = pytest.mark.one_flavour
 url = sys.argv[1].replace("127.0.0.1", "localhost")
 with Multiplexer(url) as mpx, Multiplexer(url) as other:
     with mpx.subscribe("a") as sub:

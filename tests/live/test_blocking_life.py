@@ -12,6 +12,8 @@ from redis import Redis
 
 from ..helpers.programs import run_program
 
+pytestmark = pytest.mark.one_flavour
+
 
 @pytest.mark.parametrize("state", ["idle", "connected", "reading", "calling", "backing off", "sending", "closed"])
 def test_a_threaded_exit_prints_nothing(url: str, state: str) -> None:

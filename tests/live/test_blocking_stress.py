@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from redis import Redis
 
 from redismpx import Activation, Disconnect, Message, SubscriptionIsClosed
@@ -16,6 +17,8 @@ from redismpx.blocking import Multiplexer
 
 from ..helpers.checker import Checker
 from ..helpers.leaks import open_sockets
+
+pytestmark = pytest.mark.one_flavour
 
 SECONDS = float(os.environ.get("REDISMPX_STRESS", "5"))
 """How long the threads run; REDISMPX_STRESS=60 runs them for a minute."""

@@ -29,6 +29,7 @@ from ..helpers.steps import Steps
 from ..helpers.waiting import until
 
 pytestmark = [
+    pytest.mark.one_flavour,
     pytest.mark.usefixtures("no_leaks", "no_complaints"),
     pytest.mark.parametrize("shared_server", ["valkey"], indirect=True),
 ]

@@ -29,7 +29,7 @@ from ..helpers.backoffs import QUICK
 from ..helpers.servers import Server, free_port
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 Ending = Callable[[], Coroutine[Any, Any, object]]
 

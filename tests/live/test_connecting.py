@@ -22,7 +22,6 @@ from redismpx import Multiplexer, SubscriptionRefused
 from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
-from ..helpers.flavours import one_flavour
 from ..helpers.logs import warnings
 from ..helpers.monitor import settled
 from ..helpers.proxy import Proxy
@@ -55,7 +54,7 @@ def run(main: Any) -> None:
         runner.run(main)
 
 
-@one_flavour
+@pytest.mark.one_flavour
 def test_a_host_is_resolved_at_every_attempt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host may move, or have no address for a while: each attempt to connect resolves its name."""
 
@@ -97,7 +96,7 @@ def black_hole() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@one_flavour
+@pytest.mark.one_flavour
 def test_a_black_hole_address_does_not_block_the_next(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """With broken IPv6 before working IPv4, the first attempt uses up its time; the second tries both side by side."""
 
@@ -117,7 +116,7 @@ def test_a_black_hole_address_does_not_block_the_next(server: Server, monkeypatc
     run(main())
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_silent_handshake_times_out_and_is_retried(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """A frozen server's kernel still accepts connections: the handshake has a timeout."""
     with Proxy(server.port) as proxy:
@@ -262,7 +261,7 @@ async def test_another_protocol_is_reported_as_such(answer: bytes, caplog: pytes
     assert len(warnings(caplog)) == 1
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_tls_on_a_plain_port_is_reported_as_such(server: Server) -> None:
     """A TLS handshake with a port without TLS gets no reply: the error asks about TLS."""
     async with Multiplexer(f"rediss://127.0.0.1:{server.port}", socket_connect_timeout=0.2, backoff=QUICK) as mpx:
@@ -270,7 +269,7 @@ async def test_tls_on_a_plain_port_is_reported_as_such(server: Server) -> None:
         await until(lambda: "speaks TLS: does this port?" in str(mpx.stats().last_error))
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_short_lived_connections_are_retried_with_backoff(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +300,7 @@ async def test_short_lived_connections_are_retried_with_backoff(
     assert all("client-output-buffer-limit" in each for each in others)
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_without_a_file_descriptor_connecting_is_retried(server: Server, admin: Redis) -> None:
     """At the limit of open files there is one warning and no busy loop, and it connects when a file is closed."""
     program = """

@@ -26,7 +26,7 @@ from redismpx.errors import MultiplexerIsClosed
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 REJECTION = "another event loop or thread"
 

@@ -15,7 +15,6 @@ from redismpx._io.redispy import connection as connection_module
 from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker, new_sub
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
-from ..helpers.flavours import one_flavour
 from ..helpers.monitor import calls_of, kill_clients
 from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
@@ -130,7 +129,7 @@ async def test_a_lost_link_makes_publishing_dial_again(successor: Server, servic
     assert not checker.faults
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_an_unanswered_publish_makes_the_link_ping(server: Server) -> None:
     """A publish without a reply casts doubt on the server: the link pings it at once, not after `ping_interval`."""
     async with Multiplexer(server.url, publish_timeout=0.2, ping_interval=60, ping_timeout=0.2, backoff=QUICK) as mpx:
@@ -145,7 +144,7 @@ async def test_an_unanswered_publish_makes_the_link_ping(server: Server) -> None
         server.thaw()
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_lost_publisher_does_not_end_a_good_link(server: Server, admin: Redis) -> None:
     """When only the connection for publishing is lost, the link pings and stays."""
     async with Multiplexer(server.url, ping_interval=60, backoff=QUICK) as mpx:
@@ -166,7 +165,7 @@ async def test_a_lost_publisher_does_not_end_a_good_link(server: Server, admin: 
         await until(lambda: checker.kinds == ["activation", "message"])
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_silent_server_blocks_publishing_only_for_a_while(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from ..helpers.fake_server import FakeServer, shake_hands
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 @pytest.fixture

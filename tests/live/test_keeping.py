@@ -19,7 +19,6 @@ from ..helpers.acl import limited, set_limited_user
 from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
-from ..helpers.flavours import one_flavour
 from ..helpers.logs import warnings
 from ..helpers.monitor import kill_clients, settled
 from ..helpers.proxy import Proxy
@@ -29,7 +28,7 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_thousand_kills_are_a_thousand_disconnects(server: Server, admin: Redis) -> None:
     """Each of a thousand lost connections is reported: a silent reconnect would hide what was missed."""
     async with Multiplexer(server.url, backoff=NoBackoff()) as mpx:
@@ -45,7 +44,7 @@ async def test_a_thousand_kills_are_a_thousand_disconnects(server: Server, admin
         assert mpx.stats().connections == 1001
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_restarted_server_gets_all_names_each_time(server: Server) -> None:
     """After each restart of the server all names are subscribed again, and promises were interrupted."""
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
@@ -68,7 +67,7 @@ async def test_a_restarted_server_gets_all_names_each_time(server: Server) -> No
         assert not checker.faults
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_pings_keep_a_firewall_from_dropping_the_connection(server: Server, admin: Redis) -> None:
     """Firewalls silently drop connections that are idle for minutes; pings keep them open."""
     with Proxy(server.port) as proxy:
@@ -90,7 +89,7 @@ async def test_pings_keep_a_firewall_from_dropping_the_connection(server: Server
             assert kept.kinds == ["activation", "message"]
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_an_idle_timeout_closes_no_pinging_connection(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +114,7 @@ async def test_an_idle_timeout_closes_no_pinging_connection(
     assert warnings(caplog) == []
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_lost_connection_without_names_is_restored(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +141,7 @@ async def test_a_lost_connection_without_names_is_restored(
         assert "cannot connect" in warnings(caplog)[0]
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_pause_longer_than_ping_timeout_is_one_outage(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -290,7 +289,7 @@ async def test_a_half_closed_connection_is_left_quietly(
     assert len(warnings(caplog)) == 1
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_reset_among_ten_thousand_adds_is_one_outage(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -316,7 +315,7 @@ async def test_a_reset_among_ten_thousand_adds_is_one_outage(
     assert len(warnings(caplog)) == 1
 
 
-@one_flavour
+@pytest.mark.one_flavour
 async def test_a_peer_that_stops_reading_is_found_by_ping(server: Server, admin: Redis) -> None:
     """add() and reading go on while our buffers are full, and the ping timeout ends the connection."""
     with Proxy(server.port) as proxy:

@@ -22,7 +22,7 @@ from ..helpers.flavours import FLAVOURS, start_server
 from ..helpers.servers import Server, TLSServer, find_binary
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 BURST = 6_000  # messages: more than one read takes, and more than one time slice delivers
 SIZE = 100  # bytes of each

@@ -38,7 +38,7 @@ from ..helpers.programs import run_program
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 def test_a_multiplexer_made_before_a_loop_starts_inside_it(url: str) -> None:

@@ -20,7 +20,7 @@ from ..helpers.fake_server import FakeServer, read_command
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 PASSWORD = "canary-password"
 PAYLOAD = b"canary-payload"

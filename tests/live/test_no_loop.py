@@ -11,7 +11,7 @@ import trio
 
 from redismpx import Multiplexer
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 CALLS: dict[str, Callable[[Multiplexer], object]] = {
     "channels": lambda mpx: mpx.new_channel_subscription(print),

@@ -14,7 +14,7 @@ from redismpx._io.runtime.slices import SLICE_STEPS
 from ..helpers.logs import loud
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 async def test_on_close_says_why_a_subscription_ended(url: str, admin: Redis) -> None:

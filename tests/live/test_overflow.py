@@ -16,7 +16,7 @@ from redismpx import ChannelSubscription, ConnectionLost, Multiplexer, Overflow,
 from ..helpers.flood import FLOOD
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 KEPT = {
     "drop_oldest": list(range(91, 101)),

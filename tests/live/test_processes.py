@@ -20,7 +20,7 @@ from ..helpers.monitor import settled
 from ..helpers.programs import run_program
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 @pytest.mark.parametrize("state", ["idle", "connected", "backing off"])

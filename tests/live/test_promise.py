@@ -29,7 +29,7 @@ from ..helpers.monitor import kill_clients
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 async def test_a_promise_gets_the_next_message_on_its_channel(url: str, admin: Redis) -> None:

@@ -17,7 +17,7 @@ from redismpx._io.delivery import reader as reader_module
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 @pytest.fixture

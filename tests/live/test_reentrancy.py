@@ -19,7 +19,7 @@ from ..helpers.checker import Checker
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 @pytest.mark.parametrize("event", ["message", "activation", "disconnect", "error"])

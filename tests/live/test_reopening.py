@@ -20,7 +20,7 @@ from ..helpers.monitor import settled
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 async def echo(mpx: Multiplexer) -> bytes:

@@ -18,7 +18,7 @@ from ..helpers.sentinel import close
 from ..helpers.servers import SentinelServer, Server
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 CLIENTS = """
 import asyncio, os, sys, warnings

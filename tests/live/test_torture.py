@@ -31,7 +31,7 @@ from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import eventually, until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 async def test_killed_connection_is_visible(server: Server, admin: Redis) -> None:

@@ -14,7 +14,7 @@ from redismpx.request import Handler
 
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from redismpx import Multiplexer
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 def collect() -> None:

@@ -19,7 +19,7 @@ from redismpx._core.buffer import DEFERRED
 
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 class Gone: ...

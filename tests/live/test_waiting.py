@@ -14,7 +14,7 @@ from ..helpers.monitor import kill_clients
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
 
 
 async def test_a_rejected_name_does_not_spoil_the_others(server: Server, admin: Redis) -> None:
