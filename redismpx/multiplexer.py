@@ -681,14 +681,27 @@ class Multiplexer:
         name, payload = self._convert(channel, data)
         return await self._hub.deployment.publisher.publish(name, payload, sharded=sharded)
 
+    def _begin_publish(self, name: bytes, payload: bytes, outcome: asyncio.Future[int], *, sharded: bool) -> None:
+        """Publish what `_to_message()` returned, and have the outcome set on a future. For `redismpx.blocking`."""
+        self._enter_to_publish()
+        self._hub.deployment.publisher.begin(name, payload, outcome, sharded=sharded)
+
     def _convert(self, channel: str | bytes, data: Payload) -> tuple[bytes, bytes]:
         """Return the bytes of a channel and a payload to publish now."""
+        message = self._to_message(channel, data)
+        self._enter_to_publish()
+        return message
+
+    def _to_message(self, channel: str | bytes, data: Payload) -> tuple[bytes, bytes]:
+        """Return the bytes of a channel and a payload. Any thread may call this."""
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
-        payload = to_payload(data, self._max_payload)
+        return name, to_payload(data, self._max_payload)
+
+    def _enter_to_publish(self) -> None:
+        """Begin a public call that is possible during `drain()`, too."""
         if self._hub.closed:  # also by the payload, while it was converted
             raise MultiplexerIsClosed
         self._hub.enter()
-        return name, payload
 
     # --- streams
 

@@ -151,6 +151,20 @@ MUTANTS = [
         f"{BLOCKING} -k running_loop",
     ),
     Mutant(
+        "an interrupted publish() that is sent later",
+        "blocking/portal.py",
+        "            self.post(outcome.cancel)  # this thread was interrupted, or the work is done\n            raise\n",
+        "            raise\n",
+        f"{BLOCKING} -k takes_back",
+    ),
+    Mutant(
+        "a task for each publish() of a thread",
+        "blocking/multiplexer.py",
+        "        return portal.wait_for(self._publishing(channel, data, sharded))\n",
+        "        return portal.wait(lambda: self._mpx.publish(channel, data, sharded=sharded))\n",
+        f"{BLOCKING} -k no_task",
+    ),
+    Mutant(
         "publish_soon() without a bound",
         "blocking/multiplexer.py",
         "if self._unsent >= self._max_pending:",

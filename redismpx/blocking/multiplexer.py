@@ -33,7 +33,7 @@ from ..typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnErro
 from ..url_file import read_url_file
 from .described import described_by
 from .hand_over import Border, HandOver
-from .portal import JOIN_TIMEOUT, check_may_block, runs_loop
+from .portal import JOIN_TIMEOUT, Begin, Portal, check_may_block, runs_loop
 from .promise import PromiseSubscription
 from .service import Service
 from .streams import StreamSubscription
@@ -455,7 +455,8 @@ class Multiplexer:
             ConnectionLost, redis.exceptions.ResponseError, MultiplexerIsClosed, TypeError, ValueError: as for
                 `redismpx.Multiplexer.publish()`.
         """
-        return self._begun().portal.wait(lambda: self._mpx.publish(channel, data, sharded=sharded))
+        portal = self._begun().portal
+        return portal.wait_for(self._publishing(channel, data, sharded))
 
     async def apublish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
         """Publish a message as `publish()` does, awaited in an event loop of any thread.
@@ -474,7 +475,13 @@ class Multiplexer:
             ConnectionLost, redis.exceptions.ResponseError, MultiplexerIsClosed, TypeError, ValueError: as for
                 `publish()`.
         """
-        return await self._begun().portal.forward(lambda: self._mpx.publish(channel, data, sharded=sharded))
+        portal = self._begun().portal
+        return await portal.forward_for(self._publishing(channel, data, sharded))
+
+    def _publishing(self, channel: str | bytes, data: Payload, sharded: bool) -> Begin[int]:
+        """Convert a message in this thread; return the function that publishes it in the thread of the loop."""
+        name, payload = self._mpx._to_message(channel, data)
+        return lambda outcome: self._mpx._begin_publish(name, payload, outcome, sharded=sharded)
 
     def publish_soon(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> None:
         """Publish a message without a wait for the reply. Any thread may call it, also one that runs an event loop.
@@ -500,22 +507,37 @@ class Multiplexer:
                     f"max_pending={self._max_pending} messages have no outcome yet; call publish() instead"
                 )
             self._unsent += 1
-        portal.post(lambda: portal.start(self._publish_soon(channel, data, sharded)))
+        portal.post(lambda: self._publish_soon(portal, channel, data, sharded))
 
-    async def _publish_soon(self, channel: str | bytes, data: Payload, sharded: bool) -> None:
+    def _publish_soon(self, portal: Portal, channel: str | bytes, data: Payload, sharded: bool) -> None:
+        outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        outcome.add_done_callback(lambda outcome: self._published(portal, outcome.exception()))
         try:
-            await self._mpx.publish(channel, data, sharded=sharded)
+            self._publishing(channel, data, sharded)(outcome)
         except Exception as error:  # noqa: BLE001, there is no caller
+            self._published(portal, error)
+
+    def _published(self, portal: Portal, error: BaseException | None) -> None:
+        """Take note of the outcome of a message of `publish_soon()`."""
+        if isinstance(error, Exception):
+            portal.start(self._report_unsent(error))
+        else:
+            self._is_failing = False
+            self._forget_unsent()
+
+    async def _report_unsent(self, error: Exception) -> None:
+        try:
             if not self._is_failing:
                 _logger.warning("publish_soon() failed; further failures in a row are not logged: %s", error)
             self._is_failing = True
             if self._on_error is not None:
                 await self._report(error)
-        else:
-            self._is_failing = False
         finally:
-            with self._lock:
-                self._unsent -= 1
+            self._forget_unsent()  # no earlier: so the reports that wait are bounded, too
+
+    def _forget_unsent(self) -> None:
+        with self._lock:
+            self._unsent -= 1
 
     # --- streams
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["JOIN_TIMEOUT", "Portal", "Start", "check_may_block", "runs_loop"]
+__all__ = ["JOIN_TIMEOUT", "Begin", "Portal", "Start", "check_may_block", "runs_loop"]
 
 import asyncio
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import MultiplexerIsClosed
-from .threads import LONG, NativeThread
+from .outcome import LoopOutcome, Outcome, ThreadOutcome, WorkFuture
+from .threads import NativeThread
 
 _Returned = TypeVar("_Returned")
 
 Start: TypeAlias = Callable[[], Coroutine[Any, Any, _Returned]]
 """Makes a coroutine, in the thread of the loop."""
+
+Begin: TypeAlias = "Callable[[asyncio.Future[_Returned]], object]"
+"""Begins work in the thread of the loop, without a task. The work sets the outcome of the future."""
 
 JOIN_TIMEOUT = 6.0  # seconds until the end of the thread is no longer waited for: one more than aclose() takes
 
@@ -86,15 +89,15 @@ class Portal:
         """
         if self.is_here:
             return function()
-        outcome: _Outcome[_Returned] = _Outcome()
+        outcome: ThreadOutcome[_Returned] = ThreadOutcome()
 
         def run() -> None:
             try:
-                outcome.result = function()
+                result = function()
             except BaseException as error:  # noqa: BLE001, for the thread that waits
-                outcome.error = error
-            finally:
-                outcome.is_set.release()
+                outcome.reject(error)
+            else:
+                outcome.resolve(result)
 
         self._add(_Call(run, run))
         return outcome.get()
@@ -106,61 +109,69 @@ class Portal:
             RuntimeError: an event loop runs in this thread, and the call would block it.
             MultiplexerIsClosed: the loop has ended, or ended during the wait.
         """
-        check_may_block()
-        outcome: _Outcome[_Returned] = _Outcome()
-        tasks: list[asyncio.Task[None]] = []
+        return self._wait(lambda outcome: self._in_task(start, outcome))
 
-        async def run() -> None:
-            try:
-                outcome.result = await start()
-            except BaseException as error:  # noqa: BLE001, for the thread that waits
-                outcome.error = error
-            finally:
-                if not self.is_exiting:
-                    outcome.is_set.release()
-
-        self._add(_Call(lambda: tasks.append(self.start(run(), outcome.abandon)), outcome.abandon))
-        try:
-            return outcome.get()
-        except BaseException:
-            self.post(lambda: [task.cancel() for task in tasks])  # this thread was interrupted, or the task is done
-            raise
+    def wait_for(self, begin: Begin[_Returned]) -> _Returned:
+        """Begin work in the loop, wait, and return its result: as `wait()`, with less overhead. Ctrl-C cancels it."""
+        return self._wait(lambda outcome: self._in_future(begin, outcome))
 
     async def forward(self, start: Start[_Returned]) -> _Returned:
         """Run a coroutine in the loop, and await its result in another loop. Cancelled, it cancels the coroutine."""
-        here = asyncio.get_running_loop()
-        if here is self._loop:
+        if self.is_here:
             return await start()
-        future: asyncio.Future[_Returned] = here.create_future()
-        tasks: list[asyncio.Task[None]] = []
+        return await self._forward(lambda outcome: self._in_task(start, outcome))
 
-        def settle(settle_future: Callable[[Any], object], value: object) -> None:
-            if not future.done():
-                settle_future(value)
+    async def forward_for(self, begin: Begin[_Returned]) -> _Returned:
+        """Begin work in the loop, and await its result in any loop. Cancelled, it cancels the work."""
+        return await self._forward(lambda outcome: self._in_future(begin, outcome))
 
-        def settle_soon(settle_future: Callable[[Any], object], value: object) -> None:
-            if not here.is_closed():
-                here.call_soon_threadsafe(settle, settle_future, value)
+    def _wait(self, launch: Callable[[Outcome[_Returned]], object]) -> _Returned:
+        check_may_block()
+        outcome: ThreadOutcome[_Returned] = ThreadOutcome()
+        self._add(_Call(partial(launch, outcome), outcome.abandon))
+        try:
+            return outcome.get()
+        except BaseException:
+            self.post(outcome.cancel)  # this thread was interrupted, or the work is done
+            raise
 
-        def abandon() -> None:
-            settle_soon(future.set_exception, MultiplexerIsClosed())
+    async def _forward(self, launch: Callable[[Outcome[_Returned]], object]) -> _Returned:
+        outcome: LoopOutcome[_Returned] = LoopOutcome()
+        self._add(_Call(partial(launch, outcome), outcome.abandon))
+        try:
+            return await outcome.future
+        finally:
+            if outcome.future.cancelled():
+                self.post(outcome.cancel)
+            del outcome  # otherwise the exception refers to itself
+
+    def _in_task(self, start: Start[_Returned], outcome: Outcome[_Returned]) -> None:
+        """Run a coroutine in a task, up to its outcome."""
 
         async def run() -> None:
             try:
                 result = await start()
-            except asyncio.CancelledError:
-                abandon()
-            except BaseException as error:  # noqa: BLE001, for the other loop
-                settle_soon(future.set_exception, error)
+            except asyncio.CancelledError:  # the loop has ended, or no caller waits any more
+                self._settle(outcome.reject, MultiplexerIsClosed())
+            except BaseException as error:  # noqa: BLE001, for the caller
+                self._settle(outcome.reject, error)
             else:
-                settle_soon(future.set_result, result)
+                self._settle(outcome.resolve, result)
 
-        self._add(_Call(lambda: tasks.append(self.start(run(), abandon)), abandon))
+        outcome.work = self.start(run(), outcome.abandon)
+
+    def _in_future(self, begin: Begin[_Returned], outcome: Outcome[_Returned]) -> None:
+        """Begin work that sets the outcome of a future."""
+        outcome.work = future = WorkFuture(self._loop, outcome, self._settle)
         try:
-            return await future
-        finally:
-            if future.cancelled():
-                self.post(lambda: [task.cancel() for task in tasks])
+            begin(future)
+        except BaseException as error:  # noqa: BLE001, for the caller
+            future.set_exception(error)
+
+    def _settle(self, settle: Callable[[Any], object], value: object) -> None:
+        """Settle an outcome, unless the interpreter exits; only in the thread of the loop."""
+        if not self.is_exiting:
+            settle(value)
 
     def start(self, coroutine: Coroutine[Any, Any, None], abandon: Callable[[], object] | None = None) -> _Task:
         """Run a coroutine in a task; only in the thread of the loop. Its first step runs at once where Python can.
@@ -228,37 +239,6 @@ class _Call:
         self.run: Callable[[], object] = partial(copy_context().run, function)
         self.fail = fail
         """Called instead when the loop has ended."""
-
-
-class _Outcome(Generic[_Returned]):
-    """The result of a call, for the thread that waits for it."""
-
-    __slots__ = ("error", "is_set", "result")
-
-    result: _Returned
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self.is_set = threading.Lock()
-        self.is_set.acquire()
-
-    def abandon(self) -> None:
-        """Settle a call that the loop does not make any more."""
-        self.error = MultiplexerIsClosed()
-        self.is_set.release()
-
-    def get(self) -> _Returned:
-        """Wait for the outcome. Ctrl-C interrupts the main thread here."""
-        while not self.is_set.acquire(timeout=LONG):
-            pass
-        if self.error is None:
-            return self.result
-        try:
-            if isinstance(self.error, asyncio.CancelledError):  # the loop has ended
-                raise MultiplexerIsClosed
-            raise self.error
-        finally:
-            self.error = None  # otherwise the exception refers to itself: traceback, frame, outcome, exception
 
 
 def _nothing() -> None:

@@ -202,6 +202,19 @@ def test_ctrl_c_ends_a_wait(mpx: Multiplexer) -> None:
     assert promise.get(5) == b"2"
 
 
+@pytest.mark.usefixtures("interrupts")
+def test_ctrl_c_takes_back_an_unsent_message() -> None:
+    """An interrupted publish() that waits for a connection is not sent: no call is left in the queue."""
+    with Multiplexer("redis://127.0.0.1:1", publish_timeout=30) as mpx:
+        publisher = mpx._mpx._hub.deployment.publisher
+        timer = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            mpx.publish("a", "1")
+        timer.join()
+        until(lambda: publisher.pending == 0)
+
+
 def test_events_show_the_gap_in_its_place(mpx: Multiplexer, url: str) -> None:
     """events() yields activations, messages and disconnects in order."""
     with Redis.from_url(url) as admin:
@@ -551,6 +564,42 @@ def test_publish_soon_is_bounded_and_reports(url: str) -> None:
             mpx.publish_soon("a", "x")
     with pytest.raises(MultiplexerIsClosed):
         mpx.publish_soon("a", "x")
+
+
+def test_a_waiting_publish_has_no_task() -> None:
+    """Calls of publish(), apublish() and publish_soon() wait in the queue of the publisher; the close fails them."""
+    with Multiplexer("redis://127.0.0.1:1", publish_timeout=30) as mpx:
+        publisher = mpx._mpx._hub.deployment.publisher
+        mpx.publish_soon("a", "0")
+        until(lambda: publisher.pending == 1)
+        assert mpx._border is not None
+        portal = mpx._border.portal
+        tasks = portal.call(lambda: len(asyncio.all_tasks()))
+        calls = [
+            *[in_thread(lambda: mpx.publish("a", "1")) for _ in range(5)],
+            in_thread(lambda: asyncio.run(mpx.apublish("a", "2"))),
+        ]
+        until(lambda: publisher.pending == 7)
+        assert portal.call(lambda: len(asyncio.all_tasks())) == tasks
+        mpx.close()
+        for thread, results in calls:
+            thread.join(5)
+            assert isinstance(results[0], MultiplexerIsClosed), results
+
+
+def test_the_ways_to_publish_keep_their_order(mpx: Multiplexer) -> None:
+    """Messages of one thread go out in the order of the calls, whether the calls wait or not."""
+    with mpx.subscribe("a") as sub:
+
+        async def main() -> None:
+            await asyncio.gather(mpx.apublish("a", "2"), mpx.apublish("a", "3"))
+            mpx.publish_soon("a", "4")
+
+        for _ in range(20):
+            mpx.publish_soon("a", "0")
+            mpx.publish("a", "1")
+            asyncio.run(main())
+        assert [int(message.data) for message in sub.listen(0.2)] == [*range(5)] * 20
 
 
 # --- event loops

@@ -19,7 +19,16 @@ class PublishCall:
 
     __slots__ = ("channel", "command", "deadline", "must_be_heard", "outcome", "redirections", "slot", "timeout")
 
-    def __init__(self, channel: bytes, data: bytes, slot: int | None, timeout: float, *, must_be_heard: bool) -> None:
+    def __init__(
+        self,
+        channel: bytes,
+        data: bytes,
+        slot: int | None,
+        timeout: float,
+        *,
+        must_be_heard: bool = False,
+        outcome: asyncio.Future[Any] | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.channel: bytes = channel
         self.slot: int | None = slot
@@ -31,7 +40,7 @@ class PublishCall:
         """Whether the outcome is `NoResponders` when nobody can have received the message."""
         self.redirections: int = 0
         """How often a node redirected it to another one."""
-        self.outcome: asyncio.Future[Any] = loop.create_future()
+        self.outcome: asyncio.Future[Any] = loop.create_future() if outcome is None else outcome
 
     def expire(self, why: str, cause: BaseException | None) -> None:
         """Fail the call at its deadline, unless it has an outcome: it was not sent."""
@@ -67,7 +76,7 @@ class ScriptCall(PublishCall):
     __slots__ = ("evaluation",)
 
     def __init__(self, name: bytes, evaluation: Evaluation, slot: int | None, timeout: float) -> None:
-        super().__init__(name, b"", slot, timeout, must_be_heard=False)
+        super().__init__(name, b"", slot, timeout)
         self.evaluation: Evaluation = evaluation
         self.command = evaluation.by_digest
 

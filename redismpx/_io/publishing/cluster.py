@@ -56,28 +56,31 @@ class ClusterPublisher(Publisher):
     def _stream_slot(self, name: bytes) -> int | None:
         return key_slot(name)
 
-    async def _send(self, call: PublishCall) -> Any:
+    def _put(self, call: PublishCall) -> None:
         slot = call.slot
         if slot is None:
-            return await super()._send(call)
+            super()._put(call)
+            return
         queue = self._slot_queues.get(slot)
         if queue is None:
             queue = self._slot_queues[slot] = SlotQueue(partial(self._owner, slot))
         queue.calls += 1
-        try:
-            queue.put(call)
-            count = await call.outcome
+        call.outcome.add_done_callback(partial(self._settled, slot, call))
+        queue.put(call)
+
+    def _settled(self, slot: int, call: PublishCall, outcome: asyncio.Future[Any]) -> None:
+        """Take note of the outcome of a call that has a slot."""
+        queue = self._slot_queues[slot]
+        was_accepted = not outcome.cancelled() and outcome.exception() is None
+        if was_accepted:
             queue.accepted(call)
-        finally:
-            queue.calls -= 1
-            if queue.calls:
-                queue.ended(call)
-            else:
-                del self._slot_queues[slot]
-            del call  # see publish()
-        if count == 0 and not self._closed and self._map_is_older_than(REFRESH_INTERVAL):
+        queue.calls -= 1
+        if queue.calls:
+            queue.ended(call)
+        else:
+            del self._slot_queues[slot]
+        if was_accepted and outcome.result() == 0 and not self._closed and self._map_is_older_than(REFRESH_INTERVAL):
             self._tasks.start(self._refresh(), "redismpx slot map", Context())
-        return count
 
     @property
     def _outcomes(self) -> list[asyncio.Future[Any]]:

@@ -55,13 +55,22 @@ class Publisher:
         """
         slot = key_slot(channel) if sharded else None
         call = PublishCall(channel, data, slot, self._timeout, must_be_heard=must_be_heard)
+        self._put(call)
         try:
-            count: int = await self._send(call)
+            count: int = await call.outcome
             return count
         except BaseException:  # the outcome, or a cancellation: for the caller in both cases
             call.command = b""  # a cancelled call stays in the queue until its turn: free its payload now
             del call  # otherwise the exception would refer to itself, through its traceback
             raise
+
+    def begin(self, channel: bytes, data: bytes, outcome: asyncio.Future[int], *, sharded: bool) -> None:
+        """Publish after all earlier calls, and have the outcome set on a future. Cancel the future to cancel the call.
+
+        The future may be of a class that tells another thread of its outcome: without a task, and at once.
+        """
+        slot = key_slot(channel) if sharded else None
+        self._put(PublishCall(channel, data, slot, self._timeout, outcome=outcome))
 
     publish_command = b"PUBLISH"
     """The command that publishes on the channel of a stream."""
@@ -74,19 +83,17 @@ class Publisher:
         """Run a script about a stream, after all earlier calls; return its reply."""
         self._counters.scripts += 1
         call = ScriptCall(name, evaluation, self._stream_slot(name), self._timeout)
+        self._put(call)
         try:
-            return await self._send(call)
+            return await call.outcome
         except BaseException:  # see publish()
             call.command, call.evaluation = b"", evaluation._replace(arguments=b"")
             del call
             raise
 
-    async def _send(self, call: PublishCall) -> Any:
+    def _put(self, call: PublishCall) -> None:
+        """Queue a call that was made just now."""
         self._pipeline.put(call)
-        try:
-            return await call.outcome
-        finally:
-            del call  # see publish()
 
     async def flushed(self) -> None:
         """Wait until each call made so far has its outcome."""

@@ -138,8 +138,12 @@ class Connection:
             raise
 
     async def send(self, data: bytes) -> None:
-        """Send commands that are encoded already."""
-        await self._raw.send_packed_command(data, check_health=False)
+        """Send commands that are encoded already. There is no timeout but the caller's, as for `reader()`."""
+        if self._transport is None:
+            await self._raw.send_packed_command(data, check_health=False)
+        else:
+            self._transport.write(data)
+            await self._raw._writer.drain()
 
     def reader(self, *, pushes: bool = False) -> Callable[[], Awaitable[Any]]:
         """Return a function that reads the next reply as bytes. An error reply is raised, and does not disconnect.

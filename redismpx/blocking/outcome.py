@@ -1,0 +1,128 @@
+"""The outcome of work in the loop of a portal, for a caller that waits in a thread or in another loop."""
+
+from __future__ import annotations
+
+__all__ = ["LoopOutcome", "Outcome", "ThreadOutcome", "WorkFuture"]
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from ..errors import MultiplexerIsClosed
+from .threads import LONG
+
+_Settled = TypeVar("_Settled")
+
+_Settle: TypeAlias = Callable[[Callable[[Any], object], object], object]
+"""Calls a method of an outcome with a value, unless no caller is to get it any more."""
+
+
+class Outcome(ABC, Generic[_Settled]):
+    """The outcome of work in the loop, for a caller that waits elsewhere. It is settled once."""
+
+    __slots__ = ("work",)
+
+    def __init__(self) -> None:
+        self.work: asyncio.Future[Any] | None = None
+        """The task or future of the work, once it has begun."""
+
+    @abstractmethod
+    def resolve(self, result: _Settled) -> None:
+        """Let the caller return a result."""
+
+    @abstractmethod
+    def reject(self, error: BaseException) -> None:
+        """Let the caller raise an error."""
+
+    def abandon(self) -> None:
+        """Settle work that the loop does not do any more."""
+        self.reject(MultiplexerIsClosed())
+
+    def cancel(self) -> None:
+        """Cancel work that no caller waits for."""
+        if self.work is not None:
+            self.work.cancel()
+
+
+class ThreadOutcome(Outcome[_Settled]):
+    """The outcome for a thread that waits for it."""
+
+    __slots__ = ("_error", "_is_set", "_result")
+
+    _result: _Settled
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._error: BaseException | None = None
+        self._is_set = threading.Lock()
+        self._is_set.acquire()
+
+    def resolve(self, result: _Settled) -> None:
+        self._result = result
+        self._is_set.release()
+
+    def reject(self, error: BaseException) -> None:
+        self._error = error
+        self._is_set.release()
+
+    def get(self) -> _Settled:
+        """Wait for the outcome. Ctrl-C interrupts the main thread here."""
+        while not self._is_set.acquire(timeout=LONG):
+            pass
+        if self._error is None:
+            return self._result
+        try:
+            raise self._error
+        finally:
+            self._error = self.work = None  # otherwise the exception refers to itself: traceback, frame, exception
+
+
+class LoopOutcome(Outcome[_Settled]):
+    """The outcome for a coroutine in another loop, the one that runs when this is made."""
+
+    __slots__ = ("_loop", "future")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[_Settled] = self._loop.create_future()
+
+    def resolve(self, result: _Settled) -> None:
+        self._settle_soon(self.future.set_result, result)
+
+    def reject(self, error: BaseException) -> None:
+        self._settle_soon(self.future.set_exception, error)
+
+    def _settle_soon(self, settle: Callable[[Any], object], value: object) -> None:
+        with suppress(RuntimeError):  # the other loop was closed
+            self._loop.call_soon_threadsafe(self._settle, settle, value)
+
+    def _settle(self, settle: Callable[[Any], object], value: object) -> None:
+        if not self.future.done():
+            settle(value)
+
+
+class WorkFuture(asyncio.Future[_Settled]):
+    """A future of the loop that settles an outcome at once: a callback would come in the next iteration."""
+
+    __slots__ = ("_outcome", "_settle")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outcome: Outcome[_Settled], settle: _Settle) -> None:
+        super().__init__(loop=loop)
+        self._outcome = outcome
+        self._settle = settle
+
+    def set_result(self, result: _Settled, /) -> None:
+        super().set_result(result)
+        self._settle(self._outcome.resolve, result)
+        del self._outcome  # the two refer to each other
+
+    def set_exception(self, exception: type[BaseException] | BaseException, /) -> None:
+        super().set_exception(exception)
+        error = self.exception()  # which the outcome has from now on: the loop is not to log it
+        assert error is not None
+        self._settle(self._outcome.reject, error)
+        del self._outcome
