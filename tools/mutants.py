@@ -165,6 +165,13 @@ MUTANTS = [
         f"{BLOCKING} -k no_task",
     ),
     Mutant(
+        "a forked process that ends without its messages of publish_soon()",
+        "blocking/multiplexer.py",
+        "                    _register_end()\n",
+        "",
+        "tests/live/test_blocking_life.py -k end_of_a_child",
+    ),
+    Mutant(
         "publish_soon() without a bound",
         "blocking/multiplexer.py",
         "if self._unsent >= self._max_pending:",

@@ -1086,6 +1086,7 @@ class Multiplexer:
                 if self._border is None:
                     self._border = Border()
                     _open.add(self)
+                    _register_end()
                 border = self._border
         return border
 
@@ -1141,7 +1142,19 @@ _open: set[Multiplexer] = set()
 """The multiplexers of this process whose thread runs."""
 
 
-@atexit.register
+_registered_by: set[int] = set()  # the process that has registered _end_all(), and those that it was forked from
+
+
 def _end_all() -> None:
     for multiplexer in tuple(_open):
         multiplexer._end_at_exit()
+
+
+def _register_end() -> None:
+    """Have the interpreter call `_end_all()` at its exit. A process of multiprocessing forgets it when it is forked."""
+    if os.getpid() not in _registered_by:
+        _registered_by.add(os.getpid())
+        atexit.register(_end_all)
+
+
+_register_end()  # at import, so that functions that the program registers later run earlier, and can publish

@@ -157,6 +157,40 @@ def test_process_pools_use_a_module_level_multiplexer(url: str, tmp_path: Path) 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+SOON = """
+import multiprocessing, os
+from redismpx.blocking import Multiplexer
+mpx = Multiplexer(os.environ["BLOCKING_URL"])
+
+def work():
+    for number in range(3000):
+        mpx.publish_soon("soon", str(number))
+
+if __name__ == "__main__":
+    for method in ("fork", "spawn", "forkserver"):
+        process = multiprocessing.get_context(method).Process(target=work)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+"""
+
+
+def test_the_end_of_a_child_sends_what_is_left(url: str, tmp_path: Path) -> None:
+    """Processes of multiprocessing send the messages of publish_soon() before they end, however they are started."""
+    path = tmp_path / "soon.py"
+    path.write_text(SOON)
+    with Redis.from_url(url) as client, client.pubsub(ignore_subscribe_messages=True) as sub:
+        sub.subscribe("soon")
+        sub.get_message(timeout=5)  # the confirmation
+        result = subprocess.run(
+            [sys.executable, "-W", "error", path], capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "BLOCKING_URL": url},
+        )  # fmt: skip
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        messages = [sub.get_message(timeout=5) for _ in range(9000)]
+    assert [int(message["data"]) for message in messages if message] == [*range(3000)] * 3
+
+
 def test_eventlet_is_rejected_at_once(url: str) -> None:
     """Where eventlet has replaced the threads, the first call raises, and says what to do."""
     program = """
