@@ -592,9 +592,9 @@ class Multiplexer:
             decode: converts each payload, as for `new_channel_subscription()`. If it raises, the message is left out.
             durable: a name under which the positions are kept in Redis, in a hash beside each stream. They are saved
                 when the consumer is through with a message: within a second, at `StreamSubscription.commit()`, at
-                `drain()`, and when the stream is removed or the subscription closed. A subscription with the same
-                name goes on from there, at least once: what was handled after the last save is delivered again. Only
-                one subscription at a time should have the name.
+                `drain()` and `aclose()`, and when the stream is removed or the subscription closed. A subscription with
+                the same name goes on from there, at least once: what was handled after the last save is delivered
+                again. Only one subscription at a time should have the name.
             max_pending: the number of messages that are buffered, as for the `Multiplexer`, whose value is the default.
                 Beyond, they stay in Redis until the consumer has caught up, and `on_error` gets one `SlowConsumer`.
             on_error: as for `new_channel_subscription()`.
@@ -1222,6 +1222,9 @@ class Multiplexer:
         Of very many of these, most end in the next iterations of the loop, some in each, and `on_close` is called then.
         May be called at any time, also from inside a callback; without effect when closed already. Sockets and tasks
         are released in the next iterations of the loop; `aclose()` waits for all of this.
+
+        It cannot save the positions of `durable` stream subscriptions, because it does not wait: what was handled since
+        the last save, at most a second before, is delivered again. `aclose()` and `drain()` save them.
         """
         if not self._hub.closed:
             self._hub.check()
@@ -1285,11 +1288,19 @@ class Multiplexer:
         This takes a few seconds at most, even if callbacks ignore their cancellation. Called from inside a callback, or
         from a task that a running callback has started, it does not wait for that callback. If it is cancelled, closing
         continues, and another `aclose()` waits for the rest. Works offline, and when closed already.
+
+        If there are `durable` stream subscriptions, it closes them first, and waits until their positions are saved:
+        for a second at most. Then it closes everything else.
         """
-        self._hub.check()
-        self.close()
-        self._hub.cancel()  # also a callback that called close() and still runs
-        await self._hub.ended()
+        hub = self._hub
+        hub.check()
+        try:
+            if not hub.closed:
+                await hub.save_positions()
+        finally:
+            hub.close()
+            hub.cancel()  # also a callback that called close() and still runs
+        await hub.ended()
         if self._is_owner:
             await self._client.aclose()
 

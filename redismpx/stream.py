@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["StreamSubscription"]
 
 from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -15,7 +16,7 @@ from ._io.streams.delivery import StreamDelivery
 from ._io.streams.inbox import StreamInbox
 from ._io.streams.subscriber import StreamSubscriber
 from .arguments import to_bytes, to_position
-from .errors import MultiplexerIsClosed, quote
+from .errors import ConnectionLost, MultiplexerIsClosed, quote
 from .message import Activation, Disconnect, Message, OnGap, OnStreamMessage, StreamEvent, StreamMessage
 from .reading import MessageSubscription
 from .typing import Decode, T
@@ -158,8 +159,8 @@ class StreamSubscription(Generic[T]):
         """Leave all streams, at once and for good.
 
         No callback is called after this. Buffered messages are forgotten. An async callback that is being awaited is
-        cancelled, unless it calls `close()`. With `durable`, the positions are saved in the background. Works offline.
-        Without effect when the subscription is closed already.
+        cancelled, unless it calls `close()`. With `durable`, the positions are saved in the background, and `aclose()`
+        of the multiplexer waits for that. Works offline. Without effect when the subscription is closed already.
         """
         self._messages.close()
 
@@ -284,6 +285,8 @@ class _StreamMessages(MessageSubscription[Any]):
         super().__init__(hub, consumer, "a stream subscription")
         self._kind = hub.deployment.stream_kind
         self.subscriber = StreamSubscriber(hub._streams, self._inbox, durable)
+        if durable is not None:
+            hub.durable.add(self)
 
     @property
     def _names(self) -> Collection[bytes]:
@@ -305,7 +308,8 @@ class _StreamMessages(MessageSubscription[Any]):
     async def _consumed(self) -> None:
         await super()._consumed()
         if not self._inbox.closed:
-            await self.save()
+            with suppress(ConnectionLost):  # aclose() tries again
+                await self.save()
 
     async def save(self) -> None:
         """Save the positions, and wait for that."""
@@ -318,9 +322,7 @@ class _StreamMessages(MessageSubscription[Any]):
             raise
 
     def __repr__(self) -> str:
-        text = self._describe(f"streams={len(self._names)}").replace(
-            type(self).__name__, StreamSubscription.__name__, 1
-        )
+        text = self._describe(f"streams={len(self._names)}").replace("_StreamMessages", "StreamSubscription", 1)
         return text.replace(" dropped=0", " lagging" if self.subscriber.is_lagging else "")
 
 

@@ -63,6 +63,7 @@ RECONNECT = "tests/live/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
 RECOVERY = "tests/core/test_recovery.py"
 STREAMS = "tests/live/test_streams.py"
+DURABLE = "tests/live/test_durable_streams.py"
 SENTINEL = "tests/cluster/test_sentinel.py"
 SHARDED = "tests/live/test_sharded.py"
 UNREAD = "tests/live/test_unread.py"
@@ -1597,8 +1598,8 @@ MUTANTS = [
     Mutant(
         "aclose() waits in another loop for what still runs",
         "multiplexer.py",
-        "        self._hub.check()\n        self.close()\n",
-        "        self.close()\n",
+        "        hub.check()\n        try:\n",
+        "        try:\n",
         f"{FOREIGN_LOOP} -k after_the_end_any_thread_may_close_again",
     ),
     # Secrets.
@@ -2468,6 +2469,55 @@ MUTANTS = [
         "self.subscriber.inbox.reporter.report(error) if self.on_gap is None",
         "None if self.on_gap is None",
         f"{STREAMS} -k without_on_gap",
+    ),
+    Mutant(
+        "streams: aclose() saves no position",
+        "multiplexer.py",
+        "                await hub.save_positions()\n",
+        "                pass\n",
+        f"{DURABLE} -k aclose_saves_exactly",
+    ),
+    Mutant(
+        "streams: messages are handled while aclose() saves positions",
+        "_io/hub.py",
+        'subscription._close("multiplexer closed")',
+        "subscription.subscriber.streams.save_in_background(subscription.subscriber)",
+        f"{DURABLE} -k aclose_saves_exactly",
+    ),
+    Mutant(
+        "streams: aclose() does not wait for the saves of closed subscriptions",
+        "_io/streams/streams.py",
+        "self._saving.add(task)",
+        "pass",
+        f"{DURABLE} -k saves_of_closed",
+    ),
+    Mutant(
+        "streams: aclose() waits for positions without a limit",
+        "_io/streams/streams.py",
+        "asyncio.wait(self._saving, timeout=SAVE_TIMEOUT)",
+        "asyncio.wait(self._saving, timeout=None)",
+        f"{DURABLE} -k delay_the_end",
+    ),
+    Mutant(
+        "streams: a cancelled aclose() closes nothing",
+        "multiplexer.py",
+        "        finally:\n            hub.close()\n",
+        "        except asyncio.CancelledError:\n            raise\n        else:\n            hub.close()\n",
+        f"{DURABLE} -k cancelled_aclose",
+    ),
+    Mutant(
+        "streams: drain() raises the error of a position that cannot be saved",
+        "stream.py",
+        "with suppress(ConnectionLost):  # aclose() tries again",
+        "if True:",
+        f"{DURABLE} -k drain_without",
+    ),
+    Mutant(
+        "streams: a blocking close() saves no position",
+        "blocking/multiplexer.py",
+        "        if not waits:\n            portal.call",
+        "        if True:\n            portal.call",
+        f"{DURABLE} -k blocking_multiplexer_saves",
     ),
 ]
 

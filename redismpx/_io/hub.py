@@ -32,6 +32,7 @@ class Closable(Protocol):
     """What a hub knows of a subscription."""
 
     def close(self) -> None: ...
+    def _close(self, reason: str | None) -> None: ...
     def _end(self, reason: str | None) -> None: ...
     async def _consumed(self) -> None: ...
 
@@ -73,6 +74,8 @@ class Hub:
         self.state: HubState = HubState.OPEN
         self._kept: set[Closable] = set()  # the open subscriptions that live on although nobody refers to them
         self._read: WeakSet[Closable] = WeakSet()  # the other open subscriptions
+        self.durable: WeakSet[Closable] = WeakSet()
+        """The open subscriptions whose positions are kept in Redis."""
         self._abandoned: deque[Closable] = deque()  # the garbage collector has found these; the loop closes them
         self.deployment: Deployment = new_deployment(self.close)
         self._streams: Streams = Streams(self.deployment.publisher, tasks, tail_interval)
@@ -126,6 +129,7 @@ class Hub:
         """Forget a closed subscription."""
         self._kept.discard(subscription)
         self._read.discard(subscription)
+        self.durable.discard(subscription)
 
     def abandon(self, subscription: Closable) -> bool:
         """Have the loop close a subscription that was not kept; return whether a loop is there.
@@ -268,6 +272,16 @@ class Hub:
             await subscription._consumed()
             if number % SLICE_STEPS == 0:
                 await asyncio.sleep(0)
+
+    async def save_positions(self) -> None:
+        """Close the subscriptions whose positions are kept in Redis, and wait until these are saved: for a second."""
+        if self.durable:
+            self.drain()
+        for number, subscription in enumerate(tuple(self.durable), 1):
+            subscription._close("multiplexer closed")
+            if number % SLICE_STEPS == 0:
+                await asyncio.sleep(0)
+        await self._streams.saved()
 
     def close(self) -> None:
         """Close every subscription and connection, at once and for good. Without effect when closed.

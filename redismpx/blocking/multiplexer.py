@@ -960,6 +960,9 @@ class Multiplexer:
         fail. No callback begins after this, except `on_close`. This takes a few seconds at most, even if callbacks run
         for longer. Called from inside a callback, it does not wait for that callback; in a thread that runs an event
         loop, it waits for nothing. Works offline, before the first call, and when closed already.
+
+        The positions of `durable` stream subscriptions are saved first, which may take a second; not in a thread that
+        runs an event loop.
         """
         with self._lock:
             border = self._border
@@ -973,12 +976,13 @@ class Multiplexer:
 
     def _close(self, border: Border, timeout: float) -> None:
         portal = border.portal
-        portal.call(self._mpx.close)
+        waits = not runs_loop()
+        if not waits:
+            portal.call(self._mpx.close)
         portal.post(lambda: portal.start(self._finish(border)))
-        if runs_loop():
-            return
-        portal.join(timeout)
-        border.workers.end(timeout)
+        if waits:
+            portal.join(timeout)
+            border.workers.end(timeout)
 
     async def _finish(self, border: Border) -> None:
         try:

@@ -25,7 +25,7 @@ Start: TypeAlias = Callable[[], Coroutine[Any, Any, _Returned]]
 Begin: TypeAlias = "Callable[[asyncio.Future[_Returned]], object]"
 """Begins work in the thread of the loop, without a task. The work sets the outcome of the future."""
 
-JOIN_TIMEOUT = 6.0  # seconds until the end of the thread is no longer waited for: one more than aclose() takes
+JOIN_TIMEOUT = 7.0  # seconds until the end of the thread is no longer waited for: one more than aclose() takes
 
 
 class Portal:

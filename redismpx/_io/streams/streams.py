@@ -31,6 +31,7 @@ PAGE_BYTES = 1 << 18  # payloads of one page; the last may exceed it
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds between pages of one stream that had nothing new
 RETRY_PAGE = 5.0  # seconds until a page that the server rejected is read again
 SAVE_INTERVAL = 1.0  # seconds from a change of a position until it is saved
+SAVE_TIMEOUT = 1.0  # seconds that aclose() waits until positions are saved
 
 
 class Streams:
@@ -48,6 +49,7 @@ class Streams:
         self._quiet: dict[Stream, int] = {}  # live messages of each stream at the last look at its end
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._unsaved: dict[StreamSubscriber, None] = {}
+        self._saving: set[asyncio.Task[object]] = set()
 
     # --- cursors
 
@@ -274,7 +276,17 @@ class Streams:
     def save_in_background(self, subscriber: StreamSubscriber) -> None:
         """Save the positions of a subscriber, without a wait."""
         if (found := subscriber.take_unsaved()) and not self._tasks.is_ending:
-            self._tasks.start(self._save_or_log(subscriber, found), "redismpx stream positions", Context())
+            task = self._tasks.start(self._save_or_log(subscriber, found), "redismpx stream positions", Context())
+            self._saving.add(task)
+            task.add_done_callback(self._saving.discard)
+
+    async def saved(self) -> None:
+        """Wait until the positions that are being saved are saved, for SAVE_TIMEOUT at most."""
+        if self._saving and (await asyncio.wait(self._saving, timeout=SAVE_TIMEOUT))[1]:
+            logger.warning(
+                "positions of streams were not saved within %g s: the last messages are delivered again",
+                SAVE_TIMEOUT,
+            )
 
     async def _save_or_log(self, subscriber: StreamSubscriber, positions: Sequence[Saved]) -> None:
         try:
