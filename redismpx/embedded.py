@@ -103,7 +103,9 @@ class Server:
         return self._url
 
     def start(self) -> None:
-        """Start the server, and wait until it accepts connections. `with` does this.
+        """Start the server, and wait until it accepts commands. `with` does this.
+
+        With `append_only` it loads its data first, however long that takes.
 
         Raises:
             CannotStartServer: it does not start.
@@ -147,7 +149,7 @@ class Server:
     def _configure(self, folder: Path, unix: Path | None, port: int, password: str) -> Path:
         lines = [f"requirepass {password}", f"port {port}", "bind 127.0.0.1", 'save ""', f"logfile {folder}/log"]
         if unix is not None:
-            if unix.is_socket() and not _answers(unix):
+            if unix.is_socket() and not _listens(unix):
                 unix.unlink()  # of a server that was killed
             lines += [f"unixsocket {_quote(unix)}", "unixsocketperm 700"]
         if self._max_memory is not None:
@@ -165,7 +167,9 @@ class Server:
         assert self._process is not None
         give_up = time.monotonic() + _START_TIMEOUT
         logged = ""
-        while not _answers(unix or port, password):
+        while (reply := _reply(unix or port, password)) != b"+PONG":
+            if reply.startswith(b"-LOADING"):  # the data of append_only
+                give_up = time.monotonic() + _START_TIMEOUT
             with contextlib.suppress(OSError):
                 logged = log.read_text(errors="replace")
             if self._process.poll() is not None or time.monotonic() > give_up:
@@ -255,16 +259,31 @@ def _quote(path: Path) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _answers(address: Path | int, password: str | None = None) -> bool:
-    """Tell whether a server listens at a Unix socket or a port of 127.0.0.1, and, with a password, accepts it."""
+def _reply(address: Path | int, password: str) -> bytes:
+    """Return what a server at a Unix socket or a port of 127.0.0.1 replies to PING; nothing if it is not ready yet."""
+    try:
+        with _connect(address) as probe, probe.makefile("rb") as replies:
+            probe.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            return replies.readline(64).rstrip() and replies.readline(1024).rstrip()
+    except OSError:
+        return b""
+
+
+def _listens(unix: Path) -> bool:
+    try:
+        _connect(unix).close()
+    except OSError:
+        return False
+    return True
+
+
+def _connect(address: Path | int) -> socket.socket:
     family = socket.AF_INET if isinstance(address, int) else socket.AF_UNIX
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(("127.0.0.1", address) if isinstance(address, int) else str(address))
-            if password is None:
-                return True
-            probe.sendall(f"AUTH {password}\r\n".encode())
-            return probe.recv(64).startswith(b"+OK")
-        except OSError:
-            return False
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    probe.settimeout(1.0)
+    try:
+        probe.connect(("127.0.0.1", address) if isinstance(address, int) else str(address))
+    except BaseException:
+        probe.close()
+        raise
+    return probe

@@ -82,6 +82,13 @@ MUTANTS = [
         f"{BLOCKING} -k undecodable",
     ),
     Mutant(
+        "an embedded server that is still loading its data",
+        "embedded.py",
+        'password)) != b"+PONG":',
+        'password)) == b"":',
+        f"{EMBEDDED} -k loaded_its_data",
+    ),
+    Mutant(
         "an embedded server that outlives its owner",
         "embedded.py",
         "read -r _ <&3; kill",

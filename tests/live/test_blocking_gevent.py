@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.one_flavour
+
 GEVENT = """
 import gevent.monkey
 gevent.monkey.patch_all()
@@ -12,7 +16,6 @@ import sys
 import gevent
 from redismpx.blocking import Multiplexer
 
-pytestmark = pytest.mark.one_flavour
 url = sys.argv[1].replace("127.0.0.1", "localhost")
 with Multiplexer(url) as mpx, Multiplexer(url) as other:
     with mpx.subscribe("a") as sub:

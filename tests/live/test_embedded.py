@@ -104,6 +104,15 @@ def test_an_embedded_server_keeps_data_only_if_told(tmp_path: Path) -> None:
             client.set("a", "1")
 
 
+def test_an_embedded_server_has_loaded_its_data_when_it_starts(tmp_path: Path) -> None:
+    """Commands are not rejected with LOADING."""
+    for expected in (0, 300_000):
+        with Server(append_only=tmp_path / "data") as server, redis.Redis.from_url(server.url) as client:
+            assert client.dbsize() == expected
+            if not expected:
+                client.eval("for key = 1, 300000 do redis.call('set', key, 'x') end", 0)
+
+
 def test_a_bad_option_is_an_error_at_once(tmp_path: Path) -> None:
     """Options that exclude each other, sizes that are none and a taken port say what is wrong."""
     with pytest.raises(ValueError, match="not both"):
