@@ -55,7 +55,7 @@ ON_OLDER = ["tests/api", "tests/io", "tests/core/test_critical.py"] + [
 LARGEST = "million or hundred_thousand or thousand_kills or hundred_kills"
 AT_REDIS_8 = [f"tests/live/test_{name}.py" for name in ("channel", "handshake", "promise", "reconnect", "sharded")]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
-WORKERS = os.environ.get("REDISMPX_WORKERS", "2")  # processes of pytest-xdist for one suite
+WORKERS = os.environ.get("REDISMPX_WORKERS", "3")  # processes of pytest-xdist for the suite
 
 # Without bytecode, each of the many programs that the tests start would compile the package first.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -210,7 +210,7 @@ def suite(session: nox.Session, version: str) -> None:
 @nox.parametrize("version", PYTHONS, ids=PYTHONS)
 def older(session: nox.Session, version: str) -> None:
     """The tests in which a Python would show, with one server: nox -s 'older(3.11)' -- redis."""
-    options = ("-W", "error", "-m", "pytest", "-q", "-n", WORKERS, "--dist", "worksteal", "-k", f"not ({LARGEST})")
+    options = ("-W", "error", "-m", "pytest", "-q", "-k", f"not ({LARGEST})")
     server = session.posargs[0] if session.posargs else SERVERS[0]
     run_python(session, version, *options, *ON_OLDER, REDISMPX_SERVERS=server)
 
@@ -284,7 +284,7 @@ def migrations(session: nox.Session, server: str) -> None:
 @nox.session(python=False)
 def mutants(session: nox.Session) -> None:
     """Known faults put back, to see that the tests notice: a sample. All of them: nox -s mutants -- --workers 2."""
-    run_python(session, newest(), "-m", "tools.mutants", *(session.posargs or ("--sample", "--workers", WORKERS)))
+    run_python(session, newest(), "-m", "tools.mutants", *(session.posargs or ("--sample", "--workers", "1")))
 
 
 @nox.session(python=find_python(newest()) or newest(), name="newest")
@@ -325,7 +325,7 @@ def picture(session: nox.Session) -> None:
 # --- all of them
 
 
-PLACES = int(os.environ.get("REDISMPX_PLACES", 2 * (os.cpu_count() or 1)))  # they wait for a third of their time
+PLACES = int(os.environ.get("REDISMPX_PLACES", 2 * (os.cpu_count() or 1) + 1))  # they wait for half of their time
 
 
 class Job(NamedTuple):
@@ -347,9 +347,9 @@ def tiers() -> dict[str, list[Job]]:
         "first": [Job("types"), Job("pure"), Job("docs"), Job("lint")],
         "live": [
             Job(f"suite({last})", int(WORKERS)),
-            Job("mutants", int(WORKERS)),
+            Job("mutants"),
             *(
-                Job(f"older({version})", int(WORKERS), (SERVERS[number % len(SERVERS)],))
+                Job(f"older({version})", 1, (SERVERS[number % len(SERVERS)],))
                 for number, version in enumerate(reversed(older))
             ),
             *(Job(f"loops({version})") for version in dict.fromkeys((oldest(), last))),
