@@ -24,6 +24,7 @@ from . import (
     sharded,
     streams,
     threads,
+    topics,
     websocket,
 )
 from .bytecodes import Bytecodes
@@ -46,6 +47,7 @@ CASES: dict[str, Case] = {
         websocket,
         sharded,
         threads,
+        topics,
     )
     for case in module.CASES
 }

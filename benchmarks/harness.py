@@ -26,6 +26,8 @@ PEERS = {
     "broadcaster": "broadcaster",
     "coredis": "coredis",
     "nats-py": "nats-py",
+    "blinker": "blinker",
+    "PyPubSub": "pypubsub",
 }
 """The other libraries, and the distribution of each."""
 UNITS = {

@@ -73,6 +73,41 @@ URLS = "tests/api/test_urls.py"
 USER_OBJECTS = "tests/live/test_user_objects.py"
 
 MUTANTS = [
+    Mutant(
+        "topics: + stands for one word only",
+        "_core/topic_tree.py",
+        "if node.is_more:",
+        "if False:",
+        "tests/core/test_topic_tree.py",
+    ),
+    Mutant(
+        "topics: a callback is called for each of its subscriptions",
+        "topics/topics.py",
+        "unique.setdefault(subscription.key, subscription)",
+        "unique[subscription] = subscription",
+        "tests/api/test_topics.py",
+    ),
+    Mutant(
+        "topics: a subscription that is closed during a publish is called",
+        "topics/subscription.py",
+        "self._callback = self._reference = None",
+        "pass",
+        "tests/api/test_topics.py",
+    ),
+    Mutant(
+        "topics: a cancelled future ends the task of a subscriber",
+        "topics/subscription.py",
+        "if task is None or task.cancelling():",
+        "if task is not None:",
+        "tests/api/test_topics.py -k failing_coroutine",
+    ),
+    Mutant(
+        "topics: a finalizer changes the tree",
+        "topics/topics.py",
+        "self._dead.append(subscription)",
+        "self._forget(subscription)",
+        "tests/api/test_topics.py -k finalizer",
+    ),
     # The faults of the Python original.
     Mutant(
         "a message that waits behind one that cannot be decoded",
