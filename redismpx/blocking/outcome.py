@@ -46,6 +46,10 @@ class Outcome(ABC, Generic[_Settled]):
         if self.work is not None:
             self.work.cancel()
 
+    def forget(self) -> None:
+        """Release the work."""
+        self.work = None
+
 
 class ThreadOutcome(Outcome[_Settled]):
     """The outcome for a thread that waits for it."""
@@ -77,7 +81,8 @@ class ThreadOutcome(Outcome[_Settled]):
         try:
             raise self._error
         finally:
-            self._error = self.work = None  # otherwise the exception refers to itself: traceback, frame, exception
+            self._error = None
+            self.forget()  # otherwise the exception refers to itself: traceback, frame, exception
 
 
 class LoopOutcome(Outcome[_Settled]):

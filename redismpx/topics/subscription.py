@@ -19,7 +19,7 @@ from .keywords import Keywords
 
 TopicCallback: TypeAlias = Callable[..., Any]
 
-topic_logger = logging.getLogger("redismpx")
+topic_logger: logging.Logger = logging.getLogger("redismpx")
 
 
 class Owner(NamedTuple):
