@@ -163,7 +163,7 @@ from redismpx.blocking import Multiplexer
 mpx = Multiplexer(os.environ["BLOCKING_URL"])
 
 def work():
-    for number in range(3000):
+    for number in range(200):  # a busy machine sends them within the two seconds, too
         mpx.publish_soon("soon", str(number))
 
 if __name__ == "__main__":
@@ -187,8 +187,10 @@ def test_the_end_of_a_child_sends_what_is_left(url: str, tmp_path: Path) -> None
             env={**os.environ, "BLOCKING_URL": url},
         )  # fmt: skip
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-        messages = [sub.get_message(timeout=5) for _ in range(9000)]
-    assert [int(message["data"]) for message in messages if message] == [*range(3000)] * 3
+        seen = []
+        while (message := sub.get_message(timeout=1)) is not None:
+            seen.append(int(message["data"]))
+    assert seen == [*range(200)] * 3
 
 
 def test_eventlet_is_rejected_at_once(url: str) -> None:
