@@ -7,6 +7,7 @@ __all__ = ["Multiplexer"]
 import asyncio
 import atexit
 import logging
+import multiprocessing.util
 import os
 import queue
 import threading
@@ -1146,7 +1147,8 @@ _open: set[Multiplexer] = set()
 """The multiplexers of this process whose thread runs."""
 
 
-_registered_by: set[int] = set()  # the process that has registered _end_all(), and those that it was forked from
+_registered_by: set[tuple[int, bool]] = set()
+"""The processes that have registered `_end_all()`, this one and its ancestors; and whether as children."""
 
 
 def _end_all() -> None:
@@ -1156,9 +1158,13 @@ def _end_all() -> None:
 
 def _register_end() -> None:
     """Have the interpreter call `_end_all()` at its exit. A process of multiprocessing forgets it when it is forked."""
-    if os.getpid() not in _registered_by:
-        _registered_by.add(os.getpid())
+    is_child = multiprocessing.parent_process() is not None  # known after the imports of the main module
+    if (os.getpid(), is_child) not in _registered_by:
+        _registered_by.add((os.getpid(), is_child))
+        atexit.unregister(_end_all)
         atexit.register(_end_all)
+        if is_child:  # before Python 3.13, a process that multiprocessing has forked runs no exit handlers
+            multiprocessing.util.Finalize(None, _end_all, exitpriority=0)
 
 
 _register_end()  # at import, so that functions that the program registers later run earlier, and can publish
