@@ -283,7 +283,7 @@ def _connect(address: Path | int) -> socket.socket:
     probe.settimeout(1.0)
     try:
         probe.connect(("127.0.0.1", address) if isinstance(address, int) else str(address))
-    except BaseException:
+    except BaseException:  # Ctrl-C too: no socket is left open
         probe.close()
         raise
     return probe
