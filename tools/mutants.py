@@ -2506,6 +2506,13 @@ MUTANTS = [
         f"{STREAMS} -k forged",
     ),
     Mutant(
+        "streams: the message that a gap names is lost without a gap",
+        "_io/streams/subscriber.py",
+        'return [gap._replace(before=entry_id, reason="restarted"), *items]',
+        "return items",
+        f"{STREAMS} -k behind_a_gap",
+    ),
+    Mutant(
         "streams: a gap without on_gap is silent",
         "_io/streams/delivery.py",
         "self.subscriber.inbox.reporter.report(error) if self.on_gap is None",

@@ -403,6 +403,41 @@ async def test_a_slow_consumer_misses_nothing(mpx: Multiplexer) -> None:
     assert len(errors) == 1
 
 
+@pytest.mark.parametrize("is_deleted_only", [False, True])
+async def test_the_first_message_behind_a_gap_is_lost_too(
+    mpx: Multiplexer, admin: Redis, is_deleted_only: bool
+) -> None:
+    """A gap at 0-0 names a message that has no room yet. If the stream is deleted meanwhile, a longer gap follows."""
+    got: list[Any] = []
+    go_on = asyncio.Event()
+
+    async def on_message(message: StreamMessage[bytes]) -> None:
+        got.append(message)
+        await go_on.wait()
+
+    sub = mpx.new_stream_subscription(on_message, got.append, max_pending=1, on_error=lambda error: None)
+    sub.add("busy")
+    await sub.wait_for_activation(timeout=10)
+    busy = [await mpx.append("busy", b"%d" % number) for number in range(2)]
+    await until(lambda: sub.pending == 1)
+    ids = [await mpx.append("s", "x") for _ in range(2)]
+    await admin.xtrim("s", maxlen=1, approximate=False)
+    sub.add("s", after=b"0-0")
+    await until(lambda: sub.lagging)
+    await admin.delete("s")
+    if not is_deleted_only:
+        ids.append(await mpx.append("s", "y"))
+    go_on.set()
+    await until(lambda: len(got) == (4 if is_deleted_only else 5))
+    if is_deleted_only:
+        ids.append(await mpx.append("s", "y"))
+        await until(lambda: len(got) == 5)
+    assert [got[0].id, got[1].id, got[4].id] == [*busy, ids[2]]
+    assert (got[2].after, got[2].before, got[2].reason) == (b"0-0", ids[1], "trimmed")
+    second = (None, "expired") if is_deleted_only else (ids[2], "restarted")
+    assert (got[3].after, got[3].before, got[3].reason) == (b"0-0", *second)
+
+
 async def test_a_reader_that_pauses_misses_nothing(mpx: Multiplexer, admin: Redis) -> None:
     """Two losses that a reader has not seen are one for it, and the messages between them are read again."""
     sub = mpx.new_stream_subscription(max_pending=1_000)

@@ -39,8 +39,8 @@ class StreamCursor(Cursor):
         """The id of the last message that the consumer is through with, if that is not saved yet."""
         self.may_go_back: bool = False
         """Whether this position may be before the one that is saved: the history of the stream has changed."""
-        self.reported: bytes | None = None
-        """The first message behind the last gap that the consumer got."""
+        self.reported: HistoryGap | None = None
+        """The last gap that the consumer got, if that names the first message behind it."""
         self.is_active: bool = False
         """Whether the channel is subscribed."""
         self.is_announced: bool = False
@@ -61,13 +61,13 @@ class StreamCursor(Cursor):
         if not self.is_announced:
             self.subscriber.announce(self)
         inbox, name, end = self.subscriber.inbox, self.stream.name, self.position
+        items = self._compare_with_reported(items, request, page)
         left = inbox.consumer.max_pending - inbox.pending
         for number, item in enumerate(items, 1):
             if self.request is not request:
                 return
             if isinstance(item, HistoryGap):
-                if item.before is None or item.before != self.reported:
-                    inbox.gap((self, item), name)
+                inbox.gap((self, item), name)
                 continue
             if left <= 0 and inbox.pending:
                 self.subscriber.wait_for_consumer(self)
@@ -86,6 +86,25 @@ class StreamCursor(Cursor):
                 if self.state is not CursorState.LIVE:
                     break
         inbox.flush()
+
+    def _compare_with_reported(
+        self, items: list[bytes | HistoryGap], request: PageRequest, page: Page
+    ) -> list[bytes | HistoryGap]:
+        """Return what a page has, without the gap that the consumer got last, or with a longer one in its place.
+
+        The consumer expects the first message behind that gap. It had no room in the queue, and may be lost meanwhile.
+        A stream that was deleted begins again at 0-0, so a consumer at 0-0 cannot know that from the link of a message.
+        """
+        gap = self.reported
+        if gap is None or not gap.after == self.handed == request.position:
+            return items
+        if not items:
+            return [gap._replace(before=None, reason="expired")] if page.is_end else items
+        first = items[0]
+        if isinstance(first, HistoryGap):
+            return items[1:] if first.before == gap.before else items
+        entry_id = first.split(b" ", 2)[1]
+        return [gap._replace(before=entry_id, reason="restarted"), *items]
 
     def _deliver(self, raw: bytes) -> None:
         """Deliver a message, as the dispatcher does."""
@@ -274,10 +293,11 @@ class StreamSubscriber:
         cursor.may_go_back = True
         if gap.before is None:
             cursor.handed = gap.position
+            cursor.reported = None
             if self.durable is not None:
                 self.through(cursor)
         else:
-            cursor.reported = gap.before
+            cursor.reported = gap
 
     def through(self, cursor: StreamCursor) -> None:
         """Take note that the consumer is through with the last message that it got."""

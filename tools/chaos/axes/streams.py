@@ -52,11 +52,6 @@ class Truth:
             self._keys = sorted(self.appended)
         return self._keys
 
-    def restarted_in(self, gap: MessageGap, event: tuple[int, int]) -> bool:
-        """Tell whether the stream was deleted behind a gap at its beginning: its new first message follows 0-0, too."""
-        assert gap.before is not None
-        return gap.after == b"0-0" and any(key_of(gap.before) <= end < event for end in self.ends)
-
     def lost_between(self, after: tuple[int, int], before: tuple[int, int]) -> int:
         """How many messages were appended between two others."""
         if after == (0, 0):  # nothing tells a history that is gone from none
@@ -165,8 +160,7 @@ class Follower:
             require(truth.appended[event] == data[event], f"{event} on {name!r} has another payload")
             require(last is None or event > last, f"{self.kind}: {event} after {last} on {name!r}")
             if open_gap is not None:
-                is_end = open_gap.before is None or key_of(open_gap.before) == event
-                require(is_end or truth.restarted_in(open_gap, event), f"{open_gap}, then {event}")
+                require(open_gap.before is None or key_of(open_gap.before) == event, f"{open_gap}, then {event}")
             elif last is not None:
                 lost = truth.lost_between(last, event)
                 require(not lost, f"{self.kind}: {lost} lost between {last} and {event} on {name!r} without a gap")
