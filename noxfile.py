@@ -299,7 +299,7 @@ def lowest_dependencies(session: nox.Session) -> None:
     """The same tests with the oldest release of every dependency that pyproject.toml allows, on the oldest Python."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["demo"], *extras["embedded"], *requirements("tests")]
+    wanted = [*project["dependencies"], *extras["cli"], *extras["demo"], *extras["embedded"], *requirements("tests")]
     bounds = [each.replace(">=", "==", 1) for each in wanted if not each.startswith("redismpx[")]
     session.install("-q", "hatchling", "editables", *bounds)
     session.install("-q", "--no-deps", "--no-build-isolation", "-e", ".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["run"]
+__all__ = ["broker"]
 
 import contextlib
 import signal
@@ -10,18 +10,29 @@ import sys
 import threading
 from types import FrameType
 
+import click
+
 from ..embedded import CannotStartServer, Server
 from ..url_file import URLFile
+from . import options
 
 
-def run(
+@click.command()
+@click.option(
+    "--url-file",
+    metavar="PATH",
+    help="Write the URL, with its password, to this file, for Multiplexer.from_url_file().",
+)
+@click.option("--port", type=options.port, help="Listen on this port of 127.0.0.1; 0 chooses a free one.")
+@click.option("--unix", metavar="PATH", help="Listen on this Unix socket. Default: one in a new directory.")
+@click.option("--max-memory", metavar="SIZE", help="Memory for data, for example 100mb. Default: no limit.")
+@click.option("--append-only", metavar="DIR", help="Keep the data in this directory. Default: only in memory.")
+def broker(
     url_file: str | None, port: int | None, unix: str | None, max_memory: str | None, append_only: str | None
-) -> int:
-    """Serve until SIGINT or SIGTERM, and return 0; return 1 if the server ends by itself.
-
-    Raises:
-        CannotStartServer, FileExistsError, ModuleNotFoundError, OSError, ValueError: with a text for the user.
-    """
+) -> None:
+    """Run a Valkey server for the programs of one host, until Ctrl-C."""
+    if port is not None and unix is not None:
+        raise click.UsageError("give --port or --unix, not both")
     stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -41,4 +52,3 @@ def run(
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
-    return 0
