@@ -14,6 +14,8 @@ from redis.exceptions import RedisError
 from .. import RedisMPXError, __version__
 from ..errors import plain
 from .broker import broker
+from .channels import channels
+from .completion import completion
 from .demo import demo
 from .history import history
 from .listen import listen
@@ -38,7 +40,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (listen, publish, request, serve, history, broker, demo):
+for _command in (listen, publish, request, serve, history, channels, broker, demo, completion):
     group.add_command(_command)
 
 

@@ -22,6 +22,7 @@ CONNECTING = {
     "request": ["x", "y"],
     "serve": ["x", "--command", "cat"],
     "history": ["x"],
+    "channels": [],
 }
 """The commands that connect to a server, with arguments."""
 
