@@ -30,6 +30,7 @@ __all__ = [
 import asyncio
 import traceback
 from heapq import nsmallest
+from itertools import islice
 
 _SHOWN = 64  # bytes of a name in a message or a log record
 _SHOWN_TEXT = 500  # characters of a text from outside, such as the error of a server
@@ -141,15 +142,15 @@ class ConnectionLost(RedisMPXError, ConnectionError):
         self, reason: str, names: frozenset[bytes] | None = None, *, sent: bool = False, node: str | None = None
     ) -> None:
         reason = plain(reason)
-        where = "" if names is None else f" for {', '.join(map(quote, nsmallest(10, names)))}"
+        some = nsmallest(10, islice(names or (), 1000))  # not of a hundred thousand: that takes 10 ms
+        where = "" if names is None else f" for {', '.join(map(quote, some))}"
         super().__init__(f"connection lost{where}: {reason}")
         self.reason = reason
         """The reason, as a text."""
         self.names = names
         """The channels or patterns concerned; None: all of the subscription."""
         self.sent = sent
-        """From `publish()` and requests: True if the message may have been published; False if it was not, and will
-        not be."""
+        """From `publish()` and requests: whether the message may have been published. If not, it will not be."""
         self.node = node
         """From a key subscription in a cluster: the primary concerned, as `host:port`. None if it may be any of them:
         the consumer was late, and several gaps became one. None otherwise, too."""

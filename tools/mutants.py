@@ -437,7 +437,7 @@ MUTANTS = [
     Mutant(
         "P1: no disconnect",
         "_io/session/dispatcher.py",
-        "                subscriber.disconnect(lost, (entry.name for entry in entries))\n",
+        "                    subscriber.disconnect(error, active)\n",
         "                pass\n",
         f"{TORTURE} -k killed_connection",
     ),
@@ -690,9 +690,23 @@ MUTANTS = [
     Mutant(
         "P1: a subscription does not know which names were lost with the connection",
         "_io/session/dispatcher.py",
-        "subscriber.disconnect(lost, (entry.name for entry in entries))",
-        "subscriber.disconnect(lost)",
+        "subscriber.disconnect(error, active)",
+        "subscriber.disconnect(error)",
         f"{RECONNECT} -k not_reported_for_removed_names",
+    ),
+    Mutant(
+        "a loss collects all names of a subscription in one step",
+        "_core/loss.py",
+        "                if number % CHUNK == 0:\n                    yield None\n            if not self._names:\n",
+        "            if not self._names:\n",
+        "tests/core/test_registry.py -k no_step_of_a_loss",
+    ),
+    Mutant(
+        "a name that is removed while a loss is collected is lost",
+        "_core/loss.py",
+        "        self._names.pop(entry, None)\n",
+        "",
+        "tests/core/test_registry.py -k active_until_its_loss",
     ),
     Mutant(
         "P1: a disconnect of all names outlives these names",
@@ -1934,8 +1948,8 @@ MUTANTS = [
     Mutant(
         "a shard's loss is told without names",
         "_io/session/dispatcher.py",
-        "if self._evict is not None:  # its other names may be on links to other nodes",
-        "if False:",
+        "                if self._evict is None:\n                    subscriber.disconnect",
+        "                if True:\n                    subscriber.disconnect",
         f"{CLUSTER} -k gap_of_its_own",
     ),
     Mutant(

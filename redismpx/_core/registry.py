@@ -7,18 +7,19 @@ takes the end of the connection. They return the subscribers to notify. One comm
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
 from typing import Generic
 
 from .bisection import Bisection, NextStep, Probe
 from .entry import NEXT_IF_SENT, NEXT_STATE, NOT_ON_SERVER, Entry, NameEvent, NameState, S, SubscriberState
 from .in_flight import InFlight
+from .loss import CHUNK, Loss
 from .sync_queue import SyncQueue
 from .wire import NAMELESS, Command, Kind, ProtocolViolation, Verb
 
 NEXT_IF_CONFIRMED = NEXT_STATE[NameEvent.CONFIRMED]
-CHUNK = 512  # names of very many that are changed together
 
 
 class Registry(Generic[S]):
@@ -41,7 +42,7 @@ class Registry(Generic[S]):
         self._late: deque[tuple[Entry[S], S]] = deque()  # subscribers that were added to a name that was joined already
         self._refused: dict[Entry[S], None] = {}  # names that the server rejected; retry_refused() retries them
         self.lost_names: int = 0  # names that were active when the last connection was lost
-        self._notified_of_loss: S | None = None  # a subscriber whose names are being changed from active to waiting
+        self._loss: Loss[S] = Loss()  # of the last connection
 
     # --- what is desired
 
@@ -78,10 +79,11 @@ class Registry(Generic[S]):
         state = None if entry is None else entry.remove(subscriber)
         if entry is None or state is None:  # drain() deleted it, or a finalizer has closed in the middle of close()
             return False
+        was_notified = self._loss.remove(entry, subscriber)
         if not entry.has_subscribers:
             self._unwanted[kind].add(name)
             self._reconcile(entry)
-        return state is SubscriberState.ACTIVE and subscriber != self._notified_of_loss
+        return state is SubscriberState.ACTIVE and not was_notified
 
     def subscriber_state(self, kind: Kind, name: bytes, subscriber: S) -> SubscriberState | None:
         """Return what a subscriber was last notified of, for a name; None if it does not subscribe to it."""
@@ -263,13 +265,14 @@ class Registry(Generic[S]):
         self._reconcile_names(command.verb.kind, command.held_back)
         return tuple([entry.name for entry in entries])
 
-    def connection_lost(self) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
+    def connection_lost(self) -> Iterator[tuple[S, Collection[bytes]] | None]:
         """Take the loss of the connection; yield, once each, the subscribers with active names, and these names.
 
         With very many names this takes a while. None is yielded now and then, so that the caller can do other things.
+        The names must be iterated at once, or not at all.
         """
         self._forget_connection()
-        active: dict[S, list[Entry[S]]] = defaultdict(list)
+        loss = self._loss
         steps = self.lost_names = 0
         for entry in self._entries():
             if not entry.has_subscribers and self._tables[entry.kind].get(entry.name) is not entry:
@@ -280,12 +283,12 @@ class Registry(Generic[S]):
             self.lost_names += bool(subscribers)
             for subscriber in subscribers or (None,):  # None: a name without subscribers is a step too
                 if subscriber is not None:
-                    active[subscriber].append(entry)
+                    loss.add(entry, subscriber)
                 steps += 1
                 if steps % CHUNK == 0:
                     yield None
         self._refused.clear()
-        yield from self._notify_of_loss(active)
+        yield from loss.each()
 
     # --- one step
 
@@ -324,27 +327,13 @@ class Registry(Generic[S]):
         self._probes += [(verb, probe) for probe in step.probes]
         self._reconcile_names(verb.kind, step.released)
 
-    def _notify_of_loss(self, active: dict[S, list[Entry[S]]]) -> Iterator[tuple[S, Iterator[Entry[S]]] | None]:
-        for subscriber, entries in active.items():
-            if not any(entry.state_of(subscriber) is SubscriberState.ACTIVE for entry in entries):
-                continue
-            # It may have a hundred thousand names. It is notified at once, and its names change in chunks.
-            self._notified_of_loss = subscriber
-            yield subscriber, (entry for entry in entries if entry.state_of(subscriber) is SubscriberState.ACTIVE)
-            for number, entry in enumerate(entries, 1):
-                if entry.state_of(subscriber) is SubscriberState.ACTIVE:
-                    entry.set_state(subscriber, SubscriberState.WAITING)
-                if number % CHUNK == 0:
-                    yield None
-        self._notified_of_loss = None
-
     def _forget_connection(self) -> None:
         self._queue.clear()
-        self._notified_of_loss = None
+        self._loss = Loss()
         self._late.clear()
         self._in_flight.clear()
         self._probes.clear()
 
     def _entries(self) -> list[Entry[S]]:
         # Copies: the garbage collector may remove a name at any moment.
-        return [entry for table in self._tables.values() for entry in tuple(table.values())]
+        return [*chain(*[tuple(table.values()) for table in self._tables.values()])]

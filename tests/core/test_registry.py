@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from redis.crc import key_slot
 
+from redismpx._core import loss as loss_module
 from redismpx._core import registry as registry_module
 from redismpx._core.entry import Entry, NameState, SubscriberState
 from redismpx._core.registry import Registry
@@ -27,6 +28,7 @@ KINDS = list(SUBSCRIBE_VERBS)
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost connection is dealt with name by name."""
     monkeypatch.setattr(registry_module, "CHUNK", 1)
+    monkeypatch.setattr(loss_module, "CHUNK", 1)
 
 
 class Recorder:
@@ -299,8 +301,8 @@ class RegistryMachine(RuleBasedStateMachine):
                 for other in self.users:
                     other.on_event()
                 continue
-            user, entries = loser
-            assert {(entry.kind, entry.name) for entry in entries} == user.active
+            user, lost = loser
+            assert sorted(lost) == sorted(name for _, name in user.active)
             told[id(user)] += 1
             assert user.active, "disconnected with nothing active"
             user.active.clear()
@@ -382,18 +384,38 @@ def test_a_name_is_active_until_its_loss_is_reported() -> None:
     registry = joined(*names)
     before, after = [names[0], names[8]], names[1:4]
     told: set[bytes] = set()
-    for loser in registry.connection_lost():
+    for step, loser in enumerate(registry.connection_lost()):
         if loser is not None:
             assert not told
-            told = {entry.name for entry in loser[1]}
+            told = set(loser[1])
         leaving = after if told else before
-        if leaving:
+        if leaving and (told or step in (4, 14)):  # before and after the name is collected
             assert registry.remove(Kind.CHANNEL, leaving.pop(), "user") is not bool(told)
     assert not before
     assert not after
     assert told == set(names[1:8])
     assert list(registry.channels) == names[4:8]
     assert [command.names for command in registry.next_commands()] == [tuple(names[4:8])]
+
+
+def test_no_step_of_a_loss_looks_at_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps of a loss, a chunk of the names is looked at, also before and after the notification."""
+    registry = joined(*[b"%d" % number for number in range(100)])
+    looks = 0
+    state_of = Entry.state_of
+
+    def counted(entry: Entry[str], subscriber: str) -> SubscriberState | None:
+        nonlocal looks
+        looks += 1
+        return state_of(entry, subscriber)
+
+    monkeypatch.setattr(Entry, "state_of", counted)
+    most, told = 0, 0
+    for loser in registry.connection_lost():
+        told += 0 if loser is None else len(set(loser[1]))
+        most, looks = max(most, looks), 0
+    assert told == 100
+    assert most <= 2
 
 
 def test_a_name_subscribed_during_drain_is_left_again() -> None:

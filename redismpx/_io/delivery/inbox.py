@@ -94,7 +94,7 @@ class Inbox(EventQueue):
                 error = narrow(error, error.names - self.leaving)
             if not (self.active if error.names is None else error.names):
                 return
-            lost = None if lost is None else [name for name in lost if name not in self.leaving]
+            lost = None if lost is None else [name for name in tuple(lost) if name not in self.leaving]
         self.active = 0 if error.names is None else self.active - len(error.names)
         self.flush()
         buffer = self._event_buffer()

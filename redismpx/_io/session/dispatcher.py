@@ -179,16 +179,15 @@ class Dispatcher:
         deadline = monotonic() + TIME_SLICE
         for loss in self._critical.each(self._registry.connection_lost()):
             if loss is not None:
-                subscriber, entries = loss
+                subscriber, active = loss
                 if isinstance(subscriber, Listener):
                     listeners += 1
                 else:
                     subscriptions += 1
-                names = None
-                if self._evict is not None:  # its other names may be on links to other nodes
-                    names = frozenset([entry.name for entry in entries])
-                lost = error if names is None else narrow(error, names)
-                subscriber.disconnect(lost, (entry.name for entry in entries))
+                if self._evict is None:
+                    subscriber.disconnect(error, active)
+                else:  # its other names may be on links to other nodes
+                    subscriber.disconnect(narrow(error, frozenset(active)))
             if monotonic() > deadline:
                 await asyncio.sleep(0)
                 deadline = monotonic() + TIME_SLICE
