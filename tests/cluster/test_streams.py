@@ -14,10 +14,11 @@ from redismpx import ConnectionLost, MessageGap, Multiplexer, StreamMessage
 from redismpx._core.scripts import once_key, positions_key
 
 from ..helpers.backoffs import QUICK
-from ..helpers.cluster import Cluster
+from ..helpers.cluster import Cluster, Node
+from ..helpers.flavours import FLAVOURS, binary_of
 from ..helpers.sentinel import MASTER, Sentinels
 from ..helpers.servers import free_port
-from ..helpers.waiting import until
+from ..helpers.waiting import eventually, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -125,3 +126,26 @@ async def test_a_failover_that_loses_messages_is_a_gap(sentinels: Sentinels) -> 
         await mpx.append("s", b"1")
         await until(lambda: len(got) == 4)
         assert got[3].data == b"1"
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_a_cluster_that_is_down_rejects_no_stream(flavour: str) -> None:
+    """While no node serves its slot, a subscription waits: that is no error. Its messages arrive afterwards."""
+    node = Node(binary_of(flavour)).start()
+    try:
+        errors: list[Exception] = []
+        got: list[StreamMessage[bytes]] = []
+        async with Multiplexer(node.admin_url, backoff=QUICK) as mpx:
+            for durable in (None, "d"):
+                mpx.new_stream_subscription(got.append, durable=durable, on_error=errors.append).add("s", after="0")
+            async with asyncio.timeout(20):
+                while (await node.admin.info("errorstats")).get("errorstat_CLUSTERDOWN", {"count": 0})["count"] < 4:
+                    await asyncio.sleep(0.02)
+            await node.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+            await eventually(node.complaint)
+            await mpx.append("s", "x")
+            await until(lambda: len(got) == 2)
+        assert not errors
+    finally:
+        await node.release()
+        node.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import sys
@@ -35,9 +36,10 @@ async def main(url, path):
 
 asyncio.run(main(*sys.argv[1:]))
 """
-KILLS = 8
+KILLS = int(os.environ.get("REDISMPX_KILLS", "8"))
 
 
+@pytest.mark.timeout(60 + 5 * KILLS)
 @pytest.mark.usefixtures("no_leaks")
 async def test_a_killed_consumer_skips_nothing(server: Server, tmp_path: Path) -> None:
     """Killed at random moments, it repeats at most what it handled since it last saved its position."""
@@ -232,3 +234,35 @@ async def test_closing_a_blocking_multiplexer_saves(server: Server, admin: Redis
     handled = await asyncio.to_thread(consume)
     assert len(handled) == 3
     assert await admin.hget(KEY, "d") == handled[-1]
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_rejected_save_is_logged_once(
+    server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A missing right is one WARNING with what to do, until positions are saved again, however many saves fail."""
+    monkeypatch.setattr("redismpx._io.streams.streams.SAVE_INTERVAL", 0.02)
+
+    async def grant(rule: str) -> None:
+        await admin.execute_command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all", rule)
+
+    await grant("-hset")
+    async with Multiplexer(server.admin_url, username="u", password="secret") as mpx:
+        subs = [mpx.new_stream_subscription(lambda _: None, durable=name) for name in ("d", "e")]
+        for sub in subs:
+            sub.add("s", after="0")
+        for outage in range(2):
+            entry_id = await mpx.append("s", "x")
+            await until(lambda outage=outage: len(caplog.records) > outage)
+            await admin.execute_command("ACL", "LOG", "RESET")
+            async with asyncio.timeout(10):
+                while sum(int(entry["count"]) for entry in await admin.acl_log()) < 6:
+                    await asyncio.sleep(0.02)
+            await grant("+hset")
+            async with asyncio.timeout(10):
+                while await admin.hmget(KEY, ["d", "e"]) != [entry_id, entry_id]:
+                    await asyncio.sleep(0.02)
+            await grant("-hset")
+    texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(texts) == 2
+    assert all(KEY in text and "+hset" in text for text in texts)

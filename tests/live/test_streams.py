@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -372,6 +373,27 @@ async def test_a_key_of_another_type_is_refused_and_heals(
     await mpx.append("s", "x")
     assert (await sub.get(10)).data == b"x"
     assert len(errors) <= 1
+
+
+async def test_pages_of_many_streams_leave_the_loop_free(mpx: Multiplexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one iteration of the loop, the pages of all streams together take one time slice."""
+    monkeypatch.setattr("redismpx._io.streams.streams.TIME_SLICE", 0.0)  # the fewest messages at a time: 64
+    names = [b"s%d" % number for number in range(16)]
+    await asyncio.gather(*[mpx.append(name, "x") for name in names for _ in range(100)])
+    delivered: Counter[int] = Counter()
+    iterations = 0
+
+    async def count() -> None:
+        nonlocal iterations
+        while True:
+            iterations += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    mpx.new_stream_subscription(lambda _: delivered.update([iterations])).add(*names, after="0")
+    await until(lambda: delivered.total() == 1_600)
+    counting.cancel()
+    assert max(delivered.values()) <= 2 * 64  # an iteration is counted in its middle
 
 
 # --- slow consumers

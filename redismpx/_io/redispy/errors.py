@@ -8,6 +8,7 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import (
     AskError,
     AuthenticationError,
+    ClusterDownError,
     InvalidResponse,
     MovedError,
     NoScriptError,
@@ -30,6 +31,7 @@ __all__ = [
     "await_reply",
     "describe",
     "explain",
+    "is_transient",
     "needs_operator",
     "skips_tls_verification",
 ]
@@ -84,3 +86,8 @@ def needs_operator(cause: BaseException | None) -> bool:
         or (isinstance(cause, Exception) and classify_error(cause)[0] is ErrorKind.FATAL)
         or isinstance(getattr(cause, "__context__", None), ssl.SSLCertVerificationError)
     )
+
+
+def is_transient(error: ResponseError) -> bool:
+    """Tell whether a server rejects a command only for now: it is busy, or no node of the cluster serves the slot."""
+    return isinstance(error, ClusterDownError) or classify_error(error)[0] is ErrorKind.TRANSIENT

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 from ..._core.recovery import Page, PageRequest, Stream
 from ..._core.scripts import APPEND, DELETE, LOAD, PAGE, SAVE, evaluate, once_key, positions_key
-from ...errors import ConnectionLost, MultiplexerIsClosed, SubscriptionRefused, plain
+from ...errors import ConnectionLost, MultiplexerIsClosed, SubscriptionRefused, plain, quote
 from ...message import StreamMessage, messages_of
 from ..publishing.publisher import Publisher
 from ..redispy.client import key_slot
-from ..redispy.errors import ResponseError
-from ..runtime.log import logger
+from ..redispy.errors import ResponseError, is_transient
+from ..runtime.log import RecordLimit, logger
 from ..runtime.tasks import TIME_SLICE, Tasks
+from .advice import advise
 from .subscriber import Saved, StreamCursor, StreamSubscriber
 
 PAGES_AT_ONCE = 32  # in flight
@@ -30,6 +32,7 @@ PAGE_ENTRIES = 1_000
 PAGE_BYTES = 1 << 18  # payloads of one page; the last may exceed it
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds between pages of one stream that had nothing new
 RETRY_PAGE = 5.0  # seconds until a page that the server rejected is read again
+RETRY_BUSY = 0.5  # the same for a server that is busy, or a cluster that is down
 SAVE_INTERVAL = 1.0  # seconds from a change of a position until it is saved
 SAVE_TIMEOUT = 1.0  # seconds that aclose() waits until positions are saved
 
@@ -37,19 +40,24 @@ SAVE_TIMEOUT = 1.0  # seconds that aclose() waits until positions are saved
 class Streams:
     """The streams that subscriptions of one multiplexer follow."""
 
-    def __init__(self, publisher: Publisher, tasks: Tasks, tail_interval: float | None) -> None:
+    def __init__(
+        self, publisher: Publisher, tasks: Tasks, record_limit: RecordLimit, tail_interval: float | None
+    ) -> None:
         self._publisher = publisher
         self._tasks = tasks
+        self._record_limit = record_limit
         self._tail_interval = tail_interval
         self._streams: dict[bytes, Stream] = {}
         self._jobs: dict[Stream, Callable[[], Coroutine[Any, Any, None]] | None] = {}  # None: read pages
         self._running = 0
+        self._turn = asyncio.Lock()  # of the page that is delivered: together, pages would stop the loop for too long
         self._pumping = False
         self._pauses: dict[Stream, float] = {}  # of streams whose last page had nothing new
         self._quiet: dict[Stream, int] = {}  # live messages of each stream at the last look at its end
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._unsaved: dict[StreamSubscriber, None] = {}
         self._saving: set[asyncio.Task[object]] = set()
+        self._rejected: WeakSet[StreamSubscriber] = WeakSet()  # whose positions the server does not save
 
     # --- cursors
 
@@ -193,19 +201,20 @@ class Streams:
             self._pauses.pop(stream, None)
         else:
             self._pauses[stream] = min(max(2 * self._pauses.get(stream, 0.0), FIRST_PAUSE), LONGEST_PAUSE)
-        deadline = monotonic() + TIME_SLICE
-        for cursor, items in stream.answer(request, page):
-            assert isinstance(cursor, StreamCursor)
-            for _ in cursor.receive(items, request, page):
-                if monotonic() > deadline:
+        steps, is_done = _deliver(stream, request, page), False
+        while not is_done:
+            async with self._turn:
+                began = monotonic()
+                is_done = all(monotonic() < began + TIME_SLICE for _ in steps)
+                if monotonic() > began + TIME_SLICE / PAGES_AT_ONCE:  # short turns share an iteration of the loop
                     await asyncio.sleep(0)
-                    deadline = monotonic() + TIME_SLICE
-            if monotonic() > deadline:
-                await asyncio.sleep(0)
-                deadline = monotonic() + TIME_SLICE
 
     def _refuse(self, stream: Stream, request: PageRequest, error: ResponseError) -> None:
-        """Notify the cursors that their page was rejected, and read it again later."""
+        """Read a rejected page again later; notify its cursors, unless the server is only busy."""
+        if is_transient(error):
+            logger.debug("a page of a stream cannot be read now (%s)", plain(str(error)))
+            self._later(request, RETRY_BUSY, partial(stream.fail, request))
+            return
         refusal = SubscriptionRefused("stream", stream.name, str(error))
         for cursor in request.cursors:
             if cursor.request is request and isinstance(cursor, StreamCursor):
@@ -253,8 +262,10 @@ class Streams:
             except ConnectionLost:
                 await asyncio.sleep(FIRST_PAUSE)
             except ResponseError as error:
-                cursor.fail(SubscriptionRefused("stream", name, str(error)))
-                await asyncio.sleep(RETRY_PAGE)
+                is_busy = is_transient(error)
+                if not is_busy:
+                    cursor.fail(SubscriptionRefused("stream", name, str(error)))
+                await asyncio.sleep(RETRY_BUSY if is_busy else RETRY_PAGE)
             else:
                 if not cursor.is_loaded:
                     cursor.is_loaded = True
@@ -292,10 +303,29 @@ class Streams:
         try:
             await self.save(subscriber, positions)
         except (ConnectionLost, ResponseError, MultiplexerIsClosed) as error:
-            logger.debug("positions of streams cannot be saved now (%s)", plain(str(error)))
+            if isinstance(error, ResponseError) and not is_transient(error):
+                self._warn_of_rejected(subscriber, positions[0].name, error)
+            else:
+                logger.debug("positions of streams cannot be saved now (%s)", plain(str(error)))
             if not isinstance(error, MultiplexerIsClosed):
                 subscriber.put_back(positions)
                 self.save_soon(subscriber)
+        else:
+            self._rejected.discard(subscriber)
+
+    def _warn_of_rejected(self, subscriber: StreamSubscriber, name: bytes, error: ResponseError) -> None:
+        """Log that positions are rejected, once until none is rejected any more."""
+        is_first = not self._rejected
+        self._rejected.add(subscriber)
+        if is_first and (left_out := self._record_limit.admit("positions")) is not None:
+            logger.warning(
+                "Redis rejects positions of durable streams, for example in the key %s (%s); after a restart, messages "
+                "are delivered again. Check the rights of the user (~KEY* +eval +evalsha +hget +hset), maxmemory, and "
+                "the type of the key%s",
+                quote(positions_key(name, key_slot)),
+                plain(str(error)),
+                f"; {left_out} such records were left out" if left_out else "",
+            )
 
     async def save(self, subscriber: StreamSubscriber, positions: Sequence[Saved]) -> None:
         """Save positions; raise what the first failure raised."""
@@ -310,22 +340,9 @@ class Streams:
                 raise result
 
 
-_NOTES = (
-    ("OOM ", "Redis has reached maxmemory: raise it, or keep less with max_length and max_age"),
-    ("WRONGTYPE", "the key with this name holds another type: choose a name that no other key has"),
-    ("READONLY", "this server is a replica: the multiplexer connects again, and the call may be repeated"),
-    ("MOVED ", "this is one node of a cluster: give the multiplexer a redis.asyncio.RedisCluster client"),
-    ("CROSSSLOT", "the keys of the stream are in several slots, which is a fault of this library"),
-    ("NOPERM", "see ACL SETUSER ... ~key &channel +eval +evalsha +xadd +xtrim +xinfo|stream +publish and others"),
-)
-
-
-def advise(error: ResponseError) -> None:
-    """Add a note to an error of `append()` that says what to do."""
-    text = str(error)
-    for word, advice in _NOTES:
-        if word in text or type(error).__name__ == {"OOM ": "OutOfMemoryError", "NOPERM": "NoPermissionError"}.get(
-            word
-        ):
-            error.add_note(advice)
-            return
+def _deliver(stream: Stream, request: PageRequest, page: Page) -> Iterator[None]:
+    """Deliver a page to the cursors that wait for it, and yield now and then."""
+    for cursor, items in stream.answer(request, page):
+        assert isinstance(cursor, StreamCursor)
+        yield from cursor.receive(items, request, page)
+        yield
