@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
 _INTERVAL = 1.0  # seconds between two pictures of --watch
-_BATCH = 1_000  # channels in one command
+_NAMES_AT_A_TIME = 1_000  # channels in one command
 _OTHER_LINES = 12  # of a screen: titles, borders, and some clients
 
 
@@ -32,7 +32,7 @@ class Subscribers(NamedTuple):
 
     kind: str
     name: bytes
-    count: int
+    number: int
 
 
 class Snapshot(NamedTuple):
@@ -97,10 +97,10 @@ async def _look(client: Redis, pattern: bytes) -> Snapshot:
             if kind == "channel":
                 raise
             continue  # a server without sharded Pub/Sub
-        for first in range(0, len(names), _BATCH):
-            counts = await counts_of(*names[first : first + _BATCH])
+        for first in range(0, len(names), _NAMES_AT_A_TIME):
+            counts = await counts_of(*names[first : first + _NAMES_AT_A_TIME])
             found += [Subscribers(kind, name, count) for name, count in counts]
-    found.sort(key=lambda each: (-each.count, each.name))
+    found.sort(key=lambda each: (-each.number, each.name))
     clients: list[dict[str, str]] = []
     with contextlib.suppress(ResponseError):  # without the right to CLIENT LIST
         clients = await client.client_list(_type="pubsub")
@@ -109,7 +109,7 @@ async def _look(client: Redis, pattern: bytes) -> Snapshot:
 
 def _print(snapshot: Snapshot) -> None:
     """Print lines for programs: words with tabs between them."""
-    lines = [f"{each.kind}\t{shown(each.name)}\t{each.count}" for each in snapshot.channels]
+    lines = [f"{each.kind}\t{shown(each.name)}\t{each.number}" for each in snapshot.channels]
     lines.append(f"patterns\t{snapshot.patterns}")
     lines += ["\t".join(("client", *_describe(client))) for client in snapshot.clients]
     sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
@@ -132,7 +132,7 @@ def _draw(snapshot: Snapshot, height: int | None) -> Group:
     rows = len(snapshot.channels) if height is None else max(height - _OTHER_LINES, 1)
     table = Table("channel", "kind", "subscribers")
     for each in snapshot.channels[:rows]:
-        table.add_row(Text(shown(each.name)), each.kind, Text(f"{each.count:,}", justify="right"))
+        table.add_row(Text(shown(each.name)), each.kind, Text(f"{each.number:,}", justify="right"))
     more = len(snapshot.channels) - rows
     connections = Table("connection", "name", "channels", "patterns", "sharded", "unsent bytes")
     for client in snapshot.clients if height is None else snapshot.clients[:rows]:

@@ -16,8 +16,8 @@ from redis.backoff import NoBackoff
 
 from .. import Multiplexer
 
-_SENTINEL_PORT = 26_379
-_TIMEOUT = 3.0  # seconds to connect, and for a reply
+_DEFAULT_SENTINEL_PORT = 26_379
+_DIRECT_TIMEOUT = 3.0  # seconds to connect, and for a reply
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_target(url: str) -> Target:
         sentinels = tuple(_read_host(host) for host in hosts.split(","))
         rest = f"//{user}{at}localhost/{db}?{query}"
     options = {**parse_url(f"{base}:{rest}"), "decode_responses": False}
-    options |= {"protocol": 2, "socket_connect_timeout": _TIMEOUT, "socket_timeout": _TIMEOUT}
+    options |= {"protocol": 2, "socket_connect_timeout": _DIRECT_TIMEOUT, "socket_timeout": _DIRECT_TIMEOUT}
     options["retry"] = Retry(NoBackoff(), 0)
     return Target(options, sentinels, unquote(service))
 
@@ -56,7 +56,7 @@ def read_target(url: str) -> Target:
 def _read_host(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        return unquote(text).strip("[]"), _SENTINEL_PORT
+        return unquote(text).strip("[]"), _DEFAULT_SENTINEL_PORT
     return unquote(host).strip("[]"), int(port)
 
 
