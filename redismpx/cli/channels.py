@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Snapshot", "Subscribers", "channels"]
+__all__ = ["Snapshot", "ChannelCount", "channels"]
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _NAMES_AT_A_TIME = 1_000  # channels in one command
 _OTHER_LINES = 12  # of a screen: titles, borders, and some clients
 
 
-class Subscribers(NamedTuple):
+class ChannelCount(NamedTuple):
     """A channel, and how many connections are subscribed to it."""
 
     kind: str
@@ -38,7 +38,7 @@ class Subscribers(NamedTuple):
 class Snapshot(NamedTuple):
     """What a server knows of its subscriptions."""
 
-    channels: list[Subscribers]
+    channels: list[ChannelCount]
     patterns: int
     clients: list[dict[str, str]]
 
@@ -85,7 +85,7 @@ async def _next_picture(client: Redis, pattern: bytes, height: int) -> Renderabl
 
 
 async def _look(client: Redis, pattern: bytes) -> Snapshot:
-    found: list[Subscribers] = []
+    found: list[ChannelCount] = []
     kinds: list[tuple[str, Any, Any]] = [
         ("channel", client.pubsub_channels, client.pubsub_numsub),
         ("sharded", client.pubsub_shardchannels, client.pubsub_shardnumsub),
@@ -99,7 +99,7 @@ async def _look(client: Redis, pattern: bytes) -> Snapshot:
             continue  # a server without sharded Pub/Sub
         for first in range(0, len(names), _NAMES_AT_A_TIME):
             counts = await counts_of(*names[first : first + _NAMES_AT_A_TIME])
-            found += [Subscribers(kind, name, count) for name, count in counts]
+            found += [ChannelCount(kind, name, count) for name, count in counts]
     found.sort(key=lambda each: (-each.number, each.name))
     clients: list[dict[str, str]] = []
     with contextlib.suppress(ResponseError):  # without the right to CLIENT LIST
