@@ -145,6 +145,20 @@ MUTANTS = [
         f"{EMBEDDED} -k stale",
     ),
     Mutant(
+        "a broker that ignores where it is told to listen",
+        "cli/broker.py",
+        "Server(port=port, unix=unix, ",
+        "Server(",
+        f"{EMBEDDED} -k where_it_is_told",
+    ),
+    Mutant(
+        "a broker that keeps nothing and has no limit",
+        "cli/broker.py",
+        ", max_memory=max_memory, append_only=append_only)",
+        ")",
+        f"{EMBEDDED} -k limits_its_memory",
+    ),
+    Mutant(
         "a removed channel that threads still read",
         "blocking/subscriptions.py",
         '        self._hand_over.forget({to_bytes(channel, "a channel") for channel in channels})\n',

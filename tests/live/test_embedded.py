@@ -49,13 +49,14 @@ def is_alive(pid: int) -> bool:
 
 
 @contextmanager
-def broker(*options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the command until it serves."""
+def broker(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the command until it serves; yield the process and what it prints after "Serving at"."""
     process = subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert "Serving at" in process.stdout.readline()
+    serving, _, where = process.stdout.readline().removesuffix(" (press Ctrl-C to stop)\n").partition(" at ")
+    assert serving == "Serving"
     try:
-        yield process
+        yield process, where
     finally:
         process.terminate()
         process.communicate(timeout=10)
@@ -220,7 +221,7 @@ asyncio.run(main())
 def test_a_stale_file_is_recognised(tmp_path: Path) -> None:
     """After a broker was killed, its file is reported as stale, and the next broker replaces it."""
     path = tmp_path / "broker.url"
-    with broker("--url-file", str(path)) as process:
+    with broker("--url-file", str(path)) as (process, _):
         pid = pid_of(read_url_file(path))
         process.kill()
         process.wait()
@@ -254,11 +255,42 @@ def test_url_files_may_be_written_by_hand(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize("option", ["--port", "--unix"])
+def test_the_broker_listens_where_it_is_told(option: str, tmp_path: Path) -> None:
+    """The broker serves on the given port or Unix socket; without a file it prints its URL, with the password."""
+    place = {"--port": str(free_port()), "--unix": str(tmp_path / "broker.sock")}[option]
+    with broker(option, place) as (process, url):
+        assert url.endswith({"--port": f"@127.0.0.1:{place}", "--unix": f"@{place}"}[option])
+        with blocking.Multiplexer(url) as mpx, mpx.subscribe("a") as sub:
+            mpx.publish("a", "x")
+            assert sub.get(5).data == b"x"
+        stranger = redis.Redis.from_url(url.replace(urlsplit(url).password or "", "no"))
+        with pytest.raises(redis.AuthenticationError), stranger:
+            stranger.ping()
+        process.terminate()
+        assert (process.wait(10), process.communicate()) == (0, ("", ""))
+    assert not Path(place).exists()
+
+
+def test_the_broker_keeps_its_data_and_limits_its_memory(tmp_path: Path) -> None:
+    """With --append-only the next broker has the data of the last one; --max-memory rejects more data than that."""
+    path = tmp_path / "broker.url"
+    for expected in (None, b"1"):
+        with (
+            broker("--url-file", str(path), "--append-only", str(tmp_path / "data"), "--max-memory", "10mb"),
+            redis.Redis.from_url(read_url_file(path)) as client,
+        ):
+            assert client.get("a") == expected
+            client.set("a", "1")
+            with pytest.raises(redis.OutOfMemoryError):
+                client.set("b", bytes(20_000_000))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_broker(number: signal.Signals, tmp_path: Path) -> None:
     """SIGINT and SIGTERM stop the server, remove the file, and exit with 0 without output."""
     path = tmp_path / "broker.url"
-    with broker("--url-file", str(path), "--port", "0", "--max-memory", "50mb") as process:
+    with broker("--url-file", str(path), "--port", "0", "--max-memory", "50mb") as (process, _):
         pid = pid_of(read_url_file(path))
         process.send_signal(number)
         output = process.communicate(timeout=10)
@@ -270,7 +302,7 @@ def test_a_signal_ends_the_broker(number: signal.Signals, tmp_path: Path) -> Non
 def test_the_broker_ends_when_its_server_is_killed(tmp_path: Path) -> None:
     """A broker without a server exits with an error; its file is gone."""
     path = tmp_path / "broker.url"
-    with broker("--url-file", str(path)) as process:
+    with broker("--url-file", str(path)) as (process, _):
         os.kill(pid_of(read_url_file(path)), signal.SIGKILL)
         _, errors = process.communicate(timeout=10)
         assert (process.returncode, errors) == (2, "redismpx broker: the server has ended by itself, or was killed\n")
