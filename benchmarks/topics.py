@@ -38,7 +38,7 @@ def floor(bench: Bench) -> None:
 def topics(bench: Bench, *, others: int) -> None:
     """Publish to one subscriber, beside others of other topics."""
     tree = Topics()
-    for number in range(others):
+    for number in range(bench.count(others, ON_EACH_TOPIC)):
         tree.subscribe(f"others.{number // ON_EACH_TOPIC}.=", partial(on_message, number=number))
     tree.subscribe(TOPIC, on_message)
     publish(bench, tree.publish)

@@ -34,9 +34,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {kind: LOOPS[kind]}
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Ignore how long a step of the loop or an example of Hypothesis takes: that depends on the load of the machine."""
-    os.environ.pop("PYTEST_ADDOPTS", None)  # options of this run, and not of those that tests start
+    # Options of this run are not for runs that tests start. The controller of pytest-xdist leaves them to its workers.
+    if config.getoption("dist", "no") == "no":
+        os.environ.pop("PYTEST_ADDOPTS", None)
     logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
     # The time of an example says how busy the machine is, too. Each test has a time limit as a whole.
     settings.register_profile("tests", deadline=None)

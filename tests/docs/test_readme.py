@@ -126,7 +126,7 @@ def test_the_readmes_commands_match_the_package() -> None:
     assert "tests" in settings["dependency-groups"]
     assert commands["demo"].endswith(".venv/bin/redismpx demo")
     assert "redismpx" in project["scripts"]
-    assert commands["tests"].endswith(".venv/bin/python -X dev -W error -m pytest")
+    assert commands["tests"].endswith(".venv/bin/python -W error -m pytest")
 
 
 OTHER = re.compile(r"pip install[^\n]*?[\s'\"]redismpx(?![\w/.-])")

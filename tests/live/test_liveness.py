@@ -220,7 +220,7 @@ async def main():
         while link.liveness.state.value != "pinged":
             await asyncio.sleep(0.001)
         print("pinged", flush=True)
-        while link.liveness.state.value in ("pinged", "doubted"):
+        while mpx.stats().connections == 1 and link.liveness.state.value in ("pinged", "doubted"):
             await asyncio.sleep(1)
         print(link.liveness.state.value, flush=True)
 asyncio.run(main())

@@ -17,6 +17,7 @@ from redismpx._io.session.reconnect import FALLBACK_DELAY
 from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.lengths import at_length
 from ..helpers.logs import loud
 from ..helpers.monitor import kill_clients, settled, subscribed
 from ..helpers.proxy import Proxy
@@ -26,8 +27,8 @@ from ..helpers.waiting import until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, admin: Redis) -> None:
-    """Under load, a hundred lost connections lose and reorder nothing outside the reported gaps."""
+async def test_a_thousand_subscriptions_survive_many_kills(server: Server, admin: Redis) -> None:
+    """Under load, lost connections lose and reorder nothing outside the reported gaps."""
     async with Multiplexer(server.url, backoff=QUICK, client_name="the-one") as mpx:
         checkers = [Checker() for _ in range(1000)]
         subs = [mpx.new_channel_subscription(*c.callbacks, on_error=c.on_error) for c in checkers]
@@ -54,7 +55,8 @@ async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, 
                 number += 1
 
         publisher = asyncio.create_task(load())
-        for kill in range(100):
+        kills = at_length(100, 40)
+        for kill in range(kills):
             connections = mpx.stats().connections
             await kill_clients(admin)
             await until(lambda since=connections: mpx.stats().connections > since)
@@ -75,7 +77,7 @@ async def test_a_thousand_subscriptions_survive_a_hundred_kills(server: Server, 
             assert checker.errors == []
             assert checker.messages > 0
             assert sub.dropped == 0
-        assert published > 50_000
+        assert published > 500 * kills
     events = [len(c.events) for c in checkers]
     await asyncio.sleep(0)
     assert [len(c.events) for c in checkers] == events  # I6, with no_leaks

@@ -13,6 +13,7 @@ from redismpx import Multiplexer
 from ..helpers.backoffs import QUICK
 from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, shake_hands
+from ..helpers.lengths import at_length
 from ..helpers.loops import LOOPS
 from ..helpers.monitor import Monitor, calls_of, settled
 from ..helpers.proxy import Proxy
@@ -93,13 +94,14 @@ async def test_names_added_during_a_resubscribe_are_sent_once(url: str, admin: R
 
 @pytest.mark.parametrize("shared_server", ["valkey"], indirect=True)
 async def test_a_flapping_name_costs_few_commands(url: str, admin: Redis) -> None:
-    """Half a million adds and removes of one name cost the server at most 1 % as many commands."""
+    """Very many adds and removes of one name cost the server at most 1 % as many commands."""
     async with Multiplexer(url) as mpx:
         checker = Checker()
         sub = mpx.new_channel_subscription(checker.on_message)
         await mpx.connect(5)
         before = await calls_of(admin, "subscribe", "unsubscribe")
-        for _ in range(2500):
+        rounds = at_length(2500, 500)
+        for _ in range(rounds):
             for _ in range(200):
                 sub.add("a")
                 sub.remove("a")
@@ -109,7 +111,7 @@ async def test_a_flapping_name_costs_few_commands(url: str, admin: Redis) -> Non
         await admin.publish("a", "1")
         await until(lambda: checker.messages == 1)
         await settled(admin, {b"a"})
-        assert await calls_of(admin, "subscribe", "unsubscribe") - before <= 10_000  # 1 % of the calls
+        assert await calls_of(admin, "subscribe", "unsubscribe") - before <= rounds * 4  # 1 % of the calls
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "eager", "uvloop"])

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,9 +18,7 @@ from tools.mutants import ROOT
 from ..helpers.waiting import DEADLINE
 
 # A machine may be slow, so what should do no harm has long to settle.
-HARMLESS = {
-    flavour: ("--server", flavour, "--seconds", "1", "--settle", str(DEADLINE)) for flavour in ("valkey", "redis")
-}
+HARMLESS = ("--seconds", "1", "--settle", str(DEADLINE))
 BROKEN = {
     "only the old names are asked for": ["not as desired"],
     "a late joiner is not activated": ["which is not active", "a disconnect with nothing active"],
@@ -43,68 +40,46 @@ AXIS_FAULTS = {
 UNBROKEN = {"loops": "valkey", "streams": "redis"}
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, tuple[int, str]]:
-    """The status and the output of all runs that the tests need, made side by side: they mostly wait."""
-    options = HARMLESS | {fault: ("--seconds", "60", "--settle", "0.5", "--broken", fault) for fault in BROKEN}
-    command = [sys.executable, "-m", "tools.chaos", "--seed", "1"]
-    processes = {
-        name: subprocess.Popen([*command, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for name, words in options.items()
-    }
-    outputs = {name: process.communicate()[0] for name, process in processes.items()}
-    return {name: (process.returncode, outputs[name]) for name, process in processes.items()}
+# A test makes its own run: with pytest-xdist, each worker would make all runs of a fixture.
+def run(*options: str) -> tuple[int, str]:
+    """Run chaos with a seed, and return its status and its output."""
+    command = [sys.executable, "-m", "tools.chaos", "--seed", "1", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("flavour", HARMLESS)
-def test_a_second_of_chaos_violates_nothing(results: dict[str, tuple[int, str]], flavour: str) -> None:
+@pytest.mark.parametrize("flavour", ["valkey", "redis"])
+def test_a_second_of_chaos_violates_nothing(flavour: str) -> None:
     """A second of all faults at once violates no promise."""
-    status, output = results[flavour]
+    status, output = run("--server", flavour, *HARMLESS)
     assert status == 0, output[-5000:]
     assert f"{flavour}, seed 1: 0 violations" in output
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_chaos_detects_a_fault_put_back(results: dict[str, tuple[int, str]], fault: str) -> None:
+def test_chaos_detects_a_fault_put_back(fault: str) -> None:
     """A chaos run finds each of these known faults."""
-    status, output = results[fault]
+    status, output = run("--seconds", "60", "--settle", "0.5", "--broken", fault)
     assert status == 1, output[-5000:]
     assert any(complaint in output for complaint in BROKEN[fault]), output[-5000:]
-
-
-def run_axis(axis: str, server: str, *options: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "tools.chaos", "--seed", "1", "--axis", axis, "--server", server, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("axis", [*AXIS_FAULTS, *UNBROKEN])
 def test_a_second_of_each_axis_violates_nothing(axis: str) -> None:
     """A second of each axis violates no promise."""
     server = UNBROKEN.get(axis) or AXIS_FAULTS[axis][0]
-    status, output = run_axis(axis, server, "--seconds", "1", "--settle", str(DEADLINE))
+    status, output = run("--axis", axis, "--server", server, *HARMLESS)
     assert status == 0, output[-5000:]
     assert f"{server}, seed 1: 0 violations" in output
 
 
-@pytest.fixture(scope="module")
-def broken_axes() -> dict[str, tuple[int, str]]:
-    """The status and the output of each axis with its fault; two run side by side."""
-    with ThreadPoolExecutor(2) as pool:
-        runs = {
-            axis: pool.submit(run_axis, axis, server, "--seconds", "60", "--broken", fault)
-            for axis, (server, fault, _) in AXIS_FAULTS.items()
-        }
-    return {axis: run.result() for axis, run in runs.items()}
-
-
-@pytest.mark.timeout(400)  # the first one waits for all runs
 @pytest.mark.parametrize("axis", AXIS_FAULTS)
-def test_each_axis_detects_a_fault_put_back(broken_axes: dict[str, tuple[int, str]], axis: str) -> None:
+def test_each_axis_detects_a_fault_put_back(axis: str) -> None:
     """Each axis finds a known fault that it is about."""
-    status, output = broken_axes[axis]
+    server, fault, complaint = AXIS_FAULTS[axis]
+    status, output = run("--axis", axis, "--server", server, "--seconds", "60", "--broken", fault)
     assert status == 1, output[-5000:]
-    assert AXIS_FAULTS[axis][2] in output
+    assert complaint in output
 
 
 def test_a_socket_that_a_proxy_is_about_to_close_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
