@@ -47,6 +47,7 @@ nitpick_ignore = [
     ("py:class", "AbstractAsyncContextManager"),
     ("py:class", "AbstractContextManager"),
     ("py:class", "collections.abc.Iterator"),
+    ("py:class", "redismpx.topics.periodic.F"),
     ("py:exc", "queue.Empty"),
     ("py:exc", "queue.Full"),
     ("py:class", "collections.abc.Awaitable"),
@@ -67,6 +68,8 @@ nitpick_ignore = [
     ("py:class", "redismpx.blocking.multiplexer._Encodable"),
     ("py:class", "redismpx.blocking.reading._M"),  # what reading returns
     ("py:class", "redismpx.blocking.reading._E"),
+    ("py:class", "redismpx.topics.topics._Function"),
+    ("py:class", "redismpx.blocking.topics._Function"),
     ("py:class", "redismpx.request._Body"),
     ("py:class", "redismpx.request._Result"),
     ("py:class", "redismpx.typing.T"),

@@ -682,7 +682,7 @@ class Multiplexer:
         return await self._hub.deployment.publisher.publish(name, payload, sharded=sharded)
 
     def _begin_publish(self, name: bytes, payload: bytes, outcome: asyncio.Future[int], *, sharded: bool) -> None:
-        """Publish what `_to_message()` returned, and have the outcome set on a future. For `redismpx.blocking`."""
+        """Publish what `_to_message()` returned, and have the outcome set on a future. For blocking and topics."""
         self._enter_to_publish()
         self._hub.deployment.publisher.begin(name, payload, outcome, sharded=sharded)
 

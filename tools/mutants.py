@@ -63,6 +63,9 @@ RECONNECT = "tests/live/test_reconnect.py"
 REGISTRY = "tests/core/test_registry.py"
 RECOVERY = "tests/core/test_recovery.py"
 STREAMS = "tests/live/test_streams.py"
+SHARED_TOPICS = "tests/live/test_shared_topics.py"
+TOPIC_READERS = "tests/api/test_topic_readers.py"
+BLOCKING_TOPICS = "tests/live/test_blocking_topics.py"
 DURABLE = "tests/live/test_durable_streams.py"
 SENTINEL = "tests/cluster/test_sentinel.py"
 SHARDED = "tests/live/test_sharded.py"
@@ -82,9 +85,9 @@ MUTANTS = [
     ),
     Mutant(
         "topics: a callback is called for each of its subscriptions",
-        "topics/topics.py",
-        "unique.setdefault(subscription.key, subscription)",
-        "unique[subscription] = subscription",
+        "topics/directory.py",
+        "unique.setdefault(consumer.key, consumer)",
+        "unique[consumer] = consumer",
         "tests/api/test_topics.py",
     ),
     Mutant(
@@ -102,10 +105,80 @@ MUTANTS = [
         "tests/api/test_topics.py -k failing_coroutine",
     ),
     Mutant(
-        "topics: a finalizer changes the tree",
+        "topics: a message is delivered for each name that it comes by",
+        "topics/relay.py",
+        "if message != self._last:",
+        "if True:",
+        f"{SHARED_TOPICS} -k reaches_each_process_once",
+    ),
+    Mutant(
+        "topics: a process gets its own messages from Redis",
+        "topics/wire.py",
+        "if envelope.headers.get(ORIGIN) == not_from:",
+        "if False:",
+        f"{SHARED_TOPICS} -k reaches_each_process_once",
+    ),
+    Mutant(
+        "topics: a lost connection is told for each subscription",
+        "topics/relay.py",
+        "if self._active:  #",
+        "if True:  #",
+        f"{SHARED_TOPICS} -k gap_is_told",
+    ),
+    Mutant(
+        "topics: a limit leaves a part of a subscription behind",
+        "topics/relay.py",
+        "                self._remove(words)\n                raise",
+        "                raise",
+        f"{SHARED_TOPICS} -k limit_leaves",
+    ),
+    Mutant(
+        "topics: a message that did not reach Redis is silent",
+        "topics/relay.py",
+        "            self._events.on_error(error)\n",
+        "            pass\n",
+        f"{SHARED_TOPICS} -k not_sent_is_told",
+    ),
+    Mutant(
+        "topics: a body that is no object is delivered",
+        "topics/wire.py",
+        "if not isinstance(body, dict) or",
+        "if isinstance(body, dict) and",
+        f"{SHARED_TOPICS} -k no_message_is_counted",
+    ),
+    Mutant(
+        "topics: periodic functions drift",
+        "topics/periodic.py",
+        "start + number * self._interval - loop.time()",
+        "self._interval",
+        f"{TOPIC_READERS} -k do_not_drift",
+    ),
+    Mutant(
+        "topics: aclose() drops what waits for coroutine functions",
         "topics/topics.py",
-        "self._dead.append(subscription)",
-        "self._forget(subscription)",
+        "while await ended(",
+        "while False and await ended(",
+        f"{TOPIC_READERS} -k lets_everybody_finish",
+    ),
+    Mutant(
+        "topics: close() of the blocking ones drops what waits for callbacks",
+        "blocking/topics.py",
+        "self._inlet.wait_until_idle(_CLOSE_TIMEOUT)",
+        "pass",
+        f"{BLOCKING_TOPICS} -k what_was_received",
+    ),
+    Mutant(
+        "topics: a callback of the blocking ones that is slow drops nothing",
+        "blocking/inlet.py",
+        "is_full = len(self._messages) > self._max_pending",
+        "is_full = False",
+        f"{BLOCKING_TOPICS} -k slow_is_told",
+    ),
+    Mutant(
+        "topics: a finalizer changes the tree",
+        "topics/bus.py",
+        "self._directory.dead.append, ",
+        "self._forget, ",
         "tests/api/test_topics.py -k finalizer",
     ),
     # The faults of the Python original.

@@ -1,10 +1,12 @@
-"""The multiplexer for threads: the same API without `await`. Start with `redismpx.blocking.Multiplexer`."""
+"""The same API for threads, without `await`. Start with `redismpx.blocking.Multiplexer`."""
 
 from .multiplexer import Multiplexer
 from .promise import Promise, PromiseSubscription
 from .service import Service
 from .streams import StreamSubscription
 from .subscriptions import ChannelSubscription, KeySubscription, PatternSubscription
+from .topic_reader import TopicReader
+from .topics import Topics
 
 __all__ = [
     "ChannelSubscription",
@@ -15,4 +17,6 @@ __all__ = [
     "PromiseSubscription",
     "Service",
     "StreamSubscription",
+    "TopicReader",
+    "Topics",
 ]

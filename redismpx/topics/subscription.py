@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-__all__ = ["Owner", "TopicCallback", "TopicSubscription", "key_of", "noted", "topic_logger"]
+__all__ = ["TopicCallback", "TopicSubscription", "ended", "is_coroutine_function", "key_of", "noted", "running_loop"]
 
 import asyncio
-import logging
+import functools
+import inspect
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
-from types import BuiltinMethodType, CoroutineType, MethodType, TracebackType
-from typing import Any, NamedTuple, Self, TypeAlias
+from collections.abc import Callable, Iterable
+from types import BuiltinMethodType, CoroutineType, MethodType
+from typing import Any, TypeAlias
 
 from .._core.topic_tree import Words
+from .._io.runtime.log import logger
 from ..errors import SlowConsumer
+from .consumer import Owner, TopicConsumer
 from .keywords import Keywords
 
 TopicCallback: TypeAlias = Callable[..., Any]
 
-topic_logger: logging.Logger = logging.getLogger("redismpx")
 
-
-class Owner(NamedTuple):
-    """What a subscription needs of its `Topics`."""
-
-    report: Callable[[Exception], None]
-    forget: Callable[[TopicSubscription], None]
-    bury: Callable[[TopicSubscription], None]
-    """Called by a finalizer: it may only take a note."""
-    max_pending: int
-
-
-class TopicSubscription:
+class TopicSubscription(TopicConsumer):
     """The subscription of one callback to a topic. `Topics.subscribe()` makes it.
 
     As a context manager, it is closed at the end of the `with` block. Any thread may use it.
     """
 
-    __slots__ = ("_callback", "_inbox", "_is_closed", "_keywords", "_name", "_owner", "_reference", "key", "topic")
+    __slots__ = ("_callback", "_inbox", "_keywords", "_name", "_reference")
 
     def __init__(
         self, owner: Owner, topic: Words, callback: TopicCallback, loop: asyncio.AbstractEventLoop | None, *, weak: bool
     ) -> None:
-        self.topic: Words = topic
-        """The words of the topic. In them, `=` is one word, and `+` is one word or more; none stand for everything."""
-        self._is_closed = False
-        self.key: object = key_of(callback)
-        self._owner = owner
+        super().__init__(owner, topic, key_of(callback))
         self._name = _name_of(callback)
         self._keywords = Keywords(callback)
         self._callback: TopicCallback | None = None
@@ -60,17 +47,17 @@ class TopicSubscription:
             self._reference = weakref.ref(callback, lambda _: owner.bury(self))
         self._inbox = None if loop is None else _Inbox(self, loop, owner)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the subscription was closed. Its callback is not called any more."""
-        return self._is_closed
-
     def close(self) -> None:
         """End the subscription. Its callback is not called any more, not even for messages that wait for it.
 
         A coroutine function that is running goes on. A second call changes nothing.
         """
-        self._owner.forget(self)
+        super().close()
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The task that calls a coroutine function with the messages that wait."""
+        return None if self._inbox is None else self._inbox.task
 
     def deliver(self, topic: Words, message: dict[str, Any]) -> bool:
         """Call the callback, or let its message wait, and tell whether there is a callback."""
@@ -81,7 +68,7 @@ class TopicSubscription:
             message, new = self._keywords.select(message)
             for name in new:
                 text = "%r takes no keyword %.100r, and is called without it, for topic %s"
-                topic_logger.warning(text, self, name, ".".join(topic))
+                logger.warning(text, self, name, ".".join(topic))
         if self._inbox is not None:
             self._inbox.put(topic, message)
             return True
@@ -114,17 +101,9 @@ class TopicSubscription:
             self._owner.report(noted(error, self, topic))
 
     def end(self) -> None:
-        """Release the callback."""
-        self._is_closed = True
+        """Take note of the end, and release the callback."""
+        super().end()
         self._callback = self._reference = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"
@@ -142,8 +121,8 @@ class _Inbox:
         "_messages",
         "_owner",
         "_subscription",
-        "_task",
         "dropped",
+        "task",
     )
 
     def __init__(self, subscription: TopicSubscription, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -152,7 +131,7 @@ class _Inbox:
         self._messages: deque[tuple[Words, dict[str, Any]]] = deque()
         self._is_running = False
         self._is_slow = False
-        self._task: asyncio.Task[None] | None = None  # the loop itself refers weakly to its tasks
+        self.task: asyncio.Task[None] | None = None  # the loop itself refers weakly to its tasks
         self.dropped = 0
 
     def put(self, topic: Words, message: dict[str, Any]) -> None:
@@ -169,7 +148,7 @@ class _Inbox:
             self._owner.report(noted(SlowConsumer(self.dropped, len(self._messages)), self._subscription, topic))
         if is_new:
             try:
-                if _running_loop() is self._loop:
+                if running_loop() is self._loop:
                     self._start()
                 else:
                     self._loop.call_soon_threadsafe(self._start)
@@ -178,7 +157,7 @@ class _Inbox:
                 self._owner.report(noted(error, self._subscription, topic))
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._work())
+        self.task = self._loop.create_task(self._work())
 
     async def _work(self) -> None:
         try:
@@ -193,7 +172,7 @@ class _Inbox:
         with self._lock:
             if not self._messages:
                 self._is_running = False
-                self._task = None
+                self.task = None
                 return None
             if 2 * len(self._messages) <= self._owner.max_pending:
                 self._is_slow = False
@@ -222,8 +201,24 @@ def noted(error: Exception, subscription: TopicSubscription, topic: Words) -> Ex
     return error
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def is_coroutine_function(callback: Callable[..., Any]) -> bool:
+    """Tell whether the result of a callback is to be awaited."""
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__)
+
+
+async def ended(tasks: Iterable[asyncio.Task[None] | None]) -> bool:
+    """Wait until tasks have ended, but for the one that runs; return whether there were any."""
+    others = [task for task in tasks if task is not None and task is not asyncio.current_task()]
+    if others:
+        await asyncio.wait(others)
+    return bool(others)

@@ -8,7 +8,7 @@ from typing import Any, get_overloads
 import pytest
 
 import redismpx
-from redismpx import blocking
+from redismpx import blocking, topics
 from redismpx.blocking.described import as_blocking
 
 TWINS = blocking.__all__
@@ -26,7 +26,11 @@ MORE = {
 }
 """Members that only the blocking class has. Those of an asyncio future are not compared."""
 
-OTHER_PARAMETERS = {"Multiplexer.serve": ("concurrency", "threads"), "Promise.get": ("", "timeout")} | {
+OTHER_PARAMETERS = {
+    "Multiplexer.serve": ("concurrency", "threads"),
+    "Topics.serve": ("concurrency", "threads"),
+    "Promise.get": ("", "timeout"),
+} | {
     f"{name}.events": ("", "timeout")
     for name in ("ChannelSubscription", "PatternSubscription", "KeySubscription", "StreamSubscription")
 }
@@ -42,6 +46,8 @@ OWN_WORDS = {
     "PromiseSubscription": ["clear", "new_promise"],
     "Promise": ["cancel", "done", "get", "set_exception", "set_result"],
     "Service": ["close", "in_flight"],
+    "TopicReader": ["run"],
+    "Topics": ["close", "every", "serve", "subscribe"],
 }  # fmt: skip
 """Members whose docstring is not that of the asyncio member."""
 
@@ -55,8 +61,12 @@ def members(cls: type) -> dict[str, Any]:
     return {name: getattr(member, "__func__", member) for name, member in found.items()}  # that of a class method
 
 
+def asynchronous_class(name: str) -> Any:
+    return getattr(redismpx, name, None) or getattr(topics, name)
+
+
 def twins(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    return members(getattr(redismpx, name)), members(getattr(blocking, name))
+    return members(asynchronous_class(name)), members(getattr(blocking, name))
 
 
 def parameters(function: Any) -> list[tuple[object, ...]]:
@@ -115,6 +125,6 @@ def test_twins_have_the_same_docstrings(name: str) -> None:
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_have_the_same_protocols(name: str) -> None:
     """What is iterated or entered with `async` is iterated or entered without."""
-    asynchronous, ours = getattr(redismpx, name), getattr(blocking, name)
+    asynchronous, ours = asynchronous_class(name), getattr(blocking, name)
     for theirs, our in (("__aiter__", "__iter__"), ("__anext__", "__next__"), ("__aenter__", "__enter__")):
         assert hasattr(asynchronous, theirs) == hasattr(ours, our)

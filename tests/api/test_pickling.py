@@ -49,6 +49,7 @@ from redismpx import (
     TooManyPatterns,
     TooManyPromises,
 )
+from redismpx.topics import TopicMessage
 
 ENVELOPE = Envelope(b"body", {"Name": "value"}, reply_to=b"reply")
 LOST = ConnectionLost("gone", frozenset({b"a"}), sent=True, node="127.0.0.1:7001")
@@ -64,6 +65,7 @@ EXAMPLES = [
     MessageGap(b"stream", b"1-0", None, "trimmed"),
     StreamMessage(b"stream", b"data", b"1-0"),
     Message(b"channel", b"data", b"pattern"),
+    TopicMessage(("a",), {"n": 1}, ENVELOPE.id, ENVELOPE.timestamp, ENVELOPE.headers),
     MultiplexerIsClosed(),
     NoResponders(b"channel"),
     Overflow.LATEST,
@@ -101,7 +103,7 @@ each_way = pytest.mark.parametrize("again", COPIES.values(), ids=list(COPIES))
 def test_every_public_class_has_an_example() -> None:
     """The objects of each public class have an example here, or belong to a loop."""
     public = {value for name in redismpx.__all__ if isinstance(value := getattr(redismpx, name), type)}
-    assert public == {*map(type, EXAMPLES), *OF_A_LOOP, Disconnect}
+    assert public | {TopicMessage} == {*map(type, EXAMPLES), *OF_A_LOOP, Disconnect}
 
 
 @each_way

@@ -12,20 +12,11 @@ from hypothesis import strategies as st
 
 from redismpx._core.topic_tree import MAX_BYTES, TopicTree, Words, parse_filter, parse_topic
 
+from ..helpers.topics_model import covers
+
 WORDS = ("a", "b", "c")
 topics = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(tuple)
 filters = st.lists(st.sampled_from((*WORDS, "=", "+")), max_size=5).map(tuple)
-
-
-def covers(words: Words, topic: Words) -> bool:
-    """The rule, word for word."""
-    if not words:
-        return True
-    if not topic:
-        return False
-    if words[0] == "+":
-        return covers(words[1:], topic[1:]) or covers(words, topic[1:])
-    return words[0] in ("=", topic[0]) and covers(words[1:], topic[1:])
 
 
 def expected(subscribers: list[tuple[int, Words]], topic: Words) -> list[tuple[int, Words]]:

@@ -70,6 +70,7 @@ BLOCKS = read_blocks()
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 CHATS = [block for block in PYTHON if block.text.startswith("# chat.py\n")]
 LIVE_PAGES = [block for block in PYTHON if block.text.startswith("# live.py\n")]  # run by test_blocking_examples
+TOPICS = [block for block in PYTHON if block.page == "tutorial/topics.md"]  # run by test_topics_examples
 SUITES = [block for block in PYTHON if block.text.startswith("# test_")]
 (WORKER,) = [block for block in PYTHON if "add_signal_handler" in block.text]
 CLUSTERED = [block for block in PYTHON if "RedisCluster.from_url(REDIS_URL)" in block.text]
@@ -78,7 +79,9 @@ PROGRAMS = [
 ]
 ENDLESS = [block for block in PYTHON if "input(" in block.text or block.page == "index.md"]
 SNIPPETS = [
-    block for block in PYTHON if block not in [*CHATS, *LIVE_PAGES, *SUITES, WORKER, *CLUSTERED, *PROGRAMS, *ENDLESS]
+    block
+    for block in PYTHON
+    if block not in [*CHATS, *LIVE_PAGES, *TOPICS, *SUITES, WORKER, *CLUSTERED, *PROGRAMS, *ENDLESS]
 ]
 
 
