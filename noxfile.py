@@ -41,7 +41,7 @@ IN_OTHER_LOOPS = [
     f"tests/live/test_{name}.py"
     for name in ("callbacks", "drain", "fairness", "hardening", "last_messages", "overflow", "reading")
 ]
-WITH_DEPENDENCIES = ["tests/api"] + [
+WITH_DEPENDENCIES = ["tests/api", "tests/contrib/test_starlette.py"] + [
     f"tests/live/test_{name}.py"
     for name in ("channel", "connection", "handshake", "lifecycle", "publish", "reconnect", "sharded")
 ]
@@ -160,7 +160,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=find_python(newest()) or newest())
 def docs(session: nox.Session) -> None:
     """Build the documentation; every warning is an error."""
-    session.install("-q", ".", *requirements("docs"))
+    session.install("-q", ".[starlette]", *requirements("docs"))
     session.run("sphinx-build", "-q", "-W", "-n", "-b", "html", "docs", str(ENVIRONMENTS / "html"), *session.posargs)
 
 
@@ -306,7 +306,8 @@ def lowest_dependencies(session: nox.Session) -> None:
     """The same tests with the oldest release of every dependency that pyproject.toml allows, on the oldest Python."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["cli"], *extras["demo"], *extras["embedded"], *requirements("tests")]
+    needed = [each for name in ("cli", "demo", "embedded", "starlette") for each in extras[name]]
+    wanted = [*project["dependencies"], *needed, *requirements("tests")]
     bounds = [each.replace(">=", "==", 1) for each in wanted if not each.startswith("redismpx[")]
     session.install("-q", "hatchling", "editables", *bounds)
     session.install("-q", "--no-deps", "--no-build-isolation", "-e", ".")

@@ -17,7 +17,8 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from redismpx import Multiplexer
+from redismpx import Message, Multiplexer
+from redismpx.contrib.starlette import bridge
 
 from .harness import Bench, Case
 from .peers import in_background, redis_py, settled
@@ -49,6 +50,26 @@ async def redismpx(bench: Bench) -> AsyncIterator[Serve]:
             async with mpx.new_channel_subscription(lambda channel, data: client.send_text(data.decode())) as sub:
                 sub.add(room)
                 await until_left(client)
+
+        yield serve
+
+
+@asynccontextmanager
+async def bridged(bench: Bench) -> AsyncIterator[Serve]:
+    """The adapter: it reads a subscription for each client."""
+
+    def encode(event: object) -> str | None:
+        return event.data.decode() if isinstance(event, Message) else None
+
+    async with Multiplexer(bench.url) as mpx:
+
+        async def serve(client: WebSocket, room: str) -> None:
+            sub = mpx.new_channel_subscription()
+            sub.add(room)
+            with suppress(WebSocketDisconnect):
+                async with bridge(client, sub, encode):
+                    while True:
+                        await client.receive_text()
 
         yield serve
 
@@ -149,6 +170,7 @@ def sampled(shares: Counter[str]) -> Iterator[None]:
 CASES = [
     Case("websocket", "1,000 WebSocket clients in 10 rooms", "message to a client", {
         "redismpx": partial(measure, redismpx),
+        "bridge": partial(measure, bridged),
         "floor": partial(measure, bare),
         "broadcaster": partial(measure, broadcaster),
     })

@@ -36,7 +36,12 @@ autodoc_type_aliases = {
 # --- external references: the build has no network, so it has no inventories of other projects
 
 nitpicky = True
-nitpick_ignore_regex = [("py:obj", ".*")]  # see default_role
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),  # see default_role
+    ("py:class", r"starlette\..*"),
+    ("py:class", r"(redismpx\.contrib\.starlette\.)?_(Event|Frame|Sent|Subscription).*"),
+    ("py:class", r"Mapping.*|Awaitable.*|Callable.*|contextlib\.AbstractAsyncContextManager"),
+]
 nitpick_ignore = [
     ("py:class", "redis.asyncio.client.Redis"),  # redis-py
     ("py:class", "redis.asyncio.cluster.RedisCluster"),

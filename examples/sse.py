@@ -7,18 +7,17 @@ $ curl -N http://localhost:8000/votes           (in another terminal: curl -X PO
 import contextlib
 import json
 import os
-import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from redismpx import MessageGap, Multiplexer, StreamMessage
+from redismpx import Activation, Disconnect, Multiplexer, StreamEvent, StreamMessage
+from redismpx.contrib.starlette import EventStream, ServerSentEvent, last_event_id, lifespan
 
-from .at_signal import at_signal
 from .same_origin import SameOrigin
 
 VOTES, COUNTS, CHOICES = "example:votes", "example:votes:counts", ("coffee", "juice", "tea")
@@ -26,21 +25,19 @@ redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379"))
 mpx = Multiplexer(redis)
 
 
-async def stream(last_id: str | None) -> AsyncIterator[str]:
-    async with mpx.new_stream_subscription() as sub:
-        sub.add(VOTES, after=last_id)
-        async for event in sub.events():
-            if isinstance(event, StreamMessage):
-                yield f"id: {event.id.decode()}\nevent: vote\ndata: {event.data.decode()}\n\n"
-            elif isinstance(event, MessageGap) or last_id is None:  # too old; or new, and this is the activation
-                last_id = (sub.position(VOTES) or b"").decode()
-                counts = {key.decode(): int(count) for key, count in (await redis.hgetall(COUNTS)).items()}
-                yield f"id: {last_id}\nevent: snapshot\ndata: {json.dumps(counts)}\n\n"
+async def votes(request: Request) -> EventStream:
+    async def encode(event: StreamEvent[str]) -> ServerSentEvent | None:
+        if isinstance(event, StreamMessage):
+            return ServerSentEvent(event.data, "vote")
+        if isinstance(event, Disconnect) or (isinstance(event, Activation) and last_id):
+            return None
+        counts = {key.decode(): int(count) for key, count in (await redis.hgetall(COUNTS)).items()}
+        return ServerSentEvent(json.dumps(counts), "snapshot", id=(sub.position(VOTES) or b"").decode())
 
-
-async def votes(request: Request) -> StreamingResponse:
-    last_id = re.fullmatch("[0-9]{1,19}-[0-9]{1,19}", request.headers.get("last-event-id", ""))
-    return StreamingResponse(stream(last_id and last_id[0]), media_type="text/event-stream")
+    last_id = last_event_id(request)  # None: a new client, which gets a snapshot when the stream is active
+    sub = mpx.new_stream_subscription(decode=bytes.decode)
+    sub.add(VOTES, after=last_id)
+    return EventStream(sub, encode)
 
 
 async def vote(request: Request) -> JSONResponse:
@@ -51,10 +48,10 @@ async def vote(request: Request) -> JSONResponse:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with redis, mpx, at_signal(mpx.close):  # which ends each stream; its client comes back with its last id
-        yield
+async def own_lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
+    async with redis, lifespan(mpx)(app) as state:
+        yield state
 
 
 routes = [Route("/votes", votes), *[Route(f"/votes/{choice}", vote, methods=["POST"]) for choice in CHOICES]]
-app = SameOrigin(Starlette(routes=routes, lifespan=lifespan))
+app = SameOrigin(Starlette(routes=routes, lifespan=own_lifespan))

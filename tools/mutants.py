@@ -57,6 +57,7 @@ PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
 READING = "tests/live/test_reading.py"
+STARLETTE = "tests/contrib/test_starlette.py"
 REOPENING = "tests/live/test_reopening.py"
 REQUEST = "tests/live/test_request.py"
 RECONNECT = "tests/live/test_reconnect.py"
@@ -2710,6 +2711,55 @@ MUTANTS = [
         "        if not waits:\n            portal.call",
         "        if True:\n            portal.call",
         f"{DURABLE} -k blocking_multiplexer_saves",
+    ),
+    Mutant(
+        "starlette: streams do not end when uvicorn shuts down",
+        "contrib/starlette.py",
+        "            stream._sub.close()\n",
+        "            pass\n",
+        f"{STARLETTE} -k shutdown_ends",
+    ),
+    Mutant(
+        "starlette: a request in progress at shutdown finds the multiplexer closed",
+        "contrib/starlette.py",
+        "        self.is_stopping = True\n",
+        "        self.is_stopping = True\n        self.multiplexer.close()\n",
+        f"{STARLETTE} -k shutdown_ends",
+    ),
+    Mutant(
+        "starlette: a client that leaves an idle stream is not noticed",
+        "contrib/starlette.py",
+        """["type"] != "http.disconnect":""",
+        """["type"] != "":""",
+        f"{STARLETTE} -k vanished",
+    ),
+    Mutant(
+        "starlette: a client that does not read keeps its subscription",
+        "contrib/_client.py",
+        "            cancel(self._block)\n",
+        "            pass\n",
+        f"{STARLETTE} -k does_not_read",
+    ),
+    Mutant(
+        "starlette: a client that leaves cancels the handling of its last message",
+        "contrib/starlette.py",
+        "                await asyncio.get_running_loop().create_future()\n",
+        "                return\n",
+        f"{STARLETTE} -k last_message",
+    ),
+    Mutant(
+        "starlette: a TimeoutError of the application is swallowed",
+        "contrib/_client.py",
+        "        if not block.expired():\n            raise\n",
+        "        pass\n",
+        f"{STARLETTE} -k timeout_of_the_block",
+    ),
+    Mutant(
+        "starlette: stream messages are sent without their ids",
+        "contrib/starlette.py",
+        "                if sent.id is None and isinstance(event, StreamMessage):",
+        "                if False:",
+        f"{STARLETTE} -k resumes",
     ),
 ]
 

@@ -34,7 +34,7 @@ FLOORS = [
     {"multiplexer"},
     {""},
     {"blocking", "embedded", "topics"},
-    {"demo"},
+    {"contrib", "demo"},
     {"cli"},
     {"__main__"},
 ]

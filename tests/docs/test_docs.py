@@ -381,6 +381,12 @@ async def test_the_chat_carries_a_message_between_processes(valkey: ValkeyServer
         await expect(bob, "[lobby] Ann: hello")
 
 
+def test_the_chat_with_the_adapter_has_forty_lines() -> None:
+    """With the adapter, the whole chat is at most 40 lines of code."""
+    assert "redismpx.contrib.starlette" in CHATS[-1].text
+    assert sum(bool(line) for line in CHATS[-1].text.splitlines()) <= 40
+
+
 async def test_rooms_are_joined_and_left_as_told(valkey: ValkeyServer, tmp_path: Path) -> None:
     """The transcript of the stage with many rooms is what really happens."""
     transcript = next(block for block in BLOCKS if block.language == "text" and "> leave tea" in block.text)
@@ -406,14 +412,15 @@ async def subscribers_are(redis: Redis, channel: str, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_the_chat_survives_a_restart_as_told(valkey: ValkeyServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", CHATS[-2:], ids=str)
+async def test_the_chat_survives_a_restart_as_told(stage: Block, valkey: ValkeyServer, tmp_path: Path) -> None:
     """The transcript of the restart, the line in the log and the quiet end are what really happens."""
     transcript, log = (
         next(block for block in BLOCKS if block.language == "text" and wanted in block.text)
         for wanted in ("* the chat is interrupted", "; reconnecting")
     )
     port = valkey.port
-    async with run_chat(CHATS[-1], tmp_path, valkey) as (process, url), connect(url + "?name=Ann", proxy=None) as ann:
+    async with run_chat(stage, tmp_path, valkey) as (process, url), connect(url + "?name=Ann", proxy=None) as ann:
         for line in transcript.text.splitlines():
             if "you miss what is said now" in line:
                 valkey.stop()

@@ -9,6 +9,10 @@ from typing import Any, assert_type
 
 import msgspec
 import pydantic
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket
 
 from redismpx import (
     Activation,
@@ -29,6 +33,39 @@ from redismpx import (
     StreamMessage,
     StreamSubscription,
 )
+from redismpx.contrib.starlette import (
+    EventStream,
+    ServerSentEvent,
+    bridge,
+    get_multiplexer,
+    last_event_id,
+    lifespan,
+)
+
+
+def to_frame(event: Activation | Message[str] | Disconnect) -> str | bytes | None: ...
+async def to_frame_later(event: object) -> str:
+    return ""
+
+
+def to_sse(event: Activation | StreamMessage[str] | MessageGap | Disconnect) -> ServerSentEvent | None: ...
+
+
+async def starlette(mpx: Multiplexer, connection: HTTPConnection, websocket: WebSocket) -> None:
+    """The adapter for Starlette."""
+    FastAPI(lifespan=lifespan(mpx))
+    Starlette(lifespan=lifespan(mpx))
+    assert_type(get_multiplexer(connection), Multiplexer)
+    assert_type(last_event_id(connection), str | None)
+    texts = mpx.new_channel_subscription(decode=bytes.decode)
+    stream = mpx.new_stream_subscription(decode=bytes.decode)
+    EventStream(texts, heartbeat=1)
+    EventStream(stream, to_sse)
+    EventStream(mpx.new_key_subscription("a"), to_frame_later)
+    EventStream(texts, to_sse)  # type: ignore[arg-type] # pyright: ignore
+    async with bridge(websocket, texts, to_frame), bridge(websocket, stream, to_frame_later, send_timeout=1):
+        pass
+    bridge(websocket, mpx.new_channel_subscription(), to_frame)  # type: ignore[arg-type] # pyright: ignore
 
 
 class Order:
