@@ -818,6 +818,13 @@ MUTANTS = [
         "tests/core/test_buffer.py -k walk",
     ),
     Mutant(
+        "to remove many channels at once walks through the buffer for each",
+        "_core/event_list.py",
+        "        return len(names) * self._index.left(items) > queued\n",
+        "        return False\n",
+        "tests/core/test_buffer.py -k many_names_at_once",
+    ),
+    Mutant(
         "a search for a name finds only events that are indexed",
         "_core/event_index.py",
         "        if self.end < len(items):",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from itertools import compress, repeat
+from operator import is_
 from typing import Any
 
 from .events import QueuedSignal, is_about, names_of, pairs
 
 OUTDATED = 64  # events that are indexed in vain before the index is built again
-INDEXED_AT_ONCE = 4096  # events that are indexed at a time, at least; bounds the time of find()
+INDEXED_AT_ONCE = 4096  # events that are indexed at a time, at least; bounds the time of grow()
 INDEXED_PART = 16  # this part of the events that are not indexed yet is indexed at a time, if it is more
 
 
 class EventIndex:
-    """The positions of the events about each name. It grows with each search: to index all at once may take too long.
+    """The positions of the events about each name. It grows little by little: to index all at once may take too long.
 
     It may have positions of events that are gone. The events at other positions must not change.
     """
@@ -36,9 +38,12 @@ class EventIndex:
         """Whether it has so many events that are gone that it is to be built again."""
         return self._size > self._limit
 
-    def find(self, name: bytes, items: list[Any], head: int) -> list[int]:
-        """Return the positions of the events about a name, in order. There is no event before `head`."""
-        self._grow(items, head)
+    def left(self, items: list[Any]) -> int:
+        """Return how many items are not indexed yet."""
+        return len(items) - self.end
+
+    def find(self, name: bytes, items: list[Any]) -> list[int]:
+        """Return the positions of the events about a name, in order."""
         known = self._places.get(name, ())
         found = [known] if isinstance(known, int) else list(known)
         if self.end < len(items):
@@ -47,16 +52,15 @@ class EventIndex:
                 found += [self.end + 2 * n for n, channel in enumerate(channels) if channel == name]
             if others.count(name):
                 found += [self.end + 2 * n for n, other in enumerate(others) if other == name]
+            is_queued_signal = map(is_, map(type, others), repeat(QueuedSignal))
             found += [
-                self.end + 2 * n
-                for n, other in enumerate(others)
-                if type(other) is QueuedSignal and other.names is not None and name in other.names
+                self.end + 2 * n for n in compress(range(len(others)), is_queued_signal) if name in names_of(others[n])
             ]
             found.sort()
         return [position for position in found if is_about(items, position, name)]
 
-    def _grow(self, items: list[Any], head: int) -> None:
-        """Index some more events."""
+    def grow(self, items: list[Any], head: int) -> None:
+        """Index some more events. There is none before `head`."""
         start = max(self.end, head)
         left = (len(items) - start) // 2
         self.end = end = start + 2 * min(left, max(INDEXED_AT_ONCE, left // INDEXED_PART))

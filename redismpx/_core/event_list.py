@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from itertools import compress
+from itertools import compress, repeat
+from operator import is_, is_not
 from typing import Any
 
 from .event_index import EventIndex
@@ -137,9 +138,11 @@ class EventList(ABC):
         """
         start = self._full_gap + 2
         later = self._items[start:]
-        signals = [signal for channel, signal in pairs(later) if channel is None and signal is not None]
+        signals = list(compress(later[1::2], map(is_, later[::2], repeat(None))))
+        if None in signals:
+            signals = [signal for signal in signals if signal is not None]
         errors = []
-        if not all(type(signal) is bytes for signal in signals):
+        if QueuedSignal in set(map(type, signals)):
             activated: set[bytes] = set()
             for signal in reversed(signals):
                 if type(signal) is bytes:
@@ -244,8 +247,18 @@ class EventList(ABC):
     # --- the events about some names
 
     def _is_worth_a_sweep(self, names: frozenset[bytes]) -> bool:
-        """Whether a look at every event takes less time than a search for each of these names."""
-        return 2 * SEARCH * len(names) > len(self._items) - self._head
+        """Whether a look at every event takes less time than a search for each of these names.
+
+        If not, the index has some more events afterwards. A search looks through those that it has not yet.
+        """
+        items = self._items
+        queued = len(items) - self._head
+        if 2 * SEARCH * len(names) > queued:
+            return True
+        if self._index is None or self._index.is_outdated:
+            self._index = EventIndex(self._head)
+        self._index.grow(items, self._head)
+        return len(names) * self._index.left(items) > queued
 
     def _positions(self, start: int) -> Iterator[tuple[int, tuple[Any, Any]]]:
         return zip(range(start, len(self._items), 2), pairs(self._items[start:]), strict=True)
@@ -271,10 +284,9 @@ class EventList(ABC):
                     self._remove_signal(position)
 
     def _find(self, name: bytes) -> list[int]:
-        """Return the positions of the events about a name, in order."""
-        if self._index is None or self._index.is_outdated:
-            self._index = EventIndex(self._head)
-        return self._index.find(name, self._items, self._head)
+        """Return the positions of the events about a name, in order. A sweep must not be worth its time."""
+        assert self._index is not None
+        return self._index.find(name, self._items)
 
     # --- the list
 
@@ -296,7 +308,7 @@ class EventList(ABC):
             self._full_gap = self._compacted(self._full_gap)
         del items[:head]
         if self._removed:
-            is_kept = [second is not None for second in items[1::2]]
+            is_kept = list(map(is_not, items[1::2], repeat(None)))
             kept: list[Any] = [None] * (2 * sum(is_kept))
             kept[::2] = compress(items[::2], is_kept)
             kept[1::2] = compress(items[1::2], is_kept)

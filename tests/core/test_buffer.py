@@ -591,6 +591,18 @@ def test_removing_names_one_by_one_does_not_walk_the_buffer(kind: str, monkeypat
     assert counted.reads < 10 * total
 
 
+def test_removing_many_names_at_once_walks_the_buffer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a long backlog is indexed, the events about many names are found together, not name by name."""
+    monkeypatch.undo()  # the sizes of every day
+    buffer = filled([(b"other", b"x")] * 10_000)
+    for number in range(40_000):
+        buffer.signal(Signal.ACTIVATION, None, b"%d" % number)
+    counted = buffer._items = Counted(buffer._items)
+    assert buffer.remove(frozenset([b"%d" % number for number in range(100)])) == 0
+    assert buffer.signals == 39_900
+    assert counted.reads < 2 * len(counted)
+
+
 def test_the_payload_of_a_removed_message_is_freed_at_once() -> None:
     """A removed message leaves no payload in memory."""
     buffer = filled([(b"kept", b"x"), (b"gone", b"payload of its own"), (b"kept", b"y")])
