@@ -2461,6 +2461,13 @@ MUTANTS = [
         RECOVERY,
     ),
     Mutant(
+        "streams: a link to an earlier entry is no gap",
+        "_core/recovery.py",
+        "if at and previous != at and not (previous == ZERO and entry_id == restart):",
+        "if at and id_key(previous) > id_key(at):",
+        "tests/core/test_recovery.py",
+    ),
+    Mutant(
         "streams: an entry of others proves that nothing is missing",
         "_core/recovery.py",
         "        elif not is_proven:  # it does not say what was before it",

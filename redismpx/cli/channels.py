@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Snapshot", "ChannelCount", "channels"]
+__all__ = ["ChannelCount", "Snapshot", "channels"]
 
 import asyncio
 import contextlib

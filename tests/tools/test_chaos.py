@@ -37,7 +37,7 @@ AXIS_FAULTS = {
     "keys": ("valkey", "a key subscription is active at the first primary", "instead of"),
 }
 # With their faults, a thread may hang; and the rule of streams has mutants of its own.
-UNBROKEN = {"loops": "valkey", "streams": "redis"}
+UNBROKEN = {"loops": "valkey", "streams": "redis", "stream-cluster": "valkey"}
 
 
 # A test makes its own run: with pytest-xdist, each worker would make all runs of a fixture.
@@ -71,6 +71,14 @@ def test_a_second_of_each_axis_violates_nothing(axis: str) -> None:
     status, output = run("--axis", axis, "--server", server, *HARMLESS)
     assert status == 0, output[-5000:]
     assert f"{server}, seed 1: 0 violations" in output
+
+
+def test_losses_are_counted_at_full_size() -> None:
+    """A run until a number of losses ends with it, and violates nothing with 500 subscriptions to 50 streams."""
+    status, output = run("--axis", "streams", "--server", "valkey", "--losses", "20")
+    assert status == 0, output[-5000:]
+    assert int(output.rpartition("'losses': ")[2].partition(",")[0]) >= 20
+    assert "1 scenes" in output
 
 
 @pytest.mark.parametrize("axis", AXIS_FAULTS)

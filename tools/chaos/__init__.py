@@ -19,6 +19,9 @@ of a random kind and with other random choices, which the seed decides:
 
 AXES
 
+`--losses N`, with an axis of streams, plays longer scenes: ten multiplexers have 500 subscriptions to 50 streams, and
+20 publishers append. It ends after N lost connections and histories, instead of `--seconds`.
+
 Each scene checks the order of the events, that no number is missing between an activation and a disconnect or else is
 counted as dropped, and that everything is released at its end.
 

@@ -32,12 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server", default="valkey", choices=("valkey", "redis"), help="(valkey)")
     parser.add_argument("--settle", type=float, default=1.0, help="seconds until a connection has all names (1)")
     parser.add_argument("--axis", choices=axes, help="what the run is about (all faults)")
+    parser.add_argument(
+        "--losses", type=int, default=0, help="an axis of streams: go on until so many losses, with 500 subscriptions"
+    )
     parser.add_argument("--broken", metavar="TEXT", help="run with a fault of tools.mutants")
     options = parser.parse_args(arguments)
     if options.broken is not None:
         return run_broken(options)
     if options.axis in AXES:
-        return int(bool(play(AXES[options.axis], options.server, options.seconds, options.seed)))
+        axis = AXES[options.axis]
+        return int(bool(play(axis, options.server, options.seconds, options.seed, options.losses)))
     return int(bool(chaos(options.server, options.seconds, options.seed, options.settle, tls=options.axis == "tls")))
 
 
@@ -47,7 +51,7 @@ def run_broken(options: argparse.Namespace) -> int:
     print(f"with this fault in the package: {mutant.fault}", flush=True)
     with broken_copy(mutant) as folder:
         command = [sys.executable, "-m", "tools.chaos"]
-        for name in ("seconds", "seed", "server", "settle", "axis"):
+        for name in ("seconds", "seed", "server", "settle", "axis", "losses"):
             if (value := getattr(options, name)) is not None:
                 command += [f"--{name}", str(value)]
         return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": folder}, check=False).returncode

@@ -71,6 +71,8 @@ class Scene(ABC):
 
     def __init__(self, flavour: str) -> None:
         self.flavour = flavour
+        self.losses = 0
+        """Play until so many losses were forced; 0: for some time."""
         self.servers: list[Server] = []
         self.rng = Random()  # another one for each time that the scene is played
         self.records = Records()
@@ -143,16 +145,20 @@ def admin_of(server: Server) -> redis.Redis:
     return admin
 
 
-def play(axis: type[Scene], flavour: str, seconds: float, seed: int) -> list[str]:
-    """Play the scene of an axis until the time is over or something is wrong; print and return what is wrong."""
+def play(axis: type[Scene], flavour: str, seconds: float, seed: int, losses: int = 0) -> list[str]:
+    """Play the scene of an axis until the time is over or something is wrong; print and return what is wrong.
+
+    With `losses`, play until so many losses were forced, instead of `seconds`.
+    """
     scene = axis(flavour)
+    scene.losses = losses
     violations: list[str] = []
     count = 0
     try:
         scene.set_up()
         ends = shown = time.monotonic()
         ends += seconds
-        while not violations and (not count or time.monotonic() < ends):
+        while not violations and (scene.seen["losses"] < losses if losses else not count or time.monotonic() < ends):
             count += 1
             scene.rng = Random(f"{seed} {count}")
             kind = scene.rng.choice(sorted(LOOPS))

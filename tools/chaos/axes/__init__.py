@@ -10,6 +10,7 @@ from .link_end import LinkEnd
 from .loops import Loops
 from .removals import Removals
 from .sizes import Sizes
+from .stream_cluster import StreamCluster
 from .streams import Streams
 from .user_objects import UserObjects
 
@@ -23,5 +24,6 @@ AXES: dict[str, type[Scene]] = {
     "failover": Failover,
     "keys": Keys,
     "streams": Streams,
+    "stream-cluster": StreamCluster,
 }
 """By the name that `--axis` takes."""

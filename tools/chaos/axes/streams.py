@@ -1,218 +1,132 @@
-"""Streams: connections that are lost in every way, histories that are trimmed and flushed, consumers that are slow."""
+"""Streams: connections that are lost in every way, servers that are killed, histories that are trimmed and flushed."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from inspect import isawaitable
 from typing import Any, NamedTuple
 
 import redis
+from redis.crc import key_slot
+from redis.exceptions import ClusterDownError
 
-from redismpx import (
-    ConnectionLost,
-    MessageGap,
-    Multiplexer,
-    SlowConsumer,
-    StreamMessage,
-    StreamSubscription,
-    SubscriptionIsClosed,
-)
+from redismpx import ConnectionLost, Multiplexer, SlowConsumer
+from redismpx._core.scripts import once_key
 from tests.helpers.proxy import Proxy
+from tests.helpers.servers import Server
 
+from ..followers import Follower, Truth, key_of
 from ..scenes import Scene, admin_of, arrived, require
 
-FAULTY = 2.0  # seconds of faults in one scene
-STREAMS = 10
-PUBLISHERS = 8
-FOLLOWERS = 60
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--client-output-buffer-limit", "pubsub", "0", "0", "0",
+           "--repl-diskless-sync-delay", "0")  # fmt: skip
+"""Options of a server that keeps what it has acknowledged, when it is killed."""
+OPTIONS: dict[str, Any] = {"ping_interval": 0.2, "ping_timeout": 0.2, "tail_interval": 0.4}
+TAIL = 100  # entries of each stream that a failover may lose
 
 
-def key_of(entry_id: bytes) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition(b"-")
-    return int(milliseconds), int(number)
+class Size(NamedTuple):
+    """How much there is in one scene, and how fast."""
+
+    readers: int
+    """The number of multiplexers that get messages, each over a connection of its own."""
+    streams: int
+    publishers: int
+    followers: int
+    seconds: float
+    """The duration of the faults."""
+    publish_pause: float
+    """The longest pause of a publisher, in seconds."""
+    fault_pause: float
+    """The longest pause between two faults, in seconds."""
+    slow: int
+    """How often faults happen that take long."""
 
 
-class Truth:
-    """Everything that was appended to one stream: one clock gives the ids, so their order is that of the calls."""
-
-    def __init__(self) -> None:
-        self.appended: dict[tuple[int, int], bytes] = {}
-        self.unknowable: set[tuple[int, int]] = set()
-        """Entries of others that were deleted with the whole stream before anybody looked for them."""
-        self.ends: list[tuple[int, int]] = []
-        """The last ids of the histories that were deleted."""
-        self._keys: list[tuple[int, int]] = []
-
-    @property
-    def keys(self) -> list[tuple[int, int]]:
-        if len(self._keys) != len(self.appended):
-            self._keys = sorted(self.appended)
-        return self._keys
-
-    def lost_between(self, after: tuple[int, int], before: tuple[int, int]) -> int:
-        """How many messages were appended between two others."""
-        if after == (0, 0):  # nothing tells a history that is gone from none
-            after = max([end for end in self.ends if end < before], default=after)
-        keys = self.keys[bisect_right(self.keys, after) : bisect_left(self.keys, before)]
-        return len([key for key in keys if key not in self.unknowable])
+SMALL = Size(1, 10, 8, 60, 2.0, 0.004, 0.06, 10)
+FULL = Size(10, 50, 20, 500, 20.0, 0.2, 0.01, 1)
+"""The size of scenes that are played until a number of losses."""
 
 
-class Track(NamedTuple):
-    """What a subscription got of one stream. Checked at the end: an append may be delivered before its call returns."""
+class Reader(NamedTuple):
+    """A multiplexer that gets messages, and its proxy, if it has one."""
 
-    name: bytes
-    start: bytes | None
-    events: list[tuple[int, int] | MessageGap]
-    data: dict[tuple[int, int], bytes]
-
-
-class Follower:
-    """A stream subscription, and what it got of each stream since it was added."""
-
-    def __init__(self, mpx: Multiplexer, rng: Any, kind: str) -> None:
-        self.kind = kind
-        self.rng = rng
-        self.got: dict[bytes, list[tuple[int, int] | MessageGap]] = {}
-        self.starts: dict[bytes, bytes | None] = {}
-        self.data: dict[bytes, dict[tuple[int, int], bytes]] = {}
-        self.past: list[Track] = []
-        """What it got of the streams that were removed."""
-        self.errors: list[Exception] = []
-        on_message: Any = {"plain": self.on_message, "async": self.wait, "slow": self.wait_long}.get(kind)
-        reads = kind == "read"
-        self.sub: StreamSubscription[bytes] = mpx.new_stream_subscription(
-            on_message,
-            None if reads else self.on_gap,
-            on_error=self.errors.append,
-            max_pending=rng.choice((5, 50, 10_000)),
-        )
-        self.task = asyncio.create_task(self.read()) if reads else None
-
-    def add(self, name: bytes, after: bytes | None) -> None:
-        self.got[name], self.data[name] = [], {}
-        self.starts[name] = after
-        self.sub.add(name, after=after)
-
-    def on_message(self, message: StreamMessage[bytes]) -> None:
-        events = self.got.get(message.channel)
-        if events is not None:
-            events.append(key_of(message.id))
-            self.data[message.channel][key_of(message.id)] = message.data
-
-    def on_gap(self, gap: MessageGap) -> None:
-        if gap.channel in self.got:
-            self.got[gap.channel].append(gap)
-
-    def wait(self, message: StreamMessage[bytes]) -> Awaitable[object]:
-        self.on_message(message)
-        return asyncio.sleep(0)
-
-    def wait_long(self, message: StreamMessage[bytes]) -> Awaitable[object]:
-        self.on_message(message)
-        return asyncio.sleep(0.002)
-
-    async def read(self) -> None:
-        with suppress(SubscriptionIsClosed):
-            async for event in self.sub.events():
-                if isinstance(event, StreamMessage):
-                    self.on_message(event)
-                elif isinstance(event, MessageGap):
-                    self.on_gap(event)
-                if self.rng.random() < 0.01:
-                    await asyncio.sleep(0.01)
-
-    def last(self, name: bytes) -> tuple[int, int] | None:
-        events = self.got[name]
-        return events[-1] if events and not isinstance(events[-1], MessageGap) else None
-
-    def track(self, name: bytes) -> Track:
-        return Track(name, self.starts[name], self.got[name], self.data[name])
-
-    def leave(self, name: bytes) -> None:
-        """Stop to note what it gets of a stream."""
-        if self.starts[name] is not None:
-            self.past.append(self.track(name))
-        del self.got[name]
-
-    def check(self, track: Track, truth: Truth) -> tuple[int, int]:
-        """Check what was delivered of a stream; return the number of messages and of gaps."""
-        name, start, events, data = track
-        last: tuple[int, int] | None = None if not start or start == b"0" else key_of(start)
-        open_gap: MessageGap | None = None
-        gaps = 0
-        for number, event in enumerate(events):
-            if isinstance(event, MessageGap):
-                # A gap without a first message behind it ends at a position that it does not tell.
-                is_known = last is not None and (open_gap is None or open_gap.before is not None)
-                place = f"{event!r} stands behind {last}: {events[max(0, number - 3) : number]}"
-                require(not is_known or key_of(event.after) == last, place)
-                # The first message behind a gap may be lost, too, before the consumer gets it: the next gap is longer.
-                is_longer = open_gap is None or None in (open_gap.before, event.before)
-                is_longer = is_longer or key_of(event.before) > key_of(open_gap.before)  # type: ignore[union-attr, arg-type]
-                require(is_longer, f"{open_gap}, then {event}")
-                open_gap, gaps = event, gaps + 1
-                last = key_of(event.after)
-                continue
-            require(event in truth.appended, f"{event} on {name!r} was never appended")
-            require(truth.appended[event] == data[event], f"{event} on {name!r} has another payload")
-            require(last is None or event > last, f"{self.kind}: {event} after {last} on {name!r}")
-            if open_gap is not None:
-                require(open_gap.before is None or key_of(open_gap.before) == event, f"{open_gap}, then {event}")
-            elif last is not None:
-                lost = truth.lost_between(last, event)
-                require(not lost, f"{self.kind}: {lost} lost between {last} and {event} on {name!r} without a gap")
-            last, open_gap = event, None
-        return len(events) - gaps, gaps
+    mpx: Multiplexer
+    proxy: Any = None
 
 
 class Streams(Scene):
-    """Streams under all faults: connections that are killed, reset, cut in the middle of a message and frozen,
+    """Streams of a primary and its replica under all faults: connections that are killed, reset, cut in the middle of a
+    message and frozen, a primary that is killed and restarted or replaced by a replica that lacks the last messages,
     histories that are trimmed and flushed, entries of others, subscriptions that come and go and are slow. Nothing is
     lost without a gap, doubled or out of order, while a plain subscription on the same connection misses messages."""
 
+    is_cluster = False
+    max_lengths: tuple[int | None, ...] = (100, 1_000)
+
     def set_up(self) -> None:
-        self.server = self.start_server()
-        self.admin = admin_of(self.server)
-        self.admin.config_set("client-output-buffer-limit", "pubsub 0 0 0")
+        self.primary = self.start_server(*DURABLE)
+        self.replica = self.start_server(*DURABLE, "--replicaof", f"127.0.0.1 {self.primary.port}")
+        self.admins: dict[Server, redis.Redis] = {server: admin_of(server) for server in self.servers}
 
     async def play(self) -> None:
         rng = self.rng
-        self.admin.flushall()
-        self.names = [b"%d{%d}" % (number, number % 3) if number % 2 else b"s%d" % number for number in range(STREAMS)]
+        self.size = FULL if self.losses else SMALL
+        names = range(self.size.streams)
+        self.names = [b"%d{%d}" % (number, number % 3) if number % 2 else b"s%d" % number for number in names]
         self.truths = {name: Truth() for name in self.names}
+        await self.begin()
         self.is_over = False
-        with Proxy(self.server.port) as proxy:
-            options: dict[str, Any] = {"ping_interval": 0.2, "ping_timeout": 0.2, "tail_interval": 0.4}
-            async with (
-                self.multiplexer(f"redis://127.0.0.1:{proxy.port}", **options) as mpx,
-                self.multiplexer(self.server.url) as writer,
-            ):
-                self.followers = [
-                    Follower(mpx, rng, rng.choice(("plain", "plain", "async", "slow", "read")))
-                    for _ in range(FOLLOWERS)
-                ]
-                plain: set[bytes] = set()
-                witness = mpx.new_channel_subscription(lambda channel, raw: plain.add(raw))
-                witness.add(*self.names)
-                for follower in self.followers:
-                    for name in rng.sample(self.names, rng.randrange(1, 4)):
-                        follower.add(name, rng.choice((None, b"0")))
-                for follower in self.followers:
-                    await follower.sub.wait_for_activation(timeout=10)
-                    self.note_starts(follower)
-                publishers = [asyncio.create_task(self.publish(writer, number)) for number in range(PUBLISHERS)]
-                await self.inject(proxy)
-                self.is_over = True
-                await asyncio.gather(*publishers)
-                await self.settle(writer)
-                for follower in self.followers:
-                    follower.sub.close()
-                    if follower.task is not None:
-                        await follower.task
+        plain: set[bytes] = set()
+        async with AsyncExitStack() as stack:
+            self.readers = [await self.new_reader(stack) for _ in range(self.size.readers)]
+            writer = await self.new_writer(stack)
+            self.followers = [
+                Follower(rng.choice(self.readers).mpx, rng, rng.choice(("plain", "plain", "async", "slow", "read")))
+                for _ in range(self.size.followers)
+            ]
+            reader = self.readers[0].mpx
+            witness = reader.new_channel_subscription(lambda channel, raw: plain.add(raw), sharded=self.is_cluster)
+            witness.add(*self.names)
+            for follower in self.followers:
+                for name in rng.sample(self.names, rng.randrange(1, 4)):
+                    follower.add(name, rng.choice((None, b"0")))
+            for follower in self.followers:
+                await follower.sub.wait_for_activation(timeout=20)
+                self.note_starts(follower)
+            publishers = [asyncio.create_task(self.publish(writer, number)) for number in range(self.size.publishers)]
+            await self.inject()
+            self.seen["connections"] += sum(reader.mpx.stats().connections for reader in self.readers)
+            self.is_over = True
+            await asyncio.gather(*publishers)
+            await self.settle(writer)
+            for follower in self.followers:
+                follower.sub.close()
+                if follower.task is not None:
+                    await follower.task
         self.check(plain)
+
+    async def begin(self) -> None:
+        """Delete what the last scene has left."""
+        self.admins[self.primary].flushall()
+
+    async def new_reader(self, stack: AsyncExitStack) -> Reader:
+        """Return a multiplexer that ends with the stack."""
+        proxy = stack.enter_context(Proxy(self.primary.port))
+        mpx = await stack.enter_async_context(self.multiplexer(proxy.url, **OPTIONS))
+        return Reader(mpx, proxy)
+
+    async def new_writer(self, stack: AsyncExitStack) -> Multiplexer:
+        """Return a multiplexer that publishes, by a proxy of its own."""
+        self.writer_proxy = stack.enter_context(Proxy(self.primary.port))
+        return await stack.enter_async_context(self.multiplexer(self.writer_proxy.url))
+
+    def admin_for(self, name: bytes) -> redis.Redis:
+        """Return a client of the server that has a stream."""
+        return self.admins[self.primary]
 
     def note_starts(self, follower: Follower) -> None:
         for name in follower.sub.channels:
@@ -221,75 +135,176 @@ class Streams(Scene):
 
     async def publish(self, mpx: Multiplexer, number: int) -> None:
         """Append to random streams, once each, whatever happens."""
-        rng, count = self.rng, 0
+        count = 0
         while not self.is_over:
-            name = rng.choice(self.names)
+            name = self.rng.choice(self.names)
             data, count = b"%d:%d" % (number, count), count + 1
             await self.append(mpx, name, data)
-            await asyncio.sleep(rng.uniform(0, 0.004))
+            await self.pause(self.size.publish_pause)
 
     async def append(self, mpx: Multiplexer, name: bytes, data: bytes) -> bytes:
         while True:
-            with suppress(ConnectionLost):
-                entry_id = await mpx.append(name, data, key=data, max_length=self.rng.choice((100, 1_000)))
+            with suppress(ConnectionLost, ClusterDownError):  # no server owns the slot now
+                entry_id = await mpx.append(name, data, key=data, max_length=self.rng.choice(self.max_lengths))
                 self.truths[name].appended[key_of(entry_id)] = data
                 return entry_id
 
-    async def inject(self, proxy: Proxy) -> None:
+    async def inject(self) -> None:
         """Let a fault happen every few hundredths of a second."""
-        faults: list[Callable[[], object]] = [
-            self.kill, self.kill, proxy.cut, proxy.reset, self.kill_publisher, self.trim, self.add_foreign,
-            self.come_and_go, self.come_and_go, self.come_and_go, self.flush,
-        ]  # fmt: skip
-        ends = time.monotonic() + FAULTY
-        while time.monotonic() < ends:
-            fault = self.rng.choice(faults)
-            name = getattr(fault, "__name__", "")
-            if fault == self.flush and self.rng.random() < 0.7:
-                continue
-            kind = self.rng.random()
-            if kind < 0.1:
-                self.seen["cut in a message"] += 1
-                proxy.to_client.limit = self.rng.randrange(1_000, 5_000)
-                await asyncio.sleep(0.1)
-                proxy.to_client.limit = None
-                proxy.reset()
-            elif kind < 0.13:
-                self.seen["freeze"] += 1
-                proxy.to_client.stall = True
-                await asyncio.sleep(0.5)
-                proxy.to_client.stall = False
-            else:
-                self.seen[name] += 1
-                fault()
-            await asyncio.sleep(self.rng.uniform(0, 0.06))
+        faults = self.faults()
+        ends = time.monotonic() + self.size.seconds
+        while time.monotonic() < ends and not 0 < self.losses <= self.seen["losses"]:
+            (fault,) = self.rng.choices(list(faults), list(faults.values()))
+            lost = fault()
+            if isawaitable(lost):
+                lost = await lost
+            self.seen[fault.__name__] += lost != 0
+            self.seen["losses"] += lost or 0
+            await self.pause(self.size.fault_pause)
+            while not self.connected() and self.rng.random() < 0.98:  # most faults need a connection to end
+                await self.pause(0.002)
 
-    def kill(self) -> None:
-        self.admin.client_kill_filter(_type="pubsub", skipme=True)
+    async def pause(self, longest: float) -> None:
+        await asyncio.sleep(self.rng.uniform(0, longest))
+
+    def connected(self) -> int:
+        """Return the number of readers that have a connection."""
+        return sum(reader.mpx.connected for reader in self.readers)
+
+    def faults(self) -> dict[Callable[[], Any], int]:
+        """Return what may happen, and how often. Each returns how many connections or histories are lost, or None."""
+        return {
+            self.kill: 80, self.cut: 80, self.reset: 80, self.cut_in_a_message: 10, self.trim: 40, self.flush: 5,
+            self.freeze: self.size.slow, self.restart: self.size.slow, self.fail_over: self.size.slow,
+            self.kill_publisher: 10, self.add_foreign: 20, self.come_and_go: 60,
+        }  # fmt: skip
+
+    # --- connections
+
+    def kill(self) -> int:
+        return sum(int(admin.client_kill_filter(_type="pubsub", skipme=True)) for admin in self.admins.values())
 
     def kill_publisher(self) -> None:
-        self.admin.client_kill_filter(_type="normal", skipme=True)
+        for admin in self.admins.values():
+            admin.client_kill_filter(_type="normal", skipme=True)
 
-    def trim(self) -> None:
+    def cut(self) -> int:
+        reader = self.rng.choice(self.readers)
+        return bool(reader.proxy.cut()) & reader.mpx.connected
+
+    def reset(self) -> int:
+        reader = self.rng.choice(self.readers)
+        return bool(reader.proxy.reset()) & reader.mpx.connected
+
+    async def cut_in_a_message(self) -> int:
+        proxy = self.rng.choice(self.readers).proxy
+        proxy.to_client.limit = self.rng.randrange(1_000, 5_000)
+        await asyncio.sleep(0.05)
+        proxy.to_client.limit = None
+        proxy.reset()
+        return 1
+
+    async def freeze(self) -> int:
+        proxy = self.rng.choice(self.readers).proxy
+        proxy.to_client.stall = True
+        await asyncio.sleep(0.5)
+        proxy.to_client.stall = False
+        return 1  # the pings have found it
+
+    # --- servers
+
+    async def restart(self) -> int:
+        """Kill the primary, which has everything on disk, and start it again."""
+        info: Any = self.admins[self.primary].info("persistence")
+        if info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]:  # not yet, after it was a replica
+            return 0
+        lost = self.connected()
+        self.primary.kill()
+        await self.start(self.primary)
+        return lost
+
+    async def start(self, server: Server) -> None:
+        self.admins[server].connection_pool.disconnect()
+        await asyncio.to_thread(server.start)
+        self.admins[server].ping()
+
+    async def fail_over(self) -> int:
+        """Kill the primary and have its replica take over, which lacks the last messages or, with WAIT, none."""
+        old, new = self.primary, self.replica
+        role: Any = self.admins[new].execute_command("ROLE")
+        if role[2:4] != [old.port, b"connected"]:
+            return 0  # not yet, after the last time
+        self.replicate(old)
+        if is_stale := self.rng.random() < 0.7:
+            self.admins[new].replicaof("NO", "ONE")
+            await self.pause(0.1)
+        lost = self.connected()
+        tails = self.end(old)
+        if not is_stale:
+            self.replicate(old)
+            self.admins[new].replicaof("NO", "ONE")
+        self.primary, self.replica = new, old
+        self.compare(tails)
+        old.kill()
+        for proxy in (self.writer_proxy, *(reader.proxy for reader in self.readers)):
+            proxy.target = new.port
+        old.options, new.options = (*DURABLE, "--replicaof", f"127.0.0.1 {new.port}"), DURABLE
+        await self.start(old)
+        return lost
+
+    def replicate(self, server: Server) -> None:
+        """Wait until the replica of a server has all that the server has."""
+        name = self.names_of(server)[0]
+        self.admins[server].set(once_key(name, b"replicated", key_slot), 1)
+        require(self.admins[server].wait(1, 10_000), "the replica does not replicate")
+
+    def names_of(self, server: Server) -> list[bytes]:
+        """Return the names of the streams that a server has."""
+        return [name for name in self.names if self.admin_for(name) is self.admins[server]]
+
+    def end(self, server: Server) -> dict[bytes, Any]:
+        """Kill all clients of a primary; return the last entries of its streams, to which nothing is added any more."""
+        admin = self.admins[server]
+        for kind in ("pubsub", "normal"):
+            admin.client_kill_filter(_type=kind, skipme=True)
+        tails: Any = {name: admin.xrevrange(name, count=TAIL) for name in self.names_of(server)}
+        return {name: tail for name, tail in tails.items() if tail}
+
+    def compare(self, tails: dict[bytes, Any]) -> None:
+        """Take note of the entries that the server of a stream does not have any more."""
+        for name, tail in tails.items():
+            kept = self.admin_for(name).xrange(name, tail[-1][0], tail[0][0])
+            self.seen["lost by failovers"] += self.truths[name].fork(tail, kept)
+
+    # --- histories
+
+    def trim(self) -> int:
+        name = self.rng.choice(self.names)
         with suppress(redis.ResponseError):
-            self.admin.xtrim(self.rng.choice(self.names), maxlen=self.rng.choice((0, 5, 50)), approximate=False)
+            return self.admin_for(name).xtrim(name, maxlen=self.rng.choice((0, 5, 50)), approximate=False) > 0
+        return 0
 
-    def flush(self) -> None:
+    def flush(self) -> int:
         """Delete everything. Keys that make append() idempotent are needed until the call has ended."""
+        deleted = 0
         for name in self.names:
-            entries: Any = self.admin.xrevrange(name, count=20)
+            admin = self.admin_for(name)
+            entries: Any = admin.xrevrange(name, count=20)
             with suppress(redis.ResponseError):
-                self.truths[name].ends.append(key_of(self.admin.xinfo_stream(name)["last-generated-id"]))
+                self.truths[name].ends.append(key_of(admin.xinfo_stream(name)["last-generated-id"]))
             for entry_id, fields in entries:
                 if b"prev" in fields:
                     break
                 self.truths[name].unknowable.add(key_of(entry_id))
-            self.admin.delete(name)
+            deleted += int(admin.delete(name))
+        return deleted > 0
 
     def add_foreign(self) -> None:
         name = self.rng.choice(self.names)
-        entry_id: Any = self.admin.xadd(name, {"data": "foreign"})
+        entry_id: Any = self.admin_for(name).xadd(name, {"data": "foreign"})
         self.truths[name].appended[key_of(entry_id)] = b"foreign"
+
+    # --- subscriptions
 
     def come_and_go(self) -> None:
         """Remove a stream from a subscription, or add one at a position."""
