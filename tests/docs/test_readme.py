@@ -137,7 +137,7 @@ def test_no_command_installs_the_other_package() -> None:
     """Whatever a page, an error or a file of this repository says to install is this package."""
     assert OTHER.search("$ pip install -U 'redismpx[demo]'")
     assert not OTHER.search("pip install ../redismpx '/tmp/redismpx[demo]' ./dist/redismpx-1.0.0.whl")
-    skipped = {".git", ".nox", ".venv", "__pycache__"}
+    skipped = {".git", ".hypothesis", ".nox", ".venv", "__pycache__"}
     kinds = {".md", ".py", ".toml", ".yml", ".yaml", ".txt", ".html", ".js", ""}
     found = [
         path

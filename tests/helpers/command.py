@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import select
 import signal
@@ -76,11 +75,18 @@ class Running:
     @classmethod
     def start(cls, *arguments: str | bytes, terminal: bool, stdin: int = subprocess.DEVNULL, **changes: str) -> Self:
         if terminal:
+            import pty  # there is none on Windows
+
             reader, writer = pty.openpty()
         else:
             reader, writer = os.pipe()
         process = subprocess.Popen(
-            [*COMMAND, *arguments], stdin=stdin, stdout=writer, stderr=writer, env=environment(**changes)
+            [*COMMAND, *arguments],
+            stdin=stdin,
+            stdout=writer,
+            stderr=writer,
+            env=environment(**changes),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
         )
         os.close(writer)
         return cls(process, [reader])
