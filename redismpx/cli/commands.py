@@ -17,6 +17,7 @@ from .broker import broker
 from .channels import channels
 from .completion import completion
 from .demo import demo
+from .doctor import doctor
 from .history import history
 from .listen import listen
 from .publish import publish
@@ -40,7 +41,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (listen, publish, request, serve, history, channels, broker, demo, completion):
+for _command in (listen, publish, request, serve, history, channels, doctor, broker, demo, completion):
     group.add_command(_command)
 
 
