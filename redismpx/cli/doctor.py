@@ -109,7 +109,8 @@ async def _settings(client: Redis) -> AsyncIterator[Finding]:
     with contextlib.suppress(ResponseError):
         info = await client.info()
         if info.get("cluster_enabled"):
-            cluster = dict(await client.execute_command("CLUSTER INFO"))
+            answer: Any = await client.execute_command("CLUSTER INFO")
+            cluster = dict(answer)
     for finding in check_info(info, cluster) if info else ():
         yield finding
     try:
