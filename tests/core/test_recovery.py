@@ -172,7 +172,7 @@ class Recovery(RuleBasedStateMachine):
         if entries:
             place = data.draw(st.integers(0, len(entries) - 1))
             if place + 1 == len(entries) or not entries[place + 1].is_foreign:  # that could not be noticed
-                self.server.lacks_last = place + 1 == len(entries)
+                self.server.lacks_last |= place + 1 == len(entries)
                 del entries[place]
 
     @rule()
