@@ -249,7 +249,7 @@ class EventList(ABC):
     def _is_worth_a_sweep(self, names: frozenset[bytes]) -> bool:
         """Whether a look at every event takes less time than a search for each of these names.
 
-        If not, the index has some more events afterwards. A search looks through those that it has not yet.
+        If the answer is False, some more events were indexed. A search looks through the events that are not.
         """
         items = self._items
         queued = len(items) - self._head

@@ -40,7 +40,7 @@ class Loss(Generic[S]):
     def each(self) -> Iterator[tuple[S, Collection[bytes]] | None]:
         """Yield each subscriber with the names that it has lost. None is yielded now and then.
 
-        The names are a view, which lacks those that are removed before it is iterated.
+        The names are a view: a name that is removed before the view is iterated is not in it.
         """
         for subscriber in tuple(self._active):
             entries = self._active.pop(subscriber)

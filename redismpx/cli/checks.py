@@ -100,7 +100,7 @@ def check_info(info: Mapping[str, object], cluster: Mapping[str, str]) -> list[F
     found = [Finding(Verdict.WELL, "version", version)]
     if info.get("role") == "slave":
         cure = "connect to its primary, or by Sentinels with redis+sentinel://"
-        found.append(_failure("role", "a replica: what is published here reaches no other server", cure))
+        found.append(_failure("role", "a replica: messages that are published here reach no other server", cure))
         if info.get("master_link_status") != "up":
             found.append(_failure("replication", "it is not connected to its primary", "start the primary"))
     else:

@@ -315,9 +315,6 @@ class TopicBus(ABC):
         """Deliver a message that was published by another process. Foreign publishers may write anything."""
         try:
             decoded = read_message(topic, payload, self._decode, not_from=self._origin)
-            covering = (
-                None if decoded is None else self._directory.covering.get(decoded.topic) or self._cover(decoded.topic)
-            )
         except Exception as cause:  # noqa: BLE001, hostile data
             self._undecodable += 1
             name = self._prefix + b":" + (topic or b"")

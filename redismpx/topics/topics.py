@@ -63,7 +63,7 @@ class Topics(TopicBus):
         max_pending: how many messages may wait for one coroutine function, for one reader, and for Redis. Beyond that,
             the oldest one is dropped, or, for Redis, `publish()` raises `queue.Full`.
         stream: keep the messages of all topics of this prefix in one stream. So they survive a lost connection, and
-            each process gets all of them. All processes must agree on it.
+            each process gets all of them. Use the same value in all processes.
 
     Raises:
         TypeError, ValueError: an argument is invalid.
