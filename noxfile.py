@@ -56,6 +56,8 @@ ON_OLDER = ["tests/api", "tests/io", "tests/core/test_critical.py"] + [
 ]
 # Python makes no difference to these: large numbers, and mutated bytes for hiredis.
 NOT_ON_OLDER = "hundred_thousand or many_kills or thousand_multiplexers or test_fuzz"
+FRAMEWORKS = ("broadcaster", "channels", "litestar", "socketio", "starlette")  # extras of redismpx.contrib
+PEERS = ()  # those whose own tests run on the adapters
 AT_REDIS_8 = [f"tests/live/test_{name}.py" for name in ("channel", "handshake", "promise", "reconnect", "sharded")]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
 WORKERS = os.environ.get("REDISMPX_WORKERS", "3")  # processes of pytest-xdist for the suite
@@ -106,19 +108,26 @@ def locked(path: Path) -> Iterator[IO[str]]:
         yield file
 
 
+def for_tests(version: str) -> list[str]:
+    """What the tests of a Python need: those with the frameworks of redismpx.contrib run on the newest one only."""
+    if version != newest():
+        return [".[demo]", *requirements("tests")]
+    return [".[contrib,demo]", *requirements("tests", "frameworks")]
+
+
 def tests_python(session: nox.Session, version: str) -> str:
     """The Python of the environment that the tests of a version share, which is made where it is missing or old."""
     found = find_python(version)
     if found is None:
         session.error(f"Python {version} was not found")
     folder = ENVIRONMENTS / f"tests-{version}"
-    wanted = hashlib.sha256(f"{found} {PYPROJECT['project']} {requirements('tests')}".encode()).hexdigest()
+    wanted = hashlib.sha256(f"{found} {PYPROJECT['project']} {for_tests(version)}".encode()).hexdigest()
     with locked(ENVIRONMENTS / f"tests-{version}.lock") as state:
         if state.read() != wanted or not folder.exists():
             shutil.rmtree(folder, ignore_errors=True)
             session.run(found, "-m", "venv", str(folder), external=True)
             pip = str(folder / "bin/pip")
-            session.run(pip, "install", "-q", "-e", ".[demo]", *requirements("tests"), external=True)
+            session.run(pip, "install", "-q", "-e", *for_tests(version), external=True)
             state.truncate(0)
             state.write(wanted)
     return str(folder / "bin/python")
@@ -151,7 +160,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=find_python(newest()) or newest())
 def types(session: nox.Session) -> None:
     """mypy and pyright: the package, its public types, and how an application uses them."""
-    session.install("-q", ".[demo]", *requirements("types"))
+    session.install("-q", ".[contrib,demo]", *requirements("types"))
     session.run("mypy", "--strict", *TYPED)
     session.run("pyright", *TYPED)
     session.run("pyright", "--verifytypes", "redismpx", "--ignoreexternal")
@@ -160,7 +169,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=find_python(newest()) or newest())
 def docs(session: nox.Session) -> None:
     """Build the documentation; every warning is an error."""
-    session.install("-q", ".[starlette]", *requirements("docs"))
+    session.install("-q", ".[contrib]", *requirements("docs"))
     session.run("sphinx-build", "-q", "-W", "-n", "-b", "html", "docs", str(ENVIRONMENTS / "html"), *session.posargs)
 
 
@@ -312,6 +321,24 @@ def lowest_dependencies(session: nox.Session) -> None:
     session.install("-q", "hatchling", "editables", *bounds)
     session.install("-q", "--no-deps", "--no-build-isolation", "-e", ".")
     run_part(session)
+
+
+@nox.session(python=find_python(newest()) or newest())
+@nox.parametrize("release", ("lowest", "newest"), ids=("lowest", "newest"))
+def frameworks(session: nox.Session, release: str) -> None:
+    """The adapters with the oldest release of each framework that pyproject.toml allows, or with the newest.
+
+    The tests of the frameworks' own adapters run too, from the source packages of those.
+    """
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    session.install("-q", ".[contrib,demo]", *requirements("tests", "frameworks"))
+    if release == "lowest":
+        bounds = [each.replace(">=", "==", 1) for name in FRAMEWORKS for each in extras[name]]
+        session.install("-q", *bounds)
+    session.run("python", "-m", "pip", "list")
+    session.run("python", *PYTEST, "-q", "tests/contrib", env={"REDISMPX_SERVERS": SERVERS[0]})
+    for name in PEERS:
+        session.run("python", "-m", "tools.peer_tests", name)
 
 
 def run_part(session: nox.Session) -> None:

@@ -1,6 +1,6 @@
 """Benchmarks: what redismpx costs, compared with a bare loop and with other libraries.
 
-    $ pip install -e '.[demo]' --group tests --group benchmarks
+    $ pip install -e '.[contrib,demo]' --group tests --group frameworks --group benchmarks
     $ python -m benchmarks                            # all cases; takes about half an hour
     $ python -m benchmarks drain latency --rounds 3   # some cases
     $ python -m benchmarks --help

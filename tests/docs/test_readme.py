@@ -120,10 +120,11 @@ def test_the_readmes_commands_match_the_package() -> None:
     commands = dict(COMMAND.findall(README))
     assert list(commands) == ["demo", "tests"]
     for command in commands.values():
-        (extra,) = re.findall(r"'\.\[(\w+)\]'", command)
-        assert extra in project["optional-dependencies"]
-    assert re.findall(r"--group (\w+)", commands["tests"]) == ["tests"]
-    assert "tests" in settings["dependency-groups"]
+        (extras,) = re.findall(r"'\.\[([\w,]+)\]'", command)
+        assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+    groups = re.findall(r"--group (\w+)", commands["tests"])
+    assert groups == ["tests", "frameworks"]
+    assert set(groups) <= settings["dependency-groups"].keys()
     assert commands["demo"].endswith(".venv/bin/redismpx demo")
     assert "redismpx" in project["scripts"]
     assert commands["tests"].endswith(".venv/bin/python -W error -m pytest")
