@@ -17,11 +17,12 @@ import pytest
 from hypothesis import Phase, settings
 from redis.asyncio import Redis
 
+from redismpx.testing import Proxy
+
 from .helpers.cluster import Cluster
 from .helpers.flavours import FLAVOURS, binary_of, start_server
 from .helpers.leaks import left_behind, open_sockets
 from .helpers.loops import LOOPS, run
-from .helpers.proxy import Proxy
 from .helpers.sentinel import Sentinels
 from .helpers.servers import Server
 

@@ -46,7 +46,7 @@ from redismpx import (
     SlowConsumer,
     SubscriptionRefused,
 )
-from tests.helpers.checker import Checker
+from redismpx.testing import Checker
 
 STREAMS_PER_BATCH = 2000
 MAX_ADDRESS_SPACE = 1 << 30  # bytes, for each process

@@ -24,8 +24,8 @@ import sys
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer
+from redismpx.testing import Proxy
 from tests.helpers.herd import MOST, peak
-from tests.helpers.proxy import Proxy
 from tests.helpers.servers import Server
 from tests.helpers.waiting import until
 

@@ -26,7 +26,7 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from redismpx import ConnectionLost, Multiplexer
-from tests.helpers.checker import Checker
+from redismpx.testing import Checker
 from tests.helpers.cluster import Cluster
 from tests.helpers.loops import run
 from tests.helpers.waiting import until

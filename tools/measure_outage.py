@@ -18,7 +18,7 @@ import logging
 from collections import Counter
 
 from redismpx import Multiplexer
-from tests.helpers.proxy import Proxy
+from redismpx.testing import Proxy
 from tests.helpers.servers import Server
 
 from .measuring import running_server

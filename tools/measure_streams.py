@@ -19,7 +19,7 @@ from typing import Any
 import redis
 
 from redismpx import Multiplexer, blocking
-from tests.helpers.proxy import Proxy
+from redismpx.testing import Proxy
 from tests.helpers.servers import Server
 from tests.helpers.waiting import until
 

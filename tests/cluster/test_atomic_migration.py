@@ -14,8 +14,8 @@ import pytest
 from redis.asyncio import RedisCluster
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.cluster import Cluster, slot_of
 from ..helpers.servers import find_binary
 from ..helpers.waiting import eventually, until

@@ -26,15 +26,15 @@ from redismpx._io.publishing import publisher as publisher_module
 from redismpx._io.publishing.call import PublishCall
 from redismpx._io.redispy import connection as connection_module
 from redismpx._io.redispy.slot_map import NodePool, SlotMap
+from redismpx.testing import Checker, Proxy
 from tools.measure_migrations import SEED, Result, Stream, migrate
 
 from ..helpers.acl import set_user
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster, Node
 from ..helpers.leaks import left_behind, open_sockets
 from ..helpers.monitor import Monitor, calls_of
-from ..helpers.proxy import Proxy
+from ..helpers.new_sub import new_sub
 from ..helpers.servers import free_port
 from ..helpers.steps import Steps
 from ..helpers.waiting import eventually, until

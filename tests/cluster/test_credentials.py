@@ -8,9 +8,10 @@ import pytest
 from redis.asyncio import RedisCluster
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster
+from ..helpers.new_sub import new_sub
 from ..helpers.tokens import Rotating, users_of
 from ..helpers.waiting import eventually, until
 

@@ -21,8 +21,8 @@ from redismpx._io.deployment import sentinel as master_module
 from redismpx._io.redispy import dial as dial_module
 from redismpx._io.redispy import sentinels as sentinels_module
 from redismpx._io.session.link import LinkState
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.flavours import FLAVOURS, binary_of, start_server
 from ..helpers.logs import warnings
 from ..helpers.monitor import settled

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker
 
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.flavours import FLAVOURS, binary_of
 from ..helpers.sentinel import MASTER, Sentinels
 from ..helpers.waiting import until

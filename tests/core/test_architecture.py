@@ -34,7 +34,7 @@ FLOORS = [
     {"multiplexer"},
     {""},
     {"blocking", "embedded", "topics"},
-    {"contrib", "demo"},
+    {"contrib", "demo", "testing"},
     {"cli"},
     {"__main__"},
 ]
@@ -261,6 +261,7 @@ def test_each_public_module_lists_its_names(name: str) -> None:
     if name not in (
         "",
         "blocking",
+        "testing",
         "topics",
     ):  # which only re-export; test_the_public_names and test_blocking_twins have them
         assert set(listed) == defined_in(modules()[name])

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from redismpx.testing.proxy import stop_accepting
+
 
 class FakeServer:
     """A server that runs a script for each connection. `accepted` counts the connections."""
@@ -58,15 +60,3 @@ async def shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         if command[0] != b"CLIENT":
             return command
         writer.write(b"+OK\r\n")
-
-
-async def stop_accepting(server: asyncio.Server) -> None:
-    """Close an asyncio server. First stop accepting and let the loop turn: a connection that was just accepted when the
-    server closes would stay open."""
-    loop = asyncio.get_running_loop()
-    if isinstance(loop, asyncio.BaseEventLoop):
-        for listener in server.sockets:
-            loop.remove_reader(listener.fileno())
-        for _ in range(3):
-            await asyncio.sleep(0)
-    server.close()

@@ -13,9 +13,9 @@ from redis.asyncio import Redis, RedisCluster
 
 from redismpx import Multiplexer
 from redismpx._io.redispy.slot_map import NodePool, SlotMap
+from redismpx.testing import Checker
 from tools.fuzz import bulk, message, push
 
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command
 from ..helpers.waiting import until
 

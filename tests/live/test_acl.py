@@ -11,10 +11,10 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.session import outage
+from redismpx.testing import Checker
 
 from ..helpers.acl import PUBLISHER, SUBSCRIBER, set_user
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.logs import loud
 from ..helpers.monitor import settled
 from ..helpers.servers import Server

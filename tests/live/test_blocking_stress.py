@@ -14,8 +14,8 @@ from redis import Redis
 
 from redismpx import Activation, Disconnect, Message, SubscriptionIsClosed
 from redismpx.blocking import Multiplexer
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.leaks import open_sockets
 
 pytestmark = pytest.mark.one_flavour

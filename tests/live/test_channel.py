@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 
 from redismpx import ConnectionLost, Multiplexer, SubscriptionIsClosed, SubscriptionRefused
 from redismpx._io.runtime.slices import SLICE_STEPS
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.monitor import Monitor, settled
 from ..helpers.waiting import until
 

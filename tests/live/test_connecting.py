@@ -18,13 +18,12 @@ from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.backoff import ConstantBackoff, ExponentialBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
+from redismpx.testing import Checker, Proxy
 
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.logs import warnings
 from ..helpers.monitor import settled
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server, free_port
 from ..helpers.waiting import until
 

@@ -16,8 +16,8 @@ from redis.asyncio import Redis, Sentinel
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.servers import SentinelServer, Server
 from ..helpers.waiting import until
 

@@ -18,13 +18,14 @@ from redis.auth.token_manager import CredentialsListener, RetryPolicy, TokenMana
 from redis.credentials import StreamingCredentialProvider
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker
 
 from ..helpers.acl import set_user
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker, new_sub
 from ..helpers.fake_server import FakeServer, read_command
 from ..helpers.logs import warnings
 from ..helpers.monitor import calls_of
+from ..helpers.new_sub import new_sub
 from ..helpers.servers import Server
 from ..helpers.tokens import RULES, Rotating, new_token, users_of
 from ..helpers.waiting import eventually, until

@@ -11,9 +11,8 @@ from redis.asyncio import ConnectionPool, Redis
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.redispy.endpoint import Endpoint
 from redismpx._io.session.delivery_probe import DeliveryProbe
+from redismpx.testing import Checker, Proxy
 
-from ..helpers.checker import Checker
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, MultiplexerIsClosed, PromiseInterrupted
+from redismpx.testing import Checker
 
 from ..helpers.acl import limited, set_limited_user
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.monitor import settled, subscribed
 from ..helpers.servers import Server

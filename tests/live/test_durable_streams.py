@@ -13,8 +13,8 @@ import pytest
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer, MultiplexerIsClosed, StreamMessage, blocking
+from redismpx.testing import Proxy
 
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

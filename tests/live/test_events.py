@@ -11,10 +11,10 @@ import pytest
 from redis.asyncio import Redis
 
 from redismpx import Activation, Disconnect, Message, Multiplexer, SlowConsumer, SubscriptionRefused
+from redismpx.testing import Checker
 
 from ..helpers.acl import limited, set_limited_user
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.monitor import kill_clients
 from ..helpers.servers import Server
 from ..helpers.waiting import until

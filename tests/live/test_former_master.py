@@ -11,12 +11,12 @@ from redis.exceptions import ReadOnlyError
 
 from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.redispy import connection as connection_module
+from redismpx.testing import Checker, Proxy
 
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker, new_sub
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.monitor import calls_of, kill_clients
-from ..helpers.proxy import Proxy
+from ..helpers.new_sub import new_sub
 from ..helpers.servers import Server
 from ..helpers.waiting import eventually, until
 

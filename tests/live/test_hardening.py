@@ -18,9 +18,9 @@ from redis.backoff import AbstractBackoff, ConstantBackoff
 from redismpx import Multiplexer, PromiseInterrupted, SubscriptionRefused
 from redismpx._io.session import dispatcher as dispatch_module
 from redismpx._io.session import reconnect as retries_module
+from redismpx.testing import Checker
 
 from ..helpers.acl import limited, set_limited_user
-from ..helpers.checker import Checker
 from ..helpers.counted import Counted
 from ..helpers.fake_server import FakeServer, shake_hands
 from ..helpers.servers import Server

@@ -14,14 +14,13 @@ from redis.exceptions import ResponseError
 
 from redismpx import Multiplexer, PromiseInterrupted
 from redismpx._io.session import session as session_module
+from redismpx.testing import Checker, Proxy
 
 from ..helpers.acl import limited, set_limited_user
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.logs import warnings
 from ..helpers.monitor import kill_clients, settled
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

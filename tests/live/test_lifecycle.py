@@ -28,9 +28,9 @@ from redismpx._io.session import dispatcher as dispatch_module
 from redismpx._io.session.dispatcher import Dispatcher
 from redismpx._io.session.link import Link
 from redismpx._io.session.session import Session
+from redismpx.testing import Checker
 
 from ..helpers.acl import limited, set_limited_user
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, shake_hands
 from ..helpers.leaks import open_sockets
 from ..helpers.monitor import settled

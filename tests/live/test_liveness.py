@@ -15,10 +15,9 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker, Proxy
 
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

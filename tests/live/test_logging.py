@@ -14,8 +14,8 @@ from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, Subscrip
 from redismpx._io.delivery import reporter
 from redismpx._io.runtime import log, tasks
 from redismpx._io.session import outage
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command
 from ..helpers.servers import Server
 from ..helpers.waiting import until

@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer, Request
+from redismpx.testing import Proxy
 
 from ..helpers.monitor import settled
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.monitor import settled
 from ..helpers.programs import run_program
 from ..helpers.waiting import until

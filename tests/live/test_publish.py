@@ -26,6 +26,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from redismpx import ConnectionLost, DecodeError, Envelope, Multiplexer, MultiplexerIsClosed
+from redismpx.testing import Proxy
 from tools.measure_publish import publish_while_killing
 
 from ..helpers.acl import PUBLISHER, SUBSCRIBER, set_user
@@ -33,7 +34,6 @@ from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.leaks import open_sockets
 from ..helpers.monitor import Monitor
 from ..helpers.programs import run_program
-from ..helpers.proxy import Proxy
 from ..helpers.sentinel import close
 from ..helpers.servers import SentinelServer, Server, free_port
 from ..helpers.waiting import until

@@ -13,14 +13,13 @@ from redismpx import ConnectionLost, Multiplexer
 from redismpx._io.session import outage
 from redismpx._io.session import reconnect as retries_module
 from redismpx._io.session.reconnect import FALLBACK_DELAY
+from redismpx.testing import Checker, Proxy
 
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.lengths import at_length
 from ..helpers.logs import loud
 from ..helpers.monitor import kill_clients, settled, subscribed
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

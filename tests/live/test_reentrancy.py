@@ -14,8 +14,8 @@ from redis.backoff import ConstantBackoff
 from redismpx import Multiplexer
 from redismpx._io.delivery import reporter
 from redismpx._io.runtime import log
+from redismpx.testing import Checker
 
-from ..helpers.checker import Checker
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
 

@@ -10,9 +10,9 @@ from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, SubscriptionRefused
 from redismpx._io.session import dispatcher as dispatch_module
+from redismpx.testing import Checker
 
 from ..helpers.acl import limited, set_limited_user
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
 from ..helpers.monitor import calls_of, settled
 from ..helpers.servers import Server

@@ -10,11 +10,12 @@ from redis.crc import key_slot
 from redis.exceptions import NoPermissionError, ResponseError
 
 from redismpx import ConnectionLost, Multiplexer, SubscriptionRefused, TooManyChannels
+from redismpx.testing import Checker
 
 from ..helpers.acl import set_user
-from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster
 from ..helpers.flavours import FLAVOURS, start_server
+from ..helpers.new_sub import new_sub
 from ..helpers.servers import Server
 from ..helpers.waiting import eventually, until
 

@@ -29,10 +29,9 @@ from redismpx import (
     SubscriptionIsClosed,
     SubscriptionRefused,
 )
+from redismpx.testing import Checker, Proxy
 
-from ..helpers.checker import Checker
 from ..helpers.monitor import settled
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

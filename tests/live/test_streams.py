@@ -22,9 +22,9 @@ from redismpx import (
     StreamMessage,
     SubscriptionRefused,
 )
+from redismpx.testing import Proxy
 
 from ..helpers.backoffs import QUICK
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

@@ -9,14 +9,13 @@ import pytest
 from redis.asyncio import Redis
 
 from redismpx import Multiplexer
+from redismpx.testing import Checker, Proxy
 
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.fake_server import FakeServer, shake_hands
 from ..helpers.lengths import at_length
 from ..helpers.loops import LOOPS
 from ..helpers.monitor import Monitor, calls_of, settled
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 

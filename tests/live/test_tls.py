@@ -24,14 +24,14 @@ from redis.asyncio import Redis, RedisCluster
 
 from redismpx import Multiplexer
 from redismpx._io.redispy.errors import skips_tls_verification
+from redismpx.testing import Checker, Proxy
 
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker, new_sub
 from ..helpers.cluster import Cluster
 from ..helpers.flavours import FLAVOURS
 from ..helpers.leaks import open_sockets
 from ..helpers.logs import loud
-from ..helpers.proxy import Proxy
+from ..helpers.new_sub import new_sub
 from ..helpers.servers import Server, TLSServer, find_binary
 from ..helpers.waiting import until
 

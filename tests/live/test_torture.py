@@ -21,13 +21,12 @@ from redismpx import (
     SubscriptionRefused,
 )
 from redismpx._core.sync_queue import SUBSCRIBE_BATCH
+from redismpx.testing import Checker, Proxy
 
 from ..helpers.acl import limited, set_limited_user
 from ..helpers.backoffs import QUICK
-from ..helpers.checker import Checker
 from ..helpers.leaks import open_sockets
 from ..helpers.monitor import calls_of, kill_clients, settled
-from ..helpers.proxy import Proxy
 from ..helpers.servers import Server
 from ..helpers.waiting import eventually, until
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from redismpx import PromiseInterrupted, PromiseTimeout, SlowConsumer, SubscriptionRefused
-from tests.helpers.checker import Checker
+from redismpx.testing import Checker
 
 from .load import GROUPS, decode_number, encode_payload, pattern_of, retry_until_reached
 

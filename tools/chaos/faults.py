@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.helpers.proxy import Flow, Proxy
+from redismpx.testing import Flow, Proxy
 
 from .load import GROUPS, GUARDED
 

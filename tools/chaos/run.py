@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from redis.backoff import FullJitterBackoff
 
 from redismpx import Multiplexer
+from redismpx.testing import Proxy
 from tests.helpers.leaks import left_behind
 from tests.helpers.monitor import subscribed
-from tests.helpers.proxy import Proxy
 from tests.helpers.servers import Server, find_binary
 
 from .consumers import GIVE_UP_AFTER, Consumer, PromiseMaker

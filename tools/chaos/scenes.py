@@ -16,7 +16,7 @@ import redis
 from redis.backoff import ConstantBackoff
 
 from redismpx import Multiplexer, SlowConsumer
-from tests.helpers.checker import Checker
+from redismpx.testing import Checker
 from tests.helpers.leaks import left_behind
 from tests.helpers.loops import LOOPS
 from tests.helpers.servers import Server, find_binary

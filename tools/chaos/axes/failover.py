@@ -9,7 +9,7 @@ import redis
 
 from redismpx import ConnectionLost, Multiplexer, NoResponders, PromiseTimeout
 from redismpx._io.redispy import connection
-from tests.helpers.proxy import Proxy
+from redismpx.testing import Proxy
 from tests.helpers.servers import Server
 
 from ..scenes import Scene, Violation, Witness, admin_of, arrived, require

@@ -15,7 +15,7 @@ from redis.exceptions import ClusterDownError
 
 from redismpx import ConnectionLost, Multiplexer, SlowConsumer
 from redismpx._core.scripts import once_key
-from tests.helpers.proxy import Proxy
+from redismpx.testing import Proxy
 from tests.helpers.servers import Server
 
 from ..followers import Follower, Truth, key_of

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+__all__ = ["Checker"]
+
 from collections.abc import Callable, Collection
 from typing import Any
 
-from redismpx import ConnectionLost, Multiplexer
+from ..errors import ConnectionLost
 
 
 class Checker:
@@ -36,6 +38,7 @@ class Checker:
         """Set it when the subscription closes: any later event is a fault."""
 
     def on_message(self, channel: bytes, message: bytes) -> None:
+        """Check a message. A callback of the subscription."""
         self.messages += 1
         self._note("message", (channel, message))
         if self._name_of(channel) not in self.active:
@@ -59,6 +62,7 @@ class Checker:
             self._latest[channel] += 1
 
     def on_activation(self, name: bytes) -> None:
+        """Check an activation. A callback of the subscription."""
         self.activations += 1
         self._note("activation", name)
         if name in self.active:
@@ -69,6 +73,7 @@ class Checker:
         self._latest |= self._upcoming(name)
 
     def on_disconnect(self, error: ConnectionLost) -> None:
+        """Check a disconnect. A callback of the subscription."""
         self.disconnects += 1
         self._note("disconnect", error)
         if not self.active:
@@ -76,6 +81,7 @@ class Checker:
         self._forget(self.active if error.names is None else error.names)
 
     def on_error(self, error: Exception) -> None:
+        """Keep an error. A callback of the subscription."""
         self.errors.append(error)
         self._note("error", error)
 
@@ -90,14 +96,17 @@ class Checker:
 
     @property
     def callbacks(self) -> tuple[Callable[..., None], ...]:
+        """`on_message`, `on_disconnect` and `on_activation`, in the order of the arguments of a subscription."""
         return self.on_message, self.on_disconnect, self.on_activation
 
     @property
     def kinds(self) -> list[str]:
+        """The kinds of all events so far."""
         return [kind for kind, _ in self.events]
 
     @property
     def payloads(self) -> list[bytes]:
+        """The payloads of all messages so far."""
         return [event[1] for kind, event in self.events if kind == "message"]
 
     def _note(self, kind: str, event: object) -> None:
@@ -115,10 +124,3 @@ class Checker:
         for numbers in (self.last, self._latest):
             for channel in [channel for channel in numbers if self._name_of(channel) in names]:
                 del numbers[channel]
-
-
-def new_sub(mpx: Multiplexer, checker: Checker, *names: str | bytes, sharded: bool = True) -> Any:
-    """Return a subscription of these names whose callbacks are those of `checker`."""
-    sub = mpx.new_channel_subscription(*checker.callbacks, on_error=checker.on_error, sharded=sharded)
-    sub.add(*names)
-    return sub

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["Flow", "Proxy", "stop_accepting"]
+
 import asyncio
 import socket
 import ssl
@@ -12,8 +14,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
-
-from .fake_server import stop_accepting
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Flow:
 
 
 @dataclass(eq=False)
-class Connection:
+class _Pair:
     """One client's connection and the proxy's own to the server."""
 
     client: asyncio.StreamWriter
@@ -53,7 +53,7 @@ class Connection:
             writer.transport.abort() if reset else writer.close()
 
 
-def ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Ignore clients that end their connection, also during a TLS handshake, which asyncio logs as an error."""
     if not isinstance(context.get("exception"), OSError):
         loop.default_exception_handler(context)
@@ -77,14 +77,15 @@ class Proxy:
         self._tls = tls
         self._host = host
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(ignore_lost_clients)
-        self._connections: set[Connection] = set()
+        self._loop.set_exception_handler(_ignore_lost_clients)
+        self._connections: set[_Pair] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
     @property
     def url(self) -> str:
+        """Where clients connect to."""
         return f"redis{'s' if self._tls else ''}://localhost:{self.port}"
 
     def __enter__(self) -> Self:
@@ -123,6 +124,7 @@ class Proxy:
         self._call(stop).result(5)
 
     def listen_again(self) -> None:
+        """Open the port again that `stop_listening()` has closed."""
         self._call(self._open).result(5)
 
     # --- in the thread
@@ -168,7 +170,7 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         self.accepted.append(self._loop.time())
-        connection = Connection(to_client, to_client)
+        connection = _Pair(to_client, to_client)
         try:
             if self.refusing:
                 connection.end(reset=True)
@@ -189,10 +191,10 @@ class Proxy:
                 to_client.transport.abort()
 
     async def _pump(
-        self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int
+        self, connection: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int
     ) -> None:
         while True:
-            while self._flow(way).stall:
+            while self._flow(way).stall:  # noqa: ASYNC110, any thread may change it
                 await asyncio.sleep(0.002)
             data = await reader.read(65536)
             if not data:
@@ -226,3 +228,18 @@ class Proxy:
 
     def _flow(self, way: int) -> Flow:
         return self.to_client if way else self.to_server
+
+
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close an asyncio server.
+
+    First stop accepting and let the loop turn: a connection that was just accepted when the server closes would stay
+    open.
+    """
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, asyncio.BaseEventLoop):
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
+    server.close()
