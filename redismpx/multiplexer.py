@@ -1032,6 +1032,7 @@ class Multiplexer:
         decode: None = None,
         encode: None = None,
         concurrency: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -1044,6 +1045,7 @@ class Multiplexer:
         decode: Decode[T],
         encode: None = None,
         concurrency: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -1056,6 +1058,7 @@ class Multiplexer:
         decode: None = None,
         encode: Encode[_S],
         concurrency: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -1068,6 +1071,7 @@ class Multiplexer:
         decode: Decode[T],
         encode: Encode[_S],
         concurrency: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -1079,6 +1083,7 @@ class Multiplexer:
         decode: Decode[Any] | None = None,
         encode: Encode[Any] | None = None,
         concurrency: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service:
         """Reply to the requests on a channel, or on all channels that match a pattern.
@@ -1103,6 +1108,8 @@ class Multiplexer:
                 handler returns `bytes` or None.
             concurrency: the number of handlers that may be in flight. Further requests are buffered in order, within
                 `max_pending` and `overflow` of the multiplexer.
+            on_error: called with each exception of the handler, and with each `SlowConsumer`, `DecodeError` and
+                `SubscriptionRefused`. None: the `on_error` of the multiplexer.
             sharded: serve a channel of sharded Pub/Sub, for requests with `sharded=True`; see
                 `new_channel_subscription()`. Patterns are not possible then (`ValueError`).
 
@@ -1143,7 +1150,7 @@ class Multiplexer:
             decode,
             encode,
             concurrency,
-            self._on_error,
+            check_callback(on_error, "on_error", "error") or self._on_error,
             self._max_pending,
             self._overflow,
             sharded=sharded,

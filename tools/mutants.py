@@ -182,6 +182,20 @@ MUTANTS = [
         "self._forget, ",
         "tests/api/test_topics.py -k finalizer",
     ),
+    Mutant(
+        "topics: errors of a handler go to the multiplexer",
+        "topics/bus.py",
+        ", on_error=self._reporter.on_error)",
+        ")",
+        "tests/live/test_shared_topics.py -k handler_reach_on_error",
+    ),
+    Mutant(
+        "topics: two threads send their first messages with two origins",
+        "topics/bus.py",
+        'vars(self).setdefault("_origin", secrets.token_hex(8))',
+        "secrets.token_hex(8)",
+        "tests/api/test_topics.py -k one_origin",
+    ),
     # The faults of the Python original.
     Mutant(
         "a message that waits behind one that cannot be decoded",

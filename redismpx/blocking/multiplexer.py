@@ -831,6 +831,7 @@ class Multiplexer:
         decode: None = None,
         encode: None = None,
         threads: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -843,6 +844,7 @@ class Multiplexer:
         decode: Decode[T],
         encode: None = None,
         threads: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -855,6 +857,7 @@ class Multiplexer:
         decode: None = None,
         encode: Encode[_Encodable],
         threads: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -867,6 +870,7 @@ class Multiplexer:
         decode: Decode[T],
         encode: Encode[_Encodable],
         threads: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service: ...
 
@@ -878,6 +882,7 @@ class Multiplexer:
         decode: Decode[Any] | None = None,
         encode: Encode[Any] | None = None,
         threads: int = 1,
+        on_error: OnError | None = None,
         sharded: bool = False,
     ) -> Service:
         """Reply to the requests on a channel, or on all channels that match a pattern.
@@ -898,6 +903,7 @@ class Multiplexer:
             encode: as for `redismpx.Multiplexer.serve()`.
             threads: the number of handlers that may run at a time, each in a thread. Further requests are buffered in
                 order, within `max_pending` and `overflow` of the multiplexer.
+            on_error: as for `redismpx.Multiplexer.serve()`; a plain function, called in a worker thread.
             sharded: as for `redismpx.Multiplexer.serve()`.
 
         Returns:
@@ -919,9 +925,16 @@ class Multiplexer:
         check_positive(threads, "threads")
         border = self._begun()
         handle: Any = border.workers.calling(check_plain(handler, "handler", "request"))
+        report = border.workers.calling(check_plain(on_error, "on_error", "error"))
         service = border.portal.call(
             lambda: self._mpx.serve(
-                channel_or_pattern, handle, decode=decode, encode=encode, concurrency=threads, sharded=sharded
+                channel_or_pattern,
+                handle,
+                decode=decode,
+                encode=encode,
+                concurrency=threads,
+                on_error=report,
+                sharded=sharded,
             )
         )
         return Service(service, border, threads)

@@ -241,15 +241,12 @@ class TopicBus(ABC):
         self._post_to_loop(partial(relay.publish, channel, payload))
         return TopicMessage(words, message, envelope.id, envelope.timestamp, envelope.headers)
 
-    @property
-    def _origin(self) -> str:
-        with self._directory.lock:
-            return self._token
-
     @functools.cached_property
-    def _token(self) -> str:
-        # Made when it is first used: if this is made before a fork, each child has an origin of its own.
-        return secrets.token_hex(8)
+    def _origin(self) -> str:
+        # Made when it is first used: if this is made before a fork, each child has an origin of its own. It is read for
+        # each message, so without a lock: of two threads that make it at once, both get the one that was stored first.
+        origin: str = vars(self).setdefault("_origin", secrets.token_hex(8))
+        return origin
 
     def _cover(self, topic: str | Words | None) -> Covering:
         self._drop_dead()
@@ -288,9 +285,9 @@ class TopicBus(ABC):
         return service
 
     def _serve_others(self, service: TopicService, serve: Callable[..., RemoteService]) -> None:
-        answer = partial(service.answer, self._prefix)
+        serve = partial(serve, decode=self._decode, encode=self._encode, on_error=self._reporter.on_error)
         for name in request_names(self._prefix, service.topic):
-            service.services.append(serve(name, answer, decode=self._decode, encode=self._encode))
+            service.services.append(serve(name, partial(service.answer, self._prefix)))
         if service.closed:  # meanwhile, in another thread
             service.close_services()
 

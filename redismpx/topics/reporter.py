@@ -29,7 +29,7 @@ class TopicReporter:
         self._on_disconnect = check_plain(on_disconnect, "on_disconnect", "error")
         self._on_activation = check_plain(on_activation, "on_activation", "topic")
         self._on_gap = check_plain(on_gap, "on_gap", "gap")
-        self._on_error = check_plain(on_error, "on_error", "error")
+        self.on_error: Callable[[Exception], object] | None = check_plain(on_error, "on_error", "error")
         self._records = RecordLimit()
 
     def disconnected(self, error: ConnectionLost) -> None:
@@ -57,8 +57,8 @@ class TopicReporter:
     def report(self, error: Exception) -> None:
         """Pass an error to `on_error`; without that, or if it fails, log it at a bounded rate."""
         try:
-            if self._on_error is not None:
-                self._on_error(error)
+            if self.on_error is not None:
+                self.on_error(error)
                 return
         except Exception as failure:  # noqa: BLE001, users' code
             self._log("on_error raised an exception", failure)

@@ -55,9 +55,10 @@ class Topics(TopicBus):
         on_activation: called with the words of a subscription from which on it gets the messages of other processes,
             and again after each reconnect.
         on_gap: with `stream`, called with the `MessageGap` for messages that are lost for good.
-        on_error: called with each exception of a callback, with a `SlowConsumer`, with a `DecodeError` for a payload
-            that is no message of a topic, and with the error of a message that did not reach Redis. Without it, they
-            are logged. It and the three callbacks above are plain functions.
+        on_error: called with each exception of a callback, and of a handler of another process's request; with a
+            `SlowConsumer`, with a `DecodeError` for a payload that is no message of a topic, and with the error of a
+            message that did not reach Redis. Without it, they are logged. It and the three callbacks above are plain
+            functions.
         encode: converts the keywords of a message, a `dict`, and the results of handlers to a payload.
         decode: converts it back. It gets hostile data: never use `pickle`.
         max_pending: how many messages may wait for one coroutine function, for one reader, and for Redis. Beyond that,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
@@ -270,6 +271,26 @@ def test_threads_may_do_anything_at_once() -> None:
     assert not errors
     assert sorted(got) == list(range(8))
     assert len(everything) == 8 * 300
+
+
+def test_two_threads_send_with_one_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if they send their first messages at the same moment."""
+    both = threading.Barrier(2)
+    tokens = iter("ab")
+
+    def make_token(size: int) -> str:
+        with contextlib.suppress(threading.BrokenBarrierError):  # Python 3.11 lets one thread make it
+            both.wait(1)
+        return next(tokens)
+
+    monkeypatch.setattr("redismpx.topics.bus.secrets.token_hex", make_token)
+    topics, origins = Topics(), []
+    threads = [threading.Thread(target=lambda: origins.append(topics._origin)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert origins == [topics._origin] * 2
 
 
 # --- coroutine functions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from redis import Redis
 
 from redismpx import Multiplexer as Asyncio
-from redismpx import MultiplexerIsClosed, SlowConsumer
+from redismpx import MultiplexerIsClosed, RequestFailed, SlowConsumer
 from redismpx.blocking import Multiplexer, Topics
 
 from ..helpers.backoffs import QUICK
@@ -56,6 +57,52 @@ def test_threads_share_topics(mpx: Multiplexer, other: Multiplexer) -> None:
         assert here.request("sum", timeout=10, numbers=[1, 2, 3]) == 6
     assert [n for n, _ in calls[::3]] == list(range(200))
     assert {name for _, name in calls} == {"redismpx callbacks"}
+
+
+def test_errors_of_a_handler_reach_on_error(mpx: Multiplexer, other: Multiplexer) -> None:
+    """That of the topics, in a worker."""
+    calls: list[tuple[type[Exception], str]] = []
+    with (
+        Topics(mpx) as here,
+        Topics(other, on_error=lambda error: calls.append((type(error), threading.current_thread().name))) as there,
+    ):
+        there.serve("fail", lambda topic: {}["no such order"])
+        there.wait_for_activation(10)
+        with pytest.raises(RequestFailed):
+            here.request("fail", timeout=10)
+        wait(lambda: len(calls) == 1)
+    assert calls == [(KeyError, "redismpx callbacks")]
+
+
+def test_publishing_waits_for_no_other_thread(mpx: Multiplexer) -> None:
+    """A subscription in another thread, which looks at the parameters of its callback, does not delay a message."""
+    begun, go_on, calls = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def __call__(self, topic: object) -> None:
+            pass
+
+        @property
+        def __signature__(self) -> inspect.Signature:
+            begun.set()
+            assert go_on.wait(10)
+            return inspect.signature(lambda topic: None)
+
+    with Topics(mpx) as topics:
+        topics.subscribe("a", lambda topic: calls.append(topic))
+        topics.publish("a")
+        subscribing = threading.Thread(target=topics.subscribe, args=("b", Slow()))
+        subscribing.start()
+        try:
+            assert begun.wait(10)
+            publishing = threading.Thread(target=topics.publish, args=("a",))
+            publishing.start()
+            publishing.join(5)
+            assert len(calls) == 2
+        finally:
+            go_on.set()
+            subscribing.join()
+            publishing.join()
 
 
 def test_a_callback_that_is_slow_is_told(mpx: Multiplexer, other: Multiplexer) -> None:

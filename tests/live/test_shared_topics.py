@@ -441,6 +441,30 @@ async def test_errors_of_a_handler_reach_the_requester(here: Topics, there: Topi
             await topics.request("fail", timeout=10)
 
 
+async def test_errors_of_a_handler_reach_on_error(here: Topics, server: Server) -> None:
+    """That of the topics; without one, that of the multiplexer."""
+    own: list[Exception] = []
+    others: list[Exception] = []
+
+    def fail(topic: object) -> None:
+        raise KeyError("no such order")
+
+    async with (
+        Asyncio(server.url, backoff=QUICK, on_error=others.append) as mpx,
+        Topics(mpx, prefix=PREFIX, on_error=own.append) as there,
+        Topics(mpx, prefix=PREFIX) as silent,
+    ):
+        there.serve("own", fail)
+        silent.serve("others", fail)
+        await there.wait_for_activation(10)
+        await silent.wait_for_activation(10)
+        for topic in ("own", "others"):
+            with pytest.raises(RequestFailed):
+                await here.request(topic, timeout=10)
+        await until(lambda: own and others)
+    assert [*map(type, own), *map(type, others)] == [KeyError, KeyError]
+
+
 async def test_a_request_of_foreign_bytes_fails_alone(there: Topics, server: Server) -> None:
     """What is no message of a topic gets an error as its reply."""
     there.serve("a", lambda topic: 1)
