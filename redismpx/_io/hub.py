@@ -320,4 +320,6 @@ def _call_late(call: Callable[[], object]) -> None:
     try:
         call()
     except Exception:  # noqa: BLE001, most often the subscription was closed meanwhile
-        logger.debug("what a finalizer asked for was not possible any more", exc_info=True)
+        logger.debug(
+            "a finalizer could not release something, most often because its subscription is closed", exc_info=True
+        )

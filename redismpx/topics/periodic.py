@@ -47,7 +47,9 @@ class Periodic:
             except asyncio.CancelledError as cause:
                 if self._task.cancelling():
                     raise
-                error = RuntimeError("it was cancelled, and not by its loop")  # it awaited a cancelled task
+                error = RuntimeError(
+                    "a CancelledError left the function: a task or future that it awaits was cancelled"
+                )
                 error.__cause__ = cause
                 self._report(noted_periodic(error, self._function, self._interval))
             except Exception as error:  # noqa: BLE001, users' code

@@ -94,7 +94,7 @@ class TopicSubscription(TopicConsumer):
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            error = RuntimeError("the callback was cancelled, and not by its loop")  # it awaited a cancelled task
+            error = RuntimeError("a CancelledError left the callback: a task or future that it awaits was cancelled")
             error.__cause__ = cause
             self._owner.report(noted(error, self, topic))
         except Exception as error:  # noqa: BLE001, users' code

@@ -368,6 +368,7 @@ async def test_a_failing_coroutine_function_goes_on() -> None:
         topics.publish("a", n=n)
     await done.wait()
     assert [type(error) for error in errors] == [OSError, RuntimeError]
+    assert "a task or future that it awaits was cancelled" in str(errors[1])
     assert isinstance(errors[1].__cause__, asyncio.CancelledError)
 
 

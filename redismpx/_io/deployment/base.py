@@ -64,7 +64,11 @@ class Deployment:
     def start(self) -> None:
         """Start to dial, in the running loop."""
         if self._endpoint.skips_tls_verification:
-            logger.warning("TLS to Redis at %s is not verified: anybody can pretend to be that server", self._endpoint)
+            logger.warning(
+                "TLS to Redis at %s is not verified, so any server can pretend to be it; leave out ssl_cert_reqs and "
+                "ssl_check_hostname, and name the authority with ssl_ca_certs",
+                self._endpoint,
+            )
         self._credentials = self._endpoint.follow_credentials(self._log_in)
         self.main.start()
         for listener in self._listeners:

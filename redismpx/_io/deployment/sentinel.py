@@ -110,4 +110,4 @@ class MasterWatch(Listener):
         """Go on without: a user may lack the right to this channel."""
         if not self._was_refused:
             self._was_refused = True
-            logger.info("a former master that still answers is left late: %s", error)
+            logger.info("the Sentinels cannot announce a new master, so a former master is left late: %s", error)

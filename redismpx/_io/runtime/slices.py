@@ -89,6 +89,6 @@ def _do_each(steps: list[Step]) -> None:
         try:
             step()
         except RuntimeError:  # most often its loop is closed, and so no task waits for it
-            logger.debug("ended after its loop", exc_info=True)
+            logger.debug("a step of closing failed, most often because its event loop is closed", exc_info=True)
         except Exception:  # noqa: BLE001, a fault of this library; never a silent end
             logger.critical("internal error", exc_info=True)

@@ -79,7 +79,12 @@ class DeliveryProbe(Listener):
     def _warn(self, what: str, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("the delivery probe shows nothing: no right to %s (%s)", what, plain(str(error)))
+            logger.warning(
+                "the delivery probe has no effect: the user lacks the right to %s (%s); grant +publish, +subscribe and "
+                "&__mpx_probe:*",
+                what,
+                plain(str(error)),
+            )
 
     # --- events
 
