@@ -82,7 +82,7 @@ class Scan:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.is_command_line = where.startswith("cli/")
+        self.only_errors = where.startswith(("cli/", "testing/"))  # they show other texts too
 
     def read(self, node: ast.AST, *, is_error: bool, is_exception: bool = False) -> Iterator[Text]:
         """Yield the texts below a node. Literals of errors need an entry, and so do other ones of several words."""
@@ -115,7 +115,7 @@ class Scan:
         if "\n" in text or not count or any(self.is_no_error(text, module, form) for module, form, _ in NO_ERRORS):
             return
         parts[0], parts[-1] = parts[0].lstrip(), parts[-1].rstrip()
-        needs_entry = is_error or (count >= FEW and " " in text.strip() and not self.is_command_line)
+        needs_entry = is_error or (count >= FEW and " " in text.strip() and not self.only_errors)
         yield Text(f"{self.where}:{node.lineno}", tuple(part for part in parts if part.strip()), needs_entry)
 
     def is_no_error(self, text: str, module: str, form: str) -> bool:
