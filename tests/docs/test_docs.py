@@ -123,14 +123,26 @@ def test_each_function_of_the_walks_exists() -> None:
         assert callable(found)
 
 
-def test_the_picture_is_drawn_from_its_source() -> None:
-    """The picture of the rooms shows each label of its text source."""
-    source, picture = (
-        (DOCS / "explanation/architecture").with_suffix(suffix).read_text() for suffix in (".dot", ".svg")
-    )
-    for label in re.findall(r'label = "([^"]+)"', source):
-        for line in label.split("\\n"):
-            assert f">{line}<" in html.unescape(picture)
+PICTURES = [path for path in sorted((DOCS / "explanation").glob("*.svg")) if path.stem != "performance"]  # a chart
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
+def test_each_picture_is_drawn_from_its_source(picture: Path) -> None:
+    """A picture shows each label of its text source."""
+    source, drawn = picture.with_suffix(".dot").read_text(), html.unescape(picture.read_text())
+    labels = re.findall(r'label = "((?:[^"\\]|\\.)+)"', source) + re.findall(r"(?<=>)([^<>\n]+)(?=</)", source)
+    assert labels
+    for label in labels:
+        for line in label.replace('\\"', '"').split("\\n"):
+            assert f">{line}<" in drawn
+
+
+def test_each_picture_has_a_text_and_a_page() -> None:
+    """A page shows each picture, with an alternative text."""
+    pages = "".join(page.read_text() for page in DOCS.rglob("*.md"))
+    shown = re.findall(r"```\{image\} (?:\S*/)?([\w-]+)\.svg\n:alt: \S.{20}", pages)
+    assert pages.count("```{image}") == len(shown)
+    assert set(shown) == {picture.stem for picture in PICTURES}
 
 
 def test_name_table_is_the_code_s() -> None:
