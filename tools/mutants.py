@@ -58,6 +58,7 @@ PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
 READING = "tests/live/test_reading.py"
 STARLETTE = "tests/contrib/test_starlette.py"
+SOCKETIO = "tests/contrib/test_socketio.py"
 REOPENING = "tests/live/test_reopening.py"
 REQUEST = "tests/live/test_request.py"
 RECONNECT = "tests/live/test_reconnect.py"
@@ -2788,6 +2789,69 @@ MUTANTS = [
         "                if sent.id is None and isinstance(event, StreamMessage):",
         "                if False:",
         f"{STARLETTE} -k resumes",
+    ),
+    Mutant(
+        "socketio: the channel of a room that its last client has left stays subscribed",
+        "contrib/socketio.py",
+        "            self._sub.remove(self._name(namespace, room))\n",
+        "            pass\n",
+        f"{SOCKETIO} -k has_the_channels",
+    ),
+    Mutant(
+        "socketio: enter_room() returns before the room is active",
+        "contrib/socketio.py",
+        "            await self._activated(self._name(namespace, room))\n",
+        "            pass\n",
+        f"{SOCKETIO} -k misses_nothing",
+    ),
+    Mutant(
+        "socketio: a client learns its sid before its own room is active",
+        "contrib/socketio.py",
+        "            await self._activated(self._name(namespace), self._name(namespace, sid))\n",
+        "            pass\n",
+        f"{SOCKETIO} -k misses_nothing",
+    ),
+    Mutant(
+        "socketio: the application is not told of a gap",
+        "contrib/socketio.py",
+        "                self._interrupt(event.error)\n",
+        "                pass\n",
+        f"{SOCKETIO} -k no_gap_is_silent",
+    ),
+    Mutant(
+        "socketio: an event for several rooms arrives once for each",
+        "contrib/socketio.py",
+        "            self._seen.append(copy)\n",
+        "            pass\n",
+        f"{SOCKETIO} -k reach_rooms",
+    ),
+    Mutant(
+        "socketio: binary data in the reply of a client is lost",
+        "contrib/socketio.py",
+        """            message, attachments = Packet.deconstruct_binary({**message, "args": list(message["args"])})\n""",
+        "",
+        f"{SOCKETIO} -k callbacks_and_requests",
+    ),
+    Mutant(
+        "socketio: a callback that waits for a message blocks all messages",
+        "contrib/socketio.py",
+        "                    self._start(self._call_application(event.data))\n",
+        "                    await self._call_application(event.data)\n",
+        f"{SOCKETIO} -k callbacks_and_requests",
+    ),
+    Mutant(
+        "socketio: a server without clients gets no replies",
+        "contrib/socketio.py",
+        "            self.initialize()\n",
+        "            pass\n",
+        f"{SOCKETIO} -k without_clients",
+    ),
+    Mutant(
+        "socketio: the disconnect of a client by a process without a server fails",
+        "contrib/socketio.py",
+        "        if self.server is not None:  # the base class assumes one\n            await",
+        "        if True:\n            await",
+        f"{SOCKETIO} -k other_processes",
     ),
 ]
 
