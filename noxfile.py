@@ -37,7 +37,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.15")
 SERVERS = ("valkey", "redis")
 PYTEST = ("-X", "dev", "-W", "error", "-m", "pytest")
 PURE = ("tests/core", "tests/api")
-TYPED = ("redismpx", "tests/typing/public_api.py")
+TYPED = ("redismpx", "pytest_redismpx.py", "tests/typing/public_api.py")
 LOOPS = ("uvloop", "eager")
 IN_OTHER_LOOPS = [
     f"tests/live/test_{name}.py"

@@ -46,6 +46,7 @@ nitpick_ignore = [
     ("py:class", "redis.asyncio.client.Redis"),  # redis-py
     ("py:class", "redis.asyncio.cluster.RedisCluster"),
     ("py:class", "redis.backoff.AbstractBackoff"),
+    ("py:exc", "redis.exceptions.RedisError"),
     ("py:class", "collections.abc.Callable"),  # Python
     ("py:class", "collections.abc.AsyncGenerator"),
     ("py:class", "collections.abc.AsyncIterator"),
@@ -60,6 +61,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Mapping"),
     ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "datetime.datetime"),
+    ("py:class", "ssl.SSLContext"),
     ("py:class", "os.PathLike"),
     ("py:class", "Buffer"),
     ("py:class", "asyncio.exceptions.CancelledError"),

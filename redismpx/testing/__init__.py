@@ -1,8 +1,14 @@
-"""For tests: a proxy with the faults of a network, and a checker of the order of events. The extra `testing`."""
+"""For tests of applications: a server with faults by name, and a checker of the order of events. The extra `testing`.
+
+Fixtures for pytest come with the plugin `pytest_redismpx`.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Checker", "Flow", "Proxy"]
+__all__ = ["Checker", "Fault", "Faults", "Flow", "GivenServer", "MultiplexerMixin", "Proxy"]
 
+from ._rig import GivenServer
+from .case import MultiplexerMixin
 from .checker import Checker
+from .faults import Fault, Faults
 from .proxy import Flow, Proxy

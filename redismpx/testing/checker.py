@@ -32,9 +32,12 @@ class Checker:
         self.active: set[bytes] = set()
         self.last: dict[bytes, int] = {}
         self.faults: list[str] = []
-        self.activations = self.disconnects = self.messages = self.skipped = 0
+        self.activations: int = 0
+        self.disconnects: int = 0
+        self.messages: int = 0
+        self.skipped: int = 0
         self.errors: list[Exception] = []
-        self.closed = False
+        self.closed: bool = False
         """Set it when the subscription closes: any later event is a fault."""
 
     def on_message(self, channel: bytes, message: bytes) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Self
+
+_PIECES = 20  # in a second, at a limited rate
 
 
 @dataclass
@@ -23,13 +26,15 @@ class Flow:
     hole: bool = False
     """Bytes are swallowed. A connection that lost bytes passes no more, because the rest would make no sense."""
     stall: bool = False
-    """Bytes are not read, so that the sender's buffers fill, until this is false again."""
+    """Bytes are held back, so that the sender's buffers fill, until this is false again."""
     delay: float = 0.0
     """Seconds by which each piece is delayed."""
     chunk: int | None = None
     """The number of bytes in one piece."""
     limit: int | None = None
     """The number of bytes after which a connection is closed."""
+    rate: float | None = None
+    """Bytes per second, for each connection."""
     corrupt: Callable[[bytes], bytes] | None = None
     """Replaces each piece."""
 
@@ -43,6 +48,8 @@ class _Pair:
     heard: float = 0.0
     passed: dict[int, int] = field(default_factory=dict)
     holes: set[int] = field(default_factory=set)
+    left: int | None = None  # bytes that the client still gets before the connection is reset
+    edit: Callable[[bytes], bytes] | None = None
 
     def end(self, *, reset: bool) -> None:
         for writer in (self.client, self.server):
@@ -60,20 +67,40 @@ def _ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any
 
 
 class Proxy:
-    """Forwards connections to a local port. It runs in a thread, so that a busy test loop does not delay it."""
+    """Forwards connections to a port. It runs in a thread, so that a busy test loop does not delay it.
 
-    def __init__(self, target: int, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+    Any thread may call its methods and change its attributes, also between two awaits in an event loop: no call waits
+    for a client or a server.
+
+    Args:
+        target: forward new connections to this port of this computer, or to this host and port.
+        tls: speak TLS with the clients.
+        host: listen on this address.
+
+    Example:
+        ::
+
+            with Proxy(6379) as proxy, Multiplexer(proxy.url) as mpx:
+                ...
+                proxy.cut()
+    """
+
+    def __init__(
+        self, target: int | tuple[str, int], tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.target = target
-        """The port that new connections are forwarded to."""
-        self.to_server = Flow()
-        self.to_client = Flow()
+        """The port of this computer, or the host and port, that new connections are forwarded to."""
+        self.to_server: Flow = Flow()
+        self.to_client: Flow = Flow()
         self.idle_limit: float | None = None
         """Seconds of silence after which a connection is silently dropped, as a firewall does."""
-        self.refusing = False
+        self.refusing: bool = False
         """Whether new connections are reset as soon as they are accepted."""
+        self.new_edit: Callable[[], Callable[[bytes], bytes]] | None = None
+        """Makes, for each connection, a function that replaces the pieces for the client."""
         self.accepted: list[float] = []
         """When each connection was accepted, by the clock of asyncio's loops."""
-        self.port = 0
+        self.port: int = 0
         self._tls = tls
         self._host = host
         self._loop = asyncio.new_event_loop()
@@ -107,12 +134,22 @@ class Proxy:
         """Reset every connection; return their number."""
         return self._end_all(reset=True)
 
+    def reset_after(self, count: int | None) -> None:
+        """Reset each connection that is open now as soon as its client has got this many more bytes; None: never."""
+
+        async def begin() -> None:
+            for connection in self._connections:
+                connection.left = count
+
+        self._call(begin).result(5)
+
     def heal(self) -> None:
         """Forward everything again. Swallowed bytes stay lost, and their connections dead."""
         self.to_server = Flow()
         self.to_client = Flow()
         self.idle_limit = None
         self.refusing = False
+        self.reset_after(None)
 
     def stop_listening(self) -> None:
         """Close the listening port, so that connections are refused."""
@@ -175,7 +212,9 @@ class Proxy:
             if self.refusing:
                 connection.end(reset=True)
                 return
-            from_server, connection.server = await asyncio.open_connection("127.0.0.1", self.target)
+            host, port = ("127.0.0.1", self.target) if isinstance(self.target, int) else self.target
+            from_server, connection.server = await asyncio.open_connection(host, port)
+            connection.edit = self.new_edit and self.new_edit()
             connection.heard = self._loop.time()
             self._connections.add(connection)
             async with asyncio.TaskGroup() as pumps:
@@ -194,9 +233,9 @@ class Proxy:
         self, connection: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int
     ) -> None:
         while True:
+            data = await reader.read(65536)
             while self._flow(way).stall:  # noqa: ASYNC110, any thread may change it
                 await asyncio.sleep(0.002)
-            data = await reader.read(65536)
             if not data:
                 if connection.holes:  # neither side notices the end
                     await asyncio.Event().wait()
@@ -205,26 +244,42 @@ class Proxy:
             if self.idle_limit is not None and now - connection.heard > self.idle_limit:
                 connection.holes |= {0, 1}
             connection.heard = now
+            if way and connection.edit is not None:
+                data = connection.edit(data)
             while data:
                 flow = self._flow(way)
                 if flow.hole:
                     connection.holes.add(way)
                 if way in connection.holes:
                     break
-                piece, data = (data, b"") if flow.chunk is None else (data[: flow.chunk], data[flow.chunk :])
-                if flow.limit is not None:
-                    piece = piece[: max(0, flow.limit - connection.passed.get(way, 0))]
-                if flow.corrupt is not None:
-                    piece = flow.corrupt(piece)
-                if flow.delay:
-                    await asyncio.sleep(flow.delay)
-                elif flow.chunk is not None:
-                    await asyncio.sleep(0)
-                writer.write(piece)
-                await writer.drain()
-                connection.passed[way] = connection.passed.get(way, 0) + len(piece)
-                if flow.limit is not None and connection.passed[way] >= flow.limit:
-                    raise EOFError
+                size = flow.chunk or (len(data) if flow.rate is None else ceil(flow.rate / _PIECES))
+                piece, data = data[:size], data[size:]
+                await self._send(connection, writer, way, piece)
+
+    async def _send(self, connection: _Pair, writer: asyncio.StreamWriter, way: int, piece: bytes) -> None:
+        """Send one piece as its flow says."""
+        flow = self._flow(way)
+        if flow.limit is not None:
+            piece = piece[: max(0, flow.limit - connection.passed.get(way, 0))]
+        if flow.corrupt is not None:
+            piece = flow.corrupt(piece)
+        if flow.delay:
+            await asyncio.sleep(flow.delay)
+        elif flow.rate:
+            await asyncio.sleep(len(piece) / flow.rate)
+        elif flow.chunk is not None:
+            await asyncio.sleep(0)
+        left = connection.left if way else None
+        writer.write(piece[:left])
+        await writer.drain()
+        connection.passed[way] = connection.passed.get(way, 0) + len(piece)
+        if flow.limit is not None and connection.passed[way] >= flow.limit:
+            raise EOFError
+        if left is not None:
+            connection.left = left - len(piece)
+            if connection.left <= 0:
+                connection.end(reset=True)
+                raise EOFError
 
     def _flow(self, way: int) -> Flow:
         return self.to_client if way else self.to_server
