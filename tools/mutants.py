@@ -57,6 +57,7 @@ PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
 READING = "tests/live/test_reading.py"
+BROADCASTER = "tests/contrib/test_broadcaster.py"
 STARLETTE = "tests/contrib/test_starlette.py"
 SOCKETIO = "tests/contrib/test_socketio.py"
 REOPENING = "tests/live/test_reopening.py"
@@ -2852,6 +2853,27 @@ MUTANTS = [
         "        if self.server is not None:  # the base class assumes one\n            await",
         "        if True:\n            await",
         f"{SOCKETIO} -k other_processes",
+    ),
+    Mutant(
+        "broadcaster: the first of two subscribers at the same time hears nothing",
+        "contrib/broadcaster.py",
+        "        self._feed.joining.add(group)\n",
+        "        await self._feed.sub.wait_for_activation(group)\n",
+        f"{BROADCASTER} -k first_subscribers",
+    ),
+    Mutant(
+        "broadcaster: an error of on_gap ends the messages",
+        "contrib/broadcaster.py",
+        "        except Exception:\n",
+        "        except ZeroDivisionError:\n",
+        f"{BROADCASTER} -k error_of_on_gap",
+    ),
+    Mutant(
+        "broadcaster: a lost connection is not reported",
+        "contrib/broadcaster.py",
+        "self._lost.update({} if self._is_stream else",
+        "self._lost.update({} if True else",
+        f"{BROADCASTER} -k cut_connection",
     ),
 ]
 
