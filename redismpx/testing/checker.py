@@ -8,53 +8,107 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ..errors import ConnectionLost
+from ..message import Activation, Disconnect, Message
+
+_SHOWN = 5  # events before the one that broke the order
 
 
 class Checker:
-    """The callbacks of one subscription. A message that is a number must be the one after the last, on its channel.
+    """Holds one subscription to the order of its events.
 
-    `upcoming` returns, for a name, the number of the next message on each of its channels: a name that is active then
-    must get that message. With `may_skip` messages may be missing, because they were dropped; `skipped` counts them.
+    For each channel or pattern, the events are `(Activation Message* Disconnect)*`: a message comes only while its name
+    is active, each lost connection is reported once, and nothing comes after a removal or the end. Pass `callbacks` to
+    the subscription, or each event that you read to `see()`. `check()` says which event broke the order.
+
+    To find lost and repeated messages, publish numbers: a payload that is a number must be the one after the last, on
+    its channel. After a disconnect, any number may follow.
+
+    Args:
+        name_of: returns the channel or pattern of the subscription that a message's channel belongs to. A pattern
+            subscription needs it: `lambda channel: b"news:*"`.
+        upcoming: returns, for a name that becomes active, the number of the next message on each of its channels.
+            These messages must arrive.
+        may_skip: whether numbers may be missing, because messages were dropped. `skipped` counts them.
+        numbered: whether payloads of digits are such numbers.
+
+    Example:
+        ::
+
+            checker = Checker()
+            sub = mpx.new_channel_subscription(*checker.callbacks)
+            ...
+            checker.check()
     """
 
     def __init__(
         self,
         name_of: Callable[[bytes], bytes] = lambda channel: channel,
         upcoming: Callable[[bytes], dict[bytes, int]] = lambda name: {},
+        *,
         may_skip: bool = False,
+        numbered: bool = True,
     ) -> None:
         self._name_of = name_of  # the subscribed name that a message's channel belongs to
         self._upcoming = upcoming
         self._may_skip = may_skip
+        self._numbered = numbered
         self._gone: set[bytes] = set()
         self._latest: dict[bytes, int] = {}  # the highest number that the first message of a channel may have
+        self._until_fault = 0  # how many events there were at the first fault
         self.events: list[tuple[str, Any]] = []
+        """All events so far: the kind, and its channel and payload, its name, or its error."""
         self.active: set[bytes] = set()
+        """The names that are active now."""
         self.last: dict[bytes, int] = {}
+        """The last number on each channel of an active name."""
         self.faults: list[str] = []
+        """What broke the order, in words."""
         self.activations: int = 0
         self.disconnects: int = 0
         self.messages: int = 0
         self.skipped: int = 0
         self.errors: list[Exception] = []
+        """What `on_error` got."""
         self.closed: bool = False
         """Set it when the subscription closes: any later event is a fault."""
 
-    def on_message(self, channel: bytes, message: bytes) -> None:
+    def check(self) -> None:
+        """Raise an error if the order was broken so far.
+
+        Raises:
+            AssertionError: its text names the event that broke the order, and the events before it.
+        """
+        if self.faults:
+            before = self.events[max(0, self._until_fault - _SHOWN - 1) : self._until_fault]
+            raise AssertionError(f"{self.faults[0]}; the last events until then: {before}")
+
+    def see(self, event: Activation | Message[Any] | Disconnect) -> None:
+        """Check an event of `events()`, for a subscription that is read."""
+        match event:
+            case Activation(name):
+                self.on_activation(name)
+            case Disconnect(error):
+                self.on_disconnect(error)
+            case Message(channel, data):
+                self.on_message(channel, data)
+
+    def on_message(self, channel: bytes, message: Any) -> None:
         """Check a message. A callback of the subscription."""
         self.messages += 1
         self._note("message", (channel, message))
         if self._name_of(channel) not in self.active:
-            self.faults.append(f"a message on {channel!r}, which is not active")
-        if message.isdigit():
-            number = int(message)
-            missing = number - self.last[channel] - 1 if channel in self.last else 0
-            if missing and not (self._may_skip and missing > 0):
-                self.faults.append(f"{number} after {self.last[channel]} on {channel!r}")
-            elif number > self._latest.get(channel, number) and not self._may_skip:
-                self.faults.append(f"{number} is the first on {channel!r}, which was active before {number - 1}")
-            self.skipped += missing
-            self._heard(channel, number)
+            self._fault(f"a message on {channel!r}, which is not active")
+        if self._numbered and isinstance(message, str | bytes) and message.isdigit():
+            self._on_number(channel, int(message))
+
+    def _on_number(self, channel: bytes, number: int) -> None:
+        missing = number - self.last[channel] - 1 if channel in self.last else 0
+        if missing and not (self._may_skip and missing > 0):
+            self._fault(f"{number} after {self.last[channel]} on {channel!r}")
+        elif number > self._latest.get(channel, number) and not self._may_skip:
+            self._fault(f"{number} is the first on {channel!r}, which was active before {number - 1}")
+        self.skipped += missing
+        self._heard(channel, number)
 
     def on_spoilt(self, channel: bytes) -> None:
         """Count a message whose payload was damaged on the network."""
@@ -69,9 +123,9 @@ class Checker:
         self.activations += 1
         self._note("activation", name)
         if name in self.active:
-            self.faults.append(f"{name!r} activated twice")
+            self._fault(f"{name!r} activated twice")
         if name in self._gone:
-            self.faults.append(f"{name!r} activated, which was removed")
+            self._fault(f"{name!r} activated, which was removed")
         self.active.add(name)
         self._latest |= self._upcoming(name)
 
@@ -79,9 +133,10 @@ class Checker:
         """Check a disconnect. A callback of the subscription."""
         self.disconnects += 1
         self._note("disconnect", error)
-        if not self.active:
-            self.faults.append("a disconnect with nothing active")
-        self._forget(self.active if error.names is None else error.names)
+        names = self.active if error.names is None else error.names
+        if not names & self.active:
+            self._fault(f"a disconnect of {set(names) or 'all names'}, of which none is active")
+        self._forget(names)
 
     def on_error(self, error: Exception) -> None:
         """Keep an error. A callback of the subscription."""
@@ -112,10 +167,14 @@ class Checker:
         """The payloads of all messages so far."""
         return [event[1] for kind, event in self.events if kind == "message"]
 
+    def _fault(self, text: str) -> None:
+        self._until_fault = self._until_fault or len(self.events)
+        self.faults.append(text)
+
     def _note(self, kind: str, event: object) -> None:
         self.events.append((kind, event))
         if self.closed:
-            self.faults.append(f"{kind} {event!r} after the end")
+            self._fault(f"{kind} {event!r} after the end")
 
     def _heard(self, channel: bytes, number: int) -> None:
         self.last[channel] = number
