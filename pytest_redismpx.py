@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from redismpx import Multiplexer
     from redismpx.embedded import Server
-    from redismpx.testing import Faults, GivenServer
+    from redismpx.testing import Faults, GivenServer, MemoryServer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,7 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def redismpx_server(pytestconfig: pytest.Config) -> Iterator[Server | GivenServer]:
-    """Start one Valkey server for all tests, at its `url`; with `--redismpx-url`, take that one."""
+    """Start one Valkey server for all tests, at its `url`; with `--redismpx-url`, take that one.
+
+    Override this fixture to use another server, also one that is in this process: `return MemoryServer()`.
+    """
     from redismpx.embedded import Server
     from redismpx.testing import GivenServer
 
@@ -42,7 +46,7 @@ def redismpx_server(pytestconfig: pytest.Config) -> Iterator[Server | GivenServe
 
 
 @pytest.fixture
-def faults(redismpx_server: Server | GivenServer) -> Iterator[Faults]:
+def faults(redismpx_server: Server | GivenServer | MemoryServer) -> Iterator[Faults]:
     """Begin the faults of `redismpx_server` for one test; connect the application to their `url`.
 
     A server that the plugin has started is empty at the beginning of the test.
@@ -76,7 +80,7 @@ def multiplexer(request: pytest.FixtureRequest) -> Multiplexer:
 
 @pytest.fixture
 async def _redismpx_multiplexer_anyio(faults: Faults) -> AsyncIterator[Multiplexer]:
-    async with _new_multiplexer(faults) as mpx:
+    async with _open(faults) as mpx:
         yield mpx
 
 
@@ -89,15 +93,17 @@ def pytest_configure(config: pytest.Config) -> None:
     class ForAsyncio:
         @pytest_asyncio.fixture
         async def _redismpx_multiplexer_asyncio(self, faults: Faults) -> AsyncIterator[Multiplexer]:
-            async with _new_multiplexer(faults) as mpx:
+            async with _open(faults) as mpx:
                 yield mpx
 
     config.pluginmanager.register(ForAsyncio(), "redismpx-asyncio")
 
 
-def _new_multiplexer(faults: Faults) -> Multiplexer:
+@asynccontextmanager
+async def _open(faults: Faults) -> AsyncIterator[Multiplexer]:
     from redis.backoff import ConstantBackoff
 
     from redismpx import Multiplexer
 
-    return Multiplexer(faults.url, backoff=ConstantBackoff(0.01))
+    async with faults.client() as client, Multiplexer(client, backoff=ConstantBackoff(0.01)) as mpx:
+        yield mpx

@@ -13,7 +13,9 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError, ResponseError
 
 from ..embedded import Server
+from ._pubsub import Rights
 from .frames import MessageFilter
+from .memory import MemoryServer
 from .proxy import Flow, Proxy
 
 _TIMEOUT = 10.0  # seconds for the server to do what it is told
@@ -169,6 +171,58 @@ class ServerRig:
         if isinstance(self.server, GivenServer):
             raise RuntimeError(f"{what} needs a redismpx.embedded.Server, not the server of a given URL")
         return self.server
+
+
+class MemoryRig:
+    """The same for a server without a socket."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+        self.dropped = server.dropped
+        self.client = server.client
+
+    @property
+    def url(self) -> str:
+        raise RuntimeError("a MemoryServer has no URL; give client() to the multiplexer")
+
+    @property
+    def flows(self) -> tuple[Flow, Flow]:
+        return self._server.flows
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.cut()
+
+    def refuse(self, refusing: bool) -> None:
+        self._server.is_refusing = refusing
+
+    def cut(self) -> int:
+        transports = tuple(self._server.transports)
+        for transport in transports:
+            transport.cut()
+        return len(transports)
+
+    def reset_after(self, count: int | None) -> None:
+        for transport in tuple(self._server.transports):
+            transport.left = count
+
+    def deny(self, *rules: str) -> None:
+        with self._server.lock:
+            self._server.pubsub.rights.apply(rules)
+            for session in self._server.pubsub.without_rights():
+                session.write(None)
+
+    def permit_all(self) -> None:
+        with self._server.lock:
+            self._server.pubsub.rights = Rights()
+
+    def restart(self) -> None:
+        self.cut()
+
+    def failover(self) -> None:
+        self.cut()
 
 
 def _admin(server: Server | GivenServer) -> redis.Redis:

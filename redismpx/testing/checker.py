@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConnectionLost
 from ..message import Activation, Disconnect, Message
 
-_SHOWN = 5  # events before the one that broke the order
+_SHOWN_BEFORE = 5  # events before the one that broke the order
 
 
 class Checker:
@@ -79,7 +79,7 @@ class Checker:
             AssertionError: its text names the event that broke the order, and the events before it.
         """
         if self.faults:
-            before = self.events[max(0, self._until_fault - _SHOWN - 1) : self._until_fault]
+            before = self.events[max(0, self._until_fault - _SHOWN_BEFORE - 1) : self._until_fault]
             raise AssertionError(f"{self.faults[0]}; the last events until then: {before}")
 
     def see(self, event: Activation | Message[Any] | Disconnect) -> None:

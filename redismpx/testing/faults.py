@@ -12,7 +12,8 @@ from typing import Any, Self
 from redis.asyncio import Redis
 
 from ..embedded import Server
-from ._rig import GivenServer, Rig, ServerRig
+from ._rig import GivenServer, MemoryRig, Rig, ServerRig
+from .memory import MemoryServer
 from .proxy import Flow
 
 
@@ -52,8 +53,8 @@ class Faults:
     its connections.
 
     Args:
-        server: a started `redismpx.embedded.Server` with a port, or a `GivenServer`. It stays yours. None: a server of
-            its own.
+        server: a started `redismpx.embedded.Server` with a port, a `GivenServer` or a `MemoryServer`. It stays yours.
+            None: a server of its own.
 
     Raises:
         ValueError: the server has no port, or speaks TLS only.
@@ -67,8 +68,8 @@ class Faults:
                     ...
     """
 
-    def __init__(self, server: Server | GivenServer | None = None) -> None:
-        self._rig: Rig = ServerRig(server)
+    def __init__(self, server: Server | GivenServer | MemoryServer | None = None) -> None:
+        self._rig: Rig = MemoryRig(server) if isinstance(server, MemoryServer) else ServerRig(server)
         self._is_open = False
         self._faults: list[Fault] = []
 
@@ -79,7 +80,7 @@ class Faults:
         """The URL of the proxy, for the application. It stays the same whatever happens to the server.
 
         Raises:
-            RuntimeError: outside the `with` block.
+            RuntimeError: outside the `with` block, and with a `MemoryServer`, which has no URL.
         """
         return self._network.url
 

@@ -38,6 +38,11 @@ class Flow:
     corrupt: Callable[[bytes], bytes] | None = None
     """Replaces each piece."""
 
+    def split(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return the next piece of these bytes, and the rest."""
+        size = self.chunk or (len(data) if self.rate is None else ceil(self.rate / _PIECES))
+        return data[:size], data[size:]
+
 
 @dataclass(eq=False)
 class _Pair:
@@ -252,8 +257,7 @@ class Proxy:
                     connection.holes.add(way)
                 if way in connection.holes:
                     break
-                size = flow.chunk or (len(data) if flow.rate is None else ceil(flow.rate / _PIECES))
-                piece, data = data[:size], data[size:]
+                piece, data = flow.split(data)
                 await self._send(connection, writer, way, piece)
 
     async def _send(self, connection: _Pair, writer: asyncio.StreamWriter, way: int, piece: bytes) -> None:

@@ -83,6 +83,17 @@ def test_nothing_is_imported():
 """
 
 
+MEMORY = f"""
+import pytest
+from redismpx.testing import MemoryServer
+
+@pytest.fixture(scope="session")
+def redismpx_server():
+    return MemoryServer()
+
+@pytest.mark.asyncio
+async def test_memory(multiplexer, faults):{BODY}
+"""
 PLAIN = """
 def test_plain(multiplexer):
     pass
@@ -114,12 +125,13 @@ def run(folder: Path, *options: str, expected: int = 0, **files: str) -> str:
 
 
 def test_the_fixtures_serve_all_kinds_of_tests(tmp_path: Path) -> None:
-    """In one run: pytest-asyncio in its strict mode, anyio, unittest, and tests without a loop."""
-    assert "8 passed" in run(tmp_path, asyncio=ASYNCIO, anyio=ANYIO, unittest=UNITTEST, blocking=BLOCKING)
+    """In one run: pytest-asyncio in its strict mode, anyio, unittest, tests without a loop, a server in memory."""
+    kinds = {"asyncio": ASYNCIO, "anyio": ANYIO, "unittest": UNITTEST, "blocking": BLOCKING, "memory": MEMORY}
+    assert "9 passed" in run(tmp_path, **kinds)
 
 
 def test_the_plugin_imports_nothing_before_it_is_used(tmp_path: Path) -> None:
-    """Neither redismpx nor redis; then the fixtures work, here in the automatic mode of pytest-asyncio."""
+    """Neither redismpx nor redis. Then its fixtures work, in the automatic mode of pytest-asyncio."""
     without_marks = ASYNCIO.replace("@pytest.mark.asyncio\n", "")
     assert "2 passed" in run(tmp_path, "--asyncio-mode=auto", a_unused=UNUSED, b_asyncio=without_marks)
 

@@ -113,6 +113,8 @@ class Connection:
         assert self._transport is not None
         tls = self._transport.get_extra_info("ssl_object")
         file = self._transport.get_extra_info("socket")
+        if file is None:  # a transport in memory
+            return b""
         chunks: list[bytes] = []
         size = 0
         with contextlib.suppress(OSError, ValueError):  # nothing is left, or the other end has reset the connection
