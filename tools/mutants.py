@@ -2875,6 +2875,13 @@ MUTANTS = [
         "self._lost.update({} if True else",
         f"{BROADCASTER} -k cut_connection",
     ),
+    Mutant(
+        "blocking: arun() calls the function in the loop of the caller",
+        "blocking/multiplexer.py",
+        "return await self._begun().portal.forward(lambda: function(self._mpx))",
+        "return await function(self._mpx)",
+        f"{BLOCKING} -k runs_in_the_loop",
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ import multiprocessing.util
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context
 from dataclasses import replace
@@ -41,7 +41,7 @@ from .streams import StreamSubscription
 from .subscriptions import ChannelSubscription, KeySubscription, PatternSubscription
 
 _Encodable = TypeVar("_Encodable")  # what `encode` takes
-_Looked = TypeVar("_Looked")
+_Outcome = TypeVar("_Outcome")
 
 _EXIT_TIMEOUT = 2.0  # seconds that the end of the interpreter waits for a multiplexer
 _logger = logging.getLogger("redismpx")
@@ -55,8 +55,8 @@ class Multiplexer:
     methods, and read the subscriptions. Callbacks are called in worker threads: those of one subscription one at a
     time, in order, and at most 32 at a time.
 
-    A thread that runs an event loop, too, may call the methods that return at once, `publish_soon()`, `apublish()` and
-    `arequest()`. The methods that wait raise `RuntimeError` there, because they would block that loop.
+    A thread that runs an event loop, too, may call the methods that return at once, `publish_soon()`, `apublish()`,
+    `arequest()` and `arun()`. The methods that wait raise `RuntimeError` there, because they would block that loop.
 
     A multiplexer that is made before a fork, and called afterwards only, works in each child. After a call, it belongs
     to its process: in a forked child, every call raises `RuntimeError`.
@@ -939,6 +939,39 @@ class Multiplexer:
         )
         return Service(service, border, threads)
 
+    # --- code of asyncio
+
+    async def arun(self, function: Callable[[redismpx.Multiplexer], Coroutine[Any, Any, _Outcome]]) -> _Outcome:
+        """Run a coroutine function in the loop of this multiplexer, awaited in an event loop of any thread.
+
+        Its subscriptions are those of asyncio: a plain callback is called in the thread of that loop, at once and
+        without a worker thread. This suits callbacks that pass messages to an event loop of another thread, with
+        `call_soon_threadsafe()`. A callback or a step of the function that blocks delays everything else.
+
+        Offline, the function runs at once. Cancelled, the call cancels the function.
+
+        Args:
+            function: called with the asyncio multiplexer that this one runs. Do not close it.
+
+        Returns:
+            The result of the function.
+
+        Raises:
+            MultiplexerIsClosed: the multiplexer is closed, or was closed before the function returned.
+
+        Example:
+            ::
+
+                async def subscribe(mpx: redismpx.Multiplexer) -> redismpx.ChannelSubscription[bytes]:
+                    sub = mpx.new_channel_subscription(on_message)
+                    sub.add("news")
+                    await sub.wait_for_activation()
+                    return sub
+
+                await mpx.arun(subscribe)
+        """
+        return await self._begun().portal.forward(lambda: function(self._mpx))
+
     # --- state
 
     @property
@@ -1108,7 +1141,7 @@ class Multiplexer:
                 border = self._border
         return border
 
-    def _look(self, look: Callable[[], _Looked]) -> _Looked:
+    def _look(self, look: Callable[[], _Outcome]) -> _Outcome:
         """Return a state, in the thread of the loop if there is one."""
         border = self._border
         return look() if border is None else border.portal.call(look)

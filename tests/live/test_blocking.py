@@ -630,6 +630,43 @@ def test_a_running_loop_is_never_blocked(mpx: Multiplexer, url: str) -> None:
         assert len(admin.client_list(_type="pubsub")) == 1
 
 
+def test_a_coroutine_runs_in_the_loop_of_the_multiplexer(mpx: Multiplexer) -> None:
+    """arun() runs it with the asyncio multiplexer, whose callbacks run in that thread, and cancels it with the call."""
+    received: list[tuple[bytes, int]] = []
+    cancelled = threading.Event()
+
+    async def subscribe(asynchronous: redismpx.Multiplexer) -> int:
+        sub = asynchronous.new_channel_subscription(lambda _, data: received.append((data, threading.get_ident())))
+        sub.add("a")
+        await sub.wait_for_activation(timeout=5)
+        return threading.get_ident()
+
+    async def hang(_: redismpx.Multiplexer) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    async def fail(_: redismpx.Multiplexer) -> None:
+        raise KeyError("x")
+
+    async def main() -> int:
+        ident = await mpx.arun(subscribe)
+        with pytest.raises(KeyError):
+            await mpx.arun(fail)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await mpx.arun(hang)
+        return ident
+
+    ident = asyncio.run(main())
+    assert ident != threading.get_ident()
+    assert cancelled.wait(5)
+    mpx.publish("a", "1")
+    until(lambda: received)
+    assert received == [(b"1", ident)]
+
+
 def test_a_cancelled_call_from_a_loop_leaves_nothing(mpx: Multiplexer) -> None:
     """Cancelling arequest() cancels it in the thread of the multiplexer, too."""
     free = threading.Event()
