@@ -60,6 +60,8 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Awaitable"),
     ("py:class", "collections.abc.Iterable"),
     ("py:class", "collections.abc.Mapping"),
+    ("py:class", "collections.abc.Sequence"),
+    ("py:class", "redismpx.blocking.multiplexer._Outcome"),
     ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "datetime.datetime"),
     ("py:class", "ssl.SSLContext"),

@@ -68,6 +68,7 @@ RECOVERY = "tests/core/test_recovery.py"
 STREAMS = "tests/live/test_streams.py"
 SHARED_TOPICS = "tests/live/test_shared_topics.py"
 TOPIC_READERS = "tests/api/test_topic_readers.py"
+CHANNELS = "tests/contrib/test_channels.py"
 BLOCKING_TOPICS = "tests/live/test_blocking_topics.py"
 DURABLE = "tests/live/test_durable_streams.py"
 SENTINEL = "tests/cluster/test_sentinel.py"
@@ -2881,6 +2882,62 @@ MUTANTS = [
         "return await self._begun().portal.forward(lambda: function(self._mpx))",
         "return await function(self._mpx)",
         f"{BLOCKING} -k runs_in_the_loop",
+    ),
+    Mutant(
+        "channels: consumers are not told that everything is subscribed again",
+        "contrib/_members.py",
+        "            if not self._lost:\n                self._process.notify(self._process.on_reconnect)",
+        "            pass",
+        f"{CHANNELS} -k told_of_a_lost_connection",
+    ),
+    Mutant(
+        "channels: a cancelled receive() removes its channel at once",
+        "contrib/_members.py",
+        "call_later(self._expiry, partial",
+        "call_later(0, partial",
+        f"{CHANNELS} -k cancelled_receive",
+    ),
+    Mutant(
+        "channels: a channel of a consumer that has ended stays",
+        "contrib/_members.py",
+        "channel.abandoned is call and not channel.receivers",
+        "False",
+        f"{CHANNELS} -k abandoned",
+    ),
+    Mutant(
+        "channels: a channel is removed though another receiver waits",
+        "contrib/_members.py",
+        " and not channel.receivers",
+        "",
+        f"{CHANNELS} -k one_of_two",
+    ),
+    Mutant(
+        "channels: the buffer of a slow consumer is not bounded",
+        "contrib/_members.py",
+        "if len(messages) >= channel.capacity:",
+        "if False:",
+        f"{CHANNELS} -k slow_consumer",
+    ),
+    Mutant(
+        "channels: a forked child uses the connections of its parent",
+        "contrib/channels.py",
+        "        layer._process = layer._new_process()\n",
+        "        pass\n",
+        f"{CHANNELS} -k forked",
+    ),
+    Mutant(
+        "channels: a name is sent to another server than by channels_redis",
+        "contrib/_members.py",
+        "zlib.crc32(name)",
+        "zlib.adler32(name)",
+        f"{CHANNELS} -k understands",
+    ),
+    Mutant(
+        "channels: new_channel() leaves a channel when it fails",
+        "contrib/channels.py",
+        "            process.remove(channel, None)\n",
+        "            pass\n",
+        f"{CHANNELS} -k begin_deaf",
     ),
 ]
 
