@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),  # see default_role
     ("py:class", r"starlette\..*"),
     ("py:class", r"(redismpx\.contrib\.starlette\.)?_(Event|Frame|Sent|Subscription).*"),
-    ("py:class", r"broadcaster\..*|BackendEvent|_OnGap|_Feed"),
+    ("py:class", r"broadcaster\..*|litestar\..*|BackendEvent|.*GapHook.*|.*_feed\.GapFeed"),
     ("py:class", r"Mapping.*|Awaitable.*|Callable.*|contextlib\.AbstractAsyncContextManager"),
 ]
 nitpick_ignore = [

@@ -58,6 +58,7 @@ PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
 READING = "tests/live/test_reading.py"
 BROADCASTER = "tests/contrib/test_broadcaster.py"
+LITESTAR = "tests/contrib/test_litestar.py"
 STARLETTE = "tests/contrib/test_starlette.py"
 SOCKETIO = "tests/contrib/test_socketio.py"
 REOPENING = "tests/live/test_reopening.py"
@@ -2858,20 +2859,20 @@ MUTANTS = [
     Mutant(
         "broadcaster: the first of two subscribers at the same time hears nothing",
         "contrib/broadcaster.py",
-        "        self._feed.joining.add(group)\n",
-        "        await self._feed.sub.wait_for_activation(group)\n",
+        "        self._feed.add(group.encode())\n",
+        "        self._feed.add(group.encode())\n        await self._feed.sub.wait_for_activation(group)\n",
         f"{BROADCASTER} -k first_subscribers",
     ),
     Mutant(
         "broadcaster: an error of on_gap ends the messages",
-        "contrib/broadcaster.py",
+        "contrib/_feed.py",
         "        except Exception:\n",
         "        except ZeroDivisionError:\n",
         f"{BROADCASTER} -k error_of_on_gap",
     ),
     Mutant(
         "broadcaster: a lost connection is not reported",
-        "contrib/broadcaster.py",
+        "contrib/_feed.py",
         "self._lost.update({} if self._is_stream else",
         "self._lost.update({} if True else",
         f"{BROADCASTER} -k cut_connection",
@@ -2938,6 +2939,34 @@ MUTANTS = [
         "            process.remove(channel, None)\n",
         "            pass\n",
         f"{CHANNELS} -k begin_deaf",
+    ),
+    Mutant(
+        "litestar: a message misses the subscriber that came just before it",
+        "contrib/litestar.py",
+        "        await self._feed.joined(name)\n",
+        "",
+        f"{LITESTAR} -k after_subscribing",
+    ),
+    Mutant(
+        "litestar: a message in an outage ends the worker of the plugin",
+        "contrib/litestar.py",
+        "            if not _is_worker():\n",
+        "            if True:\n",
+        f"{LITESTAR} -k in_an_outage",
+    ),
+    Mutant(
+        "litestar: an application waits for the server to start",
+        "contrib/litestar.py",
+        "(*names, timeout=ACTIVE_WITHIN)",
+        "(*names)",
+        f"{LITESTAR} -k subscribing_offline",
+    ),
+    Mutant(
+        "litestar: a hook that is falsy is not called",
+        "contrib/_feed.py",
+        "None if self._on_gap is None else",
+        "None if not self._on_gap else",
+        f"{LITESTAR} -k cut_connection",
     ),
 ]
 

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 __all__ = ["Broadcast", "Event", "MultiplexerBackend", "Subscriber"]
 
-import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from .. import (
-    Activation,
-    ChannelSubscription,
-    ConnectionLost,
-    DecodeError,
-    Disconnect,
-    MessageGap,
-    Multiplexer,
-    SlowConsumer,
-    StreamSubscription,
-    SubscriptionIsClosed,
-    SubscriptionRefused,
-)
+from .. import Multiplexer, SubscriptionIsClosed
+from ._feed import GapFeed, GapHook, Transport
 
 if TYPE_CHECKING:
     from broadcaster import BroadcastBackend
@@ -30,8 +18,6 @@ else:  # Broadcast does not need the package; and there is another one with its 
     BroadcastBackend = object
 
 _STREAMS = "redis-stream://"  # the scheme of broadcaster
-_JOIN_TIMEOUT = 5.0  # seconds
-_OnGap: TypeAlias = Callable[[str, Exception], str | None]
 
 
 class Event(NamedTuple):
@@ -75,11 +61,11 @@ class Broadcast:
     """
 
     def __init__(
-        self, url: str | Multiplexer, *, stream: bool = False, on_gap: _OnGap | None = None, **options: Any
+        self, url: str | Multiplexer, *, stream: bool = False, on_gap: GapHook[str] | None = None, **options: Any
     ) -> None:
-        self._transport = _Transport(url, stream, options)
+        self._transport = _transport(url, stream, options)
         self._on_gap = on_gap
-        self._feeds: set[_Feed] = set()
+        self._feeds: set[GapFeed[str]] = set()
 
     async def connect(self) -> None:
         """Open the multiplexer. Works offline: it connects in the background, and again after each loss."""
@@ -108,7 +94,7 @@ class Broadcast:
             channel: the channel.
             message: the payload: `str`, `bytes` or a number.
         """
-        await self._transport.publish(channel, message)
+        await _publish(self._transport, channel, message)
 
     @asynccontextmanager
     async def subscribe(self, channel: str) -> AsyncIterator[Subscriber]:
@@ -121,7 +107,7 @@ class Broadcast:
         Raises:
             SubscriptionRefused, TooManyChannels, MultiplexerIsClosed: as for `Multiplexer.subscribe()`.
         """
-        feed = _Feed(self._transport, self._on_gap)
+        feed = GapFeed(self._transport, self._on_gap, bytes.decode)
         self._feeds.add(feed)
         try:
             feed.sub.add(channel)
@@ -138,7 +124,7 @@ class Subscriber:
     `async for event in subscriber` ends when the block of `Broadcast.subscribe()` ends, or at `Broadcast.disconnect()`.
     """
 
-    def __init__(self, feed: _Feed) -> None:
+    def __init__(self, feed: GapFeed[str]) -> None:
         self._feed = feed
 
     async def get(self) -> Event:
@@ -176,18 +162,18 @@ class MultiplexerBackend(BroadcastBackend):
     """
 
     def __init__(
-        self, url: str | Multiplexer, *, stream: bool = False, on_gap: _OnGap | None = None, **options: Any
+        self, url: str | Multiplexer, *, stream: bool = False, on_gap: GapHook[str] | None = None, **options: Any
     ) -> None:
         from broadcaster import Event
 
         self._event: type[BackendEvent] = Event
-        self._transport = _Transport(url, stream, options)
+        self._transport = _transport(url, stream, options)
         self._on_gap = on_gap
 
     async def connect(self) -> None:
         """Open the multiplexer. Works offline."""
         await self._transport.open()
-        self._feed = _Feed(self._transport, self._on_gap)
+        self._feed = GapFeed(self._transport, self._on_gap, bytes.decode)
 
     async def disconnect(self) -> None:
         """Close the multiplexer, unless it is yours. Works offline."""
@@ -197,19 +183,16 @@ class MultiplexerBackend(BroadcastBackend):
     async def subscribe(self, group: str) -> None:
         """Subscribe to a channel. Returns before Redis has confirmed it; `publish()` waits for that."""
         # broadcaster forgets the first of two subscribers who come while this waits: nothing is awaited here.
-        self._feed.sub.add(group)
-        self._feed.joining.add(group)
+        self._feed.add(group.encode())
 
     async def unsubscribe(self, group: str) -> None:
         """Unsubscribe from a channel."""
-        self._feed.remove(group)
+        self._feed.remove(group.encode())
 
     async def publish(self, channel: str, message: Any) -> None:
         """Publish a message. The subscribers of this process that came before it get it, as all others."""
-        if channel in self._feed.joining:
-            with suppress(TimeoutError, ValueError, SubscriptionIsClosed, SubscriptionRefused):
-                await self._feed.sub.wait_for_activation(channel, timeout=_JOIN_TIMEOUT)
-        await self._transport.publish(channel, message)
+        await self._feed.joined(channel.encode())
+        await _publish(self._transport, channel, message)
 
     async def next_published(self) -> BackendEvent:
         """Wait for the next message, and return it.
@@ -220,81 +203,13 @@ class MultiplexerBackend(BroadcastBackend):
         return self._event(*await self._feed.next())
 
 
-class _Transport:
-    """A multiplexer, and how messages are published."""
-
-    def __init__(self, redis: str | Multiplexer, is_stream: bool, options: dict[str, Any]) -> None:
-        self._is_owner = isinstance(redis, str)
-        self.is_stream: bool = is_stream
-        if isinstance(redis, str):
-            self.is_stream = is_stream or redis.startswith(_STREAMS)
-            redis = Multiplexer(redis.replace(_STREAMS, "redis://", 1), **options)
-        elif options:
-            raise TypeError(f"{', '.join(options)}: these are options of the Multiplexer; pass them to it")
-        self.multiplexer = redis
-
-    async def open(self) -> None:
-        if self._is_owner:
-            await self.multiplexer.__aenter__()
-
-    async def close(self) -> None:
-        if self._is_owner:
-            await self.multiplexer.aclose()
-
-    async def publish(self, channel: str, message: Any) -> None:
-        payload = repr(message) if type(message) in (int, float) else message  # as redis-py does
-        await (self.multiplexer.append if self.is_stream else self.multiplexer.publish)(channel, payload)
+def _transport(url: str | Multiplexer, stream: bool, options: dict[str, Any]) -> Transport:
+    if isinstance(url, str) and url.startswith(_STREAMS):
+        return Transport(url.replace(_STREAMS, "redis://", 1), True, options)
+    return Transport(url, stream, options)
 
 
-class _Feed:
-    """The messages of one subscription, with a text of the application in the place of a gap."""
-
-    def __init__(self, transport: _Transport, on_gap: _OnGap | None) -> None:
-        self._is_stream = transport.is_stream
-        self._on_gap = on_gap
-        on_error = None if on_gap is None else self._on_error  # None: the on_error of the multiplexer
-        mpx = transport.multiplexer
-        new = mpx.new_stream_subscription if self._is_stream else mpx.new_channel_subscription
-        self.sub: ChannelSubscription[str] | StreamSubscription[str] = new(decode=bytes.decode, on_error=on_error)
-        self._events: AsyncIterator[Any] = self.sub.events()
-        self.joining: set[str] = set()  # channels that were never active
-        self._lost: dict[bytes, ConnectionLost] = {}  # channels that were, and will be again
-
-    def remove(self, channel: str) -> None:
-        self.sub.remove(channel)
-        self.joining.discard(channel)
-        self._lost.pop(channel.encode(), None)
-
-    async def next(self) -> tuple[str, str]:
-        """Wait for a message, and return its channel and text."""
-        async for event in self._events:
-            match event:
-                case Activation(name):
-                    self.joining.discard(name.decode())
-                    error: Exception | None = self._lost.pop(name, None)
-                case Disconnect(lost):
-                    names = self.sub.channels if lost.names is None else lost.names
-                    self._lost.update({} if self._is_stream else dict.fromkeys(names, lost))
-                    continue
-                case MessageGap(channel=name):
-                    error = event
-                case message:
-                    return message.channel.decode(), message.data
-            if error is not None and (text := self._report(name, error)) is not None:
-                return name.decode(), text
-        raise SubscriptionIsClosed
-
-    def _on_error(self, error: Exception) -> None:
-        match error:
-            case SlowConsumer() if not self._is_stream:  # a slow reader of streams misses nothing
-                for name in self.sub.channels:
-                    self._report(name, error)
-            case DecodeError(channel=name) | SubscriptionRefused(name=name):
-                self._report(name, error)
-
-    def _report(self, name: bytes, error: Exception) -> str | None:
-        try:
-            return self._on_gap and self._on_gap(name.decode(), error)
-        except Exception:
-            logging.getLogger("redismpx").exception("on_gap raised, for %r", name)
-            return None
+async def _publish(transport: Transport, channel: str, message: Any) -> None:
+    payload = repr(message) if type(message) in (int, float) else message  # as redis-py does
+    mpx = transport.multiplexer
+    await (mpx.append if transport.is_stream else mpx.publish)(channel, payload)

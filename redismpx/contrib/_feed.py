@@ -1,0 +1,122 @@
+"""Messages for an interface that has no place for gaps: the adapters for broadcaster and Litestar."""
+
+from __future__ import annotations
+
+__all__ = ["ACTIVE_WITHIN", "GapFeed", "GapHook", "Transport"]
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from .. import (
+    Activation,
+    ChannelSubscription,
+    ConnectionLost,
+    DecodeError,
+    Disconnect,
+    MessageGap,
+    Multiplexer,
+    SlowConsumer,
+    StreamSubscription,
+    SubscriptionIsClosed,
+    SubscriptionRefused,
+)
+
+ACTIVE_WITHIN = 5.0  # seconds, after which a call goes on without a connection
+
+_Data = TypeVar("_Data")
+GapHook: TypeAlias = Callable[[str, Exception], _Data | None]
+"""Called with a channel and an error where messages are missing; may return a message in their place."""
+
+
+class Transport:
+    """A multiplexer, opened and closed here unless it is the application's, and whether its channels are streams."""
+
+    def __init__(self, redis: str | Multiplexer, is_stream: bool, options: dict[str, Any]) -> None:
+        self._is_owner = isinstance(redis, str)
+        if not isinstance(redis, Multiplexer):
+            redis = Multiplexer(redis, **options)
+        elif options:
+            raise TypeError(f"{', '.join(options)}: these are options of the Multiplexer; pass them to it")
+        self.multiplexer = redis
+        self.is_stream: bool = is_stream
+
+    async def open(self) -> None:
+        if self._is_owner:
+            await self.multiplexer.__aenter__()
+
+    async def close(self) -> None:
+        if self._is_owner:
+            await self.multiplexer.aclose()
+
+
+class GapFeed(Generic[_Data]):
+    """The messages of one subscription, with one of the application in the place of a gap."""
+
+    def __init__(
+        self, transport: Transport, on_gap: GapHook[_Data] | None, decode: Callable[[bytes], _Data], prefix: str = ""
+    ) -> None:
+        self._is_stream = transport.is_stream
+        self._on_gap = on_gap
+        self._prefix = prefix.encode()
+        on_error = None if on_gap is None else self._on_error  # None: the on_error of the multiplexer
+        mpx = transport.multiplexer
+        new = mpx.new_stream_subscription if self._is_stream else mpx.new_channel_subscription
+        self.sub: ChannelSubscription[_Data] | StreamSubscription[_Data] = new(decode=decode, on_error=on_error)
+        self._events: AsyncIterator[Any] = self.sub.events()
+        self.joining: set[bytes] = set()  # channels that were never active
+        self._lost: dict[bytes, ConnectionLost] = {}  # channels that were, and will be again
+
+    def add(self, *names: bytes) -> None:
+        self.joining.update(names)
+        self.sub.add(*names)
+
+    def remove(self, *names: bytes) -> None:
+        self.sub.remove(*names)
+        self.joining.difference_update(names)
+        for name in names:
+            self._lost.pop(name, None)
+
+    async def joined(self, name: bytes) -> None:
+        """Wait until a channel that was added just now is active, so that a message of this process is not missed."""
+        if name in self.joining:
+            with suppress(TimeoutError, ValueError, SubscriptionIsClosed, SubscriptionRefused):
+                await self.sub.wait_for_activation(name, timeout=ACTIVE_WITHIN)
+
+    async def next(self) -> tuple[str, _Data]:
+        """Wait for a message, and return its channel and payload."""
+        async for event in self._events:
+            match event:
+                case Activation(name):
+                    self.joining.discard(name)
+                    error: Exception | None = self._lost.pop(name, None)
+                case Disconnect(lost):
+                    names = self.sub.channels if lost.names is None else lost.names
+                    self._lost.update({} if self._is_stream else dict.fromkeys(names, lost))
+                    continue
+                case MessageGap(channel=name):
+                    error = event
+                case message:
+                    return self._name(message.channel), message.data
+            if error is not None and (data := self._report(name, error)) is not None:
+                return self._name(name), data
+        raise SubscriptionIsClosed
+
+    def _on_error(self, error: Exception) -> None:
+        match error:
+            case SlowConsumer() if not self._is_stream:  # a slow reader of streams misses nothing
+                for name in self.sub.channels:
+                    self._report(name, error)
+            case DecodeError(channel=name) | SubscriptionRefused(name=name):
+                self._report(name, error)
+
+    def _report(self, name: bytes, error: Exception) -> _Data | None:
+        try:
+            return None if self._on_gap is None else self._on_gap(self._name(name), error)
+        except Exception:
+            logging.getLogger("redismpx").exception("on_gap raised, for %r", name)
+            return None
+
+    def _name(self, name: bytes) -> str:
+        return name.removeprefix(self._prefix).decode()
