@@ -19,6 +19,7 @@ from ._core.budget import Budget
 from ._core.overflow import Overflow
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
+from ._io.delivery.watch import finish, new_watch
 from ._io.deployment import DeploymentOptions, deployment_of
 from ._io.hub import Hub
 from ._io.redispy.client import client_from_url, reconnect_backoff
@@ -26,6 +27,7 @@ from ._io.runtime.log import RecordLimit, logger
 from ._io.runtime.tasks import Tasks, check_asyncio
 from ._io.session.options import SessionOptions
 from ._io.session.state import SessionState
+from ._io.snapshot import snapshot_of
 from .arguments import (
     Limits,
     check_bound,
@@ -42,10 +44,11 @@ from .arguments import (
     to_position,
 )
 from .channel import ChannelSubscription, ShardedChannelSubscription
-from .envelope import Headers
+from .envelope import Envelope, Headers
 from .errors import MultiplexerIsClosed, quote
 from .keys import KeySubscription, OnKeyEvent
 from .message import OnGap, OnStreamMessage, StreamMessage
+from .observing import Observer
 from .pattern import PatternSubscription
 from .promise import PromiseSubscription
 from .request import EncodedHandler, Handler, OutgoingRequest, Request, Requester
@@ -120,6 +123,8 @@ class Multiplexer:
             that longer. None: never.
         max_payload: the length of a payload for `publish()`, in bytes. Beyond: `ValueError`. Servers disconnect a
             subscriber whose unsent messages exceed `client-output-buffer-limit`.
+        observers: told of what happens to connections, names and messages, as `redismpx.observing` describes. Without
+            a `MessageObserver` among them, they cost nothing for each message.
         connection_options: any option of `redis.asyncio.Redis.from_url`; only with a URL. With Sentinels also
             `sentinel_username` and `sentinel_password`; the user and the password of the URL are those of the master.
             Maintenance notifications of the server (MOVING and others) are off unless `maint_notifications_config`
@@ -160,6 +165,7 @@ class Multiplexer:
         publish_timeout: float = 5.0,
         tail_interval: float | None = 30.0,
         max_payload: int | None = 1_048_576,
+        observers: Iterable[Observer] = (),
         **connection_options: Any,
     ) -> None:
         if backoff is not None and not isinstance(backoff, AbstractBackoff):
@@ -187,10 +193,19 @@ class Multiplexer:
         self._client = client
         self._is_owner = client is not redis
         backoff = reconnect_backoff() if backoff is None else backoff
+        watch = self._watch = new_watch(observers)
 
         def new_hub() -> Hub:
             tasks, counters, record_limit, budget = Tasks(), Counters(), RecordLimit(), Budget(each, total)
-            sessions = SessionOptions(ping_interval, ping_timeout, tasks, counters, budget.critical, record_limit)
+            sessions = SessionOptions(
+                ping_interval,
+                ping_timeout,
+                tasks,
+                counters,
+                budget.critical,
+                record_limit,
+                None if watch is None else watch.tell,
+            )
             return Hub(
                 lambda on_end: deployment_of(
                     client, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
@@ -201,6 +216,7 @@ class Multiplexer:
                 budget,
                 record_limit,
                 tail_interval,
+                watch,
             )
 
         self._new_hub = new_hub
@@ -649,7 +665,14 @@ class Multiplexer:
 
     # --- publishing
 
-    async def publish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
+    async def publish(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> int:
         """Publish a message.
 
         Messages go out in the order of the calls, over a connection of their own. Calls made while the
@@ -661,6 +684,10 @@ class Multiplexer:
         Args:
             channel: the channel; `str` is encoded as UTF-8.
             data: the payload: `str` (encoded as UTF-8), `bytes`, or an object with the buffer protocol or `__bytes__`.
+            headers: text by name. The message is then an `Envelope` with these headers and the data as its body, and
+                observers may add headers, for example those of a trace. A subscription with
+                `decode=Envelope.from_bytes` gets the envelope; one without gets its wire form, which begins with
+                `MPX/1`. None: the message is the data alone, as every client of Redis expects.
             sharded: publish to the subscriptions that were made with `sharded=True`, and to no others. In a cluster,
                 the message goes to the primary that owns the slot of the channel, over a connection of its own. The
                 order is kept for each slot. If the slot moves, the message follows it.
@@ -678,30 +705,42 @@ class Multiplexer:
             TypeError, ValueError: the channel or the payload is invalid, or longer than `max_name_bytes` or
                 `max_payload`.
         """
-        name, payload = self._convert(channel, data)
-        return await self._hub.deployment.publisher.publish(name, payload, sharded=sharded)
+        name, payload = self._convert(channel, data, headers)
+        return await self._hub.publish(name, payload, sharded=sharded)
 
     def _begin_publish(self, name: bytes, payload: bytes, outcome: asyncio.Future[int], *, sharded: bool) -> None:
         """Publish what `_to_message()` returned, and have the outcome set on a future. For blocking and topics."""
-        self._enter_to_publish()
-        self._hub.deployment.publisher.begin(name, payload, outcome, sharded=sharded)
+        self._enter_to_publish(payload)
+        self._hub.begin_publish(name, payload, outcome, sharded=sharded)
 
-    def _convert(self, channel: str | bytes, data: Payload) -> tuple[bytes, bytes]:
+    def _convert(
+        self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None = None, operation: str = "publish"
+    ) -> tuple[bytes, bytes]:
         """Return the bytes of a channel and a payload to publish now."""
-        message = self._to_message(channel, data)
-        self._enter_to_publish()
-        return message
+        name, payload = self._to_message(channel, data, headers, operation)
+        self._enter_to_publish(payload)
+        return name, payload
 
-    def _to_message(self, channel: str | bytes, data: Payload) -> tuple[bytes, bytes]:
+    def _to_message(
+        self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None = None, operation: str = "publish"
+    ) -> tuple[bytes, bytes]:
         """Return the bytes of a channel and a payload. Any thread may call this."""
         name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
-        return name, to_payload(data, self._max_payload)
+        if headers is not None:
+            data = Envelope(to_payload(data, None), headers)
+        if self._watch is None or not self._watch.follows:
+            return name, to_payload(data, self._max_payload)
+        return name, self._watch.convert(operation, name, data, self._max_payload)
 
-    def _enter_to_publish(self) -> None:
+    def _enter_to_publish(self, payload: bytes = b"") -> None:
         """Begin a public call that is possible during `drain()`, too."""
-        if self._hub.closed:  # also by the payload, while it was converted
-            raise MultiplexerIsClosed
-        self._hub.enter()
+        try:
+            if self._hub.closed:  # also by the payload, while it was converted
+                raise MultiplexerIsClosed
+            self._hub.enter()
+        except BaseException as error:
+            finish(payload, error)
+            raise
 
     # --- streams
 
@@ -753,14 +792,14 @@ class Multiplexer:
                         continue  # it is appended once, however often this is repeated
                     break
         """
-        name, payload = self._convert(channel, data)
         if max_length is not None:
             check_positive(max_length, "max_length")
         age = check_seconds(max_age, "max_age")
         if age is not None and age < 0.001:
             raise ValueError(f"max_age must be at least a millisecond, not {age} s")
         once = None if key is None else to_bytes(key, "key", self._hub.limits.max_name_bytes)
-        return await self._hub._streams.append(name, payload, max_length, age, once)
+        name, payload = self._convert(channel, data, operation="append")
+        return await self._hub.append(name, payload, max_length, age, once)
 
     async def history(
         self, channel: str | bytes, *, after: str | bytes = b"0", limit: int = 100
@@ -783,7 +822,7 @@ class Multiplexer:
             MultiplexerIsClosed: the multiplexer is closed.
             TypeError, ValueError: an argument is invalid.
         """
-        name, _ = self._convert(channel, b"")
+        name = self._stream(channel)
         position = to_position(after)
         if position is None:
             raise TypeError("after must be str or bytes: the id of an entry, or '0'")
@@ -806,15 +845,27 @@ class Multiplexer:
             MultiplexerIsClosed: the multiplexer is closed.
             TypeError, ValueError: an argument is invalid.
         """
-        name, position = self._convert(channel, to_bytes(durable, "durable"))
-        return await self._hub._streams.delete_position(name, position)
+        position = to_bytes(durable, "durable")
+        return await self._hub._streams.delete_position(self._stream(channel), position)
+
+    def _stream(self, channel: str | bytes) -> bytes:
+        """Return the name of a stream for a call now."""
+        name = to_bytes(channel, "a channel", self._hub.limits.max_name_bytes)
+        self._enter_to_publish()
+        return name
 
     # --- request and reply
 
-    async def _publish_request(self, channel: bytes, data: bytes, *, sharded: bool = False) -> int:
+    async def _publish_request(self, channel: bytes, data: Payload, *, sharded: bool = False) -> int:
         """Publish a request; raise `NoResponders` if it is certain that nobody received it."""
-        name, payload = self._convert(channel, data)
-        return await self._hub.deployment.publisher.publish(name, payload, sharded=sharded, must_be_heard=True)
+        name, payload = self._convert(channel, data, operation="request")
+        return await self._hub.publish(name, payload, sharded=sharded, must_be_heard=True)
+
+    async def _publish_reply(self, channel: bytes, data: Payload, *, sharded: bool = False) -> int:
+        """Publish a reply, which no observer follows: it belongs to the request."""
+        payload = to_payload(data, self._max_payload)
+        self._enter_to_publish()
+        return await self._hub.deployment.publisher.publish(channel, payload, sharded=sharded)
 
     @overload
     async def request(
@@ -1144,7 +1195,7 @@ class Multiplexer:
         check_positive(concurrency, "concurrency")
         return Service(
             self._hub,
-            self.publish,
+            self._publish_reply,
             name,
             handler,
             decode,
@@ -1191,25 +1242,7 @@ class Multiplexer:
         Returns:
             The snapshot. It does not change.
         """
-        hub = self._hub
-        counters = hub.counters
-        pending, pending_bytes = hub.budget.totals
-        return Stats(
-            state=hub.deployment.main.state.value,
-            connections=counters.connections,
-            channels=hub.channels,
-            patterns=hub.patterns,
-            shards=hub.deployment.shard_count,
-            subscriptions=hub.subscription_count,
-            messages=counters.messages,
-            ignored=counters.ignored,
-            pending=pending,
-            pending_bytes=pending_bytes,
-            dropped=counters.dropped,
-            promises=counters.promises,
-            published=counters.published,
-            last_error=hub.deployment.main.last_error,
-        )
+        return snapshot_of(self._hub)
 
     def __repr__(self) -> str:
         s = self.stats()

@@ -29,7 +29,7 @@ from .errors import (
 )
 from .promise import PromiseSubscription
 from .reply import REPLIES, check_request_headers, read_reply
-from .typing import Decode, OnError, T
+from .typing import Decode, OnError, Payload, T
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # typing's from Python 3.13 on
@@ -77,7 +77,7 @@ EncodedHandler: TypeAlias = Callable[[Request[T]], _Result | Awaitable[_Result]]
 class Publish(Protocol):
     """Publishes a payload on a channel; returns the number of connections that received it, as Redis counts them."""
 
-    def __call__(self, channel: bytes, data: bytes, *, sharded: bool = False) -> Awaitable[int]:
+    def __call__(self, channel: bytes, data: Payload, *, sharded: bool = False) -> Awaitable[int]:
         """Publish the payload after all earlier ones."""
         ...
 
@@ -95,11 +95,11 @@ class OutgoingRequest(NamedTuple):
         """Raise `ValueError` if the headers are not those of a request, or are too long."""
         if self.headers:
             check_request_headers(self.headers)
-            self._replace(body=b"").encode(REPLIES + b"x" * _TOKENS)
+            bytes(self._replace(body=b"").enclose(REPLIES + b"x" * _TOKENS))
 
-    def encode(self, reply_to: bytes) -> bytes:
-        """Return the payload to publish, with the channel for the reply."""
-        return bytes(Envelope(self.body, self.headers, reply_to=reply_to))
+    def enclose(self, reply_to: bytes) -> Envelope:
+        """Return what to publish, with the channel for the reply."""
+        return Envelope(self.body, self.headers, reply_to=reply_to)
 
 
 class Requester:
@@ -201,8 +201,7 @@ class Requester:
                 raise
 
     async def _publish_request(self, request: OutgoingRequest, reply_to: bytes) -> None:
-        data = request.encode(reply_to)
-        await self._publish(request.channel, data, sharded=request.sharded)
+        await self._publish(request.channel, request.enclose(reply_to), sharded=request.sharded)
 
 
 class _ReplySubscription:

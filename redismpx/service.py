@@ -58,11 +58,12 @@ class Service(Subscription):
         self._kind = Kind.SHARD_CHANNEL if sharded else kind_of(name)
         self._publish = publish
         self._name = name
-        self._handler = handler
+        self._label = f"service on {quote(name)}"
+        watch = hub.delivery.watch
+        self._handler = handler if watch is None or not watch.follows else watch.serving(handler, self._label)
         self._decode = decode
         self._encode = encode
         self._concurrency = concurrency
-        self._label = f"service on {quote(name)}"
         self._reporter = Reporter(on_error, self._label, hub.delivery.record_limit)
         self._tasks: set[asyncio.Task[object]] = set()  # one for each request in flight
         self._progress = Notifier()  # notifies when a handler has ended

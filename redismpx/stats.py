@@ -42,6 +42,23 @@ class Stats:
     """The number of promises that have no outcome yet."""
     published: int
     """The number of messages that Redis has accepted from `publish()`."""
+    reconnects: int
+    """The number of connections that took the place of a lost one."""
+    gaps: int
+    """The number of times that a lost connection has interrupted an active subscription. What is published until the
+    activation is missed, but not by a stream subscription."""
+    stream_gaps: int
+    """The number of `MessageGap` that stream subscriptions got: Redis did not have some messages any more."""
+    lag: float
+    """Seconds between the newest message of a stream and the last one that its slowest subscription has got. Other
+    messages carry no time: see `largest_queues`."""
+    largest_queues: tuple[tuple[str, int], ...]
+    """The subscriptions that buffer the most bytes, at most five, the largest first: each with its next channel, and
+    the number of its messages. Those with less than a 4096th of `max_total_pending_bytes` are left out."""
+    last_message: float | None
+    """Seconds since the last message arrived. None: there was none."""
+    round_trip: float | None
+    """Seconds from the last PING to the first reply. Pings are sent in silence only. None: no PING has a reply yet."""
     last_error: ConnectionLost | None
     """The reason why the last connection, or the last attempt to connect, failed. None: there was no failure."""
 
@@ -51,6 +68,11 @@ class Counters:
     """The counters behind `Stats`."""
 
     connections: int = 0
+    reconnects: int = 0
+    gaps: int = 0
+    stream_gaps: int = 0
+    round_trip: float | None = None  # of the last PING that has a reply, in seconds
+    receiving_until: float | None = None  # the end of the time slice in which the last message was received
     messages: int = 0
     ignored: int = 0
     dropped: int = 0

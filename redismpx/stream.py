@@ -13,7 +13,7 @@ from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from ._io.session.subscriber import Subscriber
 from ._io.streams.delivery import StreamDelivery
-from ._io.streams.inbox import StreamInbox
+from ._io.streams.inbox import ObservedStreamInbox, StreamInbox
 from ._io.streams.subscriber import StreamSubscriber
 from .arguments import to_bytes, to_position
 from .errors import ConnectionLost, MultiplexerIsClosed, quote
@@ -46,7 +46,7 @@ class StreamSubscription(Generic[T]):
         self._delivery: StreamDelivery[T] = StreamDelivery(on_message, on_gap, decode)
         self._messages = _StreamMessages(hub, self._delivery.consumer(consumer), durable)
         self._subscriber = self._delivery.subscriber = self._messages.subscriber
-        self._subscriber.call = None if on_message is None else self._delivery.call
+        self._subscriber.call = None if on_message is None or hub.delivery.follows else self._delivery.call
 
     @property
     def channels(self) -> frozenset[bytes]:
@@ -279,7 +279,7 @@ class _StreamMessages(MessageSubscription[Any]):
     __slots__ = ("_kind", "subscriber")
 
     _inbox: StreamInbox
-    _inbox_class = StreamInbox
+    _inbox_classes = (StreamInbox, ObservedStreamInbox)
 
     def __init__(self, hub: Hub, consumer: Consumer, durable: bytes | None) -> None:
         super().__init__(hub, consumer, "a stream subscription")

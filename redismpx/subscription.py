@@ -16,6 +16,7 @@ from ._core.overflow import Overflow
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.delivery.inbox import Inbox
+from ._io.delivery.observed import ObservedInbox
 from ._io.hub import Hub
 from ._io.session.subscriber import Subscriber
 from .arguments import check_seconds, to_bytes
@@ -28,13 +29,13 @@ class Subscription(ABC):
     __slots__ = ("__weakref__", "_hub", "_inbox")
 
     _kind: Kind
-    _inbox_class: type[Inbox] = Inbox
+    _inbox_classes: tuple[type[Inbox], type[Inbox]] = (Inbox, ObservedInbox)  # without observers, and with some
 
     def __init__(self, hub: Hub, consumer: Consumer, label: str) -> None:
         self._hub = hub
         # Only the hub keeps a subscription alive: the inbox, which the registry refers to, must not.
         close = _weakly(self._close, "overflow") if consumer.overflow is Overflow.CLOSE else None
-        self._inbox = self._inbox_class(consumer, label, hub.delivery, close)
+        self._inbox = self._inbox_classes[hub.delivery.watch is not None](consumer, label, hub.delivery, close)
         hub.join(self, keep=consumer.has_callbacks)
 
     @property

@@ -53,6 +53,7 @@ CREDENTIALS = "tests/live/test_credentials.py"
 EVENTS = "tests/live/test_events.py"
 FOREIGN_LOOP = "tests/live/test_foreign_loop.py"
 LOGGING = "tests/live/test_logging.py"
+OBSERVING = "tests/live/test_observing.py"
 PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
@@ -309,7 +310,7 @@ MUTANTS = [
     Mutant(
         "a task for each publish() of a thread",
         "blocking/multiplexer.py",
-        "        return portal.wait_for(self._publishing(channel, data, sharded))\n",
+        "        return portal.wait_for(self._publishing(channel, data, headers, sharded))\n",
         "        return portal.wait(lambda: self._mpx.publish(channel, data, sharded=sharded))\n",
         f"{BLOCKING} -k no_task",
     ),
@@ -724,10 +725,52 @@ MUTANTS = [
         "tests/live/test_overflow.py -k keeps_its_place",
     ),
     Mutant(
+        "an observer may end what it is told of",
+        "_io/delivery/watch.py",
+        "            self._reporter.log(error, name)\n            try:\n",
+        "            self._reporter.log(error, name)\n            raise\n            try:\n",
+        f"{OBSERVING} -k hostile",
+    ),
+    Mutant(
+        "a coroutine is awaited outside its operation",
+        "_io/delivery/watch.py",
+        "    adopt(result)\n    followed.enter()\n",
+        "    adopt(result)\n",
+        f"{OBSERVING} -k runs_inside_its_operation",
+    ),
+    Mutant(
+        "observers are told of a confirmation in the middle of it",
+        "_io/session/observed.py",
+        "            self._critical.postpone(partial(self._tell, Subscribed(verb.kind.value, name)))",
+        "            self._tell(Subscribed(verb.kind.value, name))",
+        f"{OBSERVING} -k may_close",
+    ),
+    Mutant(
+        "a message of a topic is followed for each name that it came by",
+        "topics/relay.py",
+        "                with self._mpx._hub.unobserved():\n",
+        "                if True:\n",
+        f"{OBSERVING} -k topics",
+    ),
+    Mutant(
+        "the first connection counts as a reconnect",
+        "_io/session/outage.py",
+        "        self._counters.reconnects += self._was_connected\n        self._was_connected = True\n",
+        "        self._was_connected = True\n        self._counters.reconnects += self._was_connected\n",
+        f"{OBSERVING} -k facts_come_in_order",
+    ),
+    Mutant(
+        "a trace is lost with the headers that an observer adds",
+        "_io/delivery/watch.py",
+        "                    more = replace(envelope, headers={**envelope.headers, **added})\n",
+        "                    more = envelope\n",
+        f"{OBSERVING} -k travel",
+    ),
+    Mutant(
         "nobody counts a burst when it is over",
         "_io/session/dispatcher.py",
-        "            self._counters.messages += replies - others\n            self._flush_deferred()\n",
-        "            self._counters.messages += replies - others\n",
+        "                self._counters.receiving_until = deadline\n            self._flush_deferred()\n",
+        "                self._counters.receiving_until = deadline\n",
         "tests/live/test_limits.py -k max_total_pending_bytes_bounds",
     ),
     Mutant(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict, defaultdict
+from heapq import nlargest
 from itertools import islice
+from operator import attrgetter
 from typing import Protocol
 
 from .critical import CriticalSection
@@ -128,6 +130,14 @@ class Budget:
                 self._ranks[known].pop(holder, None)
             if holder.rank:
                 self._ranks[holder.rank][holder] = None
+
+    def holders(self, count: int) -> list[Holder]:
+        """Return the largest buffers that have a rank, the largest first. Those with a single message come last."""
+        found: list[Holder] = []
+        for rank in sorted(self._ranks, reverse=True):
+            if len(found) < count:
+                found += nlargest(count - len(found), self._ranks[rank], attrgetter("size"))
+        return found
 
     def largest(self, newcomer: Holder) -> Holder | None:
         """Return one of the largest buffers; those of one rank take turns.

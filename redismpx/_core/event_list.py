@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from itertools import compress, repeat
+from itertools import compress, islice, repeat
 from operator import is_, is_not
 from typing import Any
 
@@ -48,6 +48,12 @@ class EventList(ABC):
     def has_disconnect(self) -> bool:
         """Whether a disconnect is queued."""
         return self._gaps > 0
+
+    @property
+    def next_channel(self) -> bytes | None:
+        """The channel of the oldest message that is counted; None if there is none."""
+        channels = islice(self._items, self._head, None, 2)
+        return next((channel for channel in channels if channel is not None), None)
 
     def signal(self, kind: Signal, argument: object, name: bytes) -> None:
         """Add an activation, a gap or an error."""

@@ -46,6 +46,8 @@ class Liveness:
 
     def __init__(self, ping_interval: float, ping_timeout: float, now: float) -> None:
         self.state: LivenessState = LivenessState.LIVE
+        self.round_trip: float | None = None
+        """Seconds from the last PING to the first reply."""
         self._ping_interval = ping_interval
         self._ping_timeout = ping_timeout
         self._lag = 0.0  # seconds for which the clock stood still
@@ -73,6 +75,7 @@ class Liveness:
         """
         self._last_reply = self.clock(now)
         if self.state is LivenessState.PINGED or self.state is LivenessState.DOUBTED:
+            self.round_trip = self._last_reply - self._pinged
             self._move(LivenessState.LIVE)
             return True
         return False

@@ -7,11 +7,13 @@ import enum
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import Context
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from .._core.budget import Budget
@@ -20,6 +22,7 @@ from ..arguments import Limits
 from ..errors import ConnectionLost, LimitReached, MultiplexerIsClosed, TooManyChannels, TooManyPatterns
 from ..stats import Counters
 from .delivery.consumer import DeliveryContext
+from .delivery.watch import Watch
 from .deployment import Deployment
 from .runtime.log import RecordLimit, logger
 from .runtime.slices import SLICE_STEPS, Slices
@@ -64,6 +67,7 @@ class Hub:
         budget: Budget,
         record_limit: RecordLimit,
         tail_interval: float | None,
+        watch: Watch | None,
     ) -> None:
         self.tasks: Tasks = tasks
         self.counters: Counters = counters
@@ -80,8 +84,16 @@ class Hub:
         self.deployment: Deployment = new_deployment(self.close)
         self._streams: Streams = Streams(self.deployment.publisher, tasks, record_limit, tail_interval)
         self.delivery: DeliveryContext = DeliveryContext(
-            tasks, counters, budget, self.deployment.main.call_soon, record_limit
+            tasks, counters, budget, self.deployment.main.call_soon, record_limit, watch
         )
+        # Chosen here, so that nothing is to be asked for each message.
+        publisher = self.deployment.publisher
+        self.publish: Callable[..., Coroutine[Any, Any, int]] = publisher.publish
+        self.begin_publish: Callable[..., None] = publisher.begin
+        self.append: Callable[..., Coroutine[Any, Any, bytes]] = self._streams.append
+        if watch is not None and watch.follows:
+            self.publish, self.append = watch.sending(self.publish), watch.sending(self.append)
+            self.begin_publish = watch.beginning(self.begin_publish)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: tuple[int, int] = (0, 0)  # process and thread of the loop
 
@@ -100,6 +112,15 @@ class Hub:
             raise AssertionError(f"{self.state} to {state}")
         before, self.state = self.state, state
         logger.debug("multiplexer %s -> %s", before.value, state.value)
+
+    @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Let no observer follow the subscriptions made in the block: another object tells of their messages."""
+        delivery, self.delivery = self.delivery, replace(self.delivery, watch=None)
+        try:
+            yield
+        finally:
+            self.delivery = delivery
 
     # --- what subscriptions call
 

@@ -30,6 +30,7 @@ from ..arguments import check_overflow, check_plain, check_positive, check_secon
 from ..errors import MultiplexerIsClosed
 from ..keys import OnKeyEvent
 from ..message import OnGap, OnStreamMessage, StreamMessage
+from ..observing import Observer
 from ..typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
 from ..url_file import read_url_file
 from .described import described_by
@@ -98,6 +99,7 @@ class Multiplexer:
         publish_timeout: float = 5.0,
         tail_interval: float | None = 30.0,
         max_payload: int | None = 1_048_576,
+        observers: Iterable[Observer] = (),
         **connection_options: Any,
     ) -> None:
         self._on_error = check_plain(on_error, "on_error", "error")
@@ -120,6 +122,7 @@ class Multiplexer:
             publish_timeout=publish_timeout,
             tail_interval=tail_interval,
             max_payload=max_payload,
+            observers=observers,
             on_error=None if on_error is None else self._report,
             **connection_options,
         )
@@ -432,7 +435,14 @@ class Multiplexer:
 
     # --- publishing
 
-    def publish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
+    def publish(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> int:
         """Publish a message, and wait for the reply of Redis.
 
         Messages of one thread go out in the order of the calls, over a connection of their own. Calls of several
@@ -445,6 +455,7 @@ class Multiplexer:
         Args:
             channel: the channel; `str` is encoded as UTF-8.
             data: the payload: `str` (encoded as UTF-8), `bytes`, or an object with the buffer protocol or `__bytes__`.
+            headers: text by name, which makes the message an `Envelope`, as for `redismpx.Multiplexer.publish()`.
             sharded: publish to the subscriptions that were made with `sharded=True`, as for
                 `redismpx.Multiplexer.publish()`.
 
@@ -457,9 +468,16 @@ class Multiplexer:
                 `redismpx.Multiplexer.publish()`.
         """
         portal = self._begun().portal
-        return portal.wait_for(self._publishing(channel, data, sharded))
+        return portal.wait_for(self._publishing(channel, data, headers, sharded))
 
-    async def apublish(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> int:
+    async def apublish(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> int:
         """Publish a message as `publish()` does, awaited in an event loop of any thread.
 
         The loop may end with the call, as that of `asyncio.run()` does: the connection stays.
@@ -467,6 +485,7 @@ class Multiplexer:
         Args:
             channel: as for `publish()`.
             data: as for `publish()`.
+            headers: as for `publish()`.
             sharded: as for `publish()`.
 
         Returns:
@@ -477,14 +496,23 @@ class Multiplexer:
                 `publish()`.
         """
         portal = self._begun().portal
-        return await portal.forward_for(self._publishing(channel, data, sharded))
+        return await portal.forward_for(self._publishing(channel, data, headers, sharded))
 
-    def _publishing(self, channel: str | bytes, data: Payload, sharded: bool) -> Begin[int]:
+    def _publishing(
+        self, channel: str | bytes, data: Payload, headers: Mapping[str, str] | None, sharded: bool
+    ) -> Begin[int]:
         """Convert a message in this thread; return the function that publishes it in the thread of the loop."""
-        name, payload = self._mpx._to_message(channel, data)
+        name, payload = self._mpx._to_message(channel, data, headers)
         return lambda outcome: self._mpx._begin_publish(name, payload, outcome, sharded=sharded)
 
-    def publish_soon(self, channel: str | bytes, data: Payload, *, sharded: bool = False) -> None:
+    def publish_soon(
+        self,
+        channel: str | bytes,
+        data: Payload,
+        *,
+        headers: Mapping[str, str] | None = None,
+        sharded: bool = False,
+    ) -> None:
         """Publish a message without a wait for the reply. Any thread may call it, also one that runs an event loop.
 
         Messages of one thread go out in the order of the calls, those of `publish()` included. An error goes to the
@@ -494,6 +522,7 @@ class Multiplexer:
         Args:
             channel: as for `publish()`.
             data: as for `publish()`. It is converted in the thread of the loop: do not change it any more.
+            headers: as for `publish()`.
             sharded: as for `publish()`.
 
         Raises:
@@ -508,13 +537,20 @@ class Multiplexer:
                     f"max_pending={self._max_pending} messages have no outcome yet; call publish() instead"
                 )
             self._unsent += 1
-        portal.post(lambda: self._publish_soon(portal, channel, data, sharded))
+        portal.post(lambda: self._publish_soon(portal, channel, data, headers, sharded))
 
-    def _publish_soon(self, portal: Portal, channel: str | bytes, data: Payload, sharded: bool) -> None:
+    def _publish_soon(
+        self,
+        portal: Portal,
+        channel: str | bytes,
+        data: Payload,
+        headers: Mapping[str, str] | None,
+        sharded: bool,
+    ) -> None:
         outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         outcome.add_done_callback(lambda outcome: self._published(portal, outcome.exception()))
         try:
-            self._publishing(channel, data, sharded)(outcome)
+            self._publishing(channel, data, headers, sharded)(outcome)
         except Exception as error:  # noqa: BLE001, there is no caller
             self._published(portal, error)
 

@@ -25,6 +25,7 @@ from .consumer import Owner, TopicConsumer
 from .directory import Covering, Directory
 from .message import TopicMessage
 from .message_queue import TopicQueue
+from .observed import ObservedTopicSubscription, arrived
 from .relay import Relay, RelayEvents
 from .reporter import TopicReporter
 from .service import RemoteService, TopicService
@@ -56,6 +57,11 @@ class TopicBus(ABC):
         self._prefix = check_prefix(prefix)
         self._is_stream = stream
         self._mpx_in_loop = mpx
+        watch = None if mpx is None else mpx._watch
+        self._watch = watch if watch is not None and watch.follows else None
+        self._new_subscription: Callable[..., TopicSubscription] = TopicSubscription
+        if self._watch is not None:
+            self._new_subscription = partial(ObservedTopicSubscription, self._watch)
         self._relay = None if mpx is None else Relay(mpx, self._prefix, self._relay_events(), is_stream=stream)
         self._is_closed = False
         check_positive(max_pending, "max_pending")
@@ -101,7 +107,7 @@ class TopicBus(ABC):
             known = self._directory.consumers.get((words, key_of(callback)))
             if isinstance(known, TopicSubscription):
                 return known
-            subscription = TopicSubscription(self._owner, words, callback, loop, weak=weak)
+            subscription = self._new_subscription(self._owner, words, callback, loop, weak=weak)
             self._add(subscription)
         self._follow(subscription)
         return subscription
@@ -209,7 +215,7 @@ class TopicBus(ABC):
         except (KeyError, TypeError):  # TypeError: it has no hash, and is no topic
             covering = self._cover(topic)
         record = None if self._relay is None else self._forward(covering.topic, message)
-        return self._deliver(covering, message, record)
+        return self._deliver(covering.topic, covering, message, record)
 
     def publish_locally(self, topic: str | Words | None, /, **message: Any) -> int:
         """Deliver a message to the subscribers of a topic in this process only, as `publish()` does.
@@ -224,7 +230,8 @@ class TopicBus(ABC):
         Raises:
             TypeError, ValueError: the topic is invalid.
         """
-        return self._deliver(self._cover(topic), message, None)
+        covering = self._cover(topic)
+        return self._deliver(covering.topic, covering, message, None)
 
     def _forward(self, words: Words, message: dict[str, Any]) -> TopicMessage:
         """Send a message on to the other processes; return its record."""
@@ -252,9 +259,8 @@ class TopicBus(ABC):
         self._drop_dead()
         return self._directory.cover(topic)
 
-    def _deliver(self, covering: Covering, message: dict[str, Any], record: TopicMessage | None) -> int:
+    def _deliver(self, words: Words, covering: Covering, message: dict[str, Any], record: TopicMessage | None) -> int:
         called = 0
-        words = covering.topic
         for subscription in covering.subscriptions:
             called += subscription.deliver(words, message)
         if covering.queues:
@@ -323,4 +329,5 @@ class TopicBus(ABC):
             covering = self._directory.covering.get(decoded.topic) or self._cover(decoded.topic)
             envelope = decoded.envelope
             record = TopicMessage(decoded.topic, decoded.content, envelope.id, envelope.timestamp, envelope.headers)
-            self._deliver(covering, decoded.content, record)
+            words = decoded.topic if self._watch is None else arrived(decoded, self._prefix)
+            self._deliver(words, covering, decoded.content, record)

@@ -55,10 +55,11 @@ class Relay:
         if not count:
             names = self._names(words)
             try:
-                for name in names.patterns:
-                    self._add_pattern(name, words)
-                for name in names.channels:
-                    self._add_channel(name, words)
+                with self._mpx._hub.unobserved():
+                    for name in names.patterns:
+                        self._add_pattern(name, words)
+                    for name in names.channels:
+                        self._add_channel(name, words)
             except BaseException:
                 self._remove(words)
                 raise

@@ -38,7 +38,7 @@ class TopicSubscription(TopicConsumer):
         self._name = _name_of(callback)
         self._keywords = Keywords(callback)
         self._callback: TopicCallback | None = None
-        self._reference: weakref.ref[Any] | None = None
+        self._reference: Callable[[], TopicCallback | None] | None = None
         if not weak:
             self._callback = callback
         elif isinstance(callback, MethodType):

@@ -8,6 +8,7 @@ import pickletools
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 import redis.exceptions
@@ -48,11 +49,14 @@ from redismpx import (
     TooManyChannels,
     TooManyPatterns,
     TooManyPromises,
+    observing,
 )
 from redismpx.topics import TopicMessage
 
 ENVELOPE = Envelope(b"body", {"Name": "value"}, reply_to=b"reply")
 LOST = ConnectionLost("gone", frozenset({b"a"}), sent=True, node="127.0.0.1:7001")
+PUBLISHING = observing.Publishing("publish", b"channel", ENVELOPE.headers, ENVELOPE.id)
+HANDLING = observing.Handling(b"channel", "a channel subscription", None, None)
 EXAMPLES = [
     Activation(b"channel"),
     LOST,
@@ -76,6 +80,15 @@ EXAMPLES = [
     RequestFailed(b"channel", "ValueError: text"),
     SlowConsumer(1, 2),
     Multiplexer("redis://127.0.0.1:1").stats(),
+    observing.Connected("127.0.0.1:6379", 1.5),
+    observing.Subscribed("channel", b"channel"),
+    observing.Refused("channel", b"channel", "NOPERM"),
+    observing.Dropped("a channel subscription", 1),
+    observing.Missed(b"stream", b"1-0", None, "trimmed"),
+    PUBLISHING,
+    observing.Published(PUBLISHING, 0.5, None),
+    HANDLING,
+    observing.Handled(HANDLING, 0.5, None),
     SubscriptionIsClosed(),
     SubscriptionRefused("channel", b"channel", "NOPERM"),
     TooManyChannels("max_channels", 1),
@@ -83,6 +96,12 @@ EXAMPLES = [
     TooManyPromises("max_promises", 1),
 ]
 """An object of each public class that is a value or an exception."""
+EVENTS = [
+    Disconnect(LOST),
+    observing.ConnectFailed("127.0.0.1:6379", LOST),
+    observing.Lost("127.0.0.1:6379", LOST, 1, 2),
+]
+"""The same of those that have an error."""
 OF_A_LOOP = (
     ChannelSubscription, KeySubscription, Multiplexer, PatternSubscription, Promise, PromiseSubscription, Service,
     StreamSubscription,
@@ -103,15 +122,18 @@ each_way = pytest.mark.parametrize("again", COPIES.values(), ids=list(COPIES))
 def test_every_public_class_has_an_example() -> None:
     """The objects of each public class have an example here, or belong to a loop."""
     public = {value for name in redismpx.__all__ if isinstance(value := getattr(redismpx, name), type)}
-    assert public | {TopicMessage} == {*map(type, EXAMPLES), *OF_A_LOOP, Disconnect}
+    facts = {*get_args(observing.Fact), observing.Publishing, observing.Handling}
+    assert public | facts | {TopicMessage} == {*map(type, EXAMPLES), *map(type, EVENTS), *OF_A_LOOP}
 
 
 @each_way
-def test_a_disconnect_keeps_its_error(again: Callable[[object], object]) -> None:
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_keeps_its_error(event: object, again: Callable[[object], object]) -> None:
     """A copy of an event has a copy of its error, with the same facts; errors compare by identity."""
-    twin = again(Disconnect(LOST))
-    assert isinstance(twin, Disconnect)
-    assert (str(twin.error), twin.error.__dict__) == (str(LOST), LOST.__dict__)
+    twin = again(event)
+    assert isinstance(twin, type(event))
+    error = twin.error  # type: ignore[attr-defined]
+    assert (str(error), error.__dict__) == (str(LOST), LOST.__dict__)
 
 
 @each_way

@@ -17,7 +17,7 @@ PACKAGE = Path(redismpx.__file__).parent
 FLOORS = [
     {"errors"},
     {"_core"},
-    {"typing", "stats", "arguments", "message", "envelope", "reply", "url_file"},
+    {"typing", "stats", "arguments", "message", "envelope", "observing", "reply", "url_file"},
     {"_io.runtime"},
     {"_io.redispy"},
     {"_io.session"},
@@ -26,6 +26,7 @@ FLOORS = [
     {"_io.streams"},
     {"_io.deployment"},
     {"_io.hub"},
+    {"_io.snapshot"},
     {"subscription"},
     {"reading"},
     {"channel", "keys", "pattern", "promise", "stream"},

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from redismpx._core.critical import CriticalSection
 from redismpx._core.entry import SubscriberState
 from redismpx._core.registry import Registry
 from redismpx._core.wire import NOT_ENOUGH, Kind
 from redismpx._io.session.dispatcher import FANOUT_CHUNK, Dispatcher
 from redismpx.errors import ConnectionLost, SubscriptionRefused
-from redismpx.stats import Counters
+
+from ..helpers.options import session_options
 
 MANY = 4 * FANOUT_CHUNK
 OVER = -math.inf  # a deadline that has passed
@@ -58,9 +58,7 @@ class Rig:
     def __init__(self, clients: list[Client]) -> None:
         self.clients = clients
         self.registry: Registry[Any] = Registry()
-        self.dispatcher = Dispatcher(
-            self.registry, Counters(), CriticalSection(), lambda delay: None, lambda error: None
-        )
+        self.dispatcher = Dispatcher(self.registry, session_options(), lambda delay: None, lambda error: None)
         self.replies: list[Any] = []
         for client in clients:
             self.registry.add(Kind.CHANNEL, (b"a",), client)

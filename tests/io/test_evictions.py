@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from redismpx._core.critical import CriticalSection
 from redismpx._core.registry import Registry
 from redismpx._core.wire import Kind, new_parser
 from redismpx._io.session.dispatcher import Dispatcher
 from redismpx._io.session.listener import Listener
 from redismpx._io.session.subscriber import Subscriber
-from redismpx.stats import Counters
+
+from ..helpers.options import session_options
 
 SUBSCRIBED = b"*3\r\n$10\r\nssubscribe\r\n$1\r\na\r\n:1\r\n"
 UNSUBSCRIBED = b"*3\r\n$12\r\nsunsubscribe\r\n$1\r\na\r\n:0\r\n"
@@ -26,8 +26,7 @@ class Node:
         self._listener = Listener()
         self._dispatcher = Dispatcher(
             self.registry,
-            Counters(),
-            CriticalSection(),
+            session_options(),
             lambda _: None,
             lambda _: None,
             lambda names, _: self.evicted.append(names),

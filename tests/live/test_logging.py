@@ -17,6 +17,7 @@ from redismpx._io.session import outage
 from redismpx.testing import Checker
 
 from ..helpers.fake_server import FakeServer, read_command
+from ..helpers.options import session_options
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
@@ -287,11 +288,12 @@ async def test_an_outage_that_was_not_logged_ends_quietly(
 
 def test_many_servers_of_a_cluster_log_a_few_records(caplog: pytest.LogCaptureFixture) -> None:
     """When hundreds of servers are lost together, a few outages are logged, and the ends of these only."""
-    limit = log.RecordLimit()
-    logs = [outage.OutageLog(limit) for _ in range(300)]
+    options = session_options()
+    logs = [outage.Outages(options) for _ in range(300)]
     caplog.set_level(logging.WARNING)
     for number, each in enumerate(logs):
-        each.failed(f"node {number}", ConnectionLost("gone"), outage.Gap(1, 2), is_first=True, is_flapping=False)
+        each.begin(f"node {number}", ConnectionLost("gone"), outage.Gap(1, 2))
+        each.failed(f"node {number}", ConnectionLost("gone"), is_first=True, is_flapping=False)
     assert len(caplog.records) == log.RECORDS
     for number, each in enumerate(logs):
         if number % 2:

@@ -12,6 +12,7 @@ from ...stats import Counters
 from ...typing import Decode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage
 from ..runtime.log import RecordLimit
 from ..runtime.tasks import Tasks
+from .watch import Watch
 
 
 class Consumer(NamedTuple):
@@ -45,3 +46,10 @@ class DeliveryContext:
     call_soon: Callable[[Callable[[], object]], None]
     """Has the loop call a function in its next iteration."""
     record_limit: RecordLimit
+    watch: Watch | None = None
+    """The observers. None: there are none."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether an observer follows each message."""
+        return self.watch is not None and self.watch.follows

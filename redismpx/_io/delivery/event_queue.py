@@ -10,7 +10,7 @@ from ..._core.buffer import Buffer, Losses
 from ..._core.latest import new_buffer
 from ..._core.overflow import Overflow
 from ..._core.wire import IdentityEnum
-from ...errors import SlowConsumer
+from ...errors import SlowConsumer, quote
 from ..runtime.notification import Notifier
 from ..session.subscriber import Deliver
 from .consumer import Consumer, DeliveryContext
@@ -105,6 +105,12 @@ class EventQueue(Notifier, ABC):
     def pending(self) -> int:
         """The number of queued messages."""
         return 0 if self.buffer is None else len(self.buffer)
+
+    @property
+    def title(self) -> str:
+        """What it is called, with the channel of its next message."""
+        channel = None if self.buffer is None else self.buffer.next_channel
+        return self._label if channel is None else f"{self._label}, next on {quote(channel)}"
 
     @property
     def signal_is_next(self) -> bool:

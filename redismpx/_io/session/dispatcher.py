@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 from ..._core.buffer import DEFERRED
-from ..._core.critical import CriticalSection
 from ..._core.entry import Entry, SubscriberState
 from ..._core.registry import Registry
 from ..._core.wire import (
@@ -31,10 +30,11 @@ from ..._core.wire import (
     parse_redirection,
 )
 from ...errors import ConnectionLost, SubscriptionRefused, narrow, plain
-from ...stats import Counters
+from ...observing import Refused
 from ..runtime.log import logger
 from ..runtime.tasks import LOOK_AFTER, TIME_SLICE
 from .listener import Listener
+from .options import SessionOptions
 from .outage import Gap
 from .subscriber import Subscriber, Subscribers
 
@@ -77,15 +77,15 @@ class Dispatcher:
     def __init__(
         self,
         registry: Registry[Subscriber],
-        counters: Counters,
-        critical: CriticalSection,
+        options: SessionOptions,
         retry_in: Callable[[float], None],
         hide_secrets_in: Callable[[Exception], None],
         evict: Evict | None = None,
     ) -> None:
         self._registry = registry
-        self._counters = counters
-        self._critical = critical
+        self._tell = options.tell
+        self._counters = options.counters
+        self._critical = options.critical
         self._retry_in = retry_in
         self._hide_secrets_in = hide_secrets_in
         self._evict = evict
@@ -166,7 +166,9 @@ class Dispatcher:
                     if monotonic() > deadline:
                         return replies, False
         finally:
-            self._counters.messages += replies - others
+            if replies > others:
+                self._counters.messages += replies - others
+                self._counters.receiving_until = deadline
             self._flush_deferred()
 
     async def lose(self, error: ConnectionLost) -> Gap:
@@ -191,6 +193,7 @@ class Dispatcher:
             if monotonic() > deadline:
                 await asyncio.sleep(0)
                 deadline = monotonic() + TIME_SLICE
+        self._counters.gaps += subscriptions
         return Gap(subscriptions, self._registry.lost_names - listeners)  # a listener has one name
 
     # --- messages
@@ -319,6 +322,8 @@ class Dispatcher:
                 self._warned = True
                 logger.warning("Redis rejects an unsubscribe (%s); messages for such names are ignored", plain(text))
             refusal = SubscriptionRefused(command.verb.kind.value, command.names[0], text)
+            if rejected and self._tell is not None:
+                self._tell(Refused(refusal.kind, refusal.name, text))
             self._notify(lambda subscriber: subscriber.refuse(refusal), rejected)
 
     def _take_failed_login(self, text: str) -> None:

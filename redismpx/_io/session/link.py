@@ -16,7 +16,8 @@ from ..redispy.connection import Address, Connection
 from ..redispy.credentials import Login
 from ..redispy.errors import ResponseError
 from ..runtime.log import logger
-from ..runtime.tasks import TIME_SLICE, Tasks
+from ..runtime.tasks import TIME_SLICE
+from .options import SessionOptions
 
 READ_SIZE = 64 * 1024  # bytes
 SLICE_SIZE = 16 * 1024  # bytes fed to hiredis at once: it moves the rest of its buffer after every reply
@@ -53,16 +54,15 @@ class Link(asyncio.BufferedProtocol):
         receive: Receive,
         oldest_in_flight: Callable[[], object],
         send_ping: Callable[[], None],
-        ping_interval: float | None,
-        ping_timeout: float,
-        tasks: Tasks,
+        options: SessionOptions,
     ) -> None:
         self._connection = connection
         self._receive = receive
         self._oldest_in_flight = oldest_in_flight
         self._send_ping = send_ping
-        self._ping_interval = ping_interval
-        self._tasks = tasks
+        self._ping_interval = options.ping_interval
+        self._tasks = options.tasks
+        self._counters = options.counters
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[ConnectionLost] = self._loop.create_future()
         self.state = LinkState.LIVE
@@ -75,8 +75,8 @@ class Link(asyncio.BufferedProtocol):
         self._start = self._end = 0  # the part of the buffer that is not parsed yet
         self._takes = 0  # how often something was taken
         self._resuming: asyncio.Handle | None = None  # while reading is paused, after a full time slice
-        interval = math.inf if ping_interval is None else ping_interval
-        self.liveness: Liveness = Liveness(interval, ping_timeout, self._loop.time())
+        interval = math.inf if options.ping_interval is None else options.ping_interval
+        self.liveness: Liveness = Liveness(interval, options.ping_timeout, self._loop.time())
         self._watched_takes = 0  # `_takes` at the last look
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -247,6 +247,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _note_reply(self) -> None:
         if self.liveness.replied(self._loop.time()) and self.state is LinkState.LIVE:
+            self._counters.round_trip = self.liveness.round_trip
             self._watch_in(self._ping_interval)
 
     def _watch(self) -> None:

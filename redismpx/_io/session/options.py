@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from ..._core.critical import CriticalSection
+from ...observing import Fact
 from ...stats import Counters
 from ..runtime.log import RecordLimit
 from ..runtime.tasks import Tasks
+
+Tell: TypeAlias = Callable[[Fact], None]
+"""Tells the observers a fact. They may close anything."""
 
 
 class SessionOptions(NamedTuple):
@@ -19,3 +24,5 @@ class SessionOptions(NamedTuple):
     counters: Counters
     critical: CriticalSection
     record_limit: RecordLimit
+    tell: Tell | None = None
+    """Tells the observers a fact. None: there are none."""

@@ -1,4 +1,4 @@
-"""What to log of the outages of one session: one record when an outage begins, and one when it ends."""
+"""What to report of the outages of one session: each failure to the observers; to the log, the begin and the end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from time import monotonic
 from typing import NamedTuple
 
 from ...errors import ConnectionLost
+from ...observing import Connected, ConnectFailed, Lost
 from ..redispy.errors import needs_operator
-from ..runtime.log import RecordLimit, logger
+from ..runtime.log import logger
+from .options import SessionOptions
 
 WARN_INTERVAL = 60.0  # seconds between two warnings about connections that break before they are stable
 ERROR_INTERVAL = 300.0  # seconds between two errors about a password or a certificate that is wrong
@@ -32,22 +34,30 @@ class Gap(NamedTuple):
         return f"interrupted: {self.subscriptions} subscriptions, {self.names} names; what was published is missed"
 
 
-class OutageLog:
-    """Logs the outages of one session. The end of an outage is a warning if its begin was logged."""
+class Outages:
+    """Counts, logs and tells the outages of one session. The end of an outage is a warning if its begin was logged."""
 
-    def __init__(self, limit: RecordLimit) -> None:
-        self._limit = limit
+    def __init__(self, options: SessionOptions) -> None:
+        self._limit = options.record_limit
+        self._counters = options.counters
+        self._tell = options.tell
+        self._was_connected = False
         self._since: float | None = None  # when the outage began; None while there is a connection
         self._gap = Gap()
         self._is_logged = False  # whether this outage was logged
         self._warned = -math.inf  # when the last warning was logged
         self._error_logged = -math.inf  # when the last error was logged
 
-    def failed(self, where: str, lost: ConnectionLost, gap: Gap, *, is_first: bool, is_flapping: bool) -> None:
+    def begin(self, where: str, lost: ConnectionLost, gap: Gap | None) -> None:
+        """Tell a failure. Without a gap, it is an attempt to connect that failed."""
+        if self._since is None:
+            self._since, self._gap = monotonic(), gap or Gap()
+        if self._tell is not None:
+            self._tell(ConnectFailed(where, lost) if gap is None else Lost(where, lost, gap.subscriptions, gap.names))
+
+    def failed(self, where: str, lost: ConnectionLost, *, is_first: bool, is_flapping: bool) -> None:
         """Log a failure, unless it belongs to an outage that was logged already."""
         now = monotonic()
-        if self._since is None:
-            self._since, self._gap = now, gap
         if needs_operator(lost.__cause__) and now >= self._error_logged + ERROR_INTERVAL:
             self._error_logged = now
             self._log(logging.ERROR, "no connection to Redis at %s until this is fixed (%s)", where, lost.reason)
@@ -64,8 +74,15 @@ class OutageLog:
             logger.log(level, text + "%s", where, why, more)
 
     def ended(self, where: str) -> None:
-        """Log a new connection."""
+        """Count, tell and log a new connection."""
+        since = self._since
+        outage = None if since is None or not self._was_connected else monotonic() - since
+        self._counters.connections += 1
+        self._counters.reconnects += self._was_connected
+        self._was_connected = True
         seconds = self._end()
+        if self._tell is not None:
+            self._tell(Connected(where, outage))
         if seconds is None:
             logger.info("connected to %s", where)
         else:

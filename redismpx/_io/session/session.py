@@ -12,7 +12,7 @@ from time import monotonic
 from ..._core.registry import Registry
 from ..._core.wire import Command, Kind, Verb
 from ...errors import ConnectionLost, MultiplexerIsClosed
-from ..redispy.client import AbstractBackoff, key_slot
+from ..redispy.client import AbstractBackoff
 from ..redispy.connection import Address
 from ..redispy.credentials import Login
 from ..redispy.endpoint import Endpoint
@@ -22,8 +22,9 @@ from ..runtime.notification import Notifier
 from ..runtime.tasks import LOOK_AFTER, TIME_SLICE, is_cancelled, is_cancelling, running_task
 from .dispatcher import Dispatcher, Evict
 from .link import Link
+from .observed import new_registry
 from .options import SessionOptions
-from .outage import Gap, OutageLog
+from .outage import Gap, Outages
 from .reconnect import ReconnectPolicy
 from .state import SESSION_TRANSITIONS, SessionState
 from .subscriber import Subscriber
@@ -47,15 +48,13 @@ class Session:
     ) -> None:
         self._endpoint = endpoint
         self._policy = ReconnectPolicy(backoff)
-        self._outage_log = OutageLog(options.record_limit)
+        self._outages = Outages(options)
         self._options = options
         self._tasks = options.tasks
         self._on_lost = on_lost
         self._on_end = on_end
-        self.registry: Registry[Subscriber] = Registry(key_slot)
-        self._dispatcher = Dispatcher(
-            self.registry, options.counters, options.critical, self._retry_in, self._hide_secrets_in, evict
-        )
+        self.registry: Registry[Subscriber] = new_registry(options)
+        self._dispatcher = Dispatcher(self.registry, options, self._retry_in, self._hide_secrets_in, evict)
         self.state: SessionState = SessionState.IDLE
         self.last_error: ConnectionLost | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -180,16 +179,13 @@ class Session:
             self._receive,
             lambda: self.registry.oldest_command,
             self._send_ping,
-            self._options.ping_interval,
-            self._options.ping_timeout,
-            self._tasks,
+            self._options,
         )
         since = self._loop.time()
         try:
             link.open()
-            self._options.counters.connections += 1
             self._move(SessionState.CONNECTED)
-            self._outage_log.ended(str(self._endpoint))
+            self._outages.ended(str(self._endpoint))
             self.log_in(self._login)
             self._flush()
             lost = await link.lost
@@ -206,6 +202,9 @@ class Session:
         """Wait until it is time for the next dial."""
         was_connected = self.state is SessionState.CONNECTED
         self._move(SessionState.BACKING_OFF)
+        self._outages.begin(str(self._endpoint), lost, gap if was_connected else None)
+        if self.closed:  # by an observer
+            return
         if was_connected and self.registry.is_empty:
             # Nothing was missed: most often the server's `timeout` for idle clients, and no outage.
             logger.debug("a connection without subscriptions was lost (%s)", lost.reason)
@@ -214,8 +213,8 @@ class Session:
                     await self._needed.wait()
         else:
             is_first = self._policy.failures == 0
-            self._outage_log.failed(
-                str(self._endpoint), lost, gap, is_first=is_first, is_flapping=was_connected and not is_first
+            self._outages.failed(
+                str(self._endpoint), lost, is_first=is_first, is_flapping=was_connected and not is_first
             )
             if self.closed:  # by a log handler
                 return
@@ -325,7 +324,7 @@ class Session:
 
     def retire(self) -> None:
         """End a session that has no names any more."""
-        self._outage_log.given_up(str(self._endpoint))
+        self._outages.given_up(str(self._endpoint))
         self.close()
 
     def close(self) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 
 from ..._core.events import Signal
 from ...errors import ConnectionLost, DecodeError, SlowConsumer
+from ...observing import Missed
 from ..delivery.inbox import Inbox
+from ..delivery.observed import ObservedInbox
 from ..delivery.reporter import Report, raise_in_loop
 
 
@@ -37,6 +39,12 @@ class StreamInbox(Inbox):
     def gap(self, argument: object, name: bytes) -> None:
         """Take note that messages of a stream are missing here."""
         self._signal(Signal.GAP, argument, name)
+
+    def missed(self, fact: Missed) -> None:
+        """Count a gap that the consumer gets now."""
+        self.context.counters.stream_gaps += 1
+        if self.context.watch is not None:
+            self.context.watch.tell(fact)
 
     def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
         """Take note that the connection is lost, or some names on it.
@@ -109,3 +117,12 @@ class StreamInbox(Inbox):
         error = DecodeError(channel, data)
         error.__cause__ = cause
         return self.reporter.report(error)
+
+
+class ObservedStreamInbox(StreamInbox, ObservedInbox):
+    """The same, with observers. A message that is read again later is not dropped for them."""
+
+    __slots__ = ()
+
+    def _payload_of(self, data: bytes) -> bytes:
+        return data.split(b" ", 2)[2]

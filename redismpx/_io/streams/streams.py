@@ -47,7 +47,7 @@ class Streams:
         self._tasks = tasks
         self._record_limit = record_limit
         self._tail_interval = tail_interval
-        self._streams: dict[bytes, Stream] = {}
+        self.streams: dict[bytes, Stream] = {}
         self._jobs: dict[Stream, Callable[[], Coroutine[Any, Any, None]] | None] = {}  # None: read pages
         self._running = 0
         self._turn = asyncio.Lock()  # of the page that is delivered: together, pages would stop the loop for too long
@@ -63,9 +63,9 @@ class Streams:
 
     def open(self, name: bytes) -> Stream:
         """Return the stream of a name, which another cursor joins now."""
-        stream = self._streams.get(name)
+        stream = self.streams.get(name)
         if stream is None:
-            stream = self._streams[name] = Stream(name, self._on_wanted)
+            stream = self.streams[name] = Stream(name, self._on_wanted)
         return stream
 
     def close(self, cursor: StreamCursor) -> None:
@@ -73,7 +73,7 @@ class Streams:
         stream = cursor.stream
         cursor.remove()
         if not stream.cursors:
-            self._streams.pop(stream.name, None)
+            self.streams.pop(stream.name, None)
             self._pauses.pop(stream, None)
             self._quiet.pop(stream, None)
 
@@ -225,9 +225,9 @@ class Streams:
 
     def _look_at_tails(self) -> None:
         """Compare the last ids of all streams that had no live message since the last look."""
-        if not self._streams:
+        if not self.streams:
             return
-        for stream in self._streams.values():
+        for stream in self.streams.values():
             if self._quiet.get(stream) == stream.frames and stream not in self._jobs and not stream.readers:
                 self._add(stream, partial(self._look, stream))
             self._quiet[stream] = stream.frames

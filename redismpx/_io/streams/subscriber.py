@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from ..._core.buffer import DEFERRED
 from ..._core.recovery import Cursor, CursorState, HistoryGap, Page, PageRequest, Stream
 from ...errors import ConnectionLost, SubscriptionRefused, narrow
+from ...observing import Missed
 from ..delivery.event_queue import QueueState
 from .inbox import StreamInbox
 
@@ -159,7 +160,7 @@ class StreamSubscriber:
         self.durable = durable
         self.cursors: dict[bytes, StreamCursor] = {}
         self.call: Callable[[StreamCursor, bytes, bytes], object] | None = None
-        """Calls the callback with a message of a cursor: its id and payload. None: messages are read."""
+        """Calls the callback with a message of a cursor: its id and payload. None: messages are read, or followed."""
         inbox.connect(self._fell_behind, self._caught_up, self.undecodable)
 
     def add(self, names: Iterable[bytes], position: bytes | None) -> None:
@@ -290,6 +291,7 @@ class StreamSubscriber:
 
     def missed(self, cursor: StreamCursor, gap: HistoryGap) -> None:
         """Take note that the consumer got a gap."""
+        self.inbox.missed(Missed(cursor.stream.name, gap.after, gap.before, gap.reason))
         cursor.may_go_back = True
         if gap.before is None:
             cursor.handed = gap.position
