@@ -62,7 +62,14 @@ BETWEEN = ["tests/api", "tests/core/test_critical.py"] + [
 ]
 # Python makes no difference to these: large numbers, and mutated bytes for hiredis.
 NOT_ON_OLDER = "hundred_thousand or many_kills or thousand_multiplexers or test_fuzz"
-FRAMEWORKS = ("broadcaster", "channels", "litestar", "socketio", "starlette")  # extras of redismpx.contrib
+FRAMEWORKS = (
+    "broadcaster",
+    "channels",
+    "litestar",
+    "prometheus",
+    "socketio",
+    "starlette",
+)  # extras of redismpx.contrib
 PEERS = ("fastapi_websocket_pubsub",)  # those whose own tests run on the adapters
 AT_REDIS_8 = [f"tests/live/test_{name}.py" for name in ("channel", "handshake", "promise", "reconnect", "sharded")]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]

@@ -38,7 +38,8 @@ autodoc_type_aliases = {
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # see default_role
-    ("py:class", r"starlette\..*"),
+    ("py:class", r"starlette\..*|opentelemetry\..*|prometheus_client\..*|(Tracer|Meter)Provider|Metric|Span"),
+    ("py:class", r"(redismpx\.contrib\._figures\.)?AnyMultiplexer"),
     ("py:class", r"(redismpx\.contrib\.starlette\.)?_(Event|Frame|Sent|Subscription).*"),
     ("py:class", r"broadcaster\..*|litestar\..*|BackendEvent|.*GapHook.*|.*_feed\.GapFeed"),
     ("py:class", r"Mapping.*|Awaitable.*|Callable.*|contextlib\.AbstractAsyncContextManager"),

@@ -732,6 +732,20 @@ MUTANTS = [
         f"{OBSERVING} -k hostile",
     ),
     Mutant(
+        "a multiplexer is asked for its figures in another thread",
+        "contrib/_figures.py",
+        "        if loop is None or loop is _running_loop() or not loop.is_running():\n",
+        "        if loop is not None:\n",
+        "tests/contrib/test_prometheus.py -k another_thread",
+    ),
+    Mutant(
+        "the span of a callback does not belong to that of its publisher",
+        "contrib/opentelemetry.py",
+        "            producer, links = extracted, [Link(creation)]\n",
+        "            producer, links = None, []\n",
+        "tests/contrib/test_opentelemetry.py -k a_trace_goes_through",
+    ),
+    Mutant(
         "a coroutine is awaited outside its operation",
         "_io/delivery/watch.py",
         "    adopt(result)\n    followed.enter()\n",
@@ -743,7 +757,7 @@ MUTANTS = [
         "_io/session/observed.py",
         "            self._critical.postpone(partial(self._tell, Subscribed(verb.kind.value, name)))",
         "            self._tell(Subscribed(verb.kind.value, name))",
-        f"{OBSERVING} -k may_close",
+        f"{OBSERVING} -k in_the_middle_of_a_change",
     ),
     Mutant(
         "a message of a topic is followed for each name that it came by",
