@@ -36,6 +36,7 @@ class Mutant(NamedTuple):
 
 BLOCKING = "tests/live/test_blocking.py"
 EMBEDDED = "tests/live/test_embedded.py"
+FAULTS = "tests/testing/test_faults.py"
 CHANNEL = "tests/live/test_channel.py"
 BISECTION = "tests/core/test_bisection.py"
 CALLBACKS = "tests/live/test_callbacks.py"
@@ -2849,6 +2850,48 @@ MUTANTS = [
         "                if sent.id is None and isinstance(event, StreamMessage):",
         "                if False:",
         f"{STARLETTE} -k resumes",
+    ),
+    Mutant(
+        "testing: a frozen network passes on what it has just read",
+        "testing/proxy.py",
+        "            while self._flow(way).stall:  # noqa: ASYNC110, any thread may change it\n",
+        "            while False:\n",
+        f"{FAULTS} -k frozen",
+    ),
+    Mutant(
+        "testing: denied rights stay denied",
+        "testing/faults.py",
+        "return self._begin(self._rig.permit_all)",
+        "return self._begin(lambda: None)",
+        f"{FAULTS} -k come_back",
+    ),
+    Mutant(
+        "testing: no connection is reset in the middle of a message",
+        "testing/proxy.py",
+        "                connection.left = count\n",
+        "                pass\n",
+        f"{FAULTS} -k reset_comes",
+    ),
+    Mutant(
+        "testing: a message passes although its channel is dropped",
+        "testing/frames.py",
+        "_channel(frame) in self._dropped",
+        "not frame",
+        "tests/testing/test_frames.py -k removed",
+    ),
+    Mutant(
+        "testing: the checker accepts messages of inactive names",
+        "testing/checker.py",
+        "        if self._name_of(channel) not in self.active:\n",
+        "        if False:\n",
+        "tests/testing/test_checker.py -k named",
+    ),
+    Mutant(
+        "testing: a MemoryServer keeps the subscriptions of lost connections",
+        "testing/memory.py",
+        "                session.end()\n",
+        "                pass\n",
+        "tests/testing/test_memory.py -k leaves_nothing",
     ),
     Mutant(
         "socketio: the channel of a room that its last client has left stays subscribed",

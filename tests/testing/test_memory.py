@@ -167,6 +167,7 @@ async def test_it_leaves_nothing_behind(no_leaks: None) -> None:
             assert open_sockets() == before
             faults.freeze()
     assert not server.transports
+    assert not any(server.pubsub.names.values())
 
 
 async def test_a_second_has_a_thousand_tests() -> None:
