@@ -435,7 +435,7 @@ async def test_the_chat_survives_a_restart_as_told(stage: Block, valkey: ValkeyS
     port = valkey.port
     async with run_chat(stage, tmp_path, valkey) as (process, url), connect(url + "?name=Ann", proxy=None) as ann:
         for line in transcript.text.splitlines():
-            if "you miss what is said now" in line:
+            if "messages are lost until it is back" in line:
                 valkey.stop()
             if line.startswith("> "):
                 await ann.send(line[2:])
