@@ -43,7 +43,7 @@ IN_OTHER_LOOPS = [
     f"tests/live/test_{name}.py"
     for name in ("callbacks", "drain", "fairness", "hardening", "last_messages", "overflow", "reading")
 ]
-WITH_DEPENDENCIES = ["tests/api", "tests/contrib/test_starlette.py"] + [
+WITH_DEPENDENCIES = ["tests/api", "tests/contrib/test_starlette.py", "tests/cli/test_listen.py"] + [
     f"tests/live/test_{name}.py"
     for name in ("channel", "connection", "handshake", "lifecycle", "publish", "reconnect", "sharded")
 ]

@@ -189,6 +189,20 @@ MUTANTS = [
         "tests/api/test_topics.py -k finalizer",
     ),
     Mutant(
+        "doctor: half a cluster that goes on without the rest is well",
+        "cli/checks.py",
+        ' or served != "16384"',
+        "",
+        "tests/cli/test_doctor.py -k half_a_cluster",
+    ),
+    Mutant(
+        "bench: a lost connection is a traceback",
+        "cli/bench.py",
+        "        raise errors.exceptions[0] from None\n",
+        "        raise\n",
+        "tests/cli/test_bench.py -k lost_connection",
+    ),
+    Mutant(
         "topics: errors of a handler go to the multiplexer",
         "topics/bus.py",
         ", on_error=self._reporter.on_error)",

@@ -10,14 +10,12 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
 
+from .._io.redispy.direct import DirectServer, Redis, RedisError, ResponseError
 from . import options
 from .options import with_server
 from .output import shown
 from .session import run_async
-from .target import new_client, read_target
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -59,7 +57,8 @@ def channels(url: str, pattern: bytes, watch: bool) -> None:
 
 
 async def _show(url: str, pattern: bytes, watch: bool) -> None:
-    async with contextlib.aclosing(new_client(read_target(url))) as client:
+    async with DirectServer(url) as server:
+        client = server.client
         snapshot = await _look(client, pattern)
         if not sys.stdout.isatty():
             _print(snapshot)

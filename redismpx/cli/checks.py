@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Finding", "Verdict", "check_config", "check_info", "check_unsent", "explain_failure"]
+__all__ = ["Finding", "Verdict", "check_config", "check_info", "check_unsent", "cure_of", "explain_failure"]
 
 import enum
 import socket
@@ -74,6 +74,13 @@ def explain_failure(error: BaseException, *, tls: bool) -> Finding:
     return _failure("protocol", "the server closed the connection", "use rediss:// if the port is for TLS")
 
 
+def cure_of(error: BaseException) -> str:
+    """Say what to do if the server has rejected something that the library does."""
+    if "unknown command" in str(error):
+        return "see rename-command in the file of the server, or use a server or proxy that has it"
+    return "; ".join(getattr(error, "__notes__", ())) or "see ACL SETUSER on the server"
+
+
 def _explain_network(error: BaseException) -> Finding | None:
     """Say what an error of the system or of TLS means; None for another one."""
     if isinstance(error, socket.gaierror):
@@ -106,8 +113,9 @@ def check_info(info: Mapping[str, object], cluster: Mapping[str, str]) -> list[F
     else:
         found.append(Finding(Verdict.WELL, "role", "primary"))
     if cluster:
-        if cluster.get("cluster_state") != "ok":
-            text = f"{cluster.get('cluster_slots_ok', '?')} of 16384 slots are served"
+        served = cluster.get("cluster_slots_ok", "?")
+        if cluster.get("cluster_state") != "ok" or served != "16384":
+            text = f"{served} of 16384 slots are served"
             found.append(_failure("cluster", text, "assign all slots, and start the nodes that are down"))
         else:
             cure = "pass a RedisCluster client to use sharded channels"

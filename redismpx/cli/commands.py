@@ -9,10 +9,11 @@ import sys
 
 import click
 from click.shell_completion import shell_complete
-from redis.exceptions import RedisError
 
 from .. import RedisMPXError, __version__
+from .._io.redispy.direct import RedisError
 from ..errors import plain
+from .bench import bench
 from .broker import broker
 from .channels import channels
 from .completion import completion
@@ -41,7 +42,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (listen, publish, request, serve, history, channels, doctor, broker, demo, completion):
+for _command in (listen, publish, request, serve, history, channels, doctor, bench, broker, demo, completion):
     group.add_command(_command)
 
 

@@ -12,16 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import click
-from redis.asyncio import Redis
-from redis.asyncio.connection import SSLConnection
-from redis.exceptions import RedisError, ResponseError
 
 from .. import Multiplexer, RedisMPXError
+from .._io.redispy.direct import DirectServer, Redis, RedisError, ResponseError
 from ..errors import plain
-from .checks import Finding, Verdict, check_config, check_info, check_unsent, explain_failure
+from .checks import Finding, Verdict, check_config, check_info, check_unsent, cure_of, explain_failure
 from .options import with_server
 from .session import run_async
-from .target import Target, new_client, read_target
 
 _UNWELL = 1
 _RIGHTS_TIMEOUT = 3.0  # seconds for each thing that is tried
@@ -52,49 +49,47 @@ async def _examine(url: str) -> int:
 
 async def _findings(url: str) -> AsyncIterator[Finding]:
     try:
-        target = read_target(url)
+        server = DirectServer(url)
     except ValueError as error:
         yield Finding(Verdict.FAILURE, "URL", str(error))
         return
-    if target.sentinels:
-        places = []
-        async for finding, place in _ask_sentinels(target):
-            yield finding
-            places.append(place)
-        known = {place for place in places if place is not None}
-        if len(known) != 1:
-            text = "no Sentinel names the primary" if not known else "the Sentinels name different primaries"
-            yield Finding(Verdict.FAILURE, "Sentinels", text, "check the service, and SENTINEL MASTERS at each of them")
-            return
-    async with contextlib.aclosing(new_client(target)) as client:
+    async with server:
+        if server.sentinels:
+            places = []
+            async for finding, place in _ask_sentinels(server):
+                yield finding
+                places.append(place)
+            known = {place for place in places if place is not None}
+            if len(known) != 1:
+                text = "no Sentinel names the primary" if not known else "the Sentinels name different primaries"
+                cure = "check the service, and SENTINEL MASTERS at each of them"
+                yield Finding(Verdict.FAILURE, "Sentinels", text, cure)
+                return
         try:
-            await client.execute_command("CLIENT", "ID")
+            await server.client.execute_command("CLIENT", "ID")
         except (RedisError, OSError) as error:
-            finding = explain_failure(error, tls=target.options.get("connection_class") is SSLConnection)
+            finding = explain_failure(error, tls=server.has_tls)
             yield finding
             if finding.subject not in ("commands", "rights"):
                 return
         else:
             yield Finding(Verdict.WELL, "connection", "connected and logged in")
-        async for finding in _settings(client):
+        async for finding in _settings(server.client):
             yield finding
     async for finding in _rights(url):
         yield finding
 
 
-async def _ask_sentinels(target: Target) -> AsyncIterator[tuple[Finding, tuple[Any, ...] | None]]:
+async def _ask_sentinels(server: DirectServer) -> AsyncIterator[tuple[Finding, tuple[Any, ...] | None]]:
     """Ask each Sentinel for the primary."""
-    tls = target.options.get("connection_class") is SSLConnection
-    for host, port in target.sentinels:
-        options = {n: v for n, v in target.options.items() if n.startswith(("socket_", "ssl_", "retry"))}
-        where = f"Sentinel {host}:{port}"
-        async with contextlib.aclosing(Redis(host=host, port=port, ssl=tls, protocol=2, **options)) as sentinel:
-            try:
-                place = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service)
-            except (RedisError, OSError) as error:
-                reason = explain_failure(error, tls=tls)
-                yield Finding(Verdict.WARNING, where, reason.text, "start it, or take it out of the URL"), None
-                continue
+    for address, sentinel in server.sentinels.items():
+        where = f"Sentinel {address}"
+        try:
+            place = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", server.service)
+        except (RedisError, OSError) as error:
+            reason = explain_failure(error, tls=server.has_tls)
+            yield Finding(Verdict.WARNING, where, reason.text, "start it, or take it out of the URL"), None
+            continue
         if place is None:
             cure = "check the service in the URL"
             yield Finding(Verdict.WARNING, where, "it does not know the service", cure), None
@@ -104,6 +99,11 @@ async def _ask_sentinels(target: Target) -> AsyncIterator[tuple[Finding, tuple[A
 
 async def _settings(client: Redis) -> AsyncIterator[Finding]:
     """Check what the server tells about itself, as far as the user may ask."""
+    try:
+        await client.execute_command("HELLO")
+    except ResponseError:
+        cure = "allow it, or add ?protocol=2 to the URL, which saves an attempt"
+        yield Finding(Verdict.WARNING, "HELLO", "rejected: each connection is dialled a second time without it", cure)
     info: dict[str, Any] = {}
     cluster: dict[str, str] = {}
     with contextlib.suppress(ResponseError):
@@ -119,7 +119,7 @@ async def _settings(client: Redis) -> AsyncIterator[Finding]:
         for finding in check_config(config) + check_unsent(config, await client.client_list(_type="pubsub")):
             yield finding
     except ResponseError:
-        text = "not checked: the user may not ask for it"
+        text = "not checked: the user may not ask for it, or CONFIG was renamed"
         yield Finding(Verdict.WELL, "settings", text, "check them as an administrator")
 
 
@@ -143,18 +143,28 @@ async def _rights(url: str) -> AsyncIterator[Finding]:
             async with mpx.new_pattern_subscription(f"{name}*") as sub:
                 await sub.wait_for_activation(timeout=_RIGHTS_TIMEOUT)
 
+        async def listen_to_keys() -> None:
+            async with mpx.new_key_subscription(f"{name}*") as sub:
+                await sub.wait_for_activation(timeout=_RIGHTS_TIMEOUT)
+
+        async def request() -> None:
+            async with mpx.serve(name, lambda request: request.body) as service:
+                await service.wait_for_activation(timeout=_RIGHTS_TIMEOUT)
+                await mpx.request(name, b"", timeout=_RIGHTS_TIMEOUT)
+
         tried: dict[str, Callable[[], Awaitable[None]]] = {
             "subscribe to channels": subscribe,
             "subscribe to patterns": listen_to_pattern,
             "subscribe to sharded channels": functools.partial(subscribe, sharded=True),
             "publish": publish,
             "append to streams": append,
+            "send requests": request,
+            "listen to keys": listen_to_keys,
         }
         for subject, attempt in tried.items():
             try:
                 await attempt()
             except (RedisMPXError, RedisError, OSError) as error:
-                cure = "; ".join(getattr(error, "__notes__", ())) or "see ACL SETUSER on the server"
-                yield Finding(Verdict.WARNING, f"right to {subject}", str(error), cure)
+                yield Finding(Verdict.WARNING, f"right to {subject}", str(error), cure_of(error))
             else:
                 yield Finding(Verdict.WELL, f"right to {subject}", "yes")

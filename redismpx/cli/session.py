@@ -47,9 +47,13 @@ async def connected(url: str, on_error: OnError | None = None) -> AsyncIterator[
         click.ClickException: there is no connection.
         ValueError: the URL cannot be used.
     """
+    try:
+        multiplexer = Multiplexer(url, on_error=on_error)
+    except TypeError as unknown:  # an option in the URL
+        raise click.ClickException(str(unknown)) from None
     # The commands show what is lost; the records of the library would repeat it.
     logging.getLogger("redismpx").addHandler(logging.NullHandler())
-    async with Multiplexer(url, on_error=on_error) as mpx:
+    async with multiplexer as mpx:
         connecting = asyncio.ensure_future(mpx.connect(_FIRST_CONNECT))
         while not connecting.done() and mpx.stats().last_error is None:
             await asyncio.wait([connecting], timeout=0.02)

@@ -23,6 +23,7 @@ CONNECTING = {
     "serve": ["x", "--command", "cat"],
     "history": ["x"],
     "channels": [],
+    "bench": [],
 }
 """The commands that connect to a server, with arguments."""
 
@@ -54,6 +55,17 @@ def test_no_server_is_an_error_of_one_line(command: str, capsys: pytest.CaptureF
     assert "s3cret" not in errors
 
 
+@pytest.mark.parametrize("command", CONNECTING)
+def test_an_unknown_option_of_a_url_is_an_error(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line with the option, and exit status 2."""
+    assert main([command, *CONNECTING[command], "--redis", "redis://:s3cret@127.0.0.1:1?foo=s3cret"]) == 2
+    output, errors = capsys.readouterr()
+    assert (output, errors.count("\n")) == ("", 1)
+    assert "an option that redis-py does not know: " in errors
+    assert "'foo'" in errors
+    assert "s3cret" not in errors
+
+
 @pytest.mark.parametrize("url", ["http://s3cret@h", "redis://:s3cret/x@127.0.0.1:1", "s3cret"])
 def test_an_invalid_url_is_not_repeated(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The error about a URL says what is wrong, and repeats nothing of it."""
@@ -76,6 +88,7 @@ def test_an_invalid_url_is_not_repeated(url: str, capsys: pytest.CaptureFixture[
         (["listen", "x", "--url-file", "/no/file"], "redismpx listen: there is no URL file /no/file; start a server"),
         (["publish", "x", "y", "--stream", "--sharded"], "redismpx publish: give --sharded or --stream, not both"),
         (["history", "x", "--json", "--raw"], "redismpx history: give --json or --raw, not both"),
+        (["bench", "--callers", "0"], "redismpx bench: Invalid value for '--callers': 0 is not in the range"),
         (["broker", "--port", "1", "--unix", "s"], "redismpx broker: give --port or --unix, not both"),
         (["no\x1bne"], "redismpx: No such command 'no\\x1bne'."),
         (["--nothing"], "redismpx: No such option"),

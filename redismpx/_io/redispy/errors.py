@@ -34,6 +34,7 @@ __all__ = [
     "is_transient",
     "needs_operator",
     "skips_tls_verification",
+    "speaks_tls",
 ]
 
 
@@ -54,7 +55,7 @@ def explain(pool: Pool, error: BaseException) -> str:
     """Return why a dial failed, with a hint where it looks as if only one side speaks TLS."""
     cut_off = "closed by server" in str(error) or isinstance(error.__context__, ConnectionResetError)
     hint = ""
-    if _speaks_tls(pool):
+    if speaks_tls(pool):
         if cut_off or isinstance(error, RedisTimeoutError):
             hint = _TLS_HINT
     elif issubclass(pool.connection_class, Connection) and (cut_off or isinstance(error, InvalidResponse)):
@@ -65,17 +66,18 @@ def explain(pool: Pool, error: BaseException) -> str:
 
 def await_reply(pool: Pool) -> str:
     """Return what is known while the server has not answered yet."""
-    return f"no reply from Redis at {describe(pool)} yet{_TLS_HINT if _speaks_tls(pool) else ''}"
+    return f"no reply from Redis at {describe(pool)} yet{_TLS_HINT if speaks_tls(pool) else ''}"
 
 
 def skips_tls_verification(pool: Pool) -> bool:
     """Tell whether connections speak TLS without verifying the server, because the options say so."""
     options = pool.connection_kwargs
     is_verified = options.get("ssl_cert_reqs", "required") not in (None, "none", ssl.CERT_NONE)
-    return _speaks_tls(pool) and not (is_verified and options.get("ssl_check_hostname", True))
+    return speaks_tls(pool) and not (is_verified and options.get("ssl_check_hostname", True))
 
 
-def _speaks_tls(pool: Pool) -> bool:
+def speaks_tls(pool: Pool) -> bool:
+    """Tell whether connections speak TLS."""
     return issubclass(pool.connection_class, SSLConnection)
 
 
