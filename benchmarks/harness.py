@@ -28,6 +28,7 @@ PEERS = {
     "nats-py": "nats-py",
     "blinker": "blinker",
     "PyPubSub": "pypubsub",
+    "replayrail": "replayrail",
 }
 """The other libraries, and the distribution of each."""
 UNITS = {

@@ -207,6 +207,39 @@ async def shared_redis_py(bench: Bench) -> None:
         await asyncio.gather(*readers)
 
 
+async def shared_replayrail(bench: Bench) -> None:
+    """A loop of `read()` for each client, as its own WebSocket endpoint has."""
+    from replayrail import ReplayRail
+    from replayrail.stores.redis import RedisStreamStore
+
+    messages, clients = bench.count(SHARED, 2), bench.count(SUBSCRIPTIONS)
+    total = messages * clients
+    got, done, ready = [0], asyncio.Event(), [0]
+    # It reads the replies of RESP2 only.
+    options: Any = {"decode_responses": True, "protocol": 2, "socket_connect_timeout": 60}
+    async with Redis.from_url(bench.url, max_connections=2 * clients, **options) as client:
+        rail = ReplayRail(store=RedisStreamStore(client))
+
+        async def read() -> None:
+            last = "0-0"
+            while not done.is_set():
+                ready[0] += 1
+                for event in await rail.read("stream", after=last, block_ms=500):
+                    last = event.id
+                    got[0] += 1
+                if got[0] == total:
+                    done.set()
+
+        readers = [asyncio.create_task(read()) for _ in range(clients)]
+        while ready[0] < clients:
+            await asyncio.sleep(0.01)
+        with bench.measured(total):
+            for _ in range(messages):
+                await rail.publish(channel="stream", event_type="message", payload={"data": DATA.decode()})
+            await done.wait()
+        await asyncio.gather(*readers)
+
+
 def new_case(name: str, title: str, operation: str, **contestants: Contestant) -> Case:
     return Case(name, title, operation, {key.replace("_", "-"): each for key, each in contestants.items()})
 
@@ -238,9 +271,10 @@ CASES = [
     ),
     new_case(
         "stream-shared",
-        f"messages of one stream to {SUBSCRIPTIONS} subscriptions; redis-py has a loop of XREAD for each",
+        f"messages of one stream to {SUBSCRIPTIONS} subscriptions; redis-py and replayrail have a loop of XREAD each",
         "delivery",
         redismpx=shared_redismpx,
         redis_py=shared_redis_py,
+        replayrail=shared_replayrail,
     ),
 ]

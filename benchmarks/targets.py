@@ -90,4 +90,5 @@ TARGETS = [
     Target("stream-live", Relation.TIMES, 2.5, "channel"),
     Target("stream-history", Relation.TIMES_LESS, 3, "redis-py"),
     Target("stream-shared", Relation.TIMES_LESS, 4, "redis-py"),
+    Target("stream-shared", Relation.TIMES_LESS, 4, "replayrail"),
 ]
