@@ -60,6 +60,7 @@ def _check_eventlet() -> None:
     eventlet = sys.modules.get("eventlet.patcher")
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
         raise RuntimeError(
-            "redismpx.blocking needs threads, and eventlet has replaced them: call monkey_patch(thread=False), or use "
-            "gevent, or worker processes with threads (gunicorn --worker-class gthread)"
+            "redismpx.blocking needs threads, and eventlet has replaced them: call monkey_patch(thread=False), and "
+            "what waits by eventlet.tpool.execute(); or use gevent, or worker processes with threads "
+            "(gunicorn --worker-class gthread)"
         )

@@ -204,7 +204,7 @@ from redismpx.blocking import Multiplexer
 try:
     Multiplexer(sys.argv[1]).publish("a", "x")
 except RuntimeError as error:
-    assert "monkey_patch(thread=False)" in str(error)
+    assert "monkey_patch(thread=False), and what waits by eventlet.tpool.execute()" in str(error)
 else:
     sys.exit(1)
 """
