@@ -51,6 +51,7 @@ nitpick_ignore = [
     ("py:exc", "redis.exceptions.RedisError"),
     ("py:class", "collections.abc.Callable"),  # Python
     ("py:class", "collections.abc.AsyncGenerator"),
+    ("py:class", "collections.abc.Coroutine"),
     ("py:class", "collections.abc.AsyncIterator"),
     ("py:class", "AbstractAsyncContextManager"),
     ("py:class", "AbstractContextManager"),
