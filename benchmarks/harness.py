@@ -24,6 +24,7 @@ PEERS = {
     "redis-py": "redis",
     "valkey-glide": "valkey-glide",
     "broadcaster": "broadcaster",
+    "python-socketio": "python-socketio",
     "coredis": "coredis",
     "nats-py": "nats-py",
     "blinker": "blinker",

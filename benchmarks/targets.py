@@ -83,6 +83,7 @@ TARGETS = [
     Target("latency", Relation.TIMES, 1.15, "floor", metric="p50"),
     Target("key-events", Relation.TIMES, 1.5, "floor", metric="p50"),
     Target("key-events", Relation.TIMES_LESS, 100, "redis-py", metric="p50"),
+    Target("socketio", Relation.TIMES_LESS, 2, "python-socketio"),
     Target("topics", Relation.TIMES, 1, "blinker"),
     Target("topics", Relation.TIMES_LESS, 2, "PyPubSub"),
     Target("append-500", Relation.TIMES, 2, "publish"),
