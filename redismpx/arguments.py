@@ -53,13 +53,14 @@ def to_bytes(name: str | bytes, what: str, max_bytes: int | None = None) -> byte
         TypeError: the name is not `str` or `bytes`.
         ValueError: the name has a character that UTF-8 cannot encode, or is longer than `max_bytes`.
     """
-    if isinstance(name, str):
-        name = _encode(name, what)
-    elif isinstance(name, bytes):
-        name = _exact(name)
-    else:
-        hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
-        raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
+    if type(name) is not bytes:
+        if isinstance(name, str):
+            name = _encode(name, what)
+        elif isinstance(name, bytes):
+            name = _exact(name)
+        else:
+            hint = "; unpack it: *names" if isinstance(name, (list, tuple, set, frozenset)) else ""
+            raise TypeError(f"{what} must be str or bytes, not {type(name).__name__}{hint}")
     if max_bytes is not None and len(name) > max_bytes:
         raise ValueError(f"{what} of {len(name)} bytes is too long: at most {max_bytes} are allowed")
     return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ChannelSubscription", "ShardedChannelSubscription"]
 
 from functools import partial
+from itertools import filterfalse
 
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
@@ -65,13 +66,13 @@ class ChannelSubscription(MessageSubscription[T]):
             raise MultiplexerIsClosed
         if self._hub.postpone(partial(self.add, *names)):
             return
-        new = [name for name in names if name not in self._channels]
+        new = list(filterfalse(self._channels.__contains__, names))
         for name in self._inbox.leaving.intersection(new):
             self._unsubscribe(name)
         self._hub.admit(self._kind, new)
         with self._hub.budget.critical:
             self._check_open()  # a finalizer may have closed it, or have added some of the channels
-            new = [name for name in new if name not in self._channels]
+            new = list(filterfalse(self._channels.__contains__, new))
             self._channels.update(new)
             self._hub.deployment.add(self._kind, new, self._inbox)
 

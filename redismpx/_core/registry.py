@@ -197,9 +197,10 @@ class Registry(Generic[S]):
             self._in_flight.pop()
             if verb.subscribes:
                 self._continue_search(verb, self._bisection.accepted(len(command.names), command.probe))
-        if verb.subscribes and entry.only_subscriber is not None and not self.draining:
-            entry.set_state(entry.only_subscriber, SubscriberState.ACTIVE)  # most names take this short way
-            return (entry.only_subscriber,)
+        only = entry.only_subscriber
+        if verb.subscribes and only is not None and not self.draining:
+            entry.activate(only)  # most names take this short way
+            return (only,)
         self._reconcile(entry)
         return entry.change_all(SubscriberState.ACTIVE) if verb.subscribes else ()
 

@@ -78,7 +78,9 @@ class Inbox(EventQueue):
         if name in self.leaving:
             return
         self.active += 1
-        was_refused = bool(self.refusals) and self.refusals.pop(name, None) is not None
+        was_refused = False
+        if self.refusals:
+            was_refused = self.refusals.pop(name, None) is not None
         if self._event is not None:
             self.notify()
         if self.consumer.on_activation is not None or self.reads_events:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from operator import methodcaller
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
@@ -256,23 +257,29 @@ class Dispatcher:
             verb = CONFIRMATIONS[kind]
         except (TypeError, ValueError, KeyError):
             verb, name = None, None
-        if not isinstance(reply, list):
+        if verb is not None and type(name) is bytes:
+            if verb.subscribes:
+                critical = self._critical
+                critical.is_entered = True  # `with` would take too much time: there may be 100,000 confirmations
+                try:
+                    subscribers = self._registry.confirm(verb, name)
+                finally:
+                    critical.is_entered = False
+                    if critical.postponed:
+                        critical.catch_up()
+                if type(subscribers) is tuple:  # one, as most names have
+                    for subscriber in subscribers:
+                        subscriber.activate(name)
+                else:
+                    self._notify(methodcaller("activate", name), subscribers)  # a lambda would cost each name a cell
+            else:
+                self._take_unsubscribe(verb, name)
+        elif not isinstance(reply, list):
             if isinstance(reply, Exception):
                 self._take_error(reply)
             elif self._registry.pong() is Verb.AUTH:
                 self._login_failed = False
                 logger.debug("logged in again with new credentials")
-        elif verb is not None and type(name) is bytes:
-            if verb.subscribes:
-                with self._critical:
-                    subscribers = self._registry.confirm(verb, name)
-                if type(subscribers) is tuple:  # one, as most names have
-                    for subscriber in subscribers:
-                        subscriber.activate(name)
-                else:
-                    self._notify(lambda subscriber: subscriber.activate(name), subscribers)
-            else:
-                self._take_unsubscribe(verb, name)
         elif (reply[:1], len(reply)) in (([MESSAGE], 3), ([PMESSAGE], 4), ([SMESSAGE], 3)):
             if not all(type(part) is bytes for part in reply):
                 self._counters.ignored += 1
