@@ -70,7 +70,7 @@ FRAMEWORKS = (
     "socketio",
     "starlette",
 )  # extras of redismpx.contrib
-PEERS = ("fastapi_websocket_pubsub", "socketio")  # those whose own tests run on the adapters
+PEERS = ("channels", "fastapi_websocket_pubsub", "socketio")  # those whose own tests run on the adapters
 AT_REDIS_8 = [f"tests/live/test_{name}.py" for name in ("channel", "handshake", "promise", "reconnect", "sharded")]
 AS_LEAST_USER = [f"tests/live/test_{name}.py" for name in ("channel", "promise", "reconnect")]
 WORKERS = os.environ.get("REDISMPX_WORKERS", "3")  # processes of pytest-xdist for the suite

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.helpers.servers import find_binary
 
 from . import (
+    channels,
     drain,
     fan_out,
     keys,
@@ -49,6 +50,7 @@ CASES: dict[str, Case] = {
         streams,
         websocket,
         socketio,
+        channels,
         sharded,
         threads,
         topics,

@@ -25,6 +25,7 @@ PEERS = {
     "valkey-glide": "valkey-glide",
     "broadcaster": "broadcaster",
     "python-socketio": "python-socketio",
+    "channels_redis": "channels-redis",
     "coredis": "coredis",
     "nats-py": "nats-py",
     "blinker": "blinker",
@@ -38,6 +39,7 @@ UNITS = {
     "stall": "ms",
     "share": "%",
     "rate": "/s",
+    "connections": "",
 }
 """The unit of each metric."""
 TURN_TIMEOUT = 300.0  # seconds, for one contestant in one round
