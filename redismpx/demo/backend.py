@@ -1,30 +1,47 @@
-"""The demo's multiplexer, and a Redis client that counts and kills the multiplexer's connections."""
+"""The demo's multiplexer, the numbers that it gets, and the faults that the page can cause."""
 
 from __future__ import annotations
 
-__all__ = ["CONNECT_TIMEOUT", "PUBLISH_TIMEOUT", "Backend"]
+__all__ = ["CONNECT_TIMEOUT", "PING_INTERVAL", "PUBLISH_TIMEOUT", "Backend", "Embedded"]
 
+import asyncio
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import RedisError
 
 from .. import Multiplexer, PromiseSubscription, RedisMPXError
+from ..embedded import Server
+from ..testing import Faults
 from .errors import CannotStart, RequestRejected
 from .protocol import PROMISE_PREFIX
+from .ticker import Ticker
 
 CONNECT_TIMEOUT = 5.0  # seconds
 PUBLISH_TIMEOUT = 1.0  # seconds, after which the page shows that a message was not published
+PING_INTERVAL = 1.0  # seconds; like the backoff, it is short, so that nobody has to wait for what the page shows
+
+
+class Embedded(NamedTuple):
+    """The server of the demo's own, and the faults that can happen to it."""
+
+    server: Server
+    faults: Faults
 
 
 class Backend:
-    """What all WebSockets of the demo share. Needs a running event loop; close it with `aclose()`."""
+    """What all WebSockets of the demo share. Needs a running event loop; close it with `aclose()`.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: the URL for the multiplexer.
+        embedded: the server behind this URL. Without it, a cut is the only fault that the page can cause.
+    """
+
+    def __init__(self, url: str, embedded: Embedded | None = None) -> None:
         options: dict[str, Any] = {"socket_connect_timeout": 3.0}
         try:
             Multiplexer(url)  # reads the URL more strictly than redis-py
@@ -35,24 +52,69 @@ class Backend:
                 "the Redis URL is invalid; it must look like redis://host:6379 or rediss://user:password@host, "
                 "with special characters percent-encoded"
             ) from None
+        self._url = url
+        self._embedded = embedded
         self._name = f"redismpx-demo-{secrets.token_hex(4)}"  # tells our connections from others in CLIENT LIST
         options |= {"client_name": self._name, "decode_responses": False, "retry": Retry(NoBackoff(), 1)}
         self._redis = Redis.from_pool(ConnectionPool(**options))
-        self.address: str = str(
-            options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._control = self._redis  # counts and kills connections; past the faults, once the numbers are published
+        self._host: str = options.get("host", "localhost")
+        self._port: int = options.get("port", 6379)
+        self._path: str | None = options.get("path")
+        self.mpx: Multiplexer = Multiplexer(
+            self._redis,
+            publish_timeout=PUBLISH_TIMEOUT,
+            backoff=ExponentialWithJitterBackoff(base=0.05, cap=1.0),
+            ping_interval=PING_INTERVAL,
+            ping_timeout=PING_INTERVAL,
         )
-        self.mpx: Multiplexer = Multiplexer(self._redis, publish_timeout=PUBLISH_TIMEOUT)
         self.promises: PromiseSubscription = self.mpx.new_promise_subscription(PROMISE_PREFIX)
+        self.ticker: Ticker = Ticker()
         self.clients: set[object] = set()  # the open chat WebSockets
+        self.fault: str | None = None  # the one that goes on
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without a password."""
+        return self._path or f"{self._host}:{self._port}"
+
+    @property
+    def server_url(self) -> str:
+        """The URL of the server itself, for other programs. It changes when the embedded server restarts."""
+        return self._url if self._embedded is None else self._embedded.server.url
+
+    def facts(self) -> dict[str, object]:
+        """Return what the page says about the server: how to publish with redis-cli, and what can be tried."""
+        if self._embedded is not None:
+            where = f"-u {self.server_url}"
+        else:
+            where = f"-s {self._path}" if self._path else f"-h {self._host} -p {self._port}"
+        return {
+            "command": f"redis-cli {where} PUBLISH demo:room:lobby hello",
+            "embedded": self._embedded is not None,
+            "channel": self.ticker.channel,
+            "stream": self.ticker.stream,
+        }
 
     async def connect(self) -> None:
-        """Wait until the multiplexer is connected. Raises `CannotStart` after `CONNECT_TIMEOUT`."""
+        """Wait until the multiplexer is connected, and start the numbers. Raises `CannotStart`."""
         try:
             await self.mpx.connect(CONNECT_TIMEOUT)
         except TimeoutError as error:
             raise CannotStart(
                 f"{str(error).rstrip('.')}. Start Redis there, or choose another server with --redis"
             ) from error
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start what talks to the server itself, past the faults. A restart changes its URL."""
+        self.ticker.start(self.server_url)
+        if self._embedded is not None:
+            self._control = Redis.from_url(self.server_url)
+
+    async def _end(self) -> None:
+        await self.ticker.stop()
+        await self._control.aclose()
 
     async def publish(self, channel: bytes, payload: bytes) -> None:
         """Publish a message. Raises `RequestRejected` if it cannot be published."""
@@ -61,15 +123,32 @@ class Backend:
         except (RedisMPXError, RedisError) as error:
             raise RequestRejected(f"not published: {error}") from error
 
-    async def kill_connections(self) -> int:
-        """Let Redis kill the multiplexer's connections and return their number. Raises `RequestRejected`."""
+    async def cause(self, fault: str, seconds: float) -> None:
+        """Let a fault happen, and wait for its end. Raises `RequestRejected` if it cannot happen now."""
+        if self.fault is not None:
+            raise RequestRejected("one fault at a time: wait for the end of the last one")
+        self.fault = fault
         try:
-            connections = await self._list_connections()
-            for connection in connections:
-                await self._redis.client_kill_filter(_id=connection["id"])
+            if self._embedded is None:
+                await self._kill_connections()
+            elif fault == "restart":
+                await self._end()
+                await self._embedded.faults.arestart()
+                self._begin()
+            else:
+                faults = self._embedded.faults
+                with faults.refuse() if fault == "cut" else faults.freeze():
+                    await asyncio.sleep(seconds)
+        finally:
+            self.fault = None
+
+    async def _kill_connections(self) -> None:
+        """Let Redis kill the multiplexer's connections. Raises `RequestRejected`."""
+        try:
+            for connection in await self._list_connections():
+                await self._control.client_kill_filter(_id=connection["id"])
         except (RedisError, OSError) as error:
             raise RequestRejected(f"Redis cannot kill the connection: {error}") from error
-        return len(connections)
 
     async def counters(self) -> dict[str, object]:
         """Return the counters of the multiplexer, and the number of its connections that Redis reports."""
@@ -84,14 +163,17 @@ class Backend:
             "subscriptions": stats.subscriptions,
             "connections": connections,
             "reconnects": max(0, stats.connections - 1),
+            "messages": stats.messages,
             "state": stats.state,
+            "fault": self.fault,
         }
 
     async def aclose(self) -> None:
-        """Close the multiplexer, then the client. Further calls do nothing."""
+        """Close everything. Further calls do nothing."""
+        await self._end()
         await self.mpx.aclose()
         await self._redis.aclose()
 
     async def _list_connections(self) -> list[dict[str, str]]:
         """Return the entries of CLIENT LIST that are Pub/Sub connections of this backend."""
-        return [c for c in await self._redis.client_list(_type="pubsub") if c["name"] == self._name]
+        return [c for c in await self._control.client_list(_type="pubsub") if c["name"] == self._name]

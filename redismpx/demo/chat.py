@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CLIENT_NAMES", "MAX_CHAT_PENDING", "MAX_ROOMS", "ChatWebSocket"]
 
+import re
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -14,6 +15,7 @@ from .protocol import channel_of, encode_chat_message, room_of
 from .websocket import DemoWebSocket
 
 CLIENT_NAMES = ("Ada", "Ben", "Cleo", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "June", "Kofi", "Lena")
+_NAME = re.compile(rf"({'|'.join(CLIENT_NAMES)})( [2-9]\d?)?")
 MAX_ROOMS = 20
 MAX_CHAT_PENDING = 1000  # messages that are buffered for a slow page
 
@@ -23,7 +25,9 @@ class ChatWebSocket(DemoWebSocket):
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
         super().__init__(socket, backend)
-        self._name: str = _free_name({chat._name for chat in backend.clients if isinstance(chat, ChatWebSocket)})
+        wanted = socket.query_params.get("name", "")  # of a client that has lost its WebSocket
+        taken = {chat._name for chat in backend.clients if isinstance(chat, ChatWebSocket)}
+        self._name: str = wanted if _NAME.fullmatch(wanted) and wanted not in taken else _free_name(taken)
         self._subscription = backend.mpx.new_channel_subscription(
             self.on_message,
             self.on_disconnect,

@@ -14,23 +14,33 @@ On `/chat`, one WebSocket for each chat client:
     {"type": "activation", "room": ROOM}         Redis has confirmed the subscription
     {"type": "message", "room": ROOM, "from": NAME, "text": TEXT}
     {"type": "disconnect", "reason": TEXT}       the connection to Redis is lost; the server reconnects
-    {"type": "error", "text": TEXT}              the last request was rejected, and why
+    {"type": "error", "text": TEXT, "do": VERB}  the last request was rejected, and why; null: it was no request
+
+A client that has lost its WebSocket asks for its name again, with `/chat?name=NAME`.
 
 On `/watch`, one WebSocket for each page:
 
     {"do": "promise", "seconds": NUMBER}         make a promise: wait this long for one message
     {"do": "keep", "promise": CHANNEL}           publish the message that keeps the promise
-    {"do": "cut"}                                let Redis kill the multiplexer's connections
+    {"do": "fault", "fault": FAULT, "seconds": NUMBER}
+                                                 FAULT: "cut" the connection, "freeze" it, or "restart" the server
 
+    {"type": "facts", "command": TEXT, "embedded": BOOLEAN, "channel": NAME, "stream": NAME}
+                                                 how to publish with redis-cli; whether all faults are possible; where
+                                                 the numbers are published
+    {"type": "number", "of": KIND, "number": N}  KIND: "channel" or "stream", the subscription to the numbers
+    {"type": "interrupted", "of": KIND}
+    {"type": "resumed", "of": KIND}
+    {"type": "gap", "of": "stream"}              Redis does not keep what was missed
     {"type": "activation", "pattern": TEXT}      the feed of all rooms is active; `message` and
                                                  `disconnect` follow as above
     {"type": "promise", "promise": CHANNEL, "state": STATE, "seconds": NUMBER, "detail": TEXT}
                                                  STATE: "waiting", then one of "kept", "timed out", "interrupted"
-    {"type": "cut", "connections": NUMBER}       the number of connections that Redis has killed
     {"type": "counters", "clients": N, "rooms": N, "subscriptions": N, "connections": N or null, "reconnects": N,
-     "state": TEXT}                              `connections` is counted by Redis; null if
+     "messages": N, "state": TEXT, "fault": FAULT or null}
+                                                 `connections` is counted by Redis; null if
                                                  Redis does not reply
-    {"type": "error", "text": TEXT}
+    {"type": "error", "text": TEXT, "do": VERB}
 
 In Redis, a room is the channel `demo:room:ROOM`. A message on that channel is `{"from": NAME, "text": TEXT}`; any other
 payload is shown as text.
@@ -46,6 +56,7 @@ __all__ = [
     "channel_of",
     "decode_chat_message",
     "encode_chat_message",
+    "fault_of",
     "parse_request",
     "room_of",
     "seconds_of",
@@ -113,3 +124,12 @@ def seconds_of(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 120:
         raise RequestRejected("the timeout of a promise must be 1 to 120 seconds")
     return value
+
+
+def fault_of(request: dict[str, Any]) -> tuple[str, float]:
+    """Check a fault and its seconds. Raises `RequestRejected`."""
+    match request:
+        case {"fault": "cut" | "freeze" | "restart" as fault, "seconds": float() | int() as seconds}:
+            if 0 <= seconds <= 30:
+                return fault, seconds
+    raise RequestRejected("a fault is a cut, a freeze or a restart, of at most 30 seconds")

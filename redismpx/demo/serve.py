@@ -7,6 +7,7 @@ __all__ = ["MAX_HTTP_CONNECTIONS", "run"]
 import asyncio
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from types import FrameType
@@ -15,8 +16,10 @@ from typing import NoReturn
 import uvicorn
 import websockets  # noqa: F401, uvicorn imports it only when a WebSocket opens, which is too late to report that it is missing
 
+from ..embedded import CannotStartServer, Server
+from ..testing import Faults
 from .app import new_app
-from .backend import Backend
+from .backend import Backend, Embedded
 from .errors import CannotStart
 from .protocol import MAX_WEBSOCKET_MESSAGE
 
@@ -25,11 +28,11 @@ MAX_HTTP_CONNECTIONS = 500  # requests beyond them get 503
 
 def run(host: str, port: int, redis_url: str | None) -> None:
     """Serve until SIGINT or SIGTERM. Raises `CannotStart`, and `KeyboardInterrupt` if a signal arrives during start."""
-    with _on_signal(_interrupt), _listen(host, port) as listener, _redis(redis_url) as url:
-        asyncio.run(_serve(listener, host, url))
+    with _on_signal(_interrupt), _listen(host, port) as listener, _redis(redis_url) as (url, embedded):
+        asyncio.run(_serve(listener, host, url, embedded))
 
 
-async def _serve(listener: socket.socket, host: str, redis_url: str) -> None:
+async def _serve(listener: socket.socket, host: str, redis_url: str, embedded: Embedded | None) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -40,7 +43,7 @@ async def _serve(listener: socket.socket, host: str, redis_url: str) -> None:
     # uvicorn installs its own handlers while it serves. After it has stopped, it raises the signal again, and this
     # handler receives it.
     with _on_signal(lambda number, frame: loop.call_soon_threadsafe(stop)):
-        backend = Backend(redis_url)
+        backend = Backend(redis_url, embedded)
         server = uvicorn.Server(
             uvicorn.Config(
                 new_app(backend, host),
@@ -56,7 +59,7 @@ async def _serve(listener: socket.socket, host: str, redis_url: str) -> None:
         )
         async with aclosing(backend):  # the application closes it too, but only if it has started
             if await _connect(backend, stopping):
-                print(f"Redis is at {backend.address}")  # noqa: T201
+                print(f"Redis is at {backend.server_url if embedded else backend.address}")  # noqa: T201
                 print(f"Serving on {_url(host, listener)} (press Ctrl-C to stop)", flush=True)  # noqa: T201
                 await server.serve(sockets=[listener])
 
@@ -106,15 +109,19 @@ def _url(host: str, listener: socket.socket) -> str:
 
 
 @contextmanager
-def _redis(url: str | None) -> Iterator[str]:
-    """Yield the Redis URL: the given one, or that of an embedded server that runs until the block ends."""
+def _redis(url: str | None) -> Iterator[tuple[str, Embedded | None]]:
+    """Yield the Redis URL: the given one, or that of an embedded server, with its faults, until the block ends."""
     if url is not None:
-        yield url
+        yield url, None
         return
-    from .embedded import start  # imported here because the extra installs no server on Windows
-
-    server = start()
-    try:
-        yield f"redis://127.0.0.1:{server.port}"
-    finally:
-        server.stop()
+    with tempfile.TemporaryDirectory(prefix="redismpx-demo-") as folder:
+        try:
+            server = Server(port=0, append_only=folder)  # a restart keeps the streams
+            server.start()
+        except (CannotStartServer, ModuleNotFoundError) as error:
+            raise CannotStart(f"{error}; use another server with --redis URL") from error
+        try:
+            with Faults(server) as faults:
+                yield faults.url, Embedded(server, faults)
+        finally:
+            server.stop()

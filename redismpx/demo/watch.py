@@ -1,11 +1,11 @@
-"""The second WebSocket of the page: the feed of all rooms, the promises, the counters and the cut of the connection."""
+"""The second WebSocket of the page: the numbers, the faults, the feed of all rooms, the promises and the counters."""
 
 from __future__ import annotations
 
 __all__ = ["COUNTERS_INTERVAL", "MAX_PROMISES", "WatchWebSocket"]
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket
 from .. import InactiveSubscription, Promise, PromiseInterrupted, PromiseTimeout
 from .backend import Backend
 from .errors import RequestRejected
-from .protocol import MAX_CHAT_TEXT, ROOM_PREFIX, seconds_of
+from .protocol import MAX_CHAT_TEXT, ROOM_PREFIX, fault_of, seconds_of
 from .websocket import DemoWebSocket
 
 COUNTERS_INTERVAL = 0.5  # seconds between two reads of the counters
@@ -21,7 +21,7 @@ MAX_PROMISES = 20  # pending at a time, for each page
 
 
 class WatchWebSocket(DemoWebSocket):
-    """Sends a page the messages of all rooms, the outcomes of its promises, and the counters."""
+    """Sends a page the numbers, the messages of all rooms, the outcomes of its promises, and the counters."""
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
         super().__init__(socket, backend)
@@ -30,11 +30,28 @@ class WatchWebSocket(DemoWebSocket):
         self._subscription = backend.mpx.new_pattern_subscription(
             ROOM_PREFIX + b"*", self.on_message, self.on_disconnect, self.on_activation, on_error=self.on_error
         )
+        self._channel = backend.mpx.new_channel_subscription(
+            lambda channel, number: self.send("number", of="channel", number=number),
+            self._tell("interrupted", "channel"),
+            self._tell("resumed", "channel"),
+            decode=int,
+            on_error=self.on_error,
+        )
+        self._stream = backend.mpx.new_stream_subscription(
+            lambda message: self.send("number", of="stream", number=message.data),
+            self._tell("gap", "stream"),
+            self._tell("interrupted", "stream"),
+            self._tell("resumed", "stream"),
+            decode=int,
+            on_error=self.on_error,
+        )
 
     async def run(self) -> None:
-        """Handle requests until the WebSocket closes, then close the subscription and cancel the tasks."""
-        async with self._subscription:
-            self._start(self._send_counters())
+        """Handle requests until the WebSocket closes, then close the subscriptions and cancel the tasks."""
+        async with self._subscription, self._channel, self._stream:
+            self._channel.add(self._backend.ticker.channel)
+            self._stream.add(self._backend.ticker.stream)
+            self._start(self._send_changes())
             try:
                 await super().run()
             finally:
@@ -44,7 +61,7 @@ class WatchWebSocket(DemoWebSocket):
                     await asyncio.wait(self._tasks, timeout=0.1)
 
     async def handle(self, request: dict[str, Any]) -> None:
-        """Make a promise, keep one, or cut the connection to Redis."""
+        """Make a promise, keep one, or cause a fault."""
         match request:
             case {"do": "promise", "seconds": seconds}:
                 await self._make_promise(seconds_of(seconds))
@@ -52,14 +69,23 @@ class WatchWebSocket(DemoWebSocket):
                 if (promise := self._promises.get(name)) is None:
                     raise RequestRejected("this promise already has its outcome")
                 await self._backend.publish(promise.channel, b"done")
-            case {"do": "cut"}:
-                await self.send("cut", connections=await self._backend.kill_connections())
+            case {"do": "fault"}:
+                self._start(self._cause(*fault_of(request)))
             case _:
-                raise RequestRejected("unknown request; this WebSocket can promise, keep and cut")
+                raise RequestRejected("unknown request; this WebSocket can promise, keep and cause a fault")
 
     async def on_activation(self, pattern: bytes) -> None:
         """Send that Redis has confirmed the feed's pattern."""
         await self.send("activation", pattern=pattern.decode())
+
+    def _tell(self, kind: str, subscription: str) -> Callable[[object], Coroutine[object, object, None]]:
+        return lambda _: self.send(kind, of=subscription)
+
+    async def _cause(self, fault: str, seconds: float) -> None:
+        try:
+            await self._backend.cause(fault, seconds)
+        except RequestRejected as rejection:
+            await self.send("error", text=str(rejection), do="fault")
 
     async def _make_promise(self, seconds: float) -> None:
         if len(self._promises) >= MAX_PROMISES:
@@ -84,13 +110,13 @@ class WatchWebSocket(DemoWebSocket):
             del self._promises[name]
         await self.send("promise", promise=name, state=state, seconds=seconds, detail=detail)
 
-    async def _send_counters(self) -> None:
-        sent = None
+    async def _send_changes(self) -> None:
+        sent: dict[str, dict[str, object]] = {}
         while True:
-            counters = await self._backend.counters()
-            if counters != sent:
-                sent = counters
-                await self.send("counters", **counters)
+            for kind, facts in (("facts", self._backend.facts()), ("counters", await self._backend.counters())):
+                if sent.get(kind) != facts:
+                    sent[kind] = facts
+                    await self.send(kind, **facts)
             await asyncio.sleep(COUNTERS_INTERVAL)
 
     def _start(self, coroutine: Coroutine[object, object, None]) -> None:

@@ -27,10 +27,12 @@ class DemoWebSocket(ABC):
     async def run(self) -> None:
         """Handle requests until the WebSocket closes."""
         while (event := await self._socket.receive())["type"] != "websocket.disconnect":
+            request: dict[str, Any] = {}
             try:
-                await self.handle(parse_request(event.get("text")))
+                request = parse_request(event.get("text"))
+                await self.handle(request)
             except RequestRejected as rejection:
-                await self.send("error", text=str(rejection))
+                await self.send("error", text=str(rejection), do=request.get("do"))
 
     @abstractmethod
     async def handle(self, request: dict[str, Any]) -> None:
@@ -55,4 +57,4 @@ class DemoWebSocket(ABC):
 
     async def on_error(self, error: Exception) -> None:
         """Send an error of the subscription: Redis rejects a name, or the page reads too slowly."""
-        await self.send("error", text=str(error))
+        await self.send("error", text=str(error), do=None)

