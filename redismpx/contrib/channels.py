@@ -63,7 +63,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         ValueError: an option is invalid.
     """
 
-    extensions = ("groups", "flush")
+    extensions: tuple[str, ...] = ("groups", "flush")
 
     def __init__(
         self,
