@@ -15,7 +15,7 @@ from .protocol import channel_of, encode_chat_message, room_of
 from .websocket import DemoWebSocket
 
 CLIENT_NAMES = ("Ada", "Ben", "Cleo", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "June", "Kofi", "Lena")
-_NAME = re.compile(rf"({'|'.join(CLIENT_NAMES)})( [2-9]\d?)?")
+_CLIENT_NAME = re.compile(rf"({'|'.join(CLIENT_NAMES)})( [2-9]\d?)?")
 MAX_ROOMS = 20
 MAX_CHAT_PENDING = 1000  # messages that are buffered for a slow page
 
@@ -27,7 +27,7 @@ class ChatWebSocket(DemoWebSocket):
         super().__init__(socket, backend)
         wanted = socket.query_params.get("name", "")  # of a client that has lost its WebSocket
         taken = {chat._name for chat in backend.clients if isinstance(chat, ChatWebSocket)}
-        self._name: str = wanted if _NAME.fullmatch(wanted) and wanted not in taken else _free_name(taken)
+        self._name: str = wanted if _CLIENT_NAME.fullmatch(wanted) and wanted not in taken else _free_name(taken)
         self._subscription = backend.mpx.new_channel_subscription(
             self.on_message,
             self.on_disconnect,
