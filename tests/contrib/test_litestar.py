@@ -33,7 +33,7 @@ def new_app(backend: MultiplexerChannelsBackend, history: int = 0) -> Litestar:
     plugin = ChannelsPlugin(
         backend, arbitrary_channels_allowed=True, create_ws_route_handlers=True, ws_handler_send_history=history
     )
-    return Litestar(plugins=[plugin])
+    return Litestar(plugins=[plugin], logging_config=None)
 
 
 async def hear(client: ClientConnection) -> str | bytes:
@@ -212,7 +212,7 @@ async def say(text: str, channels: ChannelsPlugin) -> None:
 
 backend = MultiplexerChannelsBackend(os.environ["REDIS_URL"], on_gap=on_gap, backoff=ConstantBackoff(0.01))
 plugin = ChannelsPlugin(backend, channels=["news"], create_ws_route_handlers=True)
-app = Litestar([say], plugins=[plugin])
+app = Litestar([say], plugins=[plugin], logging_config=None)
 """
 
 

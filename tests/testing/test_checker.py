@@ -90,6 +90,7 @@ async def test_a_real_subscription_keeps_the_order(no_leaks: None) -> None:
             await sub.wait_for_activation(timeout=DEADLINE)
             for _ in range(5):
                 number += await mpx.publish("a", str(number))
+            await until(lambda sent=number: checker.messages == sent)  # type: ignore[misc]
             faults.cut()
             await until(lambda: not sub.active)
     checker.check()

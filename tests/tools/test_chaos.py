@@ -25,8 +25,8 @@ BROKEN = {
     "taken away during a fan-out": ["which is not active"],
 }
 """Some faults, and what a run may say about them."""
-# For each axis: the server, a fault that the axis must detect, and what it then prints.
-AXIS_FAULTS = {
+# For each axis: the server, a fault that the axis must detect, and what it then prints: one of these texts.
+AXIS_FAULTS: dict[str, tuple[str, ...]] = {
     "tls": ("valkey", "only the old names are asked for", "not as desired"),
     "link-end": ("redis", "before the server closed the connection", "were delivered before the disconnect"),
     "removals": ("valkey", "to remove a channel walks", "removals one by one"),
@@ -35,7 +35,7 @@ AXIS_FAULTS = {
     "finalizers": ("redis", "an activation iterates over subscribers", "internal error"),
     "failover": ("redis", "a master is believed to count", "NoResponders"),
     "keys": ("valkey", "a key subscription is active at the first primary", "instead of"),
-    "streams": ("redis", "a message is delivered whatever its link", "without a gap"),
+    "streams": ("redis", "a message is delivered whatever its link", "without a gap", "plain: "),
 }
 # With its faults, a thread may hang; and the cluster of streams has the checks of the axis above.
 UNBROKEN = {"loops": "valkey", "stream-cluster": "valkey"}
@@ -85,10 +85,10 @@ def test_losses_are_counted_at_full_size() -> None:
 @pytest.mark.parametrize("axis", AXIS_FAULTS)
 def test_each_axis_detects_a_fault_put_back(axis: str) -> None:
     """Each axis finds a known fault that it is about."""
-    server, fault, complaint = AXIS_FAULTS[axis]
+    server, fault, *complaints = AXIS_FAULTS[axis]
     status, output = run("--axis", axis, "--server", server, "--seconds", "60", "--broken", fault)
     assert status == 1, output[-5000:]
-    assert complaint in output
+    assert any(complaint in output for complaint in complaints)
 
 
 def test_a_socket_that_a_proxy_is_about_to_close_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
