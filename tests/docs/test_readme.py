@@ -1,6 +1,6 @@
 """Each program of the README prints what its comments say, each link leads to a file, and its commands fit the package.
 
-A program that does not call `asyncio.run()` uses `mpx`, the multiplexer of the first program.
+A program that is not whole uses `mpx`, the multiplexer of the first program.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Program(NamedTuple):
 def programs() -> Iterator[Program]:
     for block in BLOCK.finditer(README):
         if block[1] == "python":
-            source = block[2] if "asyncio.run(" in block[2] else MAIN.format(program=indent(block[2], 8 * " "))
+            is_whole = "asyncio.run(" in block[2] or "redismpx.blocking" in block[2]
+            source = block[2] if is_whole else MAIN.format(program=indent(block[2], 8 * " "))
             printed = "".join(f"{line}\n" for line in re.findall(r"print\(.*\)  # (.+)$", source, re.MULTILINE))
             yield Program(README[: block.start()].split("\n\n")[-2].partition("\n")[0], source, printed)
 
@@ -100,11 +101,11 @@ def test_each_program_prints_what_the_readme_says(program: Program, redis_url: s
 
 
 def test_the_readme_is_short_and_covers_the_main_features() -> None:
-    """The README has a program for each of the five capabilities, and can be read in two minutes."""
+    """The README has a program for each capability, and can be read in two minutes."""
     assert len(README.splitlines()) <= LONGEST
     sources = [program.source for program in programs()]
-    assert len(sources) == 6
-    for call in "subscribe(", "new_channel_", "new_stream_", "new_promise_", "serve(", "Topics(":
+    assert len(sources) == 7
+    for call in "subscribe(", "new_channel_", "new_stream_", "new_promise_", "serve(", "Topics(", "redismpx.blocking":
         assert any(call in source for source in sources)
 
 
