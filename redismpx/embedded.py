@@ -170,9 +170,10 @@ class Server:
         while (reply := _reply(unix or port, password)) != b"+PONG":
             if reply.startswith(b"-LOADING"):  # the data of append_only
                 give_up = time.monotonic() + _START_TIMEOUT
+            has_ended = self._process.poll() is not None  # asked first, so that the log has its last lines
             with contextlib.suppress(OSError):
                 logged = log.read_text(errors="replace")
-            if self._process.poll() is not None or time.monotonic() > give_up:
+            if has_ended or time.monotonic() > give_up:
                 reasons = [line.partition(" # ")[2] for line in logged.splitlines() if " # " in line]
                 reason = " ".join(reasons[-2:]) or "it ended, or does not reply"
                 where = f"the port {port}" if unix is None else f"the socket {unix}"

@@ -74,7 +74,8 @@ def serve(url: str) -> None:
     app = socketio.ASGIApp(server, on_shutdown=multiplexer.aclose)
     config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        print(listener.getsockname()[1], flush=True)
+        sys.stdout.write(f"{listener.getsockname()[1]}\n")  # at once: print() may write the end of the line apart
+        sys.stdout.flush()
         asyncio.run(uvicorn.Server(config).serve([listener]))
 
 
