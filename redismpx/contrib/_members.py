@@ -120,7 +120,7 @@ class Process:
                         channel.abandoned = None
                         return message
                 await self._wait(channel)
-        except BaseException:
+        except BaseException:  # also cancelled: the channel stays for the next call, until it expires
             channel.abandoned = call = object()
             self.host_of(name.encode()).call_later(self._expiry, partial(self.remove, channel, call))
             raise

@@ -117,7 +117,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         channel = process.open(name)
         try:
             await process.host_of(name.encode()).subscribe(name.encode(), _CONFIRMATION_TIMEOUT)
-        except BaseException:
+        except BaseException:  # also cancelled: nobody learns the name
             process.remove(channel, None)
             raise
         return name
@@ -159,7 +159,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
             )
         try:
             await process.host_of(name).subscribe(name, _CONFIRMATION_TIMEOUT)
-        except BaseException:
+        except BaseException:  # also cancelled: the caller takes the channel for not added
             if joined:
                 process.leave(channel, name)
             raise

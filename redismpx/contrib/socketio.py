@@ -231,8 +231,9 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             return
         except SubscriptionRefused as refusal:
             _socketio_logger.error("a Socket.IO room stays inactive: %s", refusal)
+        else:
+            _socketio_logger.info("all rooms of Socket.IO are active again")
         self._is_interrupted = False
-        _socketio_logger.info("all rooms of Socket.IO are active again")
         await self._call(self._on_reconnect)
 
     async def _call(self, callback: Callable[..., object] | None, *arguments: object) -> None:

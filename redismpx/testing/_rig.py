@@ -91,7 +91,7 @@ class ServerRig:
             self.permit_all()
             self._proxy = Proxy(address).__enter__()
             self._proxy.new_edit = lambda: MessageFilter(self.dropped)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no server is left behind
             self._stop_servers()
             raise
 
