@@ -316,6 +316,13 @@ MUTANTS = [
         f"{BLOCKING} -k running_loop",
     ),
     Mutant(
+        "publishing waits out its pause although a session has connected",
+        "_io/publishing/current.py",
+        "        self._reached.set()\n",
+        "        pass\n",
+        f"{PUBLISH} -k back_when_a_session",
+    ),
+    Mutant(
         "an interrupted publish() that is sent later",
         "blocking/portal.py",
         "            self.post(outcome.cancel)  # this thread was interrupted, or the work is done\n            raise\n",

@@ -26,7 +26,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from redismpx import ConnectionLost, DecodeError, Envelope, Multiplexer, MultiplexerIsClosed
-from redismpx.testing import Proxy
+from redismpx.testing import Faults, Proxy
 from tools.measure_publish import publish_while_killing
 
 from ..helpers.acl import PUBLISHER, SUBSCRIBER, set_user
@@ -359,6 +359,20 @@ async def test_calls_that_expire_together_do_so_in_parts() -> None:
             longest = max(longest, len(failed) - before)
         assert 0 < longest <= 256
         assert all(isinstance(error, ConnectionLost) and not error.sent for error in failed)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_publishing_is_back_when_a_session_is(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as a session has connected after an outage, publishing connects too, however long its pause is."""
+    monkeypatch.setattr("redismpx._io.publishing.current.publish_backoff", lambda: ConstantBackoff(600))
+    with Faults(server) as faults:
+        async with Multiplexer(faults.url, publish_timeout=5, backoff=ConstantBackoff(0.1)) as mpx:
+            await mpx.connect(timeout=5)
+            with faults.refuse():
+                [failed] = await outcomes(start(mpx, "0"))
+                assert isinstance(failed, ConnectionLost)
+            await mpx.connect(timeout=5)
+            assert await mpx.publish("a", "1") == 0
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)

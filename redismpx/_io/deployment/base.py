@@ -49,7 +49,7 @@ class Deployment:
         self._credentials: Follower | None = None
         self.publisher: Publisher = publisher
         self.main: Session = Session(
-            self._endpoint, options.backoff, options.session, self.doubt, on_end=options.on_end
+            self._endpoint, options.backoff, options.session, publisher.reached, self.doubt, on_end=options.on_end
         )
         """The session of channels and patterns; of shard channels too, if there is no cluster."""
         self.keyspace: Keyspace = ServerKeyspace(self.main, self._endpoint, self._tasks)

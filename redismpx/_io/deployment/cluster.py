@@ -40,7 +40,8 @@ class Cluster(Deployment):
         self._has_warned = False
 
     def _new_session(self, endpoint: Endpoint, evict: Evict | None = None) -> Session:
-        return Session(endpoint, self._new_backoff(), self._options.session, self.doubt, evict=evict)
+        options, reached = self._options.session, self.publisher.reached
+        return Session(endpoint, self._new_backoff(), options, reached, self.doubt, evict=evict)
 
     def _new_backoff(self) -> AbstractBackoff:
         """Return a backoff for one session, because it may count its calls. One that cannot be copied is shared."""

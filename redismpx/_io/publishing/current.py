@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
+from ..redispy.client import publish_backoff
 from ..redispy.connection import Address, Connection
 from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
@@ -29,6 +31,8 @@ class CurrentConnection:
         self._on_lost = on_lost
         self._on_left = on_left
         self._connection: Connection | None = None
+        self._backoff = publish_backoff()
+        self._reached = asyncio.Event()
         self.is_outdated: bool = False
         """Whether the connection, or the one that is being dialled, may lead to the wrong server."""
 
@@ -70,6 +74,17 @@ class CurrentConnection:
         concerned = None in (address, self.address) or address == self.address
         self.is_outdated = self.is_outdated or concerned
         return concerned
+
+    async def pause(self, failures: int) -> None:
+        """Wait before the next attempt to connect, after so many that failed; not if the server was reached."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._backoff.compute(min(failures, 64))):
+                await self._reached.wait()
+        self._reached.clear()
+
+    def reached(self) -> None:
+        """Take note that a session has connected: the next attempt to connect need not wait."""
+        self._reached.set()
 
     async def lost(self) -> None:
         """Take note that a batch failed: leave the connection, and tell that it was lost."""

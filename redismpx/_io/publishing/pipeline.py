@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from ..._core.wire import Redirection
 from ...errors import NoResponders, plain
 from ...stats import Counters
-from ..redispy.client import publish_backoff
 from ..redispy.connection import Address, Connection
 from ..redispy.endpoint import Endpoint
 from ..redispy.errors import MOVING, MovedError, NoScriptError, ReadOnlyError, ResponseError
@@ -65,7 +64,6 @@ class Pipeline:
         self._timeout = timeout
         self._tasks = tasks
         self._counters = counters
-        self._backoff = publish_backoff()
         # Without a bound: each call in it is a caller that waits, for `timeout` at most.
         self._waiting: deque[PublishCall] = deque()
         self._is_sorted = True  # whether those that wait are in the order of their deadlines
@@ -152,7 +150,7 @@ class Pipeline:
                     failures += 1
                     logger.debug("publishing fails for now (%s)", plain(self.endpoint.explain(error)))
                     await self._reroute()
-                    await asyncio.sleep(self._backoff.compute(min(failures, 64)))
+                    await self.current.pause(failures)
         finally:
             for fail in self.close():
                 fail()

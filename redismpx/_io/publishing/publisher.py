@@ -111,6 +111,11 @@ class Publisher:
         for pipeline in self._all_pipelines():
             pipeline.abandon(address)
 
+    def reached(self) -> None:
+        """Take note that a session has connected: connect now, if the last attempts failed."""
+        for pipeline in self._all_pipelines():
+            pipeline.current.reached()
+
     def close(self) -> Iterator[Step]:
         """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
         return chain(*[pipeline.close() for pipeline in self._all_pipelines()])

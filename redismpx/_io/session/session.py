@@ -41,6 +41,7 @@ class Session:
         endpoint: Endpoint,
         backoff: AbstractBackoff,
         options: SessionOptions,
+        on_connected: Callable[[], None],
         on_lost: Callable[[Address], None],
         *,
         evict: Evict | None = None,
@@ -51,6 +52,7 @@ class Session:
         self._outages = Outages(options)
         self._options = options
         self._tasks = options.tasks
+        self._on_connected = on_connected
         self._on_lost = on_lost
         self._on_end = on_end
         self.registry: Registry[Subscriber] = new_registry(options)
@@ -185,6 +187,7 @@ class Session:
         try:
             link.open()
             self._move(SessionState.CONNECTED)
+            self._on_connected()
             self._outages.ended(str(self._endpoint))
             self.log_in(self._login)
             self._flush()
