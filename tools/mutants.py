@@ -1,7 +1,6 @@
 """Puts known faults back into a copy of the package, and shows that a test fails for each: `python -m tools.mutants`.
 
-Each mutant is one replacement in one file, with the tests that must notice it. Words of their names select some;
-`--sample` selects those that CI runs.
+Each mutant is one replacement in one file, with the tests that must notice it. Words of their names select some.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -3178,25 +3178,23 @@ def compile_tests() -> None:
     )
 
 
-def sample(mutants: Iterable[Mutant]) -> Iterator[Mutant]:
-    """Yield the first fault of each file of tests."""
-    seen = set()
-    for mutant in mutants:
-        file = mutant.tests.split()[0].partition("::")[0]
-        if file not in seen:
-            yield mutant
-        seen.add(file)
+def sample(mutants: Sequence[Mutant], count: int) -> list[Mutant]:
+    """Return some faults, in their order. Each commit gets others, so in time CI has tried them all."""
+    command = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    places = sorted(random.Random(commit).sample(range(len(mutants)), min(count, len(mutants))))
+    return [mutants[place] for place in places]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run the faults with one of these texts in their names; else all")
     parser.add_argument("--workers", type=int, default=2, help="faults to try side by side (default: %(default)s)")
-    parser.add_argument("--sample", action="store_true", help="run the first fault of each file of tests")
+    parser.add_argument("--sample", type=int, help="run so many of them only, others for each commit")
     options = parser.parse_args()
     chosen = [m for m in MUTANTS if not options.words or any(word in m.fault for word in options.words)]
     if options.sample:
-        chosen = list(sample(chosen))
+        chosen = sample(chosen, options.sample)
     if len(chosen) > options.workers:
         compile_tests()
     for name in PRELOADED:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import NamedTuple, TypeAlias
 
 from .. import Multiplexer, Stats, blocking
@@ -78,9 +77,11 @@ class FigureSource:
             return multiplexer.stats()
         if isinstance(multiplexer, blocking.Multiplexer):
             return multiplexer.stats()
-        result: Future[Stats] = Future()
-        loop.call_soon_threadsafe(lambda: result.set_result(multiplexer.stats()))
-        return result.result(_COLLECT_TIMEOUT)
+
+        async def ask() -> Stats:
+            return multiplexer.stats()
+
+        return asyncio.run_coroutine_threadsafe(ask(), loop).result(_COLLECT_TIMEOUT)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
