@@ -29,6 +29,7 @@ from ..helpers.backoffs import QUICK
 from ..helpers.lengths import at_length
 from ..helpers.logs import warnings
 from ..helpers.monitor import kill_clients, settled
+from ..helpers.outages import interrupt
 from ..helpers.servers import Server
 from ..helpers.waiting import DEADLINE, until
 
@@ -181,16 +182,7 @@ async def test_a_cut_connection_is_told_and_mended(server: Server, admin: Redis,
         for number in range(at_length(100, 2) if fault == "kill" else 1):
             await broadcast.publish("a", f"before {number}")
             assert await hear(ann) == f"before {number}"
-            if fault == "kill":
-                await kill_clients(admin)
-            elif fault == "freeze":
-                server.freeze()
-                await until(lambda: not mpx.connected)
-                server.thaw()
-            else:
-                server.kill()
-                await until(lambda: not mpx.connected)
-                server.start()
+            await interrupt(fault, server, admin, mpx)
             assert await hear(ann) == "* gap"
             await broadcast.publish("a", f"after {number}")
             assert await hear(ann) == f"after {number}"

@@ -22,6 +22,7 @@ from ..helpers.asgi import Served, serving
 from ..helpers.backoffs import QUICK
 from ..helpers.lengths import at_length
 from ..helpers.monitor import kill_clients, settled
+from ..helpers.outages import interrupt
 from ..helpers.servers import Server
 from ..helpers.waiting import DEADLINE, until
 
@@ -74,16 +75,7 @@ async def test_a_cut_connection_is_told_and_mended(server: Server, admin: Redis,
         await joined(ann, bob, say=lambda text: backend.publish(text.encode(), ["a"]))
         await backend.publish(b"before", ["a"])
         assert [await hear(ann), await hear(bob)] == ["before"] * 2
-        if fault == "kill":
-            await kill_clients(admin)
-        elif fault == "freeze":
-            server.freeze()
-            await until(lambda: not mpx.connected)
-            server.thaw()
-        else:
-            server.kill()
-            await until(lambda: not mpx.connected)
-            server.start()
+        await interrupt(fault, server, admin, mpx)
         if history:
             await backend.publish(b"in the outage", ["a"])
             expected = ["* gap", "in the outage"] if fault == "restart" else ["in the outage"]

@@ -33,9 +33,9 @@ from redismpx.contrib.starlette import (
 from ..helpers.asgi import Events, Served, serving
 from ..helpers.backoffs import QUICK
 from ..helpers.logs import loud
-from ..helpers.monitor import kill_clients
+from ..helpers.outages import interrupt
 from ..helpers.servers import Server
-from ..helpers.waiting import DEADLINE, until
+from ..helpers.waiting import DEADLINE
 
 pytestmark = [pytest.mark.usefixtures("no_leaks", "quiet"), pytest.mark.one_flavour]
 
@@ -166,16 +166,7 @@ async def test_a_cut_connection_reaches_each_client(server: Server, admin: Redis
     ):
         assert await ann.hear() == await eve.hear() == "event: activation\ndata: "
         assert await hear(bob) == "* a"
-        if fault == "kill":
-            await kill_clients(admin)
-        elif fault == "freeze":
-            server.freeze()
-            await until(lambda: not mpx.connected)
-            server.thaw()
-        else:
-            server.kill()
-            await until(lambda: not mpx.connected)
-            server.start()
+        await interrupt(fault, server, admin, mpx)
         await mpx.append("s", "in the outage")
         assert [await ann.hear(), await ann.hear()] == ["event: disconnect\ndata: ", "event: activation\ndata: "]
         assert [await hear(bob), await hear(bob)] == ["* disconnected", "* a"]

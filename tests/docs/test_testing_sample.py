@@ -38,7 +38,7 @@ def test_the_sample_fails_with_its_bug_only(tmp_path: Path, is_fixed: bool) -> N
 
 @pytest.mark.parametrize("name", ["test_websocket.py", "test_worker.py", "test_django.py", "test_prices.py"])
 def test_a_test_through_a_cut_has_twenty_lines(name: str) -> None:
-    """A WebSocket application, a worker, a view, a consumer and the sample are each tested through a cut in few lines."""
+    """An application, a worker, a view, a consumer and the sample are each tested through a cut in few lines."""
     tests = [
         node
         for node in ast.walk(ast.parse(FILES[name]))
