@@ -567,7 +567,7 @@ MUTANTS = [
         "P1: no disconnect",
         "_io/session/dispatcher.py",
         "                    subscriber.disconnect(error, active)\n",
-        "                pass\n",
+        "                    pass\n",
         f"{TORTURE} -k killed_connection",
     ),
     Mutant(
