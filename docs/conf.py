@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 import redismpx
 
@@ -28,6 +29,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88  # a longer signature has one parameter on each line
 autodoc_type_aliases = {
     name: f"redismpx.typing.{name}"
     for name in ("OnMessage", "Decode", "OnDisconnect", "OnActivation", "OnError", "Payload")
@@ -94,6 +96,8 @@ html_theme = "furo"
 html_title = f"redismpx {release}"
 html_show_sourcelink = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 # --- corrections for autodoc
@@ -101,9 +105,19 @@ html_copy_source = False
 
 def setup(app: Sphinx) -> None:
     """Connect the hooks. Napoleon handles the same event with priority 500, so ours run before and after it."""
+    ModuleAnalyzer.analyze = analyze_without_overloads  # type: ignore[method-assign]
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-process-docstring", keep_attribute, priority=400)
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
+
+
+_analyze = ModuleAnalyzer.analyze
+
+
+def analyze_without_overloads(self: ModuleAnalyzer) -> None:
+    """Forget the overloads, so that autodoc shows one signature: that of the implementation, with all parameters."""
+    _analyze(self)
+    self.overloads = {}
 
 
 _ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
