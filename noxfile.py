@@ -163,11 +163,13 @@ def run_python(session: nox.Session, version: str, *arguments: str, **environmen
 
 @nox.session(python=find_python(newest()) or newest())
 def lint(session: nox.Session) -> None:
-    """ruff and bandit."""
+    """ruff and bandit; spelling and plain words, also of the documentation."""
     session.install("-q", *requirements("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("bandit", "-q", "-c", "pyproject.toml", "-r", "redismpx")
+    session.run("codespell")
+    session.run("python", "-m", "tools.prose")
 
 
 @nox.session(python=find_python(newest()) or newest())

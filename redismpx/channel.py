@@ -105,7 +105,7 @@ class ChannelSubscription(MessageSubscription[T]):
     def clear(self) -> None:
         """Unsubscribe from all channels, as `remove()` does. The subscription stays open.
 
-        Very many channels are unsubscribed in the next iterations of the loop, some in each. `stats()` counts them
+        Thousands of channels are unsubscribed in the next iterations of the loop, some in each. `stats()` counts them
         until then.
 
         Raises:

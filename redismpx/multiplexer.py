@@ -123,7 +123,7 @@ class Multiplexer:
             that longer. None: never.
         max_payload: the length of a payload for `publish()`, in bytes. Beyond: `ValueError`. Servers disconnect a
             subscriber whose unsent messages exceed `client-output-buffer-limit`.
-        observers: told of what happens to connections, names and messages, as `redismpx.observing` describes. Without
+        observers: get what happens to connections, names and messages, as `redismpx.observing` describes. Without
             a `MessageObserver` among them, they cost nothing for each message.
         connection_options: any option of `redis.asyncio.Redis.from_url`; only with a URL. With Sentinels also
             `sentinel_username` and `sentinel_password`; the user and the password of the URL are those of the master.
@@ -1259,7 +1259,7 @@ class Multiplexer:
 
         All subscriptions are closed, and outstanding promises and `publish()` calls fail. Async callbacks that are
         being awaited are cancelled, except one that calls `close()`, itself or by way of a task that it has started.
-        Of very many of these, most end in the next iterations of the loop, some in each, and `on_close` is called then.
+        Of thousands of these, most end in the next iterations of the loop, some in each, and `on_close` is called then.
         May be called at any time, also from inside a callback; without effect when closed already. Sockets and tasks
         are released in the next iterations of the loop; `aclose()` waits for all of this.
 

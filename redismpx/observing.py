@@ -178,11 +178,11 @@ class Operation:
 
 
 class Observer:
-    """Is told of what happens to connections, names and messages. Derive a class from it, and override `observe()`.
+    """Get what happens to connections, names and messages. Derive a class from it, and override `observe()`.
 
     Pass observers to the `Multiplexer`. They get the facts in order, in the thread of its loop, and must return at
     once, as plain callbacks must. What they raise is logged, and changes nothing. They may call everything. After
-    `close()`, they are still told of what it has dropped and failed.
+    `close()`, they still get what it has dropped and failed.
     """
 
     def observe(self, fact: Fact, /) -> None:

@@ -294,7 +294,7 @@ class PromiseSubscription(Subscription):
     def clear(self) -> None:
         """Fail all outstanding promises with `PromiseInterrupted`. The subscription stays open. Works offline.
 
-        Very many promises fail in the next iterations of the loop, some in each. None gets a message any more.
+        Thousands of promises fail in the next iterations of the loop, some in each. None gets a message any more.
 
         Raises:
             SubscriptionIsClosed: the subscription or its multiplexer is closed.

@@ -58,7 +58,7 @@ class Subscription(ABC):
         """Unsubscribe from everything, at once and for good.
 
         No callback is called after this. Buffered messages are dropped. An async callback that is being awaited is
-        cancelled, unless it calls `close()`, itself or by way of a task that it has started. Very many channels are
+        cancelled, unless it calls `close()`, itself or by way of a task that it has started. Thousands of channels are
         unsubscribed in the next iterations of the loop. Works offline. Without effect when the subscription is closed
         already.
         """

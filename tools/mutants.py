@@ -611,7 +611,7 @@ MUTANTS = [
         "_io/hub.py",
         "        self.slices.begin(self.tasks.cancel())\n",
         "        pass\n",
-        f"{PUBLISH} -k clos",
+        f"{PUBLISH} -k clos",  # codespell:ignore clos
     ),
     Mutant(
         "P6: a dial that did not notice its cancellation goes on",

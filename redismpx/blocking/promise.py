@@ -171,7 +171,7 @@ class PromiseSubscription(Subscription[AsyncPromiseSubscription]):
     def clear(self) -> None:
         """Fail all outstanding promises: `Promise.get()` raises `SubscriptionIsClosed`. The subscription stays open.
 
-        Works offline. Very many promises fail soon, some in each millisecond. None gets a message any more.
+        Works offline. Thousands of promises fail soon, some in each millisecond. None gets a message any more.
 
         Raises:
             SubscriptionIsClosed: the subscription or its multiplexer is closed.

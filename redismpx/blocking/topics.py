@@ -250,8 +250,9 @@ class Topics(TopicBus):
         """Stop the periodic functions, let the subscribers finish what they have received, and close. Takes seconds.
 
         The multiplexer stays open. It waits until a periodic function that runs has returned, until the callbacks have
-        been called with all messages, and until all messages have reached Redis or failed to; not for the function or
-        callback that calls this, and in a thread that runs an event loop, for nothing. A second call changes nothing.
+        been called with all messages, and until all messages have reached Redis or failed to. It does not wait for the
+        function or callback that calls it, and does not wait at all in a thread that runs an event loop. A second call
+        changes nothing.
         """
         was_closed, self._is_closed = self._is_closed, True
         waits = not runs_loop()

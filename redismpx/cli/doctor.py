@@ -98,7 +98,7 @@ async def _ask_sentinels(server: DirectServer) -> AsyncIterator[tuple[Finding, t
 
 
 async def _settings(client: Redis) -> AsyncIterator[Finding]:
-    """Check what the server tells about itself, as far as the user may ask."""
+    """Check what the server says about itself, as far as the user may ask."""
     try:
         await client.execute_command("HELLO")
     except ResponseError:

@@ -216,7 +216,7 @@ class Faults:
     def failover(self) -> None:
         """Start a replica, and let it take the place of the server, with all its data. Connections are closed.
 
-        The former server goes on running, without clients. It blocks for about a second; a coroutine awaits
+        The old server goes on running, without clients. It blocks for about a second; a coroutine awaits
         `afailover()`.
 
         Raises:

@@ -35,7 +35,7 @@ class TopicQueue(TopicConsumer):
         return len(self._messages)
 
     def put(self, message: TopicMessage) -> None:
-        """Add a message, and wake those who wait for one."""
+        """Add a message, and wake the threads that wait for one."""
         with self._lock:
             if self.closed:
                 return

@@ -176,7 +176,7 @@ def test_channels_is_read_only() -> None:
     with pytest.raises(AttributeError):
         sub.channels = frozenset()  # type: ignore[misc]
     with pytest.raises(AttributeError):
-        sub.chanels = 1  # type: ignore[attr-defined]
+        sub.chanels = 1  # type: ignore[attr-defined]  # codespell:ignore chanels
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])

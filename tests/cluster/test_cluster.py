@@ -731,7 +731,7 @@ async def test_many_channels_survive_moves_and_failovers(cluster: Cluster) -> No
 
 
 async def test_publishes_follow_a_moving_slot_in_order(shared_cluster: Cluster) -> None:
-    """While a slot moves to and fro, each message is published once, in the order of the calls."""
+    """While a slot moves there and back, each message is published once, in the order of the calls."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
     (tag,) = await at(source)

@@ -68,7 +68,7 @@ def test_an_exact_pattern_matches_its_key_only(pattern: str) -> None:
         ("", None, "KA"),
         ("Ex", None, "K"),
         ("K", None, "A"),
-        ("AKE", None, ""),
+        ("AKE", None, ""),  # codespell:ignore ake
         ("Kx", {b"expired"}, ""),
         ("KA", {b"expired", b"set", b"hset", b"evicted"}, ""),
         ("Kx", {b"expired", b"set"}, "$"),
