@@ -307,7 +307,7 @@ class _StreamMessages(MessageSubscription[Any]):
 
     async def _consumed(self) -> None:
         await super()._consumed()
-        if not self._inbox.closed:
+        if self.subscriber.durable is not None and not self._inbox.closed:
             with suppress(ConnectionLost):  # aclose() tries again
                 await self.save()
 

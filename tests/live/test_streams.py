@@ -496,6 +496,18 @@ async def test_a_payload_that_cannot_be_decoded_is_left_out(mpx: Multiplexer) ->
 # --- positions in Redis
 
 
+async def test_drain_ends_a_subscription_without_positions(url: str) -> None:
+    """drain() delivers what a subscription without `durable` has received, and raises nothing."""
+    mpx = Multiplexer(url)
+    got: list[bytes] = []
+    sub = mpx.new_stream_subscription(lambda message: got.append(message.data))
+    sub.add("drained")
+    await sub.wait_for_activation(timeout=5)
+    await mpx.append("drained", "hello")
+    await mpx.drain(5)
+    assert got == [b"hello"]
+
+
 async def test_a_durable_subscription_goes_on_where_it_was(server: Server, admin: Redis) -> None:
     """Its positions are saved: on commit(), within a second, when it is closed, and at drain()."""
     async with Multiplexer(server.admin_url) as mpx:
