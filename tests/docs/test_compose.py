@@ -19,6 +19,8 @@ from redis.asyncio.sentinel import Sentinel
 
 from redismpx import Multiplexer
 
+from ..helpers.demo import Demo
+from ..helpers.flavours import start_server
 from ..helpers.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())[
     "services"
 ]
+PROFILES = ("processes", "cluster", "sentinel")
 DEADLINE = 60.0  # seconds for a cluster to be formed, on a busy machine
 
 
@@ -35,12 +38,12 @@ def profile(name: str) -> dict[str, dict[str, Any]]:
 
 
 def test_each_service_has_its_dependencies_in_its_profile() -> None:
-    """Each service is in one profile, together with all services that it depends on."""
+    """Each service is in one profile at most, and what it depends on is started with it."""
     assert list(profile("")) == ["redis", "demo"]
-    assert SERVICES.keys() == {*profile(""), *profile("cluster"), *profile("sentinel")}
-    for name in "", "cluster", "sentinel":
-        services = profile(name)
-        for service in services.values():
+    assert SERVICES.keys() == {name for each in ("", *PROFILES) for name in profile(each)}
+    for name in "", *PROFILES:
+        services = profile("") | profile(name)
+        for service in profile(name).values():
             assert services.keys() >= set(service.get("depends_on", {}))
             for other, condition in service.get("depends_on", {}).items():
                 assert condition == {"condition": "service_healthy"}
@@ -66,6 +69,7 @@ def test_ports_are_published_on_loopback_only() -> None:
         ports = [int(service["environment"]["PORT"]) for service in profile(name).values() if "environment" in service]
         assert ports == published
     assert SERVICES["demo"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert SERVICES["demo-2"]["ports"] == ["127.0.0.1:8001:8000"]
 
 
 def free_cluster_port() -> int:
@@ -144,6 +148,25 @@ def programs() -> None:
     for program in "redis-server", "redis-cli":
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not on PATH")
+
+
+async def test_a_message_crosses_from_one_demo_to_the_other() -> None:
+    """The profile `processes` starts the demo twice, with one Redis server: a message of one page is in the other."""
+    commands = [SERVICES[name]["command"][-1].partition("exec redismpx demo ")[2] for name in ("demo", "demo-2")]
+    assert commands == ["--host 0.0.0.0 --redis redis://redis:6379"] * 2
+    server = start_server("redis")
+    try:
+        arguments = [
+            word.replace("0.0.0.0", "127.0.0.1").replace("redis:6379", f"127.0.0.1:{server.port}")
+            for word in [*commands[0].split(), "--port", "0"]
+        ]
+        here, there = await Demo.start(*arguments), await Demo.start(*arguments)
+        async with here.chat("lobby") as ada, there.chat("lobby") as ben:
+            await ada.ask(do="say", room="lobby", text="hello")
+            await ben.until(type="message", room="lobby", text="hello")
+        assert [(await each.stop())[0] for each in (here, there)] == [0, 0]
+    finally:
+        server.remove()
 
 
 async def test_the_cluster_is_formed_and_serves_sharded_channels(tmp_path: Path) -> None:
