@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SECURITY_HEADERS", "STATIC_FOLDER", "SameOrigin", "new_app"]
+__all__ = ["DEMO_FOLDER", "SECURITY_HEADERS", "SOURCES", "STATIC_FOLDER", "SameOrigin", "new_app"]
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +23,13 @@ from .backend import Backend
 from .chat import ChatWebSocket
 from .watch import WatchWebSocket
 
-STATIC_FOLDER = Path(__file__).parent / "static"
+DEMO_FOLDER = Path(__file__).parent
+STATIC_FOLDER = DEMO_FOLDER / "static"
+SOURCES = (
+    DEMO_FOLDER.parent / "multiplexer.py",
+    *(DEMO_FOLDER / name for name in ("backend.py", "chat.py", "ticker.py", "watch.py")),
+)
+"""The modules that the page links to."""
 SECURITY_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -54,15 +60,16 @@ def new_app(backend: Backend, host: str) -> Starlette:
     routes = [
         _file("/", STATIC_FOLDER / "index.html"),
         *files,
+        *[_file(f"/source/{path.name}", path, "text/plain") for path in SOURCES],
         WebSocketRoute("/chat", chat),
         WebSocketRoute("/watch", watch),
     ]
     return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(SameOrigin, host=host)])
 
 
-def _file(url: str, path: Path) -> Route:
+def _file(url: str, path: Path, media_type: str | None = None) -> Route:
     async def get(request: Request) -> Response:
-        return FileResponse(path, headers=SECURITY_HEADERS)
+        return FileResponse(path, headers=SECURITY_HEADERS, media_type=media_type)
 
     return Route(url, get)
 

