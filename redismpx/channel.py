@@ -56,7 +56,7 @@ class ChannelSubscription(MessageSubscription[T]):
         Example:
             ::
 
-                subscription.add("news", "weather")
+                sub.add("news", "weather")
         """
         self._check_open()
         longest = self._hub.limits.max_name_bytes

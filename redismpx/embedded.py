@@ -42,7 +42,17 @@ exit "$code"
 
 
 class CannotStartServer(RedisMPXError):
-    """The embedded server does not start; the text has the reason and what to do."""
+    """The embedded server does not start; the text has the reason and what to do.
+
+    Example:
+        ::
+
+            try:
+                server = Server(unix="/no/such/folder/server.sock")
+                server.start()
+            except CannotStartServer as error:
+                print(type(error).__name__)  # CannotStartServer
+    """
 
 
 class Server:
@@ -66,8 +76,8 @@ class Server:
     Example:
         ::
 
-            with Server() as server, Multiplexer(server.url) as mpx:
-                ...
+            with Server(port=0) as server, Multiplexer(server.url) as mpx:  # from redismpx.blocking
+                print(mpx.publish("news", "hello"))  # 0
     """
 
     def __init__(

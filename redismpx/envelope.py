@@ -78,7 +78,9 @@ class Envelope:
     Example:
         ::
 
-            await mpx.publish("payments", Envelope(b"12.50", {"Currency": "EUR"}))
+            envelope = Envelope(b"12.50", {"Currency": "EUR"})
+            await mpx.publish("payments", envelope)
+            print(Envelope.from_bytes(bytes(envelope)) == envelope)  # True
     """
 
     body: bytes

@@ -176,6 +176,20 @@ class KeySubscription:
         Raises:
             RuntimeError: the subscription has `on_event`, `on_disconnect` or `on_activation`. While iterating: another
                 task is reading the subscription.
+
+        Example:
+            ::
+
+                await redis.set("session:7", "Ann")
+                async for event in sessions.events():
+                    match event:
+                        case Activation(pattern):
+                            print("active:", pattern)  # active: b'session:*'
+                        case KeyEvent(key):
+                            print(key, event.event)  # b'session:7' b'set'
+                            sessions.close()  # ends the iteration
+                        case Disconnect(error):
+                            print("events may be missed until the next activation:", error.reason)
         """
         return _KeyEvents(self._messages.events(), self.pattern)
 

@@ -136,11 +136,11 @@ class Multiplexer:
     Example:
         ::
 
-            async with Multiplexer("redis://localhost") as mpx:
-                news = mpx.new_channel_subscription(print)
-                news.add("news")
-                await news.wait_for_activation()
-                await mpx.publish("news", "hello")
+            async with Multiplexer("redis://localhost:6379") as mpx:
+                async with mpx.subscribe("news") as sub:
+                    await mpx.publish("news", "hello")
+                    message = await sub.get(timeout=5)
+                    print(message.channel, message.data)  # b'news' b'hello'
     """
 
     def __init__(
@@ -239,6 +239,12 @@ class Multiplexer:
             redismpx.url_file.StaleURLFile: the broker that wrote the file has ended.
             FileNotFoundError: there is no such file.
             OSError, TypeError, ValueError: the file cannot be read, or its URL or an option is invalid.
+
+        Example:
+            ::
+
+                # after: redismpx broker --url-file broker.url
+                mpx = Multiplexer.from_url_file("broker.url", max_pending=1_000)
         """
         return cls(read_url_file(path), **options)
 
@@ -332,8 +338,13 @@ class Multiplexer:
         Example:
             ::
 
-                orders = mpx.new_channel_subscription(on_order, decode=json.loads)
+                def on_order(channel: bytes, order: dict[str, int]) -> None:
+                    print(channel, order["id"])
+
+                orders = mpx.new_channel_subscription(on_order, decode=json.loads, overflow="latest")
                 orders.add("orders:eu", "orders:us")
+                await orders.wait_for_activation(timeout=5)
+                await mpx.publish("orders:eu", '{"id": 7}')  # prints b'orders:eu' 7
         """
         self._enter()
         consumer = self._consumer(
@@ -396,9 +407,11 @@ class Multiplexer:
         Example:
             ::
 
-                async with mpx.subscribe("news", "weather") as sub:
+                async with mpx.subscribe("news", "weather", decode=bytes.decode) as sub:
+                    await mpx.publish("news", "hello")
                     async for message in sub:
-                        print(message.channel, message.data)
+                        print(message.channel, message.data)  # b'news' hello
+                        break
         """
         async with self.new_channel_subscription(**options) as subscription:
             subscription.add(*channels)
@@ -471,6 +484,15 @@ class Multiplexer:
             MultiplexerIsClosed: the multiplexer is closed or drains.
             TooManyPatterns: `max_patterns` is reached.
             TypeError, ValueError: an argument is invalid, or the pattern is empty, too long, or has too many stars.
+
+        Example:
+            ::
+
+                logins = mpx.new_pattern_subscription("user:*:login", decode=bytes.decode)
+                await logins.wait_for_activation(timeout=5)
+                await mpx.publish("user:7:login", "Ann")
+                message = await logins.get(timeout=5)
+                print(message.channel, message.data)  # b'user:7:login' Ann
         """
         self._enter()
         consumer = self._consumer(
@@ -534,10 +556,11 @@ class Multiplexer:
         Example:
             ::
 
-                def on_event(event: KeyEvent) -> None:
-                    print(event.key, event.event)
-
-                mpx.new_key_subscription("session:*", on_event, events={"expired"})
+                sessions = mpx.new_key_subscription("session:*", events={"set", "expired"})
+                await sessions.wait_for_activation(timeout=5)
+                await redis.set("session:7", "Ann")  # with a client of redis-py
+                event = await sessions.get(timeout=5)
+                print(event.key, event.event)  # b'session:7' b'set'
         """
         self._enter()
         name = to_key_name(pattern, db, self._hub.limits, has_subkeys=subkeys)
@@ -627,11 +650,12 @@ class Multiplexer:
         Example:
             ::
 
-                def on_message(message: StreamMessage) -> None:
-                    print(message.id, message.data)
-
-                room = mpx.new_stream_subscription(on_message, on_gap=print)
-                room.add("room:1", after="0")
+                await mpx.append("jobs", "resize 7.jpg")
+                jobs = mpx.new_stream_subscription(decode=bytes.decode, durable="resizer")
+                jobs.add("jobs", after="0")  # or behind the last message that the resizer was through with
+                job = await jobs.get(timeout=5)
+                print(job.data)  # resize 7.jpg
+                await jobs.commit()
         """
         self._enter()
         check_callback(on_message, "on_message", "message")
@@ -658,6 +682,15 @@ class Multiplexer:
             MultiplexerIsClosed: the multiplexer is closed or drains.
             TooManyPatterns: `max_patterns` is reached.
             TypeError, ValueError: the prefix is invalid.
+
+        Example:
+            ::
+
+                replies = mpx.new_promise_subscription("reply:")
+                promise = await replies.wait_for_new_promise(timeout=5)
+                await mpx.publish(promise.channel, "paid")  # usually, another process does this
+                payload = await promise.get()
+                print(payload)  # b'paid'
         """
         self._enter()
         name = to_bytes(prefix, "a prefix", self._hub.limits.max_pattern_bytes)
@@ -704,6 +737,14 @@ class Multiplexer:
             MultiplexerIsClosed: the multiplexer is closed, or was closed before the message was sent.
             TypeError, ValueError: the channel or the payload is invalid, or longer than `max_name_bytes` or
                 `max_payload`.
+
+        Example:
+            ::
+
+                async with mpx.subscribe("payments", decode=Envelope.from_bytes) as payments:
+                    await mpx.publish("payments", "12.50", headers={"Currency": "EUR"})
+                    message = await payments.get(timeout=5)
+                    print(message.data.headers["Currency"], message.data.body)  # EUR b'12.50'
         """
         name, payload = self._convert(channel, data, headers)
         return await self._hub.publish(name, payload, sharded=sharded)
@@ -821,6 +862,14 @@ class Multiplexer:
             redis.exceptions.ResponseError: Redis rejected the call.
             MultiplexerIsClosed: the multiplexer is closed.
             TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                first = await mpx.append("room:1", "hello")
+                await mpx.append("room:1", "how are you?")
+                for message in await mpx.history("room:1", after=first, limit=10):
+                    print(message.data)  # b'how are you?'
         """
         name = self._stream(channel)
         position = to_position(after)
@@ -844,6 +893,17 @@ class Multiplexer:
             redis.exceptions.ResponseError: Redis rejected the call.
             MultiplexerIsClosed: the multiplexer is closed.
             TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                await mpx.append("jobs", "resize 7.jpg")
+                async with mpx.new_stream_subscription(durable="resizer") as jobs:
+                    jobs.add("jobs", after="0")
+                    await jobs.get(timeout=5)
+                    await jobs.commit()
+                existed = await mpx.delete_position("jobs", "resizer")
+                print(existed)  # True
         """
         position = to_bytes(durable, "durable")
         return await self._hub._streams.delete_position(self._stream(channel), position)
@@ -965,6 +1025,14 @@ class Multiplexer:
             TooManyPromises, TooManyPatterns: a limit is reached.
             redis.exceptions.ResponseError: Redis rejected the request, as for `publish()`.
             TypeError, ValueError: an argument is invalid.
+
+        Example:
+            ::
+
+                service = mpx.serve("sum", lambda request: str(sum(json.loads(request.body))).encode())
+                await service.wait_for_activation(timeout=5)
+                total = await mpx.request("sum", [1, 2, 3], timeout=5, encode=json.dumps, decode=json.loads)
+                print(total)  # 6
         """
         self._enter()
         request = self._outgoing_request(channel, data, headers, timeout, sharded, encode, decode)
@@ -1065,8 +1133,11 @@ class Multiplexer:
         Example:
             ::
 
-                async for reply in mpx.request_many("who.is", b"", timeout=1, limit=10):
-                    print(reply)
+                for name in "server 1", "server 2":
+                    service = mpx.serve("who.is", lambda request, name=name: name.encode())
+                    await service.wait_for_activation(timeout=5)
+                names = [reply async for reply in mpx.request_many("who.is", b"", timeout=5, limit=2)]
+                print(sorted(names))  # [b'server 1', b'server 2']
         """
         self._enter()
         if limit is not None:
@@ -1175,10 +1246,12 @@ class Multiplexer:
         Example:
             ::
 
-                async def weather(request: Request) -> bytes:
-                    return await forecast(request.body)
+                async def add(request: Request[list[int]]) -> int:
+                    return sum(request.body)
 
-                mpx.serve("weather", weather, concurrency=10)
+                service = mpx.serve("sum", add, decode=json.loads, encode=json.dumps, concurrency=10)
+                await service.wait_for_activation(timeout=5)
+                print(await mpx.request("sum", "[1, 2, 3]", timeout=5))  # b'6'
         """
         self._enter()
         if handler is None:
@@ -1226,6 +1299,14 @@ class Multiplexer:
             TimeoutError: there is no connection within `timeout`. Its `__cause__` is the last `ConnectionLost`.
             MultiplexerIsClosed: the multiplexer is closed or drains, or was closed during the wait.
             TypeError, ValueError: the timeout is invalid.
+
+        Example:
+            ::
+
+                try:
+                    await mpx.connect(timeout=5)
+                except TimeoutError as error:
+                    print("no connection:", error.__cause__)
         """
         check_seconds(timeout, "timeout")
         self._enter()

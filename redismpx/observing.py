@@ -183,6 +183,16 @@ class Observer:
     Pass observers to the `Multiplexer`. They get the facts in order, in the thread of its loop, and must return at
     once, as plain callbacks must. What they raise is logged, and changes nothing. They may call everything. After
     `close()`, they still get what it has dropped and failed.
+
+    Example:
+        ::
+
+            class Alarm(Observer):
+                def observe(self, fact: Fact) -> None:
+                    if isinstance(fact, Refused):
+                        print(fact.name, fact.reason)
+
+            mpx = Multiplexer("redis://localhost:6379", observers=[Alarm()])
     """
 
     def observe(self, fact: Fact, /) -> None:

@@ -29,6 +29,7 @@ def escape_glob(text: str | bytes) -> bytes:
     Example:
         ::
 
+            name = "what?"  # from outside
             mpx.new_pattern_subscription(b"user:" + escape_glob(name) + b":*")
     """
     return escape(to_bytes(text, "a text to escape"))

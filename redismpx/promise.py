@@ -228,8 +228,7 @@ class PromiseSubscription(Subscription):
     def new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
         """Make a promise for the next message on the channel `prefix + suffix`.
 
-        Returns at once. Any number of promises may wait for one channel; the message resolves all of them. Offline, the
-        subscription is not active, and `InactiveSubscription` is raised.
+        Returns at once. Any number of promises may wait for one channel; the message resolves all of them.
 
         Args:
             suffix: the rest of the channel; `str` is encoded as UTF-8. None: an unguessable suffix is generated;
@@ -240,7 +239,7 @@ class PromiseSubscription(Subscription):
             The promise. Await it for the payload.
 
         Raises:
-            InactiveSubscription: the subscription is not active now, so the message could be missed.
+            InactiveSubscription: the subscription is not active now, for example offline: it could miss the message.
             TooManyPromises: `max_promises` is reached.
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
             TypeError, ValueError: the suffix or the timeout is invalid.
@@ -248,8 +247,9 @@ class PromiseSubscription(Subscription):
         Example:
             ::
 
-                promise = promises.new_promise("order-17", timeout=10)
-                payload = await promise  # bytes, or PromiseTimeout after 10 seconds
+                promise = promises.new_promise("17", timeout=10)
+                await mpx.publish("order-17", "paid")  # usually, another process does this
+                print(await promise)  # b'paid'
         """
         self._check_open()
         self._hub.enter()

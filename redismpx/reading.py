@@ -86,6 +86,14 @@ class MessageSubscription(Subscription, Generic[T]):
             asyncio.QueueEmpty: no message is buffered.
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
             RuntimeError: the subscription has `on_message`, is read by `events()`, or another task is reading it.
+
+        Example:
+            ::
+
+                try:
+                    message = sub.get_nowait()
+                except asyncio.QueueEmpty:
+                    print("no message yet")  # no message yet
         """
         self._check_read()
         self._check_open()
@@ -133,12 +141,16 @@ class MessageSubscription(Subscription, Generic[T]):
         Example:
             ::
 
-                async for event in subscription.events():
+                await mpx.publish("news", "hello")
+                async for event in sub.events():
                     match event:
+                        case Activation(name):
+                            print("active:", name)  # active: b'news'
                         case Message(channel, data):
-                            ...
+                            print(channel, data)  # b'news' b'hello'
+                            sub.close()  # ends the iteration
                         case Disconnect(error):
-                            ...  # what is published until the next Activation is missed
+                            print("messages may be missed until the next activation:", error.reason)
         """
         if self._inbox.consumer.has_callbacks:
             raise RuntimeError("this subscription has callbacks for its events; make one without them to read events()")

@@ -99,8 +99,8 @@ class Subscription(ABC):
         Example:
             ::
 
-                subscription.add("news", "weather")
-                await subscription.wait_for_activation("news", timeout=5)
+                sub.add("news", "weather")
+                await sub.wait_for_activation("news", timeout=5)
         """
         check_seconds(timeout, "timeout")
         wanted = {to_bytes(name, "a name") for name in names}

@@ -28,7 +28,16 @@ _MARK = "# locked by redismpx broker on "  # followed by the name of the host: l
 
 
 class StaleURLFile(RedisMPXError):
-    """The broker that wrote a URL file has ended."""
+    """The broker that wrote a URL file has ended.
+
+    Example:
+        ::
+
+            try:
+                mpx = Multiplexer.from_url_file("broker.url")
+            except StaleURLFile as error:
+                print("start the broker again:", error.path)
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{path} is stale: its broker has ended; start one with: redismpx broker --url-file {path}")
@@ -50,6 +59,12 @@ def read_url_file(path: _AnyPath) -> str:
         FileNotFoundError: there is no such file.
         OSError: the file cannot be read.
         ValueError: there is no URL in the file.
+
+    Example:
+        ::
+
+            # after: redismpx broker --url-file broker.url
+            client = Redis.from_url(read_url_file("broker.url"))
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -76,6 +91,12 @@ class URLFile:
 
     Raises:
         FileExistsError: from `with`: the broker that wrote the file runs.
+
+    Example:
+        ::
+
+            with Server() as server, URLFile("own.url", server.url):
+                print(read_url_file("own.url") == server.url)  # True
     """
 
     def __init__(self, path: _AnyPath, url: str) -> None:

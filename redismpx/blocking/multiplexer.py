@@ -70,11 +70,10 @@ class Multiplexer:
     Example:
         ::
 
-            with Multiplexer("redis://localhost") as mpx:
-                with mpx.subscribe("news") as sub:
-                    mpx.publish("news", "hello")
-                    for message in sub.listen(timeout=60):
-                        print(message.channel, message.data)
+            with Multiplexer("redis://localhost:6379") as mpx, mpx.subscribe("news") as sub:
+                mpx.publish("news", "hello")
+                message = sub.get(timeout=5)
+                print(message.channel, message.data)  # b'news' b'hello'
     """
 
     def __init__(
@@ -219,8 +218,13 @@ class Multiplexer:
         Example:
             ::
 
+                def on_order(channel: bytes, order: dict[str, int]) -> None:
+                    print(channel, order["id"])
+
                 orders = mpx.new_channel_subscription(on_order, decode=json.loads)
                 orders.add("orders:eu", "orders:us")
+                orders.wait_for_activation(timeout=5)
+                mpx.publish("orders:eu", '{"id": 7}')  # a worker thread prints b'orders:eu' 7
         """
         border, hand_over, options = self._consumer(
             on_disconnect, on_activation, max_pending, overflow, on_error, on_close
@@ -287,9 +291,11 @@ class Multiplexer:
         Example:
             ::
 
-                with mpx.subscribe("news", "weather") as sub:
-                    for message in sub.listen():
-                        print(message.channel, message.data)
+                with mpx.subscribe("news", "weather", decode=bytes.decode) as sub:
+                    mpx.publish("news", "hello")
+                    for message in sub.listen(timeout=60):
+                        print(message.channel, message.data)  # b'news' hello
+                        break
         """
         with self.new_channel_subscription(**options) as subscription:
             subscription.add(*channels)
@@ -466,6 +472,14 @@ class Multiplexer:
             RuntimeError: an event loop runs in this thread; use `apublish()` or `publish_soon()`.
             ConnectionLost, redis.exceptions.ResponseError, MultiplexerIsClosed, TypeError, ValueError: as for
                 `redismpx.Multiplexer.publish()`.
+
+        Example:
+            ::
+
+                with mpx.subscribe("payments", decode=Envelope.from_bytes) as payments:
+                    mpx.publish("payments", "12.50", headers={"Currency": "EUR"})
+                    message = payments.get(timeout=5)
+                    print(message.data.headers["Currency"], message.data.body)  # EUR b'12.50'
         """
         portal = self._begun().portal
         return portal.wait_for(self._publishing(channel, data, headers, sharded))
@@ -494,6 +508,14 @@ class Multiplexer:
         Raises:
             ConnectionLost, redis.exceptions.ResponseError, MultiplexerIsClosed, TypeError, ValueError: as for
                 `publish()`.
+
+        Example:
+            ::
+
+                async def view() -> int:
+                    return await mpx.apublish("clicks", "button 7")
+
+                print(asyncio.run(view()))  # 0
         """
         portal = self._begun().portal
         return await portal.forward_for(self._publishing(channel, data, headers, sharded))
@@ -528,6 +550,14 @@ class Multiplexer:
         Raises:
             queue.Full: `max_pending` messages have no outcome yet. The message is not sent.
             MultiplexerIsClosed: the multiplexer is closed.
+
+        Example:
+            ::
+
+                try:
+                    mpx.publish_soon("clicks", "button 7")  # returns at once
+                except queue.Full:
+                    pass  # Redis is slow, or there is no connection: this message is left out
         """
         portal = self._begun().portal
         portal.check()
@@ -953,10 +983,12 @@ class Multiplexer:
         Example:
             ::
 
-                def weather(request: Request) -> bytes:
-                    return forecast(request.body)
+                def add(request: Request[list[int]]) -> int:
+                    return sum(request.body)
 
-                mpx.serve("weather", weather, threads=10)
+                service = mpx.serve("sum", add, decode=json.loads, encode=json.dumps, threads=10)
+                service.wait_for_activation(timeout=5)
+                print(mpx.request("sum", "[1, 2, 3]", timeout=5))  # b'6'
         """
         check_positive(threads, "threads")
         border = self._begun()
@@ -999,12 +1031,15 @@ class Multiplexer:
             ::
 
                 async def subscribe(mpx: redismpx.Multiplexer) -> redismpx.ChannelSubscription[bytes]:
-                    sub = mpx.new_channel_subscription(on_message)
+                    sub = mpx.new_channel_subscription(print)  # called in the thread of the loop
                     sub.add("news")
                     await sub.wait_for_activation()
                     return sub
 
-                await mpx.arun(subscribe)
+                async def view() -> None:
+                    sub = await mpx.arun(subscribe)
+
+                asyncio.run(view())
         """
         return await self._begun().portal.forward(lambda: function(self._mpx))
 

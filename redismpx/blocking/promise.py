@@ -135,8 +135,7 @@ class PromiseSubscription(Subscription[AsyncPromiseSubscription]):
     def new_promise(self, suffix: str | bytes | None = None, timeout: float | None = None) -> Promise:
         """Make a promise for the next message on the channel `prefix + suffix`.
 
-        Returns at once. Any number of promises may wait for one channel; the message resolves all of them. Offline, the
-        subscription is not active, and `InactiveSubscription` is raised.
+        Returns at once. Any number of promises may wait for one channel; the message resolves all of them.
 
         Args:
             suffix: the rest of the channel; `str` is encoded as UTF-8. None: an unguessable suffix is generated;
@@ -147,7 +146,7 @@ class PromiseSubscription(Subscription[AsyncPromiseSubscription]):
             The promise. `Promise.get()` waits for the payload.
 
         Raises:
-            InactiveSubscription: the subscription is not active now, so the message could be missed.
+            InactiveSubscription: the subscription is not active now, for example offline: it could miss the message.
             TooManyPromises: `max_promises` is reached.
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
             TypeError, ValueError: the suffix or the timeout is invalid.
@@ -155,8 +154,10 @@ class PromiseSubscription(Subscription[AsyncPromiseSubscription]):
         Example:
             ::
 
-                promise = promises.new_promise("order-17", timeout=10)
-                payload = promise.get()  # bytes, or PromiseTimeout after 10 seconds
+                promise = promises.new_promise("17", timeout=10)
+                mpx.publish("order-17", "paid")  # usually, another process does this
+                payload = promise.get()  # or PromiseTimeout after 10 seconds
+                print(payload)  # b'paid'
         """
         portal = self._border.portal
         return Promise(portal.call(lambda: self._subscription.new_promise(suffix, timeout)), portal)

@@ -115,6 +115,14 @@ class Reading(Generic[_M, _E]):
             queue.Empty: no message is buffered.
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
             RuntimeError: the subscription has a callback for its messages, or is read by `events()`.
+
+        Example:
+            ::
+
+                try:
+                    message = sub.get_nowait()
+                except queue.Empty:
+                    print("no message yet")  # no message yet
         """
         try:
             message = self._get_nowait()
@@ -148,8 +156,10 @@ class Reading(Generic[_M, _E]):
         Example:
             ::
 
-                for message in sub.listen(timeout=60):
-                    print(message.channel, message.data)
+                mpx.publish("news", "hello")
+                for message in sub.listen(timeout=60):  # ends after a minute without a message
+                    print(message.channel, message.data)  # b'news' b'hello'
+                    sub.close()  # ends the iteration, too; any thread may do it
         """
         check_seconds(timeout, "timeout")
         self._begin(_MESSAGES)
@@ -168,6 +178,18 @@ class Reading(Generic[_M, _E]):
 
         Raises:
             RuntimeError, TypeError, ValueError: as for `listen()`.
+
+        Example:
+            ::
+
+                def handle(message: Message[bytes]) -> None:
+                    print(message.data)
+                    if message.data == b"stop":
+                        sub.close()
+
+                mpx.publish("news", "stop")
+                count = sub.run(handle)  # prints b'stop'
+                print(count)  # 1
         """
         count = 0
         for message in self.listen(timeout):
@@ -204,6 +226,20 @@ class Reading(Generic[_M, _E]):
         Raises:
             RuntimeError: the subscription has callbacks for its events; or an event loop runs in this thread.
             TypeError, ValueError: the timeout is invalid.
+
+        Example:
+            ::
+
+                mpx.publish("news", "hello")
+                for event in sub.events(timeout=60):
+                    match event:
+                        case Activation(name):
+                            print("active:", name)  # active: b'news'
+                        case Message(channel, data):
+                            print(channel, data)  # b'news' b'hello'
+                            sub.close()  # ends the iteration
+                        case Disconnect(error):
+                            print("messages may be missed until the next activation:", error.reason)
         """
         check_seconds(timeout, "timeout")
         self._begin(_EVENTS)

@@ -64,6 +64,13 @@ class TopicReader(BaseTopicReader):
         Raises:
             RuntimeError: an event loop runs in this thread.
             TypeError, ValueError: the timeout is invalid.
+
+        Example:
+            ::
+
+                topics.publish("orders.eu.paid", id=7)
+                count = orders.run(lambda message: print(message.content), timeout=0.1)  # prints {'id': 7}
+                print(count)  # 1
         """
         count = 0
         while True:

@@ -48,10 +48,10 @@ class Topics(TopicBus):
     Example:
         ::
 
-            with Multiplexer("redis://localhost") as mpx, Topics(mpx, prefix="shop") as topics:
+            with Multiplexer("redis://localhost:6379") as mpx, Topics(mpx, prefix="shop") as topics:
                 topics.subscribe("orders", lambda topic, **message: print(topic, message))
-                topics.publish("orders.eu", id=7)
-                topics.flush()
+                topics.publish("orders.eu", id=7)  # prints ('orders', 'eu') {'id': 7}
+                topics.flush()  # it has reached Redis
     """
 
     def __init__(
@@ -232,6 +232,13 @@ class Topics(TopicBus):
         Raises:
             TypeError, ValueError: the interval is invalid, or the function is a coroutine function.
             RuntimeError: these topics are closed.
+
+        Example:
+            ::
+
+                @topics.every(5)
+                def measure() -> None:
+                    topics.publish("room.1.temperature", celsius=read_sensor())
         """
         if not check_seconds(seconds, "seconds"):
             raise ValueError("seconds must be more than 0")

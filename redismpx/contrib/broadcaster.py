@@ -57,7 +57,8 @@ class Broadcast:
                 async with broadcast.subscribe("chatroom") as subscriber:
                     await broadcast.publish("chatroom", "hello")
                     async for event in subscriber:
-                        print(event.message)
+                        print(event.message)  # hello
+                        break
     """
 
     def __init__(
@@ -159,6 +160,15 @@ class MultiplexerBackend(BroadcastBackend):
     Raises:
         ImportError: broadcaster is not installed.
         TypeError, ValueError: an argument is invalid.
+
+    Example:
+        ::
+
+            broadcast = broadcaster.Broadcast(backend=MultiplexerBackend("redis://localhost:6379"))
+            async with broadcast, broadcast.subscribe("chatroom") as subscriber:
+                await broadcast.publish("chatroom", "hello")
+                event = await subscriber.get()
+                print(event.message)  # hello
     """
 
     def __init__(

@@ -61,6 +61,15 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
 
     Raises:
         ValueError: an option is invalid.
+
+    Example:
+        ::
+
+            layer = ChannelLayer(["redis://localhost:6379"])
+            channel = await layer.new_channel()
+            await layer.group_add("room", channel)
+            await layer.group_send("room", {"type": "chat.message", "text": "hello"})
+            print(await layer.receive(channel))  # {'type': 'chat.message', 'text': 'hello'}
     """
 
     extensions: tuple[str, ...] = ("groups", "flush")

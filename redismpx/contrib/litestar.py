@@ -39,6 +39,12 @@ class MultiplexerChannelsBackend(ChannelsBackend):
 
     Raises:
         TypeError, ValueError: an argument is invalid.
+
+    Example:
+        ::
+
+            backend = MultiplexerChannelsBackend("redis://localhost:6379", history=100)
+            app = Litestar(plugins=[ChannelsPlugin(backend=backend, channels=["news"])])
     """
 
     def __init__(

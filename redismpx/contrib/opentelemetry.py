@@ -40,6 +40,11 @@ class Tracing(MessageObserver):
     Args:
         tracer_provider: makes the spans. None: the global one.
         meter_provider: takes the durations. None: the global one.
+
+    Example:
+        ::
+
+            mpx = Multiplexer("redis://localhost:6379", observers=[Tracing()])
     """
 
     def __init__(
@@ -159,9 +164,11 @@ def process(
     Example:
         ::
 
-            async for message in sub:  # with decode=Envelope.from_bytes
+            async with mpx.subscribe("news", decode=Envelope.from_bytes) as sub:
+                await mpx.publish("news", "hello", headers={})  # in another process, with Tracing
+                message = await sub.get(timeout=5)
                 with process(message.channel, message.data.headers):
-                    await handle(message.data.body)
+                    print(message.data.body)  # b'hello'
     """
     span = _start_processing(trace.get_tracer(_SCOPE, tracer_provider=tracer_provider), channel, headers, None)
     with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):

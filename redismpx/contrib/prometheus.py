@@ -26,7 +26,7 @@ class MultiplexerCollector(Collector):
     Example:
         ::
 
-            REGISTRY.register(MultiplexerCollector(mpx))
+            REGISTRY.register(MultiplexerCollector(mpx, name="chat"))
     """
 
     def __init__(

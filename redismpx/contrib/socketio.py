@@ -85,7 +85,9 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
     Example:
         ::
 
-            server = socketio.AsyncServer(client_manager=AsyncMultiplexerManager("redis://localhost"))
+            manager = AsyncMultiplexerManager("redis://localhost:6379")
+            server = socketio.AsyncServer(async_mode="asgi", client_manager=manager)
+            await manager.multiplexer.aclose()  # when the server shuts down
     """
 
     name = "asyncmultiplexer"
@@ -268,7 +270,7 @@ class MultiplexerManager(_Addressed, PubSubManager):
     Example:
         ::
 
-            manager = MultiplexerManager("redis://localhost", write_only=True)
+            manager = MultiplexerManager("redis://localhost:6379", write_only=True)
             manager.emit("price", {"EUR": 1.08}, room="currencies")
     """
 

@@ -86,6 +86,12 @@ def lifespan(multiplexer: Multiplexer) -> Callable[[object], AbstractAsyncContex
     Returns:
         The `lifespan` of a `Starlette` or `FastAPI` application. A lifespan of your own may enter it, and yield what
         it yields.
+
+    Example:
+        ::
+
+            mpx = Multiplexer("redis://localhost:6379")
+            app = Starlette(lifespan=lifespan(mpx))
     """
 
     @asynccontextmanager
@@ -156,6 +162,14 @@ def last_event_id(connection: HTTPConnection) -> str | None:
 
     Returns:
         The id, or None if there is none, or it is not the id of a stream message.
+
+    Example:
+        ::
+
+            async def feed(request: Request) -> EventStream:
+                sub = get_multiplexer(request).new_stream_subscription()
+                sub.add("feed", after=last_event_id(request))
+                return EventStream(sub)
     """
     found = re.fullmatch("[0-9]{1,19}-[0-9]{1,19}", connection.headers.get("last-event-id", ""))
     return found and found[0]
@@ -175,6 +189,14 @@ class EventStream(Response):
             events have no data, and the types `activation`, `disconnect` and `gap`.
         heartbeat: seconds without an event after which a comment is sent.
         send_timeout: seconds after which a client that does not read is disconnected.
+
+    Example:
+        ::
+
+            async def news(request: Request) -> EventStream:
+                sub = get_multiplexer(request).new_channel_subscription(max_pending=100)
+                sub.add("news")
+                return EventStream(sub)
     """
 
     media_type = "text/event-stream"
@@ -261,6 +283,16 @@ async def bridge(
         encode: converts each event to a frame of text or of `bytes`, or to None, which is not sent; or returns an
             awaitable of these. An exception cancels the block, and is raised.
         send_timeout: seconds after which a client that does not read is disconnected.
+
+    Example:
+        ::
+
+            async def chat(websocket: WebSocket) -> None:
+                await websocket.accept()
+                async with mpx.subscribe("chat", decode=bytes.decode) as sub:
+                    async with bridge(websocket, sub, lambda event: getattr(event, "data", None)):
+                        async for text in websocket.iter_text():
+                            await mpx.publish("chat", text)
     """
     with closing(sub):
         forward = partial(_forward, websocket, sub, encode, send_timeout)

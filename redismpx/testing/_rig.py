@@ -27,6 +27,12 @@ class GivenServer:
 
     Args:
         url: its URL, with the right to make users; `redis://` or `valkey://`, and not TLS.
+
+    Example:
+        ::
+
+            with Faults(GivenServer("redis://localhost:6379")) as faults, Multiplexer(faults.url) as mpx:
+                mpx.connect(timeout=5)
     """
 
     def __init__(self, url: str) -> None:

@@ -23,9 +23,12 @@ class MultiplexerMixin(unittest.TestCase):
         ::
 
             class TestBoard(MultiplexerMixin, unittest.IsolatedAsyncioTestCase):
-                async def test_it_survives_a_cut(self) -> None:
-                    board = Board(self.multiplexer)
-                    self.faults.cut()
+                async def test_a_cut_is_reported(self) -> None:
+                    async with self.multiplexer.subscribe("board") as board:
+                        events = board.events()
+                        self.assertIsInstance(await anext(events), Activation)
+                        self.faults.cut()
+                        self.assertIsInstance(await anext(events), Disconnect)
     """
 
     redismpx_server: ClassVar[Server]

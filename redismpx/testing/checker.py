@@ -36,8 +36,11 @@ class Checker:
 
             checker = Checker()
             sub = mpx.new_channel_subscription(*checker.callbacks)
-            ...
-            checker.check()
+            sub.add("news")
+            await sub.wait_for_activation(timeout=5)
+            await mpx.publish("news", "1")
+            await mpx.drain(timeout=5)
+            checker.check()  # an AssertionError says which event broke the order
     """
 
     def __init__(

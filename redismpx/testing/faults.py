@@ -21,6 +21,13 @@ class Fault:
     """A fault that lasts until the end of a `with` block, or until `Faults.heal()`.
 
     It begins when the method of `Faults` is called; `with` only ends it.
+
+    Example:
+        ::
+
+            with Faults() as faults:
+                outage: Fault = faults.refuse()
+                outage.end()
     """
 
     def __init__(self, end: Callable[[], object]) -> None:
@@ -63,9 +70,12 @@ class Faults:
         ::
 
             with Faults() as faults, Multiplexer(faults.url) as mpx, mpx.subscribe("news") as sub:
+                events = sub.events()
+                print(type(next(events)).__name__)  # Activation
                 faults.cut()
-                with faults.delay(200):
-                    ...
+                print(type(next(events)).__name__)  # Disconnect
+                with faults.delay(200):  # milliseconds
+                    mpx.publish("news", "late")
     """
 
     def __init__(self, server: Server | GivenServer | MemoryServer | None = None) -> None:

@@ -38,8 +38,8 @@ class MemoryServer:
         ::
 
             server = MemoryServer()
-            async with server.client() as redis, Multiplexer(redis) as mpx:
-                ...
+            async with server.client() as redis, Multiplexer(redis) as mpx, mpx.subscribe("news") as sub:
+                print(await mpx.publish("news", "hello"))  # 1
     """
 
     def __init__(self) -> None:

@@ -21,7 +21,15 @@ _PIECES = 20  # in a second, at a limited rate
 
 @dataclass
 class Flow:
-    """What happens to the bytes of one direction. Changes apply to the next bytes."""
+    """What happens to the bytes of one direction. Changes apply to the next bytes.
+
+    Example:
+        ::
+
+            with Proxy(6379) as proxy:
+                slow: Flow = proxy.to_client
+                slow.rate = 10_000  # bytes per second
+    """
 
     hole: bool = False
     """Bytes are swallowed. A connection that lost bytes passes no more, because the rest would make no sense."""
@@ -86,8 +94,8 @@ class Proxy:
         ::
 
             with Proxy(6379) as proxy, Multiplexer(proxy.url) as mpx:
-                ...
-                proxy.cut()
+                mpx.connect(timeout=5)
+                print(proxy.cut())  # 1
     """
 
     def __init__(

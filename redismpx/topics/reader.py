@@ -80,9 +80,11 @@ class TopicReader(BaseTopicReader):
     Example:
         ::
 
-            with topics.open("orders.eu") as orders:
-                async for message in orders:
-                    print(message.topic, message.content)
+            async with topics.open("orders.eu") as orders:
+                print(orders.fetch())  # None
+                topics.publish("orders.eu.paid", id=7)
+                message = await orders.get(timeout=5)
+                print(message.topic, message.content)  # ('orders', 'eu', 'paid') {'id': 7}
     """
 
     __slots__ = ("_in_a_row",)
@@ -142,6 +144,13 @@ class TopicReader(BaseTopicReader):
 
         Raises:
             TypeError, ValueError: the timeout is invalid.
+
+        Example:
+            ::
+
+                topics.publish("orders.eu.paid", id=7)
+                count = await orders.run(lambda message: print(message.content), timeout=0.1)  # prints {'id': 7}
+                print(count)  # 1
         """
         count = 0
         while True:
