@@ -164,6 +164,7 @@ class Backend:
             "connections": connections,
             "reconnects": max(0, stats.connections - 1),
             "messages": stats.messages,
+            "published": self.ticker.number,
             "state": stats.state,
             "fault": self.fault,
         }

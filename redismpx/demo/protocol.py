@@ -37,9 +37,10 @@ On `/watch`, one WebSocket for each page:
     {"type": "promise", "promise": CHANNEL, "state": STATE, "seconds": NUMBER, "detail": TEXT}
                                                  STATE: "waiting", then one of "kept", "timed out", "interrupted"
     {"type": "counters", "clients": N, "rooms": N, "subscriptions": N, "connections": N or null, "reconnects": N,
-     "messages": N, "state": TEXT, "fault": FAULT or null}
+     "messages": N, "published": N, "state": TEXT, "fault": FAULT or null}
                                                  `connections` is counted by Redis; null if
-                                                 Redis does not reply
+                                                 Redis does not reply. `published` is the last number that the
+                                                 publisher has sent, whatever the subscriptions get
     {"type": "error", "text": TEXT, "do": VERB}
 
 In Redis, a room is the channel `demo:room:ROOM`. A message on that channel is `{"from": NAME, "text": TEXT}`; any other

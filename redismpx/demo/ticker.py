@@ -27,7 +27,8 @@ class Ticker:
         token = secrets.token_hex(3)  # several demos may use one server
         self.channel: str = f"demo:numbers:{token}"
         self.stream: str = f"demo:orders:{token}"
-        self._number = 0
+        self.number: int = 0
+        """The last number that Redis has accepted."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self, url: str) -> None:
@@ -44,9 +45,9 @@ class Ticker:
     async def _run(self, url: str) -> None:
         async with Multiplexer(url, publish_timeout=1.0) as mpx:
             while True:
-                number = str(self._number + 1)
+                number = str(self.number + 1)
                 with contextlib.suppress(RedisMPXError, RedisError):
                     await mpx.append(self.stream, number, key=number, max_length=KEPT, max_age=KEPT_FOR)
                     await mpx.publish(self.channel, number)
-                    self._number += 1
+                    self.number += 1
                 await asyncio.sleep(INTERVAL)

@@ -74,6 +74,12 @@ def say(client: Locator, room: str, text: str) -> None:
     client.get_by_label("Message").press("Enter")
 
 
+def test_the_page_says_first_what_it_shows(page: Page) -> None:
+    """The status explains the numbers until something happens."""
+    expect(page.locator("#cells-channel li").first).to_be_attached()
+    expect(page.locator("#connection-status")).to_contain_text("Cut the wire: a missing number turns red.")
+
+
 def test_two_clients_talk_in_a_room_and_the_feed_shows_it(page: Page) -> None:
     """A message appears as text at both clients of its room and in the feed, and nowhere else."""
     ada, ben, cleo = (client(page, name) for name in ("Ada", "Ben", "Cleo"))
@@ -180,6 +186,9 @@ def test_a_refused_name_is_kept_and_explained(page: Page) -> None:
     expect(field).to_have_value("no spaces, please")
     expect(field).to_have_accessible_description(re.compile("a room's name has"))
     expect(ada.locator(".rooms li span")).to_have_text(["lobby"])
+    say(ada, "lobby", "hello")
+    expect(ada.locator(".message")).to_have_count(1)
+    expect(field).to_have_accessible_description(re.compile("a room's name has"))
     join(ada, "tea")
     expect(field).not_to_have_attribute("aria-invalid", "true")
     expect(ada.locator(".refusal")).to_be_empty()
@@ -204,6 +213,19 @@ def test_a_fault_shows_what_each_subscription_misses(page: Page, button: str, wi
     missing = page.locator("#cells-channel .missing")
     expect(page.locator("#missed-channel")).to_have_text(str(missing.count()))
     expect(page.locator("#cells-stream .missing")).to_have_count(0)
+
+
+def test_the_publisher_goes_on_while_the_connection_is_cut(page: Page) -> None:
+    """The numbers that are published meanwhile are seen at the publisher, then as missing before the Activation."""
+    page.get_by_role("button", name="Cut it for 5 s").click()
+    expect(page.locator("#picture")).to_have_attribute("data-wire", "down")
+    last = page.locator("#last-channel").text_content() or ""
+    is_ahead = "last => Number(document.getElementById('picture-number').textContent) > last + 3"
+    page.wait_for_function(is_ahead, arg=int(last))
+    expect(page.locator("#last-channel")).to_have_text(last)
+    expect(page.locator("#connection-status")).to_contain_text("the stream subscription 0.")
+    expect(page.locator("#cells-channel .lost + .missing")).to_have_text(str(int(last) + 1))
+    expect(page.locator("#cells-channel .missing + .back")).to_have_count(1)
 
 
 def test_the_command_is_shown_whole_and_copied(page: Page) -> None:

@@ -159,13 +159,19 @@ class Client {
     field.value ||= this.asked?.[verb] ?? "";
     field.setAttribute("aria-invalid", "true");
     field.setAttribute("aria-describedby", this.refusal.id);
-    this.refusal.textContent = text;
+    this.explain(verb, text);
   }
 
   accept(verb) {
     this.fields[verb].removeAttribute("aria-invalid");
     this.fields[verb].removeAttribute("aria-describedby");
-    this.refusal.textContent = "";
+    this.explain(verb, "");
+  }
+
+  // Show why each field was refused.
+  explain(verb, text) {
+    this.reasons = { ...this.reasons, [verb]: text };
+    this.refusal.textContent = Object.values(this.reasons).filter(Boolean).join("; ");
   }
 
   on_welcome({ name }) {
@@ -265,7 +271,9 @@ class Strip {
   number(number) {
     if (this.last !== null && number > this.last + 1) {
       this.missed += number - this.last - 1;
-      for (let lost = Math.max(this.last + 1, number - MAX_CELLS); lost < number; lost++) this.cell("missing", lost);
+      const newest = this.cells.lastElementChild;
+      const before = newest?.className === "back" ? newest : null; // what is missing was published before the activation
+      for (let lost = Math.max(this.last + 1, number - MAX_CELLS); lost < number; lost++) this.cell("missing", lost, before);
     }
     const now = performance.now();
     this.cell(now - this.arrived < 60 ? "late" : "", number);
@@ -275,8 +283,8 @@ class Strip {
     this.lastNumber.textContent = number;
   }
 
-  cell(kind, text) {
-    this.cells.append(element("li", kind, text));
+  cell(kind, text, before = null) {
+    this.cells.insertBefore(element("li", kind, text), before);
     while (this.cells.childElementCount > MAX_CELLS) this.cells.firstElementChild.remove();
   }
 }
@@ -306,7 +314,9 @@ class Watch {
 
   onStateChange(open) {
     this.wire(open ? "up" : "down", open ? "one connection" : "demo unreachable");
-    this.say(open ? "Connected to the demo." : "The demo's server cannot be reached. Reconnecting.");
+    if (!open) this.say("The demo's server cannot be reached. Reconnecting.");
+    else if (this.wasLost) this.say("Connected to the demo.");
+    this.wasLost = !open;
     for (const strip of Object.values(this.strips)) strip.reset();
     this.outage = this.counted = null;
     if (open) return;
@@ -380,10 +390,10 @@ class Watch {
     const drawn = Math.min(count, MAX_DRAWN_CLIENTS);
     for (let index = 0; index < drawn; index++) {
       const y = 66 + (index - (drawn - 1) / 2) * 20;
-      group.append(svg("line", { class: "client-line", x1: 40, y1: y, x2: 150, y2: 66 }), svg("circle", { cx: 34, cy: y, r: 7 }));
+      group.append(svg("line", { class: "client-line", x1: 24, y1: y, x2: 76, y2: 66 }), svg("circle", { cx: 18, cy: y, r: 7 }));
     }
     if (count > drawn) {
-      const more = svg("text", { class: "soft", x: 34, y: 130 });
+      const more = svg("text", { class: "soft", x: 50, y: 128 });
       more.textContent = `and ${count - drawn} more`;
       group.append(more);
     }
@@ -413,6 +423,7 @@ class Watch {
       byId("count-rate").textContent = Math.round(rate);
     }
     this.counted = { messages: counters.messages, at: now };
+    if (counters.published > (this.strips.channel.last ?? 0)) byId("picture-number").textContent = counters.published;
     this.drawClients(counters.clients);
     if (counters.fault === "freeze") this.wire("frozen", "frozen");
     else if (byId("picture").dataset.wire === "frozen") this.wire("up", "one connection");
