@@ -19,6 +19,7 @@ import tokenize
 import types
 import unittest
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
@@ -206,8 +207,9 @@ def names_for(example: Example, port: int, mpx: Any) -> dict[str, Any]:
     names: dict[str, Any] = {name: getattr(redismpx, name) for name in redismpx.__all__}
     modules = (asyncio, broadcaster, json, queue, redismpx, secrets, socketio, unittest)
     names |= {module.__name__: module for module in modules}
-    names |= {each.__name__: each for each in (ChannelsPlugin, Litestar, Server, Starlette, Topics)}
+    names |= {each.__name__: each for each in (ChannelsPlugin, Server, Starlette, Topics)}
     names |= {each.__name__: each for each in (get_multiplexer, hear, read_sensor, read_url_file, run_tests, talk)}
+    names["Litestar"] = partial(Litestar, logging_config=None)  # otherwise it configures the logging of this process
     own = importlib.import_module(example.module)
     names |= {name: getattr(own, name) for name in own.__all__}
     client = redis.Redis if example.is_for_threads else redis.asyncio.Redis
