@@ -1,5 +1,6 @@
 """Sphinx configuration. Build: `python -m sphinx -W -n -b html docs docs/_build/html`."""
 
+import inspect
 import re
 from typing import Any
 
@@ -29,7 +30,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 88  # a longer signature has one parameter on each line
+python_maximum_signature_line_length = 120  # with full names; a longer one has a parameter on each line
 autodoc_type_aliases = {
     name: f"redismpx.typing.{name}"
     for name in ("OnMessage", "Decode", "OnDisconnect", "OnActivation", "OnError", "Payload")
@@ -121,13 +122,20 @@ def analyze_without_overloads(self: ModuleAnalyzer) -> None:
 
 
 _ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
+_GENERATOR = re.compile(r"^~?(?:collections\.abc\.)?(Async|)(?:Iterator|Generator)\[")
 _kept: dict[str, list[str]] = {}
 
 
 def name_aliases(
     app: Sphinx, what: str, name: str, obj: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Show a type alias by its name in a union too. Autodoc shows the repr of its forward reference there."""
+    """Show a type alias by its name in a union too, and a context manager as one.
+
+    Autodoc shows the repr of a forward reference, and what the generator function yields.
+    """
+    wrapped = getattr(obj, "__wrapped__", None)
+    if returns and (inspect.isgeneratorfunction(wrapped) or inspect.isasyncgenfunction(wrapped)):
+        returns = _GENERATOR.sub(r"Abstract\1ContextManager[", returns)
     return signature and _ALIAS.sub(r"\1", signature), returns
 
 
