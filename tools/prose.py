@@ -24,6 +24,7 @@ PROGRAMS = ("redismpx/*.py", "redismpx/*/*.py", "pytest_redismpx.py")  # without
 
 _CODE = re.compile(
     r"^( *)(```|~~~).*?^\1\2 *$"  # a block
+    r"|^(?P<indent> *)[^\n]*::\n(?:(?P=indent) +[^\n]*(?:\n|\Z)| *\n)+"  # a block of a docstring
     r"|``.+?``|`[^`]+`"
     r"|<!--.*?-->|<[^<>\n]+>"
     r"|(?<=\])\([^()\s]*\)|^\[[^\]\n]+\]: \S+$"  # the target of a link

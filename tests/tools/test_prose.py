@@ -19,6 +19,7 @@ def test_words_are_found_with_their_lines() -> None:
     """A word of the list is found in each form, also across the end of a line."""
     assert found("It Utilizes it.\n\nDo it in\norder to win.\n") == [(1, "Utilizes"), (3, "in\norder to")]
     assert found("Reutilises, utilise-d, order to.") == []
+    assert found("Example::\n\n    f()\n\nUtilize it.") == [(5, "Utilize")]
 
 
 def test_a_repeated_word_is_found() -> None:
@@ -39,6 +40,7 @@ def test_a_long_sentence_is_found() -> None:
     [
         "```python\nutilize()\n```",
         "  ```sh\n  in order to\n  ```",
+        "Example:\n    ::\n\n        utilize()\n\n        in order to",
         "Call `utilize()`.",
         "[a page](utilize.md)",
         "[page]: utilize.md",
