@@ -7,7 +7,6 @@ __all__ = ["EventStream", "ServerSentEvent", "bridge", "get_multiplexer", "last_
 import asyncio
 import re
 import signal
-from asyncio import Timeout
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from functools import partial
@@ -51,7 +50,7 @@ class _State:
 
     def __init__(self, multiplexer: Multiplexer | None = None) -> None:
         self.multiplexer = multiplexer
-        self.streams: WeakKeyDictionary[EventStream, Timeout] = WeakKeyDictionary()
+        self.streams: WeakKeyDictionary[EventStream, asyncio.Timeout] = WeakKeyDictionary()
         self.is_stopping = False
 
     async def end_streams_at_shutdown(self) -> None:
@@ -254,7 +253,7 @@ class EventStream(Response):
                 return bytes(sent)
 
 
-async def _wait_until_left(receive: Receive, block: Timeout) -> None:
+async def _wait_until_left(receive: Receive, block: asyncio.Timeout) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -311,7 +310,7 @@ async def _forward(
     sub: _Subscription[_Event],
     encode: Callable[[_Event], Any],
     send_timeout: float,
-    block: Timeout,
+    block: asyncio.Timeout,
 ) -> None:
     with closing(SendTimeout(block, send_timeout, websocket.scope["path"])) as sending:
         async for event in sub.events():
@@ -320,13 +319,14 @@ async def _forward(
                 frame = await frame
             if frame is None:
                 continue
+            kind = "text" if isinstance(frame, str) else "bytes"
             try:
                 with sending:
-                    await websocket.send(
-                        {"type": "websocket.send", "text" if isinstance(frame, str) else "bytes": frame}
-                    )
-            except (WebSocketDisconnect, RuntimeError):
+                    await websocket.send({"type": "websocket.send", kind: frame})
+            except (WebSocketDisconnect, RuntimeError) as error:
                 if websocket.application_state is WebSocketState.CONNECTING:
                     raise  # it is not accepted
                 # The client has left. The block learns that from receive(), and may publish a last message before.
+                if isinstance(error, WebSocketDisconnect):
+                    websocket.application_state = WebSocketState.CONNECTED  # or receive() would raise another error
                 await asyncio.get_running_loop().create_future()

@@ -32,7 +32,7 @@ from redismpx.contrib.starlette import (
 
 from ..helpers.asgi import Events, Served, serving
 from ..helpers.backoffs import QUICK
-from ..helpers.logs import loud
+from ..helpers.logs import warnings
 from ..helpers.outages import interrupt
 from ..helpers.servers import Server
 from ..helpers.waiting import DEADLINE
@@ -48,7 +48,8 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No traceback and no error is in the log, whichever way clients leave."""
     caplog.set_level(logging.INFO)
     yield
-    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+    records = caplog.get_records("call")  # caplog.records has those of the teardown
+    assert not [record for record in records if record.exc_info or record.levelno >= logging.ERROR]
 
 
 # --- applications
@@ -64,9 +65,13 @@ def encode(event: Event[bytes]) -> str | bytes | None:
             return "* disconnected"
 
 
-def new_app(mpx: Multiplexer, **options: Any) -> FastAPI:
-    """Serve channels and streams to `EventSource`, and channels to WebSockets that publish what they receive."""
+def new_app(mpx: Multiplexer, max_pending: int = 10, **options: Any) -> FastAPI:
+    """Serve channels and streams to `EventSource`, and channels to WebSockets that publish what they receive.
+
+    `app.state.subs` keeps the subscriptions of WebSockets: garbage would be closed anyway.
+    """
     app = FastAPI(lifespan=lifespan(mpx))
+    app.state.subs = []
 
     @app.api_route("/channels/{name}", methods=["GET", "HEAD"])
     async def channel_events(name: str, mpx: Mpx) -> EventStream:
@@ -83,7 +88,8 @@ def new_app(mpx: Multiplexer, **options: Any) -> FastAPI:
     @app.websocket("/rooms/{name}")
     async def room(websocket: WebSocket, name: str, mpx: Mpx) -> None:
         await websocket.accept()
-        sub = mpx.new_channel_subscription(max_pending=10, overflow="close", on_error=lambda error: None)
+        sub = mpx.new_channel_subscription(max_pending=max_pending, overflow="close", on_error=lambda error: None)
+        app.state.subs.append(sub)
         sub.add(name)
         async with bridge(websocket, sub, encode, **options):
             async for text in websocket.iter_text():
@@ -126,8 +132,9 @@ async def test_messages_are_framed_whatever_their_bytes(url: str, admin: Redis) 
 
 
 async def test_a_silent_stream_has_heartbeats(url: str, admin: Redis) -> None:
-    """A stream without events gets comments, and misses no message between them."""
-    async with serving(new_app(Multiplexer(url), heartbeat=0.01)) as app, app.streaming("/channels/a") as ann:
+    """A stream without events gets comments, misses no message between them, and lasts longer than `send_timeout`."""
+    app = new_app(Multiplexer(url), heartbeat=0.01, send_timeout=0.001)
+    async with serving(app) as served, served.streaming("/channels/a") as ann:
         assert await ann.hear() == "event: activation\ndata: "
         for number in range(5):
             assert await ann.hear(heartbeats=True) == ": heartbeat"
@@ -207,7 +214,7 @@ async def test_a_client_that_does_not_read_is_disconnected(
     url: str, admin: Redis, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After `send_timeout`, the subscription of a client that reads nothing is closed; the log has a warning."""
-    app = new_app(Multiplexer(url), send_timeout=0.1)
+    app = new_app(Multiplexer(url, max_pending_bytes=None), max_pending=1_000, send_timeout=0.1)
     async with serving(app, timeout_graceful_shutdown=1) as served:
         if path == "/channels/a":
             client: Any = served.streaming(path)
@@ -220,8 +227,10 @@ async def test_a_client_that_does_not_read_is_disconnected(
                 while await admin.publish("a", "x" * 1_000_000):
                     await asyncio.sleep(0.005)
             stuck.transport.abort()
-    assert "has not read for 0.1 s" in loud(caplog)[0].getMessage()
-    caplog.clear()  # uvicorn, too: the response is not completed
+    warning, *others = warnings(caplog)
+    assert "has not read for 0.1 s" in warning
+    assert others == (["ASGI callable returned without completing response."] if path == "/channels/a" else [])
+    caplog.clear()
 
 
 async def test_events_are_converted(url: str, admin: Redis) -> None:
@@ -236,6 +245,8 @@ async def test_events_are_converted(url: str, admin: Redis) -> None:
                 return ServerSentEvent("[]", event="snapshot", id="5-0")
             case Disconnect() | MessageGap():
                 return None
+        if event.data == b"own":
+            return ServerSentEvent("[1]", id="7-0")
         return None if event.data == b"odd" else event.data.decode()
 
     @app.get("/")
@@ -249,6 +260,8 @@ async def test_events_are_converted(url: str, admin: Redis) -> None:
         await mpx.append("convert", "odd")
         last = await mpx.append("convert", "even")
         assert await ann.hear() == f"id: {last.decode()}\ndata: even"
+        await mpx.append("convert", "own")
+        assert await ann.hear() == "id: 7-0\ndata: [1]"
     await admin.delete("convert")
     assert bytes(ServerSentEvent("\ud800")) == b"data: ?\n\n"
     for bad in (ServerSentEvent(event="a\nb"), ServerSentEvent(id="a\rb"), ServerSentEvent(id="\0")):
@@ -258,7 +271,14 @@ async def test_events_are_converted(url: str, admin: Redis) -> None:
 
 async def test_a_head_request_ends(url: str, admin: Redis) -> None:
     """HEAD, which Starlette routes to the same function, gets headers and no stream."""
-    async with serving(new_app(Multiplexer(url))) as app, app.streaming("/channels/a", method="HEAD"):
+    async with serving(new_app(Multiplexer(url))) as app:
+        reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
+        writer.write(b"HEAD /channels/a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            response = (await reader.read()).decode()
+        assert response.startswith("HTTP/1.1 200 ")
+        assert "text/event-stream" in response
+        writer.close()
         await no_channels(admin)
 
 
@@ -302,6 +322,65 @@ async def test_shutdown_ends_streams_and_completes_requests(url: str, admin: Red
     assert mpx.stats().state == "closed"
 
 
+async def test_a_stream_that_begins_at_shutdown_ends(url: str) -> None:
+    """A request in progress that returns a stream after the shutdown has begun gets its last chunk at once."""
+    mpx = Multiplexer(url)
+    app = new_app(mpx)
+    arrived, go = asyncio.Event(), asyncio.Event()
+
+    @app.get("/late")
+    async def late(mpx: Mpx) -> EventStream:
+        arrived.set()
+        await go.wait()
+        sub = mpx.new_channel_subscription()
+        sub.add("a")
+        return EventStream(sub)
+
+    async with serving(app) as served, served.streaming("/channels/a") as ann:
+        assert await ann.hear() == "event: activation\ndata: "
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(b"GET /late HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await arrived.wait()
+        served.server.should_exit = True
+        await ann.end()
+        go.set()
+        async with asyncio.timeout(DEADLINE):
+            assert (await reader.read()).endswith(b"\r\n\r\n0\r\n\r\n")
+        writer.transport.abort()
+
+
+async def test_shutdown_cancels_a_stream_that_is_stuck(
+    url: str, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that does not read keeps no stream running beyond the shutdown, whatever its `send_timeout` is."""
+    mpx = Multiplexer(url)
+    app = FastAPI(lifespan=lifespan(mpx))
+    ended = asyncio.Event()
+
+    class Observed(EventStream):
+        async def __call__(self, *arguments: Any) -> None:
+            await super().__call__(*arguments)
+            ended.set()
+
+    @app.get("/")
+    async def events() -> EventStream:
+        sub = mpx.new_channel_subscription(max_pending=10, overflow="latest", on_error=lambda error: None)
+        sub.add("a")
+        return Observed(sub, send_timeout=3600)
+
+    async with serving(app) as served, served.streaming("/") as stuck:
+        assert await stuck.hear() == "event: activation\ndata: "
+        stuck.transport.pause_reading()
+        for _ in range(20):  # more than the buffers take
+            await admin.publish("a", "x" * 1_000_000)
+        served.server.should_exit = True
+        async with asyncio.timeout(DEADLINE):
+            await ended.wait()
+        stuck.transport.abort()
+    assert "ASGI callable returned without completing response." in warnings(caplog)
+    caplog.clear()
+
+
 async def test_a_closed_multiplexer_ends_every_client(url: str) -> None:
     """When the application closes its multiplexer, streams end, and WebSockets are closed with 1012."""
     mpx = Multiplexer(url)
@@ -323,6 +402,16 @@ def test_one_test_client_after_the_other_works(url: str) -> None:
             assert websocket.receive_text() == "* a"
             websocket.send_text("hello")
             assert websocket.receive_text() == "hello"
+
+
+async def test_an_application_that_was_shut_down_starts_again(url: str) -> None:
+    """The streams of the second start are not ended by the first shutdown."""
+    app = new_app(Multiplexer(url))
+    for _ in range(2):
+        async with serving(app) as served, served.streaming("/channels/a") as ann:
+            assert await ann.hear() == "event: activation\ndata: "
+            served.server.should_exit = True
+            await ann.end()
 
 
 def test_an_application_without_the_lifespan_is_told() -> None:

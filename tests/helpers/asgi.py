@@ -37,6 +37,7 @@ class Served:
             assert head.startswith("http/1.1 200 "), head
             assert "content-type: text/event-stream" in head
             assert "cache-control: no-store" in head
+            assert "x-accel-buffering: no" in head
             yield Events(reader, writer)
         finally:
             writer.transport.abort()
