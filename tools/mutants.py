@@ -3034,6 +3034,20 @@ MUTANTS = [
         f"{SOCKETIO} -k other_processes",
     ),
     Mutant(
+        "socketio: a refused room ends the wait for the other rooms",
+        "contrib/socketio.py",
+        "while missing := self._sub.channels - self._sub.active - refused:",
+        "while not refused and (missing := self._sub.channels - self._sub.active - refused):",
+        f"{SOCKETIO} -k refused_room",
+    ),
+    Mutant(
+        "socketio: the log says that all rooms are active though one is refused",
+        "contrib/socketio.py",
+        "        if not refused:\n",
+        "        if True:\n",
+        f"{SOCKETIO} -k refused_room",
+    ),
+    Mutant(
         "broadcaster: the first of two subscribers at the same time hears nothing",
         "contrib/broadcaster.py",
         "        self._feed.add(group.encode())\n",

@@ -11,6 +11,7 @@ import uuid
 from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from .. import Disconnect, Message, Multiplexer, SubscriptionIsClosed, SubscriptionRefused, blocking
@@ -18,7 +19,6 @@ from ._socketio import AsyncPubSubManager, BaseManager, Packet, PubSubManager
 
 _ACTIVATION_TIMEOUT = 1.0  # seconds that a client waits for the channel of a room
 _COPIES = 1000  # that are remembered; those of one event are published together
-_APPLICATION = ("callback", "disconnect")  # methods that call the application, which may take any time
 
 _Message: TypeAlias = dict[str, Any]
 
@@ -76,8 +76,8 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         logger, json: as in the managers of python-socketio.
         on_disconnect: called with the exception when rooms are no longer active: clients miss events from here on. It
             is called once, until all rooms are active again. This and `on_reconnect` may be coroutine functions.
-        on_reconnect: called when all rooms are active again. Emit an event with `ignore_queue=True` here, upon which
-            clients load the current state.
+        on_reconnect: called when all rooms are active again that Redis permits. Emit an event with `ignore_queue=True`
+            here, upon which clients load the current state.
 
     Raises:
         TypeError, ValueError: the URL is invalid.
@@ -156,11 +156,10 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         if self._sub is None or self._is_interrupted:
             return
         try:
-            await self._sub.wait_for_activation(*names, timeout=_ACTIVATION_TIMEOUT)
+            with suppress(ValueError):  # the last client has left meanwhile
+                await self._sub.wait_for_activation(*names, timeout=_ACTIVATION_TIMEOUT)
         except TimeoutError as error:
             self._interrupt(error)
-        except ValueError:
-            pass  # the last client has left meanwhile
 
     # --- messages
 
@@ -186,7 +185,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             if isinstance(event, Disconnect):
                 self._interrupt(event.error)
             elif isinstance(event, Message) and event.data is not None and self._is_first(event.data):
-                if event.data["method"] in _APPLICATION:
+                if event.data["method"] in ("callback", "disconnect"):  # the application may take any time
                     self._start(self._call_application(event.data))
                 else:
                     yield event.data
@@ -203,12 +202,11 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
 
     async def _call_application(self, message: _Message) -> None:
         """Call a callback or the handler of `disconnect`, beside the messages: it may wait for one of them."""
-        is_callback = message["method"] == "callback"
+        handle = self._handle_callback if (method := message["method"]) == "callback" else self._handle_disconnect
         try:
-            await (self._handle_callback if is_callback else self._handle_disconnect)(message)
+            await handle(message)
         except Exception:
-            kind = "callback" if is_callback else "disconnect"
-            _socketio_logger.exception("a Socket.IO %s from another process failed", kind)
+            _socketio_logger.exception("a Socket.IO %s from another process failed", method)
 
     async def _handle_disconnect(self, message: _Message) -> None:
         if self.server is not None:  # the base class assumes one
@@ -226,16 +224,20 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             "Socket.IO clients miss what other processes emit, until all rooms are active again: %s", error
         )
         await self._call(self._on_disconnect, error)
-        try:
-            assert self._sub is not None
-            await self._sub.wait_for_activation()
-        except SubscriptionIsClosed:
-            return
-        except SubscriptionRefused as refusal:
-            _socketio_logger.error("a Socket.IO room stays inactive: %s", refusal)
-        else:
-            _socketio_logger.info("all rooms of Socket.IO are active again")
+        assert self._sub is not None
+        refused: set[bytes] = set()
+        while missing := self._sub.channels - self._sub.active - refused:
+            try:
+                with suppress(ValueError):  # the last client of a room has left meanwhile
+                    await self._sub.wait_for_activation(*missing)
+            except SubscriptionIsClosed:
+                return
+            except SubscriptionRefused as refusal:
+                refused.add(refusal.name)
+                _socketio_logger.error("a Socket.IO room stays inactive: %s", refusal)
         self._is_interrupted = False
+        if not refused:
+            _socketio_logger.info("all rooms of Socket.IO are active again")
         await self._call(self._on_reconnect)
 
     async def _call(self, callback: Callable[..., object] | None, *arguments: object) -> None:

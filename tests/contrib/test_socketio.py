@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,10 +14,11 @@ import pytest
 import socketio
 from redis.asyncio import Redis
 
-from redismpx import ConnectionLost, DecodeError, Multiplexer
+from redismpx import ConnectionLost, DecodeError, Multiplexer, SubscriptionRefused
 from redismpx.contrib.socketio import AsyncMultiplexerManager, MultiplexerManager
 from redismpx.testing import Proxy
 
+from ..helpers.acl import limited, set_limited_user
 from ..helpers.asgi import Served, serving
 from ..helpers.lengths import at_length
 from ..helpers.servers import Server, free_port
@@ -190,6 +192,7 @@ async def lose(server: Server, fault: str) -> None:
         server.thaw()
     else:
         server.start()
+        await server.release()  # the connection of `admin` was lost, too
 
 
 @pytest.mark.timeout(300)
@@ -212,6 +215,44 @@ async def test_no_gap_is_silent_and_rooms_come_back(server: Server, clients: Cli
         assert await ann.do("call", "ask", "still?", eve.sid) == "js: still?"
         await server.release()
     assert servers.log.count("Socket.IO clients miss what other processes emit") == 2 * len(faults)
+
+
+@pytest.mark.one_flavour
+async def test_a_refused_room_is_not_called_active(
+    server: Server, clients: Clients, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After an outage, the log names a room that Redis rejects, and `on_reconnect` waits for the other rooms."""
+    caplog.set_level(logging.INFO, "redismpx")
+    told = asyncio.Event()
+    red = b"socketio#/#red"
+
+    async def lose_connection() -> tuple[bool, bool]:
+        """Return whether the log says that all rooms are active again, and that one stays inactive."""
+        caplog.clear()
+        told.clear()
+        await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        async with asyncio.timeout(DEADLINE):
+            await told.wait()
+        return "all rooms of Socket.IO are active" in caplog.text, "a Socket.IO room stays inactive" in caplog.text
+
+    def resumed() -> None:
+        assert red in manager._sub.active
+        told.set()
+
+    await set_limited_user(admin, "&socketio#[^/]*", "&socketio#/", "&socketio#/#[^!]*")
+    async with server_here(limited(server)) as (sockets, served):
+        manager = sockets.manager
+        manager._on_reconnect = resumed
+        client = await clients.python(served.port)
+        await manager.enter_room(client.sid, "/", "red")
+        with pytest.raises(SubscriptionRefused, match="!secret"):
+            await manager.enter_room(client.sid, "/", "!secret")
+        assert await lose_connection() == (False, True)
+        message = b'["a", {"method": "emit", "event": "b", "data": [1], "namespace": "/", "room": "red"}]'
+        await admin.publish(red, message)
+        assert await client.hear() == ("b", 1)
+        await manager.leave_room(client.sid, "/", "!secret")
+        assert await lose_connection() == (True, False)
 
 
 async def test_a_server_goes_on_alone_without_redis(clients: Clients) -> None:
