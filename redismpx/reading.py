@@ -205,7 +205,8 @@ class _Events(Generic[T]):
         except EOFError:
             raise StopAsyncIteration from None
         if isinstance(event, tuple):
-            return new_message((*event, source))
+            channel, data = event
+            return new_message((channel, data, source))
         if event.kind is Signal.ACTIVATION:
             return Activation(event.argument)
         if event.kind is Signal.GAP:  # only a stream has gaps, and makes something else of it

@@ -5,9 +5,9 @@ from __future__ import annotations
 __all__ = ["ACTIVE_WITHIN", "GapFeed", "GapHook", "Transport"]
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from .. import (
     Activation,
@@ -15,9 +15,10 @@ from .. import (
     ConnectionLost,
     DecodeError,
     Disconnect,
-    MessageGap,
+    Message,
     Multiplexer,
     SlowConsumer,
+    StreamMessage,
     StreamSubscription,
     SubscriptionIsClosed,
     SubscriptionRefused,
@@ -26,6 +27,7 @@ from .. import (
 ACTIVE_WITHIN = 5.0  # seconds, after which a call goes on without a connection
 
 _Data = TypeVar("_Data")
+_Item = TypeVar("_Item")
 GapHook: TypeAlias = Callable[[str, Exception], _Data | None]
 """Called with a channel and an error where messages are missing; may return a message in their place."""
 
@@ -51,32 +53,44 @@ class Transport:
             await self.multiplexer.aclose()
 
 
-class GapFeed(Generic[_Data]):
-    """The messages of one subscription, with one of the application in the place of a gap."""
+class GapFeed(Generic[_Data, _Item]):
+    """The messages of one subscription, with one of the application in the place of a gap, as the framework has them.
+
+    Iterate over it, until the subscription closes.
+    """
 
     def __init__(
-        self, transport: Transport, on_gap: GapHook[_Data] | None, decode: Callable[[bytes], _Data], prefix: str = ""
+        self,
+        transport: Transport,
+        on_gap: GapHook[_Data] | None,
+        decode: Callable[[bytes], _Data] | None,
+        new_item: Callable[[tuple[str, _Data]], _Item],
+        prefix: str = "",
     ) -> None:
         self._is_stream = transport.is_stream
         self._on_gap = on_gap
+        self._new_item = new_item
         self._prefix = prefix.encode()
         on_error = None if on_gap is None else self._on_error  # None: the on_error of the multiplexer
         mpx = transport.multiplexer
-        new = mpx.new_stream_subscription if self._is_stream else mpx.new_channel_subscription
+        new: Any = mpx.new_stream_subscription if self._is_stream else mpx.new_channel_subscription
         self.sub: ChannelSubscription[_Data] | StreamSubscription[_Data] = new(decode=decode, on_error=on_error)
-        self._events: AsyncIterator[Any] = self.sub.events()
+        self._next_event: Callable[[], Awaitable[Any]] = self.sub.events().__anext__
+        self._names: dict[bytes, str] = {}  # each channel as a text, without the prefix
         self.joining: set[bytes] = set()  # channels that were never active
         self._lost: dict[bytes, ConnectionLost] = {}  # channels that were, and will be again
 
     def add(self, *names: bytes) -> None:
-        self.joining.update(names)
         self.sub.add(*names)
+        self.joining.update(names)
+        self._names.update((name, self._name(name)) for name in names)
 
     def remove(self, *names: bytes) -> None:
         self.sub.remove(*names)
         self.joining.difference_update(names)
         for name in names:
             self._lost.pop(name, None)
+            self._names.pop(name, None)
 
     async def joined(self, name: bytes) -> None:
         """Wait until a channel that was added just now is active, so that a message of this process is not missed."""
@@ -84,9 +98,21 @@ class GapFeed(Generic[_Data]):
             with suppress(TimeoutError, ValueError, SubscriptionIsClosed, SubscriptionRefused):
                 await self.sub.wait_for_activation(name, timeout=ACTIVE_WITHIN)
 
-    async def next(self) -> tuple[str, _Data]:
-        """Wait for a message, and return its channel and payload."""
-        async for event in self._events:
+    async def next(self) -> _Item:
+        """Wait for the next item, and return it. Raises `SubscriptionIsClosed` at the end."""
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            raise SubscriptionIsClosed from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _Item:
+        while True:
+            event = await self._next_event()
+            if isinstance(event, (Message, StreamMessage)):
+                return self._new_item((self._names[event.channel], event.data))
             match event:
                 case Activation(name):
                     self.joining.discard(name)
@@ -95,13 +121,10 @@ class GapFeed(Generic[_Data]):
                     names = self.sub.channels if lost.names is None else lost.names
                     self._lost.update({} if self._is_stream else dict.fromkeys(names, lost))
                     continue
-                case MessageGap(channel=name):
-                    error = event
-                case message:
-                    return self._name(message.channel), message.data
+                case _:
+                    name, error = event.channel, event
             if error is not None and (data := self._report(name, error)) is not None:
-                return self._name(name), data
-        raise SubscriptionIsClosed
+                return self._new_item((self._name(name), data))
 
     def _on_error(self, error: Exception) -> None:
         match error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from litestar.channels.backends.base import ChannelsBackend
 
-from .. import Multiplexer, SubscriptionIsClosed
+from .. import Multiplexer
 from ._feed import ACTIVE_WITHIN, GapFeed, GapHook, Transport
 
 _READ_AT_ONCE = 1_000  # messages that are read at a time
@@ -66,7 +66,7 @@ class MultiplexerChannelsBackend(ChannelsBackend):
     async def on_startup(self) -> None:
         """Open the multiplexer. Works offline."""
         await self._transport.open()
-        self._feed = GapFeed(self._transport, self._on_gap, bytes, self._prefix)
+        self._feed = GapFeed(self._transport, self._on_gap, None, lambda item: item, self._prefix)
 
     async def on_shutdown(self) -> None:
         """Close the multiplexer, unless it is yours. Works offline."""
@@ -116,9 +116,8 @@ class MultiplexerChannelsBackend(ChannelsBackend):
 
     async def stream_events(self) -> AsyncGenerator[tuple[str, bytes], None]:
         """Read the messages of all subscribed channels, until the multiplexer closes. Offline, it waits."""
-        with suppress(SubscriptionIsClosed):
-            while True:
-                yield await self._feed.next()
+        async for channel, data in self._feed:
+            yield channel, data
 
     async def get_history(self, channel: str, limit: int | None = None) -> list[bytes]:
         """Read the last messages of a channel, oldest first.

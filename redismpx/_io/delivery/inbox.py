@@ -13,6 +13,7 @@ from typing import Any
 from ..._core.buffer import FULL, Buffer
 from ..._core.events import QueuedSignal, Signal
 from ...errors import ConnectionLost, DecodeError, SubscriptionRefused, narrow
+from ...typing import Decode
 from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import TIME_SLICE, belongs_to
 from ..session.subscriber import Deliver
@@ -209,7 +210,14 @@ class Inbox(EventQueue):
 
     def read_in_turn(self) -> tuple[bytes, Any] | QueuedSignal | None:
         """Return the next event without a wait, but None when the reader is due to yield: read() does that."""
-        if self.buffer is None or self.reader is None or self.reader.is_due_to_yield:
+        buffer, reader = self.buffer, self.reader
+        if buffer is None or reader is None:
+            return None
+        if (decode := self.consumer.decode) is not None and (batch := buffer.batch):
+            message = self._read_decoded(decode, batch.pop(), batch.pop())
+            if message is not None:
+                return message
+        if reader.is_due_to_yield:
             return None
         return self._read_event_nowait() if self.reads_events else self.read_nowait()
 
@@ -253,18 +261,23 @@ class Inbox(EventQueue):
                 break  # a signal is ahead, and its callback is called at the end of this tick
             if decode is None:
                 return message
-            channel, data = message
-            self._forgotten = _NO_NAMES
-            try:
-                decoded = decode(data)
-            except BaseException as error:  # noqa: BLE001, users' code
-                self.accept(self._report_undecodable(channel, data, error))
-                continue
-            finally:
-                forgotten, self._forgotten = self._forgotten, None
-            if not (self.closed or (forgotten and channel in forgotten)):  # decode did that
-                return channel, decoded
-            self.drop(1)
+            if (decoded := self._read_decoded(decode, *message)) is not None:
+                return decoded
+        return None
+
+    def _read_decoded(self, decode: Decode[Any], channel: bytes, data: bytes) -> tuple[bytes, Any] | None:
+        """Return a message with its decoded payload; None if it is dropped: `decode` failed, or removed its channel."""
+        self._forgotten = _NO_NAMES
+        try:
+            decoded = decode(data)
+        except BaseException as error:  # noqa: BLE001, users' code
+            self.accept(self._report_undecodable(channel, data, error))
+            return None
+        finally:
+            forgotten, self._forgotten = self._forgotten, None
+        if not (self.closed or (forgotten and channel in forgotten)):  # decode did that
+            return channel, decoded
+        self.drop(1)
         return None
 
     # --- delivery
