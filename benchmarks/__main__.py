@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.helpers.servers import find_binary
 
 from . import (
+    adapters,
     channels,
+    chat,
     drain,
     fan_out,
     keys,
@@ -51,6 +53,8 @@ CASES: dict[str, Case] = {
         websocket,
         socketio,
         channels,
+        adapters,
+        chat,
         sharded,
         threads,
         topics,

@@ -24,6 +24,7 @@ PEERS = {
     "redis-py": "redis",
     "valkey-glide": "valkey-glide",
     "broadcaster": "broadcaster",
+    "litestar": "litestar",
     "python-socketio": "python-socketio",
     "channels_redis": "channels-redis",
     "coredis": "coredis",

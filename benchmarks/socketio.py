@@ -13,12 +13,11 @@ from .publisher import Companion
 SERVERS = 8  # with one client and one room each
 EVENTS = 2_000  # to all rooms together
 AT_ONCE = 100
-DATA = {"text": "x" * 64}
 
 
 async def measure(kind: str, bench: Bench) -> None:
     """Measure the CPU time of all servers and of the emitting process, for one event that a client gets."""
-    from .socketio_server import MANAGERS
+    from .socketio_server import DATA, MANAGERS
 
     script = str(Path(__file__).with_name("socketio_server.py"))
     rooms, events = bench.count(SERVERS, least=2), bench.count(EVENTS, least=2)

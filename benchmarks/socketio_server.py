@@ -1,6 +1,7 @@
 """A server of Socket.IO for a benchmark. It prints its port, and then on command its CPU time in microseconds.
 
-With `clients` as the first argument, clients: they count events, and print their number when all have arrived.
+With `clients` as the first argument, clients: they count events, and print their number when all have arrived. With
+`emit`, a process that emits an event to each room on command, and prints the number of rooms.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import uvicorn
 
 from redismpx.contrib.socketio import AsyncMultiplexerManager
 
+DATA = {"text": "x" * 64}
 MANAGERS = {"redismpx": AsyncMultiplexerManager, "python-socketio": socketio.AsyncRedisManager}
 
 
@@ -64,8 +66,18 @@ async def listen(expected: int, ports: list[str]) -> None:
         await client.disconnect()
 
 
+async def emit(kind: str, url: str, rooms: int) -> None:
+    manager = MANAGERS[kind](url, write_only=True)
+    print(0, flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        await asyncio.gather(*(manager.emit("event", DATA, room=f"room:{number}") for number in range(rooms)))
+        print(rooms, flush=True)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "clients":
         asyncio.run(listen(int(sys.argv[2]), sys.argv[3:]))
+    elif sys.argv[1] == "emit":
+        asyncio.run(emit(sys.argv[2], sys.argv[3], int(sys.argv[4])))
     else:
         asyncio.run(serve(*sys.argv[1:4]))

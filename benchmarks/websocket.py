@@ -8,9 +8,11 @@ import socket
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -32,6 +34,46 @@ SAMPLE_EVERY = 0.001  # seconds of CPU
 
 Serve = Callable[[WebSocket, str], Awaitable[None]]
 """Sends a client the messages of its room until the client leaves."""
+Approach = Callable[[Bench, int], AbstractAsyncContextManager[Serve]]
+"""Takes the number of rooms, too."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """So many clients in so many rooms, and so many messages to each room."""
+
+    clients: int
+    rooms: int
+    rounds: int
+
+    def scaled(self, bench: Bench) -> Chat:
+        """Return the chat of this run, which is smaller with --quick."""
+        rooms = bench.count(self.rooms, least=2)
+        return Chat(bench.count(self.clients, least=10 * rooms), rooms, bench.count(self.rounds, least=2))
+
+    async def measure(
+        self, bench: Bench, port: int, publisher: Companion, ready: Awaitable[None], path: str = "/room:{}"
+    ) -> None:
+        """Connect the clients to a server, and have messages published. The next round waits for all clients.
+
+        `path` has a place for the number of a room. `ready` is awaited when all clients are connected.
+        """
+        script = str(Path(__file__).with_name("websocket_clients.py"))
+
+        def play() -> None:
+            for _ in range(self.rounds):
+                publisher.tell()
+                assert publisher.hear() == self.rooms
+                assert crowd.hear() == self.clients
+
+        numbers = (port, self.rooms, self.clients, self.rounds)
+        with Companion(script, path, *map(str, numbers)) as crowd:
+            assert await asyncio.to_thread(crowd.hear) == self.clients
+            await ready
+            shares: Counter[str] = Counter()
+            with bench.measured(self.clients * self.rounds), sampled(shares):
+                await asyncio.to_thread(play)
+            bench.measures["share"] = 100 * shares["redismpx"] / max(1, shares.total())
 
 
 async def until_left(client: WebSocket) -> None:
@@ -42,7 +84,7 @@ async def until_left(client: WebSocket) -> None:
 
 
 @asynccontextmanager
-async def redismpx(bench: Bench) -> AsyncIterator[Serve]:
+async def redismpx(bench: Bench, rooms: int) -> AsyncIterator[Serve]:
     """A subscription for each client."""
     async with Multiplexer(bench.url) as mpx:
 
@@ -55,7 +97,7 @@ async def redismpx(bench: Bench) -> AsyncIterator[Serve]:
 
 
 @asynccontextmanager
-async def bridged(bench: Bench) -> AsyncIterator[Serve]:
+async def bridged(bench: Bench, rooms: int) -> AsyncIterator[Serve]:
     """The adapter: it reads a subscription for each client."""
 
     def encode(event: object) -> str | None:
@@ -75,25 +117,25 @@ async def bridged(bench: Bench) -> AsyncIterator[Serve]:
 
 
 @asynccontextmanager
-async def bare(bench: Bench) -> AsyncIterator[Serve]:
+async def bare(bench: Bench, rooms: int) -> AsyncIterator[Serve]:
     """The floor: redis-py and a set of clients for each room. A slow client delays all others."""
-    rooms: defaultdict[str, set[WebSocket]] = defaultdict(set)
+    members: defaultdict[str, set[WebSocket]] = defaultdict(set)
 
     async def consume(channel: bytes, data: bytes) -> None:
-        for client in tuple(rooms[channel.decode()]):
+        for client in tuple(members[channel.decode()]):
             await client.send_text(data.decode())
 
     async def serve(client: WebSocket, room: str) -> None:
-        rooms[room].add(client)
+        members[room].add(client)
         await until_left(client)
-        rooms[room].discard(client)
+        members[room].discard(client)
 
-    async with redis_py(bench.port, [f"room:{number}" for number in range(ROOMS)], [], consume):
+    async with redis_py(bench.port, [f"room:{number}" for number in range(rooms)], [], consume):
         yield serve
 
 
 @asynccontextmanager
-async def broadcaster(bench: Bench) -> AsyncIterator[Serve]:
+async def broadcaster(bench: Bench, rooms: int) -> AsyncIterator[Serve]:
     """A queue and a task for each client, as the documentation of broadcaster shows."""
     from broadcaster import Broadcast
 
@@ -110,39 +152,39 @@ async def broadcaster(bench: Bench) -> AsyncIterator[Serve]:
         yield serve
 
 
-async def measure(approach: Callable[[Bench], AbstractAsyncContextManager[Serve]], bench: Bench) -> None:
-    clients, rounds = bench.count(CLIENTS, least=2 * ROOMS), bench.count(ROUNDS, least=2)
-    script = str(Path(__file__).with_name("websocket_clients.py"))
+@asynccontextmanager
+async def served(app: Any) -> AsyncIterator[int]:
+    """Serve an ASGI application with uvicorn, and yield its port."""
+    # Without pings: the clients do not know them.
+    options: Any = {"ws_per_message_deflate": False, "ws_ping_interval": None}
+    config = uvicorn.Config(app, lifespan="off", log_level="error", **options)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0), backlog=CLIENTS) as listener:
+        serving = asyncio.create_task(server.serve([listener]))
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await serving
 
-    def play() -> None:
-        for _ in range(rounds):
-            assert publisher.publish() == ROOMS
-            assert crowd.hear() == clients
 
-    async with approach(bench) as serve:
+@asynccontextmanager
+async def starlette(approach: Approach, bench: Bench, rooms: int) -> AsyncIterator[int]:
+    """Serve a Starlette application, and yield its port."""
+    async with approach(bench, rooms) as serve:
 
         async def accept(client: WebSocket) -> None:
             await client.accept()
             await serve(client, client.path_params["room"])
 
-        app = Starlette(routes=[WebSocketRoute("/{room}", accept)])
-        config = uvicorn.Config(app, lifespan="off", log_level="error", ws_per_message_deflate=False)
-        server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0), backlog=CLIENTS) as listener:
-            serving = asyncio.create_task(server.serve([listener]))
-            port = listener.getsockname()[1]
-            with (
-                Publisher(bench.port, "room:", ROOMS, ROOMS, 64) as publisher,
-                Companion(script, str(port), str(ROOMS), str(clients), str(rounds)) as crowd,
-            ):
-                assert await asyncio.to_thread(crowd.hear) == clients
-                await settled(bench.port, ROOMS, 0)
-                shares: Counter[str] = Counter()
-                with bench.measured(clients * rounds), sampled(shares):
-                    await asyncio.to_thread(play)
-                bench.measures["share"] = 100 * shares["redismpx"] / max(1, shares.total())
-            server.should_exit = True
-            await serving
+        async with served(Starlette(routes=[WebSocketRoute("/{room}", accept)])) as port:
+            yield port
+
+
+async def measure(approach: Approach, bench: Bench, chat: Chat = Chat(CLIENTS, ROOMS, ROUNDS)) -> None:
+    """Measure what a Starlette application takes for one message to one client."""
+    chat = chat.scaled(bench)
+    async with starlette(approach, bench, chat.rooms) as port:
+        with Publisher(bench.port, "room:", chat.rooms, chat.rooms, 64) as publisher:
+            await chat.measure(bench, port, publisher, settled(bench.port, chat.rooms, 0))
 
 
 @contextmanager

@@ -37,6 +37,7 @@ SERVERS = {
     "sanic": ("-m", "sanic", "program:app", "--host", "127.0.0.1", "--port", "{port}", "--single-process"),
     "strawberry": UVICORN,
     "taskiq": ("-m", "taskiq", "worker", "program:broker", "--workers", "1"),
+    "websockets": ("program.py",),
 }
 """The command that serves each program, for Python."""
 
@@ -98,6 +99,7 @@ CLIENTS = {
     "quart": websocket,
     "sanic": websocket,
     "strawberry": graphql,
+    "websockets": websocket,
 }
 
 
