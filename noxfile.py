@@ -352,10 +352,9 @@ def frameworks(session: nox.Session, release: str) -> None:
     The tests of the frameworks' own adapters run too, from the source packages of those.
     """
     extras = PYPROJECT["project"]["optional-dependencies"]
-    session.install("-q", ".[contrib,demo]", *requirements("tests", "frameworks"))
-    if release == "lowest":
-        bounds = [each.replace(">=", "==", 1) for name in FRAMEWORKS for each in extras[name]]
-        session.install("-q", *bounds)
+    bounds = [each.replace(">=", "==", 1) for name in FRAMEWORKS for each in extras[name]]
+    wanted = [".[contrib,demo]", *requirements("tests", "frameworks"), *(bounds if release == "lowest" else [])]
+    session.install("-q", *wanted)  # in one call: FastAPI needs a release that goes with that of Starlette
     session.run("uv", "pip", "list")
     session.run("python", *PYTEST, "-q", "tests/contrib", env={"REDISMPX_SERVERS": SERVERS[0]})
     for name in PEERS:

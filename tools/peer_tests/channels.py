@@ -48,7 +48,7 @@ CONFTEST = '''
 import asyncio, os, sys
 from contextlib import suppress
 
-import channels.layers, channels_redis.pubsub
+import channels.layers, channels_redis.pubsub, pytest
 from redismpx.contrib.channels import ChannelLayer
 
 sys.modules["async_timeout"] = asyncio  # which has timeout() itself in the Pythons that redismpx supports
@@ -73,6 +73,13 @@ class Receiving(ChannelLayer):
     async def group_add(self, group, channel):
         await self._begin(channel)
         await super().group_add(group, channel)
+
+@pytest.fixture
+def event_loop():
+    """The loop that older releases of pytest-asyncio provided: the tests of channels_redis 4.2 use it."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
 
 channels_redis.pubsub.RedisPubSubChannelLayer = ChannelLayer
 channels.layers.InMemoryChannelLayer = Receiving
