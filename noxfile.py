@@ -443,6 +443,7 @@ def ci(session: nox.Session) -> None:
     if not pythons():
         session.error(f"no Python of {', '.join(PYTHONS)} was found")
     folder = Path(session.create_tmp())
+    os.environ["REDISMPX_SITE"] = str(ENVIRONMENTS / "html")  # `docs` builds it, and `suite` looks at its pages
     results: list[Result] = []
     spans: dict[str, float] = {}
     for tier, jobs in tiers().items():
