@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from .budget import MAX_LENDERS, SHARED_SIZE, Budget
@@ -32,9 +32,9 @@ class Buffer(EventList):
     A finalizer may interrupt both half way through a message: the number of items is odd then, and the last one stays.
     """
 
-    __slots__ = ("_budget", "_lent", "_lent_size", "_max_pending", "_overflow", "_quiet", "_rearm_at",
-                 "_room", "_shared_from", "batch", "ceiling", "floor", "fresh", "limit", "overflowing",
-                 "owner", "rank", "size")  # fmt: skip
+    __slots__ = ("_budget", "_lent", "_lent_size", "_max_pending", "_overflow", "_quiet", "_rearm_at", "_room",
+                 "_shared_from", "batch", "ceiling", "floor", "fresh", "limit", "overflowing", "owner", "rank",
+                 "size")  # fmt: skip
 
     def __init__(self, max_pending: int, budget: Budget, overflow: Overflow, owner: object) -> None:
         super().__init__()
@@ -154,17 +154,20 @@ class Buffer(EventList):
 
     def disconnect(self, argument: object, names: frozenset[bytes] | None, lost: Iterable[bytes] | None = None) -> int:
         """Add a disconnect as EventList does; return how many messages were dropped for it."""
-        with self._budget.critical:
-            self.recall()
-            dropped = super().disconnect(argument, names, lost)
-            self._rearm()
-        return dropped
+        return self._dropped_by(super().disconnect, argument, names, lost)
+
+    def merge_some(self) -> int:
+        """Merge some disconnects as EventList does; return how many messages were dropped for it."""
+        return self._dropped_by(super().merge_some)
 
     def remove(self, names: frozenset[bytes]) -> int:
         """Remove all that is queued about these names; return how many messages that were."""
+        return self._dropped_by(super().remove, names)
+
+    def _dropped_by(self, change: Callable[..., int], *arguments: object) -> int:
         with self._budget.critical:
             self.recall()
-            dropped = super().remove(names)
+            dropped = change(*arguments)
             self._rearm()
         return dropped
 
@@ -292,8 +295,7 @@ class Buffer(EventList):
         self.limit = "max_total_pending_bytes"
         if self._overflow is Overflow.CLOSE:
             return self.clear()
-        drop = self._drop_newest if self._drops_newest else self._drop_oldest
-        drop()
+        (self._drop_newest if self._drops_newest else self._drop_oldest)()
         self._tidy()
         return 1
 
@@ -314,11 +316,9 @@ class Buffer(EventList):
             self._budget.unshare(data)
         self._grow(-1, -len(channel) - len(data))
 
-    def _count_off(self, start: int) -> int:
+    def _count_off(self, start: int, count: int, size: int) -> None:
         self._unshare(start)
-        sizes = [len(channel) + len(data) for channel, data in pairs(self._items[start:]) if channel is not None]
-        self._grow(-len(sizes), -sum(sizes))
-        return len(sizes)
+        self._grow(-count, -size)
 
     def _unshare(self, start: int) -> None:
         for channel, data in pairs(self._items[max(start, self._shared_from) :]):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from itertools import compress, repeat
-from operator import is_
+from contextlib import suppress
 from typing import Any
 
 from .events import QueuedSignal, is_about, names_of, pairs
 
 OUTDATED = 64  # events that are indexed in vain before the index is built again
-INDEXED_AT_ONCE = 4096  # events that are indexed at a time, at least; bounds the time of grow()
-INDEXED_PART = 16  # this part of the events that are not indexed yet is indexed at a time, if it is more
+INDEXED_AT_ONCE = 2048  # events that are indexed at a time, at least: in about a millisecond
+INDEXED_PART = 64  # this part of the events that are not indexed yet is indexed at a time, if it is more
+FEW = 64  # names of a disconnect that are indexed; one with more of them is looked at in each search
 
 
 class EventIndex:
@@ -20,12 +20,13 @@ class EventIndex:
     It may have positions of events that are gone. The events at other positions must not change.
     """
 
-    __slots__ = ("_limit", "_places", "_size", "end")
+    __slots__ = ("_limit", "_long", "_places", "_size", "end")
 
     def __init__(self, start: int) -> None:
         self.end: int = start
         """The events before this position are indexed."""
         self._places: dict[bytes, int | list[int]] = {}  # no list for a single place: most names have one
+        self._long: list[int] = []  # positions of the disconnects of more than FEW names
         self._size = 0  # of all places
         self._limit = sys.maxsize
 
@@ -45,18 +46,18 @@ class EventIndex:
     def find(self, name: bytes, items: list[Any]) -> list[int]:
         """Return the positions of the events about a name, in order."""
         known = self._places.get(name, ())
-        found = [known] if isinstance(known, int) else list(known)
+        found = [*self._long, known] if isinstance(known, int) else [*self._long, *known]
         if self.end < len(items):
-            channels, others = items[self.end :: 2], items[self.end + 1 :: 2]
-            if channels.count(name):
-                found += [self.end + 2 * n for n, channel in enumerate(channels) if channel == name]
-            if others.count(name):
-                found += [self.end + 2 * n for n, other in enumerate(others) if other == name]
-            is_queued_signal = map(is_, map(type, others), repeat(QueuedSignal))
-            found += [
-                self.end + 2 * n for n in compress(range(len(others)), is_queued_signal) if name in names_of(others[n])
-            ]
-            found.sort()
+            position = self.end
+            with suppress(ValueError):  # no more events
+                while True:
+                    found.append(position := items.index(name, position) & ~1)
+                    position += 2
+            others = items[self.end + 1 :: 2]
+            if not {QueuedSignal}.isdisjoint(map(type, others)):
+                positions = range(self.end, len(items), 2)
+                found += [n for n, other in zip(positions, others, strict=True) if type(other) is QueuedSignal]
+        found.sort()
         return [position for position in found if is_about(items, position, name)]
 
     def grow(self, items: list[Any], head: int) -> None:
@@ -66,7 +67,11 @@ class EventIndex:
         self.end = end = start + 2 * min(left, max(INDEXED_AT_ONCE, left // INDEXED_PART))
         places = self._places
         for position, (channel, signal) in zip(range(start, end, 2), pairs(items[start:end]), strict=True):
-            for name in names_of(signal) if type(signal) is not bytes else (signal if channel is None else channel,):
+            names = names_of(signal) if type(signal) is not bytes else (signal if channel is None else channel,)
+            if len(names) > FEW:
+                self._long.append(position)
+                continue
+            for name in names:
                 known = places.setdefault(name, position)
                 if isinstance(known, list):
                     known.append(position)

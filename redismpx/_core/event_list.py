@@ -7,9 +7,9 @@ stay valid; `_compact()` deletes such items many at a time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from itertools import compress, islice, repeat
-from operator import is_, is_not
+from collections.abc import Iterable
+from itertools import chain, compress, islice, repeat
+from operator import is_not
 from typing import Any
 
 from .event_index import EventIndex
@@ -17,13 +17,14 @@ from .events import QueuedSignal, Signal, pairs
 
 SLACK = 64  # items of removed events that may be left behind before anything is done about them
 SEARCH = 32  # events that are looked at in the time of one search for a name
+MERGED_AT_ONCE = 256  # names whose disconnects are merged in about a millisecond
 
 
 class EventList(ABC):
     """Messages and signals in order. A subclass adds and removes messages, counts them, and keeps bounds."""
 
-    __slots__ = ("_full_gap", "_gaps", "_head", "_index", "_items", "_oldest", "_removed", "_tail", "count",
-                 "signals")  # fmt: skip
+    __slots__ = ("_full_gap", "_gaps", "_head", "_index", "_items", "_oldest", "_removed", "_tail", "_unmerged",
+                 "count", "signals")  # fmt: skip
 
     def __init__(self) -> None:
         self.signals: int = 0
@@ -35,7 +36,8 @@ class EventList(ABC):
         self._removed = 0  # removed events from there on
         self._oldest = 0  # no message is between `_head` and this position
         self._tail = (0, 0)  # with a list of this length, no message is from this position on
-        self._gaps = 0  # disconnects that are queued; each name is in one of them at most
+        self._gaps = 0  # disconnects that are queued
+        self._unmerged: list[bytes] = []  # the names that may be in more than one of them
         self._full_gap = -1  # position of a queued disconnect of all names; no later disconnect is queued
         self._index: EventIndex | None = None  # made when something is removed: nothing else needs it
 
@@ -48,6 +50,11 @@ class EventList(ABC):
     def has_disconnect(self) -> bool:
         """Whether a disconnect is queued."""
         return self._gaps > 0
+
+    @property
+    def is_merging(self) -> bool:
+        """Whether merge_some() is to be called."""
+        return bool(self._unmerged)
 
     @property
     def next_channel(self) -> bytes | None:
@@ -66,7 +73,7 @@ class EventList(ABC):
 
         A name of which an earlier disconnect is still queued is not repeated: its connection between the two came and
         went unseen. Both are one gap for the consumer, and what was received between them is dropped. So reconnects
-        cannot fill the buffer of a stuck consumer.
+        cannot fill the buffer of a stuck consumer. Disconnects of some names are merged later, by merge_some().
         """
         before = self.count
         if names is None:
@@ -77,23 +84,38 @@ class EventList(ABC):
                 self._full_gap, self._gaps = len(self._items), self._gaps + 1
                 gap = QueuedSignal(Signal.DISCONNECT, argument, None, None if lost is None else set(lost))
                 self._add_signal(gap)
+        elif self._full_gap >= 0:
+            self._remove_events(names, self._full_gap + 2)
         else:
-            new = set(names)
-            if self._full_gap >= 0:
-                self._remove_events(names, self._full_gap + 2)
-                new.clear()
-            elif self._gaps:
-                new -= self._merge(names)
-            if new:
-                self._gaps += 1
-                self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, new))
+            self._gaps += 1
+            self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, names))
+            if self._gaps > 1:
+                self._unmerged += names
+        self._tidy()
+        return before - self.count
+
+    def merge_some(self) -> int:
+        """Merge the disconnects of some names with earlier ones; return how many messages were dropped for it.
+
+        It takes about a millisecond, and is to be called until `is_merging` is False. All events of a name are merged
+        in one call, so they are in order before and after it, whatever is popped, added or removed meanwhile.
+        """
+        before = self.count
+        if self._gaps < 2:
+            self._unmerged.clear()
+        elif not self._grow_index().left(self._items):
+            names = self._unmerged[-MERGED_AT_ONCE:]
+            del self._unmerged[-MERGED_AT_ONCE:]
+            for name in names:
+                self._merge(name)
         self._tidy()
         return before - self.count
 
     def active_before(self, active: Iterable[bytes]) -> set[bytes]:
         """Return the names that were active before the queued events; `active` has the names that are active after."""
         names = set(active)
-        for channel, signal in reversed(list(pairs(self._items[self._head :]))):
+        channels, others = self._items[self._head :: 2], self._items[self._head + 1 :: 2]
+        for channel, signal in zip(reversed(channels), reversed(others), strict=True):
             if channel is None and type(signal) is bytes:
                 names.discard(signal)
             elif channel is None and signal is not None and signal.kind is Signal.DISCONNECT:
@@ -134,6 +156,7 @@ class EventList(ABC):
         self._items.clear()
         self._head = self.count = self._removed = self._oldest = self.signals = self._gaps = 0
         self._full_gap, self._index, self._tail = -1, None, (0, 0)
+        self._unmerged.clear()
 
     # --- gaps
 
@@ -143,50 +166,34 @@ class EventList(ABC):
         The error about a name stays, if the name was not activated after it: it is not reported again.
         """
         start = self._full_gap + 2
-        later = self._items[start:]
-        signals = list(compress(later[1::2], map(is_, later[::2], repeat(None))))
-        if None in signals:
-            signals = [signal for signal in signals if signal is not None]
-        errors = []
-        if QueuedSignal in set(map(type, signals)):
+        channels, others = self._items[start::2], self._items[start + 1 :: 2]
+        is_message = list(map(is_not, channels, repeat(None)))
+        dropped = sum(is_message)
+        signals, errors = len(channels) - dropped, []
+        if not {QueuedSignal, type(None)}.isdisjoint(map(type, others)):
             activated: set[bytes] = set()
-            for signal in reversed(signals):
-                if type(signal) is bytes:
+            for channel, signal in zip(reversed(channels), reversed(others), strict=True):
+                if channel is None and type(signal) is bytes:
                     activated.add(signal)
-                elif signal.kind is Signal.ERROR and not signal.names <= activated:
+                elif signal is None:
+                    signals -= 1
+                elif channel is None and signal.kind is Signal.ERROR and not signal.names <= activated:
                     errors.append(signal)
-        dropped = self._count_off(start)
+        self._count_off(start, dropped, sum(map(len, compress(chain(channels, others), is_message * 2))))
         del self._items[start:]
-        self.signals -= len(signals)
-        self._removed -= len(later) // 2 - len(signals) - dropped
+        self.signals -= signals
+        self._removed -= len(channels) - signals - dropped
         self._oldest, self._index, self._tail = min(self._oldest, start), None, (0, 0)
         for signal in reversed(errors):
             self._add_signal(signal)
 
-    def _merge(self, names: frozenset[bytes]) -> set[bytes]:
-        """Remove what was queued about each of these names after a disconnect; return the names that have one."""
-        merged: set[bytes] = set()
-        if self._is_worth_a_sweep(names):
-            for position, (channel, signal) in self._positions(self._head):
-                if channel is not None:
-                    if channel in merged:
-                        self._remove_message(position)
-                elif type(signal) is bytes:
-                    if signal in merged:
-                        self._remove_signal(position)
-                elif signal is not None and signal.kind is Signal.DISCONNECT:
-                    merged |= signal.names & names
-                elif signal is not None and not merged.isdisjoint(signal.names):
-                    self._remove_signal(position)
-        else:
-            for name in names:
-                places = self._find(name)
-                gaps = [position for position in places if self._is_gap(position)]
-                if gaps:
-                    merged.add(name)
-                    for position in places[places.index(gaps[0]) + 1 :]:
-                        self._remove_event(position, name)
-        return merged
+    def _merge(self, name: bytes) -> None:
+        """Keep the first disconnect of a name, and remove what was queued about it from there to the last one."""
+        places = self._find(name)
+        gaps = [position for position in places if self._is_gap(position)]
+        if len(gaps) > 1:
+            for position in places[places.index(gaps[0]) + 1 : places.index(gaps[-1]) + 1]:
+                self._remove_event(position, name)
 
     def _is_gap(self, position: int) -> bool:
         signal = self._items[position + 1]
@@ -229,8 +236,8 @@ class EventList(ABC):
         self._tail = len(items), position
 
     @abstractmethod
-    def _count_off(self, start: int) -> int:
-        """Count the messages from a position on as removed; they are deleted then. Return how many that are."""
+    def _count_off(self, start: int, count: int, size: int) -> None:
+        """Count the messages from a position on, and their bytes, as removed; they are deleted then."""
 
     def _remove_signal(self, position: int) -> None:
         self._gaps -= self._is_gap(position)
@@ -246,7 +253,7 @@ class EventList(ABC):
         if channel is not None:
             self._remove_message(position)
         elif type(signal) is QueuedSignal and signal.names is not None and len(signal.names) > 1:
-            signal.names.discard(name)
+            signal.forget((name,))
         elif signal is not None:
             self._remove_signal(position)
 
@@ -259,15 +266,14 @@ class EventList(ABC):
         """
         items = self._items
         queued = len(items) - self._head
-        if 2 * SEARCH * len(names) > queued:
-            return True
-        if self._index is None or self._index.is_outdated:
-            self._index = EventIndex(self._head)
-        self._index.grow(items, self._head)
-        return len(names) * self._index.left(items) > queued
+        return 2 * SEARCH * len(names) > queued or len(names) * self._grow_index().left(items) > queued
 
-    def _positions(self, start: int) -> Iterator[tuple[int, tuple[Any, Any]]]:
-        return zip(range(start, len(self._items), 2), pairs(self._items[start:]), strict=True)
+    def _grow_index(self) -> EventIndex:
+        """Index some more events; return the index."""
+        if self._index is None or (self._index.is_outdated and not self._unmerged):
+            self._index = EventIndex(self._head)
+        self._index.grow(self._items, self._head)
+        return self._index
 
     def _remove_events(self, names: frozenset[bytes], start: int) -> None:
         """Remove the events about these names from a position on."""
@@ -277,17 +283,21 @@ class EventList(ABC):
                     if position >= start:
                         self._remove_event(position, name)
             return
-        for position, (channel, signal) in self._positions(start):
+        items, activations = self._items, 0
+        for position, (channel, signal) in zip(range(start, len(items), 2), pairs(items[start:]), strict=True):
             if channel is not None:
                 if channel in names:
                     self._remove_message(position)
             elif type(signal) is bytes:
                 if signal in names:
-                    self._remove_signal(position)
+                    items[position + 1] = None
+                    activations += 1
             elif signal is not None and signal.names is not None:
-                signal.names = signal.names - names
+                signal.forget(names)
                 if not signal.names:
                     self._remove_signal(position)
+        self.signals -= activations
+        self._removed += activations
 
     def _find(self, name: bytes) -> list[int]:
         """Return the positions of the events about a name, in order. A sweep must not be worth its time."""
@@ -298,6 +308,8 @@ class EventList(ABC):
 
     def _tidy(self) -> None:
         """Delete what popped and removed events left behind, when that is half of the list."""
+        if self._unmerged:
+            return  # merge_some() needs a complete index, and might never get it
         waste = self._head + 2 * self._removed
         if 2 * waste > len(self._items) + SLACK and (self._index is None or waste > len(self._index)):
             self._compact()  # to build the index again costs no more than to pop and remove these events did

@@ -31,7 +31,9 @@ class QueuedSignal:
 
     __slots__ = ("argument", "is_merged", "kind", "lost", "names")
 
-    def __init__(self, kind: Signal, argument: Any, names: set[bytes] | None, lost: set[bytes] | None = None) -> None:
+    def __init__(
+        self, kind: Signal, argument: Any, names: set[bytes] | frozenset[bytes] | None, lost: set[bytes] | None = None
+    ) -> None:
         self.kind = kind
         self.argument = argument
         self.names = names
@@ -39,6 +41,17 @@ class QueuedSignal:
         """For a disconnect of all names: those that were active then and are still subscribed to; None: unknown."""
         self.is_merged: bool = False
         """For a disconnect of all names: whether it stands for later ones, too."""
+
+    def forget(self, names: Collection[bytes]) -> None:
+        """Take note that the signal is not about these names any more. It must not be about all names."""
+        known = self.names
+        assert known is not None
+        if len(names) > len(known):
+            self.names = known.difference(names)
+        else:  # most often a few of very many, which are copied once
+            if not isinstance(known, set):
+                known = self.names = set(known)
+            known.difference_update(names)
 
 
 def pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:

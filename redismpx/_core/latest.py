@@ -46,9 +46,9 @@ class Latest(Buffer):
         with self._budget.critical:
             return self._pop_one()
 
-    def _count_off(self, start: int) -> int:
+    def _count_off(self, start: int, count: int, size: int) -> None:
         self._newest = {channel: position for channel, position in self._newest.items() if position < start}
-        return super()._count_off(start)
+        super()._count_off(start, count, size)
 
     def clear(self) -> int:
         self._newest.clear()

@@ -190,6 +190,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_list_module, "SLACK", 8)
     monkeypatch.setattr(event_index_module, "OUTDATED", 8)
     monkeypatch.setattr(event_index_module, "INDEXED_AT_ONCE", 2)
+    monkeypatch.setattr(event_index_module, "FEW", 1)
 
 
 class Harness:
@@ -233,7 +234,7 @@ class Harness:
         active = self.server.intersection(NAMES if lost is None else lost)
         if active:
             names = None if lost is None else frozenset(active)
-            dropped = self.buffer.disconnect("lost", names, active if lost is None else None)
+            dropped = disconnect(self.buffer, "lost", names, active if lost is None else None)
             assert dropped == self.model.disconnect(names, frozenset(active))
             self.dropped += dropped
             self.server -= active
@@ -384,6 +385,16 @@ class Room:
         assert len(self.budget.lenders) <= 2
 
 
+def disconnect(
+    buffer: Buffer, argument: object, names: frozenset[bytes] | None, lost: Iterable[bytes] | None = None
+) -> int:
+    """Add a disconnect, and merge it with the earlier ones at once; return how many messages were dropped for it."""
+    dropped = buffer.disconnect(argument, names, lost)
+    while buffer.is_merging:
+        dropped += buffer.merge_some()
+    return dropped
+
+
 def size_of(buffer: Buffer) -> int:
     """The bytes of the messages that are pending in a buffer."""
     return buffer.size - buffer._lent_size + sum(map(len, buffer.batch)) + sum(map(len, buffer.fresh))
@@ -462,7 +473,7 @@ def test_reconnects_do_not_fill_the_buffer(names: frozenset[bytes] | None) -> No
             buffer.signal(Signal.ACTIVATION, name, name)
             buffer.put(name, b"x")
         buffer.commit()
-        buffer.disconnect("lost", names)
+        disconnect(buffer, "lost", names)
     assert buffer.signals <= 3
     assert len(buffer) <= MAX_PENDING
     assert len(buffer._items) < 100
@@ -475,7 +486,7 @@ def test_disconnects_of_names_that_come_and_go_merge() -> None:
         names = frozenset(NAMES[: 1 + number % 3])
         for name in names:
             buffer.signal(Signal.ACTIVATION, name, name)
-        buffer.disconnect("lost", names)
+        disconnect(buffer, "lost", names)
         if number % 7 == 0:
             buffer.remove(frozenset({NAMES[number % 2]}))
     assert buffer.signals < 12
@@ -485,7 +496,7 @@ def test_refusals_and_grants_do_not_fill_the_buffer() -> None:
     """Only the last refusal of a name is kept, however often its permission changes."""
     buffer = filled([(b"z", b"")])
     for _ in range(1000):
-        buffer.disconnect("lost", None)
+        disconnect(buffer, "lost", None)
         buffer.signal(Signal.ERROR, "refused", b"a")
         buffer.signal(Signal.ACTIVATION, b"a", b"a")
     assert buffer.signals == 3
@@ -494,12 +505,12 @@ def test_refusals_and_grants_do_not_fill_the_buffer() -> None:
 def test_a_disconnect_loses_the_names_that_are_removed() -> None:
     """A queued disconnect has only names that are subscribed to; without any it is removed."""
     buffer = filled([(b"z", b"")])
-    buffer.disconnect("lost", frozenset({b"a", b"b"}))
+    disconnect(buffer, "lost", frozenset({b"a", b"b"}))
     buffer.signal(Signal.ACTIVATION, b"a", b"a")
     buffer.remove(frozenset({b"a"}))
     assert popped(buffer) == [(b"z", b""), (Signal.DISCONNECT, "lost", {b"b"})]
     buffer = filled([(b"z", b"")])
-    buffer.disconnect("lost", frozenset({b"a", b"b"}))
+    disconnect(buffer, "lost", frozenset({b"a", b"b"}))
     for name in (b"a", b"b"):
         buffer.remove(frozenset({name}))
     assert popped(buffer) == [(b"z", b"")]
@@ -508,10 +519,10 @@ def test_a_disconnect_loses_the_names_that_are_removed() -> None:
 def test_a_disconnect_of_all_names_goes_with_the_last_of_them() -> None:
     """A queued disconnect of all names is removed with the last name that was active then, whatever was added since."""
     buffer = filled([(b"z", b"")])
-    buffer.disconnect("lost", None, [b"a", b"b"])
+    disconnect(buffer, "lost", None, [b"a", b"b"])
     for name in (b"a", b"new"):
         buffer.signal(Signal.ACTIVATION, name, name)
-    buffer.disconnect("lost again", None, [b"a", b"new"])
+    disconnect(buffer, "lost again", None, [b"a", b"new"])
     buffer.remove(frozenset({b"a"}))
     assert buffer.signals == 1
     buffer.signal(Signal.ACTIVATION, b"new", b"new")
@@ -522,12 +533,12 @@ def test_a_disconnect_of_all_names_goes_with_the_last_of_them() -> None:
 def test_a_later_disconnect_has_only_the_names_that_are_new() -> None:
     """Names of a queued disconnect are not repeated in a later one."""
     buffer = filled([(b"a", b"1")])
-    buffer.disconnect("1", frozenset({b"a"}))
+    disconnect(buffer, "1", frozenset({b"a"}))
     for name in (b"a", b"b"):
         buffer.signal(Signal.ACTIVATION, name, name)
         buffer.put(name, b"2")
         buffer.commit()
-    assert buffer.disconnect("2", frozenset({b"a", b"b"})) == 1
+    assert disconnect(buffer, "2", frozenset({b"a", b"b"})) == 1
     assert popped(buffer) == [
         (b"a", b"1"),
         (Signal.DISCONNECT, "1", {b"a"}),
@@ -540,10 +551,10 @@ def test_a_later_disconnect_has_only_the_names_that_are_new() -> None:
 def test_a_refusal_survives_merged_disconnects() -> None:
     """Merging two disconnects keeps a refusal between them."""
     buffer = filled([])
-    buffer.disconnect("first", None)
+    disconnect(buffer, "first", None)
     buffer.signal(Signal.ERROR, "refused", b"x")
     buffer.signal(Signal.ACTIVATION, b"y", b"y")
-    buffer.disconnect("second", None)
+    disconnect(buffer, "second", None)
     assert popped(buffer) == [(Signal.DISCONNECT, "first", None), (Signal.ERROR, "refused", {b"x"})]
 
 
@@ -551,7 +562,7 @@ def test_a_disconnect_of_one_name_merges_with_one_of_all() -> None:
     """A disconnect of all names that is queued includes a later one of one name."""
     buffer = filled([])
     for error, names in (("1", frozenset({b"x"})), ("2", None), ("3", frozenset({b"x"}))):
-        buffer.disconnect(error, names)
+        disconnect(buffer, error, names)
         buffer.signal(Signal.ACTIVATION, b"x", b"x")
     kinds = [(kind, argument) for kind, argument, _ in popped(buffer)]
     one, two = (Signal.DISCONNECT, "1"), (Signal.DISCONNECT, "2")
@@ -561,10 +572,10 @@ def test_a_disconnect_of_one_name_merges_with_one_of_all() -> None:
 def test_latest_forgets_what_a_second_disconnect_drops() -> None:
     """With `latest`, a message replaces an older one of its channel only, also after a disconnect has dropped some."""
     buffer = new_buffer(10, Overflow.LATEST, Budget(None, None))
-    buffer.disconnect("first", None)
+    disconnect(buffer, "first", None)
     buffer.put(b"a", b"1")
     buffer.commit()
-    assert buffer.disconnect("second", None) == 1
+    assert disconnect(buffer, "second", None) == 1
     for channel, data in ((b"b", b"2"), (b"a", b"3")):
         buffer.put(channel, data)
         assert not buffer.commit()

@@ -116,6 +116,8 @@ class Desk:
     def lose(self) -> None:
         self.flush()
         self.drop(0, self.buffer.disconnect("lost", frozenset(NAMES)))
+        while self.buffer.is_merging:
+            self.drop(0, self.buffer.merge_some())
 
     def lose_all(self) -> None:
         self.flush()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
 class Counted(list[Any]):
-    """Counts the items that are read by position or in slices."""
+    """Counts the items that are read by position, in slices or by index()."""
 
     def __init__(self, items: list[Any]) -> None:
         super().__init__(items)
@@ -16,3 +17,10 @@ class Counted(list[Any]):
         item = super().__getitem__(key)
         self.reads += len(item) if isinstance(key, slice) else 1
         return item
+
+    def index(self, item: Any, start: Any = 0, stop: Any = sys.maxsize) -> int:
+        found = len(self)
+        try:
+            return (found := super().index(item, start, stop))
+        finally:
+            self.reads += found - start

@@ -182,6 +182,14 @@ class EventQueue(Notifier, ABC):
         elif hand is not None and (names is None or hand[0] in names) and self.take_hand() is not None:
             self.drop(1)
 
+    def merge(self) -> None:
+        """Merge the queued disconnects of the same names, some in each iteration of the loop."""
+        buffer = self.buffer
+        if buffer is not None and buffer.is_merging:
+            self.drop(buffer.merge_some())
+            if buffer.is_merging:
+                self.context.call_soon(self.merge)
+
     def begin_calling(self, worker: asyncio.Task[object]) -> None:
         """Queue all events until the worker ends."""
         with self.context.budget.critical:

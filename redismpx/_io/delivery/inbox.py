@@ -102,7 +102,10 @@ class Inbox(EventQueue):
         self.flush()
         buffer = self._event_buffer()
         if buffer is not None:
+            was_merging = buffer.is_merging
             self.drop(buffer.disconnect(error, error.names, lost))
+            if buffer.is_merging and not was_merging:
+                self.context.call_soon(self.merge)
             self._wake_reader_of_events()
         elif not self.closed:  # the flush may have closed the subscription
             self.accept(call(self, Signal.DISCONNECT, error))
