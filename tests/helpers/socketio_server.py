@@ -17,6 +17,8 @@ import uvicorn
 from redismpx import Multiplexer
 from redismpx.contrib.socketio import AsyncMultiplexerManager
 
+from .backoffs import QUICK
+
 
 def serve(url: str) -> None:
     async def interrupted(error: Exception) -> None:
@@ -25,7 +27,7 @@ def serve(url: str) -> None:
     async def resumed() -> None:
         await server.emit("resumed", ignore_queue=True)
 
-    multiplexer = Multiplexer(url, ping_interval=0.5, ping_timeout=0.5, publish_timeout=5)
+    multiplexer = Multiplexer(url, backoff=QUICK, ping_interval=0.5, ping_timeout=0.5, publish_timeout=5)
     manager = AsyncMultiplexerManager(multiplexer, on_disconnect=interrupted, on_reconnect=resumed)
     server: Any = socketio.AsyncServer(async_mode="asgi", client_manager=manager, namespaces=["/", "/other"])
 
