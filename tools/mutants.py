@@ -695,7 +695,7 @@ MUTANTS = [
         "_core/buffer.py",
         "            self.recall()\n            dropped = change(*arguments)\n",
         "            dropped = change(*arguments)\n",
-        "tests/core/test_buffer.py -k model",
+        "tests/core/test_buffer.py -k leaves_the_batch",
     ),
     Mutant(
         "the last message is popped without a look at the buffer",
@@ -726,11 +726,11 @@ MUTANTS = [
         "tests/live/test_overflow.py -k middle_of_a_burst",
     ),
     Mutant(
-        "a message of a burst outlives its channel",
+        "a message of a burst outlives its stream",
         "_io/delivery/event_queue.py",
         "        self.flush()\n        buffer, hand",
         "        buffer, hand",
-        "tests/live/test_overflow.py -k middle_of_a_burst",
+        "tests/live/test_streams.py -k removed_in_a_burst",
     ),
     Mutant(
         "a signal overtakes the messages before it in a burst",

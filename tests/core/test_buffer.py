@@ -636,6 +636,15 @@ def test_the_oldest_is_dropped_also_when_it_is_in_the_batch() -> None:
     assert popped(buffer) == [(b"a", b"2"), (b"a", b"3"), (b"a", b"4"), (b"a", b"5")]
 
 
+def test_a_removed_message_leaves_the_batch_too() -> None:
+    """A batch does not protect its messages from the removal of their name."""
+    buffer = filled([(b"a", b"0"), (b"b", b"1"), (b"a", b"2")])
+    assert buffer.pop_message() == (b"a", b"0")
+    assert buffer.batch
+    assert buffer.remove(frozenset({b"b"})) == 1
+    assert popped(buffer) == [(b"a", b"2")]
+
+
 def test_popped_bytes_are_free_for_another_buffer() -> None:
     """The limit of all buffers sees what is pending, though a batch is counted together."""
     budget = Budget(total=100)

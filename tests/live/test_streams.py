@@ -480,6 +480,18 @@ async def test_a_reader_that_pauses_misses_nothing(mpx: Multiplexer, admin: Redi
     assert grammar == ["A", "D"] * (len(grammar) // 2) + ["A"] * (len(grammar) % 2)
 
 
+async def test_a_stream_that_is_removed_in_a_burst_is_not_read(mpx: Multiplexer) -> None:
+    """A message that arrived just before its stream was removed is dropped, and one of another stream stays."""
+    sub = mpx.new_stream_subscription()
+    sub.add("a", "b")
+    await sub.wait_for_activation(timeout=5)
+    other = mpx.new_pattern_subscription("b", lambda *_: sub.remove("b"))
+    await other.wait_for_activation(timeout=5)
+    await asyncio.gather(mpx.append("b", "of b"), mpx.append("a", "of a"))
+    assert (await sub.get(timeout=5)).data == b"of a"
+    assert sub.pending == 0
+
+
 async def test_a_payload_that_cannot_be_decoded_is_left_out(mpx: Multiplexer) -> None:
     """on_error gets the payload, and the next message follows."""
     errors: list[Exception] = []
