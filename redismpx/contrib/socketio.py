@@ -22,7 +22,7 @@ _COPIES = 1000  # that are remembered; those of one event are published together
 
 _Message: TypeAlias = dict[str, Any]
 
-_socketio_logger: logging.Logger = logging.getLogger("redismpx")
+_log: logging.Logger = logging.getLogger("redismpx")
 
 
 class _Addressed(BaseManager):
@@ -206,7 +206,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         try:
             await handle(message)
         except Exception:
-            _socketio_logger.exception("a Socket.IO %s from another process failed", method)
+            _log.exception("a Socket.IO %s from another process failed", method)
 
     async def _handle_disconnect(self, message: _Message) -> None:
         if self.server is not None:  # the base class assumes one
@@ -220,9 +220,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             self._start(self._recover(error))
 
     async def _recover(self, error: Exception) -> None:
-        _socketio_logger.warning(
-            "Socket.IO clients miss what other processes emit, until all rooms are active again: %s", error
-        )
+        _log.warning("Socket.IO clients miss what other processes emit, until all rooms are active again: %s", error)
         await self._call(self._on_disconnect, error)
         assert self._sub is not None
         refused: set[bytes] = set()
@@ -234,10 +232,10 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
                 return
             except SubscriptionRefused as refusal:
                 refused.add(refusal.name)
-                _socketio_logger.error("a Socket.IO room stays inactive: %s", refusal)
+                _log.error("a Socket.IO room stays inactive: %s", refusal)
         self._is_interrupted = False
         if not refused:
-            _socketio_logger.info("all rooms of Socket.IO are active again")
+            _log.info("all rooms of Socket.IO are active again")
         await self._call(self._on_reconnect)
 
     async def _call(self, callback: Callable[..., object] | None, *arguments: object) -> None:
@@ -246,7 +244,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             if inspect.isawaitable(result):
                 await result
         except Exception:
-            _socketio_logger.exception("a callback of AsyncMultiplexerManager failed")
+            _log.exception("a callback of AsyncMultiplexerManager failed")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="redismpx socketio")
