@@ -19,10 +19,8 @@ from ._socketio import AsyncPubSubManager, BaseManager, Packet, PubSubManager
 
 _ACTIVATION_TIMEOUT = 1.0  # seconds that a client waits for the channel of a room
 _COPIES = 1000  # that are remembered; those of one event are published together
-
 _Message: TypeAlias = dict[str, Any]
-
-_log: logging.Logger = logging.getLogger("redismpx")
+_socketio_logger: logging.Logger = logging.getLogger("redismpx")
 
 
 class _Addressed(BaseManager):
@@ -206,7 +204,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         try:
             await handle(message)
         except Exception:
-            _log.exception("a Socket.IO %s from another process failed", method)
+            _socketio_logger.exception("a Socket.IO %s from another process failed", method)
 
     async def _handle_disconnect(self, message: _Message) -> None:
         if self.server is not None:  # the base class assumes one
@@ -220,7 +218,9 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             self._start(self._recover(error))
 
     async def _recover(self, error: Exception) -> None:
-        _log.warning("Socket.IO clients miss what other processes emit, until all rooms are active again: %s", error)
+        _socketio_logger.warning(
+            "Socket.IO clients miss what other processes emit, until all rooms are active again: %s", error
+        )
         await self._call(self._on_disconnect, error)
         assert self._sub is not None
         refused: set[bytes] = set()
@@ -232,10 +232,10 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
                 return
             except SubscriptionRefused as refusal:
                 refused.add(refusal.name)
-                _log.error("a Socket.IO room stays inactive: %s", refusal)
+                _socketio_logger.error("a Socket.IO room stays inactive: %s", refusal)
         self._is_interrupted = False
         if not refused:
-            _log.info("all rooms of Socket.IO are active again")
+            _socketio_logger.info("all rooms of Socket.IO are active again")
         await self._call(self._on_reconnect)
 
     async def _call(self, callback: Callable[..., object] | None, *arguments: object) -> None:
@@ -244,7 +244,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             if inspect.isawaitable(result):
                 await result
         except Exception:
-            _log.exception("a callback of AsyncMultiplexerManager failed")
+            _socketio_logger.exception("a callback of AsyncMultiplexerManager failed")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="redismpx socketio")

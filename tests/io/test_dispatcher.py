@@ -12,7 +12,8 @@ import pytest
 from redismpx._core.entry import SubscriberState
 from redismpx._core.registry import Registry
 from redismpx._core.wire import NOT_ENOUGH, Kind
-from redismpx._io.session.dispatcher import FANOUT_CHUNK, Dispatcher
+from redismpx._io.session.dispatcher import Dispatcher
+from redismpx._io.session.fan_out import FANOUT_CHUNK
 from redismpx.errors import ConnectionLost, SubscriptionRefused
 
 from ..helpers.options import session_options

@@ -24,7 +24,8 @@ from redismpx import (
 from redismpx._core.buffer import Buffer
 from redismpx._core.registry import Registry
 from redismpx._io.runtime import tasks as tasks_module
-from redismpx._io.session import dispatcher as dispatch_module
+from redismpx._io.session import dispatcher as dispatcher_module
+from redismpx._io.session import fan_out as fan_out_module
 from redismpx._io.session.dispatcher import Dispatcher
 from redismpx._io.session.link import Link
 from redismpx._io.session.session import Session
@@ -457,7 +458,8 @@ async def test_an_internal_error_is_critical_and_a_disconnect(
     name: str,
 ) -> None:
     """An exception in any method that the loop calls is CRITICAL in the log, ends the connection and is recovered."""
-    monkeypatch.setattr(dispatch_module, "FANOUT_CHUNK", 1)
+    for module in dispatcher_module, fan_out_module:
+        monkeypatch.setattr(module, "FANOUT_CHUNK", 1)
     await set_limited_user(admin, "&*", "-psubscribe")
     async with limited(server, ping_interval=0.05) as mpx:
         checker = Checker()

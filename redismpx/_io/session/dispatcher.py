@@ -6,11 +6,11 @@ It sends nothing, and waits neither for the network nor for a consumer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import methodcaller
 from time import monotonic
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from ..._core.buffer import DEFERRED
 from ..._core.entry import Entry, SubscriberState
@@ -34,34 +34,16 @@ from ...errors import ConnectionLost, SubscriptionRefused, narrow, plain
 from ...observing import Refused
 from ..runtime.log import logger
 from ..runtime.tasks import LOOK_AFTER, TIME_SLICE
+from .fan_out import FANOUT_CHUNK, FanOut, Notices, in_chunks
 from .listener import Listener
 from .options import SessionOptions
 from .outage import Gap
 from .subscriber import Subscriber, Subscribers
 
-FANOUT_CHUNK = 256  # subscribers that get a message between two looks at the clock
 RETRY_REFUSED = 60.0  # seconds until rejected names are subscribed again: the right may be granted meanwhile
 RETRY_TRANSIENT = 1.0  # seconds until names are subscribed again when the server was only busy
 
 NOT_A_MESSAGE: tuple[None, bytes, bytes] = (None, b"", b"")  # entry, channel and payload of a reply that is none
-
-
-class FanOut(NamedTuple):
-    """One message that is being delivered to more subscribers than one time slice allows."""
-
-    entry: Entry[Subscriber]
-    snapshot: Subscribers
-    channel: bytes
-    data: bytes
-    rest: Iterator[Subscriber]  # the subscribers that do not have the message yet
-
-
-class Notices(NamedTuple):
-    """One event, other than a message, that many subscribers are being notified of."""
-
-    notify: Callable[[Subscriber], None]
-    rest: Iterator[Subscriber]  # the subscribers that are not notified yet
-
 
 Evict: TypeAlias = Callable[[tuple[bytes, ...], Redirection | None], None]
 """Moves shard channels away from a node that does not have their slot any more: to the node that the redirection names,
@@ -159,7 +141,7 @@ class Dispatcher:
                         self._deliver_to(snapshot, entry, snapshot, channel, data)
                     else:
                         # Case 4: a message for many subscribers. The fan-out may outlast the time slice.
-                        self._interrupted = FanOut(entry, snapshot, channel, data, iter(snapshot))
+                        self._interrupted = FanOut(entry, snapshot, channel, data, in_chunks(snapshot))
                         if not self._continue(deadline):
                             return replies, False
                 if replies >= check_clock_at:
@@ -215,10 +197,10 @@ class Dispatcher:
             for count, subscriber in enumerate(islice(event.rest, LOOK_AFTER), 1):  # noqa: B007
                 event.notify(subscriber)
             return count == LOOK_AFTER
-        chunk = tuple(islice(event.rest, FANOUT_CHUNK))
+        chunk = next(event.chunks, ())
         self._deliver_to(chunk, event.entry, event.snapshot, event.channel, event.data)
         self._flush_deferred()
-        return len(chunk) == FANOUT_CHUNK
+        return bool(chunk)
 
     def _deliver_to(
         self, chunk: Subscribers, entry: Entry[Subscriber], snapshot: Subscribers, channel: bytes, data: bytes
