@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CONNECT_TIMEOUT", "PING_INTERVAL", "PUBLISH_TIMEOUT", "Backend", "Embedded"]
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "NUMBERS_TOPIC",
+    "PING_INTERVAL",
+    "PUBLISH_TIMEOUT",
+    "REQUEST_TIMEOUT",
+    "Backend",
+    "Embedded",
+]
 
 import asyncio
 import secrets
@@ -17,13 +25,16 @@ from redis.exceptions import RedisError
 from .. import Multiplexer, PromiseSubscription, RedisMPXError
 from ..embedded import Server
 from ..testing import Faults
+from ..topics import Topics
 from .errors import CannotStart, RequestRejected
 from .protocol import PROMISE_PREFIX
 from .ticker import Ticker
 
 CONNECT_TIMEOUT = 5.0  # seconds
 PUBLISH_TIMEOUT = 1.0  # seconds, after which the page shows that a message was not published
+REQUEST_TIMEOUT = 1.0  # seconds, after which the page shows that a request has failed
 PING_INTERVAL = 1.0  # seconds; like the backoff, it is short, so that nobody has to wait for what the page shows
+NUMBERS_TOPIC = "numbers"
 
 
 class Embedded(NamedTuple):
@@ -54,7 +65,8 @@ class Backend:
             ) from None
         self._url = url
         self._embedded = embedded
-        self._name = f"redismpx-demo-{secrets.token_hex(4)}"  # tells our connections from others in CLIENT LIST
+        token = secrets.token_hex(4)  # several demos may use one server
+        self._name = f"redismpx-demo-{token}"  # tells our connections from others in CLIENT LIST
         options |= {"client_name": self._name, "decode_responses": False, "retry": Retry(NoBackoff(), 1)}
         self._redis = Redis.from_pool(ConnectionPool(**options))
         self._control = self._redis  # counts and kills connections; past the faults, once the numbers are published
@@ -69,7 +81,10 @@ class Backend:
             ping_timeout=PING_INTERVAL,
         )
         self.promises: PromiseSubscription = self.mpx.new_promise_subscription(PROMISE_PREFIX)
-        self.ticker: Ticker = Ticker()
+        self.topics: Topics = Topics(self.mpx, prefix=f"demo-{token}", on_error=_ignore)
+        self.ticker: Ticker = Ticker(lambda number: self.topics.publish(NUMBERS_TOPIC, number=number))
+        self._squares = f"demo:square:{token}"
+        self.mpx.serve(self._squares, lambda request: request.body**2, decode=int, encode=str, on_error=_ignore)
         self.clients: set[object] = set()  # the open chat WebSockets
         self.fault: str | None = None  # the one that goes on
 
@@ -123,6 +138,13 @@ class Backend:
         except (RedisMPXError, RedisError) as error:
             raise RequestRejected(f"not published: {error}") from error
 
+    async def ask(self, number: int) -> int | None:
+        """Request the square of a number from the service; return the reply, or None if the request failed."""
+        try:
+            return await self.mpx.request(self._squares, number, timeout=REQUEST_TIMEOUT, encode=str, decode=int)
+        except (RedisMPXError, RedisError):
+            return None
+
     async def cause(self, fault: str, seconds: float) -> None:
         """Let a fault happen, and wait for its end. Raises `RequestRejected` if it cannot happen now."""
         if self.fault is not None:
@@ -172,9 +194,14 @@ class Backend:
     async def aclose(self) -> None:
         """Close everything. Further calls do nothing."""
         await self._end()
+        self.topics.close()
         await self.mpx.aclose()
         await self._redis.aclose()
 
     async def _list_connections(self) -> list[dict[str, str]]:
         """Return the entries of CLIENT LIST that are Pub/Sub connections of this backend."""
         return [c for c in await self._control.client_list(_type="pubsub") if c["name"] == self._name]
+
+
+def _ignore(error: Exception) -> None:
+    """Do nothing: the page shows which numbers and replies are missing while the connection is lost."""

@@ -28,10 +28,13 @@ On `/watch`, one WebSocket for each page:
     {"type": "facts", "command": TEXT, "embedded": BOOLEAN, "channel": NAME, "stream": NAME}
                                                  how to publish with redis-cli; whether all faults are possible; where
                                                  the numbers are published
-    {"type": "number", "of": KIND, "number": N}  KIND: "channel" or "stream", the subscription to the numbers
+    {"type": "number", "of": KIND, "number": N}  KIND: "channel", "stream" or "topic", the subscription to the numbers
     {"type": "interrupted", "of": KIND}
     {"type": "resumed", "of": KIND}
     {"type": "gap", "of": "stream"}              Redis does not keep what was missed
+    {"type": "reply", "number": N, "reply": N or null}
+                                                 the square of a number, from a service that is asked once a second;
+                                                 null: the request failed
     {"type": "activation", "pattern": TEXT}      the feed of all rooms is active; `message` and
                                                  `disconnect` follow as above
     {"type": "promise", "promise": CHANNEL, "state": STATE, "seconds": NUMBER, "detail": TEXT}

@@ -7,6 +7,7 @@ __all__ = ["INTERVAL", "KEPT", "KEPT_FOR", "Ticker"]
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
@@ -21,14 +22,18 @@ class Ticker:
     """Publishes each number twice: on a channel, which keeps nothing, and in a stream.
 
     The number says which messages a subscription has missed. So a number is repeated until Redis has accepted it.
+
+    Args:
+        on_number: called with each number that Redis has accepted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_number: Callable[[int], object]) -> None:
         token = secrets.token_hex(3)  # several demos may use one server
         self.channel: str = f"demo:numbers:{token}"
         self.stream: str = f"demo:orders:{token}"
         self.number: int = 0
         """The last number that Redis has accepted."""
+        self._on_number = on_number
         self._task: asyncio.Task[None] | None = None
 
     def start(self, url: str) -> None:
@@ -50,4 +55,5 @@ class Ticker:
                     await mpx.append(self.stream, number, key=number, max_length=KEPT, max_age=KEPT_FOR)
                     await mpx.publish(self.channel, number)
                     self.number += 1
+                    self._on_number(self.number)
                 await asyncio.sleep(INTERVAL)

@@ -1,27 +1,29 @@
-"""The second WebSocket of the page: the numbers, the faults, the feed of all rooms, the promises and the counters."""
+"""The second WebSocket of the page: numbers, requests, faults, the feed of all rooms, promises and counters."""
 
 from __future__ import annotations
 
-__all__ = ["COUNTERS_INTERVAL", "MAX_PROMISES", "WatchWebSocket"]
+__all__ = ["COUNTERS_INTERVAL", "MAX_PROMISES", "REQUEST_INTERVAL", "WatchWebSocket"]
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.websockets import WebSocket
 
 from .. import InactiveSubscription, Promise, PromiseInterrupted, PromiseTimeout
-from .backend import Backend
+from .backend import NUMBERS_TOPIC, Backend
 from .errors import RequestRejected
 from .protocol import MAX_CHAT_TEXT, ROOM_PREFIX, fault_of, seconds_of
 from .websocket import DemoWebSocket
 
 COUNTERS_INTERVAL = 0.5  # seconds between two reads of the counters
+REQUEST_INTERVAL = 1.0  # seconds between two requests
 MAX_PROMISES = 20  # pending at a time, for each page
 
 
 class WatchWebSocket(DemoWebSocket):
-    """Sends a page the numbers, the messages of all rooms, the outcomes of its promises, and the counters."""
+    """Sends a page the numbers, replies, the messages of all rooms, the outcomes of its promises, and the counters."""
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
         super().__init__(socket, backend)
@@ -52,8 +54,10 @@ class WatchWebSocket(DemoWebSocket):
             self._channel.add(self._backend.ticker.channel)
             self._stream.add(self._backend.ticker.stream)
             self._start(self._send_changes())
+            self._start(self._send_replies())
             try:
-                await super().run()
+                with self._backend.topics.subscribe(NUMBERS_TOPIC, self.on_topic):
+                    await super().run()
             finally:
                 while self._tasks:  # on Python 3.11 redis-py may swallow a cancellation, so repeat it
                     for task in self._tasks:
@@ -77,6 +81,10 @@ class WatchWebSocket(DemoWebSocket):
     async def on_activation(self, pattern: bytes) -> None:
         """Send that Redis has confirmed the feed's pattern."""
         await self.send("activation", pattern=pattern.decode())
+
+    async def on_topic(self, topic: tuple[str, ...], number: int) -> None:
+        """Send a number of the topic. This subscriber is in the publisher's process, so it is called without Redis."""
+        await self.send("number", of="topic", number=number)
 
     def _tell(self, kind: str, subscription: str) -> Callable[[object], Coroutine[object, object, None]]:
         return lambda _: self.send(kind, of=subscription)
@@ -109,6 +117,13 @@ class WatchWebSocket(DemoWebSocket):
         finally:
             del self._promises[name]
         await self.send("promise", promise=name, state=state, seconds=seconds, detail=detail)
+
+    async def _send_replies(self) -> None:
+        for number in itertools.count(1):
+            await asyncio.gather(self._send_reply(number), asyncio.sleep(REQUEST_INTERVAL))
+
+    async def _send_reply(self, number: int) -> None:
+        await self.send("reply", number=number, reply=await self._backend.ask(number))
 
     async def _send_changes(self) -> None:
         sent: dict[str, dict[str, object]] = {}

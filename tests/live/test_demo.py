@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -135,11 +136,11 @@ async def test_the_feed_shows_all_rooms_and_other_publishers(demo: Demo) -> None
 async def test_the_counters_show_one_shared_connection(demo: Demo) -> None:
     """The counters, and the server, show one connection for all clients."""
     async with demo.open("/watch") as watch, demo.chat("tea", "a"), demo.chat("tea", "b"), demo.chat("tea"):
-        await watch.until(type="counters", clients=3, rooms=5, subscriptions=7, connections=1)
+        await watch.until(type="counters", clients=3, rooms=8, subscriptions=11, connections=1)
         async with Redis.from_url(demo.redis) as redis:
             assert len(await redis.client_list(_type="pubsub")) == 1
     async with demo.open("/watch") as watch:
-        await watch.until(type="counters", clients=0, rooms=2, subscriptions=4)
+        await watch.until(type="counters", clients=0, rooms=5, subscriptions=8)
 
 
 async def test_each_client_is_notified_of_a_cut_connection(demo: Demo) -> None:
@@ -200,7 +201,9 @@ async def numbers_through(watch: Page, fault: str, seconds: float) -> dict[str, 
     await watch.until(type="number", of="stream")
     await watch.ask(do="fault", fault=fault, seconds=seconds)
     while not all(None in numbers and len(numbers) - numbers.index(None) > 3 for numbers in seen.values()):
-        message = await watch.until(lambda message: message["type"] in ("number", "interrupted"))
+        message = await watch.until(
+            lambda message: message["type"] in ("number", "interrupted") and message["of"] in seen
+        )
         seen[message["of"]].append(message.get("number"))
     return seen
 
@@ -227,6 +230,28 @@ async def test_one_fault_happens_at_a_time(demo: Demo) -> None:
         await other.ask(do="fault", fault="restart", seconds=0)
         assert "one fault at a time" in (await other.until(type="error", do="fault"))["text"]
         await other.until(type="counters", fault=None)
+
+
+async def test_a_topic_and_requests_go_on_through_a_cut(demo: Demo) -> None:
+    """During a cut the topic gets each number, and the channel none. Requests fail, and are answered after the cut."""
+    meanwhile: list[dict[str, Any]] = []
+
+    def resumed(message: dict[str, Any]) -> bool:
+        meanwhile.append(message)
+        return message == {"type": "resumed", "of": "channel"}
+
+    async with demo.open("/watch") as watch:
+        await watch.until(type="reply", number=2, reply=4)
+        await watch.ask(do="fault", fault="cut", seconds=3)
+        await watch.until(type="interrupted", of="channel")
+        await watch.until(resumed)
+        await watch.until(lambda message: message["type"] == "reply" and message["reply"] == message["number"] ** 2)
+    numbers = [message for message in meanwhile if message["type"] == "number"]
+    assert not [message for message in numbers if message["of"] == "channel"]
+    topic = [message["number"] for message in numbers if message["of"] == "topic"]
+    assert len(topic) > 4
+    assert topic == list(range(topic[0], topic[-1] + 1))
+    assert None in [message["reply"] for message in meanwhile if message["type"] == "reply"]
 
 
 async def test_the_shown_command_publishes(demo: Demo) -> None:

@@ -253,7 +253,7 @@ class Client {
   }
 }
 
-// The numbers that one subscription has got: a cell for each, and for each that is missing.
+// The numbers that one subscription has got: a cell for each, and for each that is missing. The topic has no cells.
 class Strip {
   constructor(kind) {
     [this.cells, this.missedCount, this.lastNumber] = ["cells", "missed", "last"].map((part) => byId(`${part}-${kind}`));
@@ -265,13 +265,13 @@ class Strip {
   reset() {
     this.last = null;
     this.interrupted = false;
-    this.cells.replaceChildren();
+    this.cells?.replaceChildren();
   }
 
   number(number) {
     if (this.last !== null && number > this.last + 1) {
       this.missed += number - this.last - 1;
-      const newest = this.cells.lastElementChild;
+      const newest = this.cells?.lastElementChild;
       const before = newest?.className === "back" ? newest : null; // what is missing was published before the activation
       for (let lost = Math.max(this.last + 1, number - MAX_CELLS); lost < number; lost++) this.cell("missing", lost, before);
     }
@@ -284,6 +284,7 @@ class Strip {
   }
 
   cell(kind, text, before = null) {
+    if (!this.cells) return;
     this.cells.insertBefore(element("li", kind, text), before);
     while (this.cells.childElementCount > MAX_CELLS) this.cells.firstElementChild.remove();
   }
@@ -292,8 +293,11 @@ class Strip {
 class Watch {
   constructor() {
     this.feed = new Log(byId("feed"));
-    this.strips = { channel: new Strip("channel"), stream: new Strip("stream") };
-    this.outage = null; // { start, missed by kind } from the Disconnect until both strips have caught up
+    this.strips = { channel: new Strip("channel"), topic: new Strip("topic"), stream: new Strip("stream") };
+    this.outage = null; // { start, missed by kind } from the Disconnect until channel and stream have caught up
+    this.isLost = false; // from the Disconnect to the Activation
+    this.topic = { count: 0, offline: 0 }; // offline: how many came while the connection was lost, the last time
+    this.requests = { count: 0, failed: 0, inRow: 0, isPending: false }; // isPending: none was answered since the last loss
     this.promises = new Map(); // from channel to { row, start, seconds }
     this.connection = new Connection(() => "/watch", (message) => this[`on_${message.type}`]?.(message), (open) => this.onStateChange(open));
     for (const button of document.querySelectorAll("[data-fault]")) {
@@ -319,6 +323,7 @@ class Watch {
     this.wasLost = !open;
     for (const strip of Object.values(this.strips)) strip.reset();
     this.outage = this.counted = null;
+    this.isLost = this.requests.isPending = false;
     if (open) return;
     setBadge(byId("feed-state"), "lost", "WebSocket closed");
     for (const channel of [...this.promises.keys()]) {
@@ -351,19 +356,48 @@ class Watch {
   on_number({ of: kind, number }) {
     this.strips[kind].number(number);
     if (kind === "channel") byId("picture-number").textContent = number;
+    if (kind === "topic") this.countTopic();
     const { channel, stream } = this.strips;
     if (!this.outage || channel.interrupted || stream.interrupted || stream.last < channel.last) return;
     if (this.outage.fresh && kind !== "channel") return; // the next number on the channel shows what it has missed
     this.outage.fresh = false;
     if (kind !== "stream") return;
-    const [lost, kept] = ["channel", "stream"].map((each) => this.strips[each].missed - this.outage[each]);
-    this.say(`Connected again after ${this.outage.took}. The channel subscription missed ${lost} numbers, the stream subscription ${kept}.`);
+    const [lost, local, kept] = ["channel", "topic", "stream"].map((each) => this.strips[each].missed - this.outage[each]);
+    this.say(`Connected again after ${this.outage.took}. The channel subscription missed ${lost} numbers, the topic ${local}, the stream subscription ${kept}.`);
     this.outage = null;
   }
 
+  countTopic() {
+    byId("count-topic").textContent = ++this.topic.count;
+    if (this.isLost) this.showOffline(this.topic.offline + 1);
+  }
+
+  showOffline(count) {
+    this.topic.offline = count;
+    byId("note-topic").textContent = `${count} came while the connection was lost.`;
+  }
+
+  on_reply({ number, reply }) {
+    const { requests } = this;
+    byId("count-requests").textContent = ++requests.count;
+    if (reply === null) {
+      byId("failed-requests").textContent = ++requests.failed;
+      byId("note-requests").textContent = `${++requests.inRow} failed in a row.`;
+      return;
+    }
+    byId("last-reply").textContent = `${number}² = ${reply}`;
+    if (requests.inRow) byId("note-requests").textContent = `Answered again after ${requests.inRow} failed.`;
+    else if (requests.isPending && !this.isLost) byId("note-requests").textContent = "None failed while the connection was lost.";
+    else return;
+    requests.inRow = 0;
+    requests.isPending = false;
+  }
+
   on_interrupted({ of: kind }) {
-    const { channel, stream } = this.strips;
-    this.outage ??= { start: performance.now(), channel: channel.missed, stream: stream.missed, fresh: true };
+    const { channel, topic, stream } = this.strips;
+    this.outage ??= { start: performance.now(), channel: channel.missed, topic: topic.missed, stream: stream.missed, fresh: true };
+    if (!this.isLost) this.showOffline(0);
+    this.isLost = this.requests.isPending = true;
     this.strips[kind].interrupted = true;
     this.strips[kind].cell("lost", "Disconnect");
     this.wire("down", "lost, reconnecting");
@@ -375,6 +409,7 @@ class Watch {
     this.strips[kind].interrupted = false;
     this.strips[kind].cell("back", "Activation");
     this.outage.took = elapsed(this.outage.start);
+    this.isLost = false;
     this.wire("up", "one connection");
   }
 
