@@ -9,9 +9,10 @@ from typing import Any
 
 from starlette.websockets import WebSocket
 
+from .. import ConnectionLost
 from .backend import Backend
 from .errors import RequestRejected
-from .protocol import channel_of, encode_chat_message, room_of
+from .protocol import ROOM_PREFIX, channel_of, encode_chat_message, room_of
 from .websocket import DemoWebSocket
 
 CLIENT_NAMES = ("Ada", "Ben", "Cleo", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "June", "Kofi", "Lena")
@@ -21,13 +22,17 @@ MAX_CHAT_PENDING = 1000  # messages that are buffered for a slow page
 
 
 class ChatWebSocket(DemoWebSocket):
-    """One chat client. It joins rooms, leaves rooms and publishes to them."""
+    """One chat client. It joins rooms, leaves rooms and publishes to them.
+
+    Its subscription has the numbers, too: the messages of a room do not say how many were missed, and numbers do.
+    """
 
     def __init__(self, socket: WebSocket, backend: Backend) -> None:
         super().__init__(socket, backend)
         wanted = socket.query_params.get("name", "")  # of a client that has lost its WebSocket
         taken = {chat._name for chat in backend.clients if isinstance(chat, ChatWebSocket)}
         self._name: str = wanted if _CLIENT_NAME.fullmatch(wanted) and wanted not in taken else _free_name(taken)
+        self._last_number: int | None = None
         self._subscription = backend.mpx.new_channel_subscription(
             self.on_message,
             self.on_disconnect,
@@ -42,6 +47,7 @@ class ChatWebSocket(DemoWebSocket):
         try:
             async with self._subscription:
                 await self.send("welcome", name=self._name)
+                self._subscription.add(self._backend.ticker.channel)
                 await super().run()
         finally:
             self._backend.clients.discard(self)
@@ -51,7 +57,7 @@ class ChatWebSocket(DemoWebSocket):
         match request:
             case {"do": "join", "room": room}:
                 channel = channel_of(room)
-                if len(self._subscription.channels) >= MAX_ROOMS:
+                if len(self._rooms) >= MAX_ROOMS:
                     raise RequestRejected(f"a client can be in at most {MAX_ROOMS} rooms; leave one first")
                 self._subscription.add(channel)
                 await self._send_rooms()
@@ -68,10 +74,29 @@ class ChatWebSocket(DemoWebSocket):
 
     async def on_activation(self, channel: bytes) -> None:
         """Send that Redis has confirmed the subscription to a room."""
-        await self.send("activation", room=room_of(channel))
+        if channel.startswith(ROOM_PREFIX):
+            await self.send("activation", room=room_of(channel))
+
+    async def on_disconnect(self, error: ConnectionLost) -> None:
+        """Send that messages of the rooms may be missed, if there are rooms."""
+        if self._rooms:
+            await super().on_disconnect(error)
+
+    async def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Send a chat message to the page. Of the numbers, send how many are missing."""
+        if channel.startswith(ROOM_PREFIX):
+            await super().on_message(channel, payload)
+            return
+        last, self._last_number = self._last_number, int(payload)
+        if last is not None and self._last_number > last + 1:
+            await self.send("missed", numbers=self._last_number - last - 1)
+
+    @property
+    def _rooms(self) -> list[str]:
+        return sorted(room_of(name) for name in self._subscription.channels if name.startswith(ROOM_PREFIX))
 
     async def _send_rooms(self) -> None:
-        await self.send("rooms", rooms=sorted(map(room_of, self._subscription.channels)))
+        await self.send("rooms", rooms=self._rooms)
 
 
 def _free_name(taken: set[str]) -> str:

@@ -13,6 +13,7 @@ On `/chat`, one WebSocket for each chat client:
     {"type": "rooms", "rooms": [ROOM, ...]}      the rooms that this client has joined, confirmed or not
     {"type": "activation", "room": ROOM}         Redis has confirmed the subscription
     {"type": "message", "room": ROOM, "from": NAME, "text": TEXT}
+    {"type": "missed", "numbers": N}             how many numbers the subscription has missed in a gap
     {"type": "disconnect", "reason": TEXT}       the connection to Redis is lost; the server reconnects
     {"type": "error", "text": TEXT, "do": VERB}  the last request was rejected, and why; null: it was no request
 

@@ -157,6 +157,17 @@ async def test_each_client_is_notified_of_a_cut_connection(demo: Demo) -> None:
         assert (await ben.until(type="message"))["text"] == "back again"
 
 
+async def test_each_client_counts_the_numbers_that_it_missed(demo: Demo) -> None:
+    """After a cut each client gets how many numbers are missing. A client without rooms gets nothing else."""
+    async with demo.chat("tea") as ada, demo.chat() as ben, demo.open("/watch") as watch:
+        last = (await watch.until(type="number", of="channel"))["number"]
+        await watch.ask(do="fault", fault="cut", seconds=1)
+        while (number := (await watch.until(type="number", of="channel"))["number"]) == last + 1:
+            last = number
+        await ada.until(type="missed", numbers=number - last - 1)
+        assert await ben.until() == {"type": "missed", "numbers": number - last - 1}
+
+
 # --- promises
 
 

@@ -229,6 +229,22 @@ def test_the_publisher_goes_on_while_the_connection_is_cut(page: Page) -> None:
     expect(page.locator("#cells-channel .missing + .back")).to_have_count(1)
 
 
+def test_a_topic_and_requests_go_on_beside_a_cut(page: Page) -> None:
+    """After a cut the page shows what the topic got meanwhile, which requests failed, and what each client missed."""
+    expect(page.locator("#last-reply")).to_have_text(re.compile(r"^\d+² = \d+$"))
+    page.get_by_role("button", name="Cut it for 5 s").click()
+    expect(page.locator("#note-topic")).to_have_text(re.compile(r"^[1-9]\d* came while the connection was lost\.$"))
+    expect(page.locator("#note-requests")).to_have_text(re.compile(r"^[1-9]\d* failed in a row\.$"))
+    expect(page.locator("#connection-status")).to_contain_text("numbers, the topic 0, the stream subscription 0.")
+    expect(page.locator("#note-requests")).to_contain_text("Answered again after")
+    failed = page.locator("#failed-requests").text_content()
+    expect(page.locator("#note-requests")).to_have_text(f"Answered again after {failed} failed.")
+    expect(page.locator("#missed-topic")).to_have_text("0")
+    missed = page.locator("#missed-channel").text_content() or ""
+    assert int(missed) > 0
+    expect(page.locator(".client .missed")).to_have_text([f"missed {missed} numbers"] * 3)
+
+
 def test_the_command_is_shown_whole_and_copied(page: Page) -> None:
     """The command for redis-cli has the address of the server, and can be copied."""
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])

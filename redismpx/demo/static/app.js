@@ -4,7 +4,7 @@
 const MAX_LINES = 200;
 const MAX_OUTCOMES = 5;
 const MAX_CELLS = 60;
-const MAX_DRAWN_CLIENTS = 6;
+const MAX_DRAWN_CLIENTS = 5;
 const LONG_TEXT = 140; // characters; a longer message is folded
 const NARROW = "(max-width: 40rem)";
 const FIRST_ROOM = "lobby";
@@ -116,6 +116,7 @@ class Client {
     this.log = new Log(this.card.querySelector(".log"));
     this.rooms = new Map([[FIRST_ROOM, "waiting"]]); // from room to "waiting" or "active"
     this.lostAt = null;
+    this.missed = 0;
     this.name = "";
     this.refusal = this.card.querySelector(".refusal");
     for (const label of this.card.querySelectorAll("label")) {
@@ -208,6 +209,11 @@ class Client {
 
   on_message(message) {
     this.log.message(message);
+  }
+
+  on_missed({ numbers }) {
+    this.missed += numbers;
+    this.card.querySelector(".missed strong").textContent = this.missed;
   }
 
   on_error({ text, do: verb }) {
