@@ -63,8 +63,9 @@ class Backend:
                 "the Redis URL is invalid; it must look like redis://host:6379 or rediss://user:password@host, "
                 "with special characters percent-encoded"
             ) from None
-        self._url = url
         self._embedded = embedded
+        self.server_url: str = url if embedded is None else embedded.server.url
+        """The URL of the server itself, for other programs. It changes when the embedded server has restarted."""
         token = secrets.token_hex(4)  # several demos may use one server
         self._name = f"redismpx-demo-{token}"  # tells our connections from others in CLIENT LIST
         options |= {"client_name": self._name, "decode_responses": False, "retry": Retry(NoBackoff(), 1)}
@@ -93,11 +94,6 @@ class Backend:
         """Where the server is, without a password."""
         return self._path or f"{self._host}:{self._port}"
 
-    @property
-    def server_url(self) -> str:
-        """The URL of the server itself, for other programs. It changes when the embedded server restarts."""
-        return self._url if self._embedded is None else self._embedded.server.url
-
     def facts(self) -> dict[str, object]:
         """Return what the page says about the server: how to publish with redis-cli, and what can be tried."""
         if self._embedded is not None:
@@ -123,9 +119,10 @@ class Backend:
 
     def _begin(self) -> None:
         """Start what talks to the server itself, past the faults. A restart changes its URL."""
-        self.ticker.start(self.server_url)
         if self._embedded is not None:
+            self.server_url = self._embedded.server.url
             self._control = Redis.from_url(self.server_url)
+        self.ticker.start(self.server_url)
 
     async def _end(self) -> None:
         await self.ticker.stop()

