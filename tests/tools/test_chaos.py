@@ -12,6 +12,7 @@ import pytest
 from tools.chaos import surroundings
 from tools.chaos.axes import AXES
 from tools.chaos.faults import FAULTS, plan
+from tools.chaos.followers import Truth
 from tools.chaos.surroundings import nothing_left_behind
 from tools.mutants import ROOT
 
@@ -55,6 +56,14 @@ def test_a_second_of_chaos_violates_nothing(flavour: str) -> None:
     status, output = run("--server", flavour, *HARMLESS)
     assert status == 0, output[-5000:]
     assert f"{flavour}, seed 1: 0 violations" in output
+
+
+def test_a_message_that_was_trimmed_is_not_lost_by_a_failover() -> None:
+    """A failover loses the only entry behind a stream that was trimmed to nothing: the one before it is no loss."""
+    truth = Truth()
+    assert truth.fork([(b"7-0", {b"prev": b"5-0", b"data": b"x"})], []) == 1
+    assert not truth.is_forked((5, 0), (9, 0))
+    assert truth.is_forked((7, 0), (9, 0))
 
 
 @pytest.mark.parametrize("fault", BROKEN)

@@ -53,10 +53,12 @@ class Truth:
     def fork(self, tail: Any, kept: Any) -> int:
         """Take the last entries that a primary had when it was killed, and those of them that its replica has, too.
 
-        Return how many are lost.
+        Return how many are lost. If it has none of them, the stream may have been trimmed before the first: the entry
+        says which one was the last before it.
         """
         entries = {key_of(entry_id): fields[b"data"] for entry_id, fields in tail}
-        last = max([key_of(entry_id) for entry_id, _ in kept], default=(0, 0))
+        _, oldest = tail[-1]
+        last = max([key_of(entry_id) for entry_id, _ in kept], default=key_of(oldest.get(b"prev", b"0-0")))
         lost = [key for key in entries if key > last]
         self.appended |= entries
         if lost:
