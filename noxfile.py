@@ -444,6 +444,7 @@ def ci(session: nox.Session) -> None:
         session.error(f"no Python of {', '.join(PYTHONS)} was found")
     folder = Path(session.create_tmp())
     os.environ["REDISMPX_SITE"] = str(ENVIRONMENTS / "html")  # `docs` builds it, and `suite` looks at its pages
+    os.environ["REDISMPX_SCREENSHOTS"] = str(ENVIRONMENTS / "screenshots")  # of the demo's page
     results: list[Result] = []
     spans: dict[str, float] = {}
     for tier, jobs in tiers().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import socket
 import subprocess
@@ -40,8 +41,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page, with its three clients in the lobby; it must have nothing to say on the console."""
+def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The page, with its three clients in the lobby; it must have nothing to say on the console.
+
+    With REDISMPX_SCREENSHOTS set, as in CI, this folder gets a picture of the page at the end of each test.
+    """
     context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
@@ -51,6 +55,8 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     page.goto(url)
     expect(page.locator(".client .state", has_text="connected")).to_have_count(3)
     yield page
+    if folder := os.environ.get("REDISMPX_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{request.node.name}.png", full_page=True)
     context.close()
     assert complaints == []
 
