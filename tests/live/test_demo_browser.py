@@ -238,6 +238,8 @@ def test_the_publisher_goes_on_while_the_connection_is_cut(page: Page) -> None:
 def test_a_topic_and_requests_go_on_beside_a_cut(page: Page) -> None:
     """After a cut the page shows what the topic got meanwhile, which requests failed, and what each client missed."""
     expect(page.locator("#last-reply")).to_have_text(re.compile(r"^\d+² = \d+$"))
+    for _ in range(2):  # all clients are on the channel by now, so they have the second number too
+        expect(page.locator("#last-channel")).not_to_have_text(page.locator("#last-channel").text_content() or "")
     page.get_by_role("button", name="Cut it for 5 s").click()
     expect(page.locator("#note-topic")).to_have_text(re.compile(r"^[1-9]\d* came while the connection was lost\.$"))
     expect(page.locator("#note-requests")).to_have_text(re.compile(r"^[1-9]\d* failed in a row\.$"))
