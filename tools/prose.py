@@ -3,8 +3,9 @@
     $ python -m tools.prose                 # everything
     $ python -m tools.prose README.md       # some files
 
-It also reports a word that is repeated, and a sentence of more than 45 words. Code is not read: blocks, words in
-backticks, the targets of links. The exit status is 1 if anything is found.
+It also reports a word that is repeated, a sentence of more than 45 words, and a line of more than 120 characters that
+could be broken. Code is not read: blocks, words in backticks, the targets of links. The exit status is 1 if anything is
+found.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 WORDS = Path(__file__).with_name("plain_words.txt")
 LONGEST_SENTENCE = 45  # words
+LONGEST_LINE = 120  # characters
 PAGES = ("*.md", "docs/**/*.md")
 PROGRAMS = ("redismpx/*.py", "redismpx/*/*.py", "pytest_redismpx.py")  # without private modules and the demo
 
@@ -34,6 +36,7 @@ _CODE = re.compile(
 _REPEATED = re.compile(r"\b([a-z]+)(?: |\n *)\1\b", re.IGNORECASE)
 _END = re.compile(r"(?<=[.!?])\s+|\n\s*(?:\n|[-*|#] |\d+\. |: )|\|")  # of a sentence
 _WORD = re.compile(r"[a-z][\w'-]*", re.IGNORECASE)
+_BREAK = re.compile(r" *+(?:(?:[-*:]|\d+\.) +)?+[^|#].* ")  # the place to break a line: not in a table or a heading
 
 _PRIVATE = re.compile(r"redismpx/(?:.*/)?_(?!_init)|redismpx/demo/")
 
@@ -72,6 +75,9 @@ def check(text: str, words: list[tuple[re.Pattern[str], str]]) -> Iterator[Findi
             line = line_of(prose, start + len(sentence) - len(sentence.lstrip()))
             yield Finding(line, " ".join(sentence.split()[:5]), f"a sentence has at most {LONGEST_SENTENCE} words")
         start = match.end() if match else 0
+    for number, line in enumerate(prose.split("\n"), 1):
+        if _BREAK.match(line[: LONGEST_LINE + 1]) and len(line) > LONGEST_LINE:
+            yield Finding(number, " ".join(line.split()[:5]), f"a line has at most {LONGEST_LINE} characters")
 
 
 def find_files() -> Iterator[Path]:

@@ -30,9 +30,18 @@ def test_a_repeated_word_is_found() -> None:
 
 def test_a_long_sentence_is_found() -> None:
     """A sentence of 46 words is found, and neither 45 words nor two sentences."""
-    assert found("A. " + "word w " * 23 + ".") == [(1, "word w word w word")]
-    assert found("Words. " + "word w " * 22 + "end.") == []
-    assert found("- " + "word w " * 20 + "\n- " + "word w " * 20) == []
+    assert found("A. " + "word w\n" * 23 + ".") == [(1, "word w word w word")]
+    assert found("Words. " + "word w\n" * 22 + "end.") == []
+    assert found("- " + "word w\n" * 20 + "\n- " + "word w\n" * 20) == []
+
+
+def test_a_long_line_is_found() -> None:
+    """A line of more than 120 characters is found, unless it has no place where it could be broken."""
+    long = f"{'a' * 60} {'b' * 60}"
+    assert found(f"{long[:-1]}\n{long}\n- item\n  {long}") == [(2, long), (4, long)]
+    unbroken = f"`{'word ' * 30}`", f"[page]({'w' * 120})", f"| {'word | ' * 30}", f"# {'word w ' * 20}"
+    for text in (*unbroken, f"- {unbroken[0]}", f"2. {unbroken[0]}", f": {unbroken[0]}", f"```\n{'word ' * 30}\n```"):
+        assert found(text) == []
 
 
 @pytest.mark.parametrize(
