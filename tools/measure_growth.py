@@ -166,13 +166,13 @@ async def backlog(bench: Bench) -> None:
 
 
 async def end_of_names(bench: Bench) -> None:
-    """A subscription with names is cleared and closed."""
-    for case in ("clear", "close"):
+    """A subscription with names is cleared, closed, or closed with its multiplexer."""
+    for case in ("clear", "close", "close the multiplexer of"):
         async with Multiplexer(bench.url) as mpx:
             sub = mpx.new_channel_subscription(ignore)
             await add(sub, bench.names)
             with bench.watch.step(f"{case} a subscription with names", bench.size):
-                getattr(sub, case)()
+                {"clear": sub.clear, "close": sub.close}.get(case, mpx.close)()
                 await bench.unsubscribed()
 
 

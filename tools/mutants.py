@@ -924,7 +924,7 @@ MUTANTS = [
     Mutant(
         "a name that is removed while a loss is collected is lost",
         "_core/loss.py",
-        "        self._names.pop(entry, None)\n",
+        "        self._names.discard(entry.name)\n",
         "",
         "tests/core/test_registry.py -k active_until_its_loss",
     ),
@@ -1493,8 +1493,8 @@ MUTANTS = [
     Mutant(
         "a fan-out iterates over subscribers that a finalizer may remove",
         "_core/entry.py",
-        "states = self._states.copy()",
-        "states = self._states",
+        "states = self.states.copy()",
+        "states = self.states",
         "tests/io/test_dispatcher.py -k finalizer",
     ),
     Mutant(
@@ -1507,8 +1507,8 @@ MUTANTS = [
     Mutant(
         "a finalizer that removes a subscriber in the middle of its removal makes it fail",
         "_core/entry.py",
-        "self._states.pop(subscriber, None)",
-        "self._states.pop(subscriber)",
+        "self.states.pop(subscriber, None)",
+        "self.states.pop(subscriber)",
         f"{REGISTRY} -k finalizer",
     ),
     Mutant(

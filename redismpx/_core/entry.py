@@ -64,7 +64,7 @@ class SubscriberState(IdentityEnum):
 class Entry(Generic[S]):
     """One name: its subscribers, and its state on the server."""
 
-    __slots__ = ("_states", "active_snapshot", "kind", "name", "only_active", "only_state", "only_subscriber", "state")
+    __slots__ = ("active_snapshot", "kind", "name", "only_active", "only_state", "only_subscriber", "state", "states")
 
     def __init__(self, kind: Kind, name: bytes, subscriber: S) -> None:
         self.kind = kind
@@ -75,7 +75,8 @@ class Entry(Generic[S]):
         """The one subscriber, as long as the name never had two; None otherwise, and when it is removed."""
         self.only_state = SubscriberState.WAITING
         """The state of `only_subscriber`."""
-        self._states: dict[S, SubscriberState] | None = None  # of all subscribers, once there were two
+        self.states: dict[S, SubscriberState] | None = None
+        """The states of all subscribers, once there were two; None before."""
         self.active_snapshot: tuple[S, ...] | None = ()
         """The active subscribers, for the fan-out of a message. Never changed in place; None when out of date."""
         self.only_active: S | None = None
@@ -84,16 +85,16 @@ class Entry(Generic[S]):
     @property
     def subscribers(self) -> Collection[S]:
         """All subscribers of the name."""
-        if self._states is not None:
-            return self._states.keys()
+        if self.states is not None:
+            return self.states.keys()
         return () if self.only_subscriber is None else (self.only_subscriber,)
 
     @property
     def active_subscribers(self) -> Collection[S]:
         """The subscribers that are active."""
         active = SubscriberState.ACTIVE
-        if self._states is not None:
-            states = self._states.copy()  # the garbage collector may remove a subscriber at any moment
+        if self.states is not None:
+            states = self.states.copy()  # the garbage collector may remove a subscriber at any moment
             if list(states.values()).count(active) == len(states):  # much faster with 100,000 of them
                 return states.keys()
             return [subscriber for subscriber, state in states.items() if state is active]
@@ -102,35 +103,35 @@ class Entry(Generic[S]):
     @property
     def has_subscribers(self) -> bool:
         """Whether the name has a subscriber."""
-        return self.only_subscriber is not None or bool(self._states)
+        return self.only_subscriber is not None or bool(self.states)
 
     def needed_verb(self, draining: bool) -> Verb | None:
         """Return the command that the name needs; None if it needs none, or one is in flight."""
-        if (self.only_subscriber is not None or self._states) and not draining:  # for speed, not `has_subscribers`
+        if (self.only_subscriber is not None or self.states) and not draining:  # for speed, not `has_subscribers`
             return SUBSCRIBE_VERBS[self.kind] if self.state is NameState.ABSENT else None
         return UNSUBSCRIBE_VERBS[self.kind] if self.state is NameState.JOINED else None
 
     def state_of(self, subscriber: S) -> SubscriberState | None:
         """Return the state of a subscriber; None if it does not subscribe to the name."""
-        if self._states is not None:
-            return self._states.get(subscriber)
+        if self.states is not None:
+            return self.states.get(subscriber)
         return self.only_state if self.only_subscriber == subscriber else None
 
     def add(self, subscriber: S) -> None:
         """Add a subscriber. It is waiting."""
-        if self._states is not None:
-            self._states[subscriber] = SubscriberState.WAITING
+        if self.states is not None:
+            self.states[subscriber] = SubscriberState.WAITING
         elif self.only_subscriber is None:
             self.only_subscriber, self.only_state = subscriber, SubscriberState.WAITING
         else:
-            self._states = {self.only_subscriber: self.only_state, subscriber: SubscriberState.WAITING}
+            self.states = {self.only_subscriber: self.only_state, subscriber: SubscriberState.WAITING}
             self.only_subscriber = None
 
     def set_state(self, subscriber: S, state: SubscriberState) -> None:
         """Change the state of a subscriber of the name."""
         self.active_snapshot = self.only_active = None
-        if self._states is not None:
-            self._states[subscriber] = state
+        if self.states is not None:
+            self.states[subscriber] = state
         else:
             self.only_state = state
             if state is SubscriberState.ACTIVE:
@@ -143,8 +144,8 @@ class Entry(Generic[S]):
     def remove(self, subscriber: S) -> SubscriberState | None:
         """Remove a subscriber of the name; return the state that it had, or None if it does not subscribe to it."""
         state: SubscriberState | None = None
-        if self._states is not None:
-            state = self._states.pop(subscriber, None)
+        if self.states is not None:
+            state = self.states.pop(subscriber, None)
         elif self.only_subscriber == subscriber:
             state, self.only_subscriber = self.only_state, None
         if state is SubscriberState.ACTIVE:
@@ -172,7 +173,7 @@ class Entry(Generic[S]):
 
     def clear(self) -> None:
         """Remove all subscribers."""
-        self.only_subscriber = self._states = self.only_active = None
+        self.only_subscriber = self.states = self.only_active = None
         self.active_snapshot = ()
 
     def take_snapshot(self) -> tuple[S, ...]:

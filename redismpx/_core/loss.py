@@ -23,7 +23,7 @@ class Loss(Generic[S]):
     def __init__(self) -> None:
         self._active: dict[S, list[Entry[S]]] = defaultdict(list)
         self._subscriber: S | None = None  # the one that is being notified
-        self._names: dict[Entry[S], bytes] = {}  # its active names, as far as they are collected
+        self._names: set[bytes] = set()  # its active names, as far as they are collected
         self._notified = False  # whether it is notified of them
 
     def add(self, entry: Entry[S], subscriber: S) -> None:
@@ -34,27 +34,27 @@ class Loss(Generic[S]):
         """Take note that a subscriber was removed from a name; return whether it was notified of the loss before."""
         if subscriber != self._subscriber:
             return False
-        self._names.pop(entry, None)
+        self._names.discard(entry.name)
         return self._notified
 
     def each(self) -> Iterator[tuple[S, Collection[bytes]] | None]:
         """Yield each subscriber with the names that it has lost. None is yielded now and then.
 
-        The names are a view: a name that is removed before the view is iterated is not in it.
+        The names are a live set: a name that is removed before the set is copied is not in it.
         """
         for subscriber in tuple(self._active):
             entries = self._active.pop(subscriber)
-            self._subscriber, self._names, self._notified = subscriber, {}, False
+            self._subscriber, self._names, self._notified = subscriber, set(), False
             for number, entry in enumerate(entries, 1):
                 if entry.state_of(subscriber) is SubscriberState.ACTIVE:
-                    self._names[entry] = entry.name
+                    self._names.add(entry.name)
                 if number % CHUNK == 0:
                     yield None
             if not self._names:
                 continue
             self._notified = True
-            yield subscriber, self._names.values()
-            self._names = {}
+            yield subscriber, self._names
+            self._names = set()
             for number, entry in enumerate(entries, 1):
                 if entry.state_of(subscriber) is SubscriberState.ACTIVE:
                     entry.set_state(subscriber, SubscriberState.WAITING)

@@ -23,7 +23,7 @@ NEXT_IF_CONFIRMED = NEXT_STATE[NameEvent.CONFIRMED]
 
 
 class Registry(Generic[S]):
-    """The names of one connection at a time, and their subscribers `S`."""
+    """The names of one connection at a time, and their subscribers `S`. A subscriber has names of one kind."""
 
     def __init__(self, slot_of: Callable[[bytes], int] = lambda name: 0) -> None:
         self._slot_of = slot_of  # returns the slot of a shard channel
@@ -101,7 +101,7 @@ class Registry(Generic[S]):
     def clear(self) -> None:
         """Remove all names and subscribers. A fan-out that is going on reaches nobody any more."""
         for entry in self._entries():
-            if entry.only_subscriber is None:  # a fan-out to a single subscriber is over
+            if entry.states is not None:  # a fan-out to a single subscriber is over
                 entry.clear()
         for table, unwanted in zip(self._tables.values(), self._unwanted.values(), strict=True):
             table.clear()
@@ -335,6 +335,6 @@ class Registry(Generic[S]):
         self._in_flight.clear()
         self._probes.clear()
 
-    def _entries(self) -> list[Entry[S]]:
+    def _entries(self) -> Iterator[Entry[S]]:
         # Copies: the garbage collector may remove a name at any moment.
-        return [*chain(*[tuple(table.values()) for table in self._tables.values()])]
+        return chain(*[tuple(table.values()) for table in self._tables.values()])

@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -100,7 +101,8 @@ class RegistryMachine(RuleBasedStateMachine):
         super().__init__()
         self.registry: Registry[Recorder] = Registry(key_slot)
         self.server = Server()
-        self.users = [Recorder() for _ in range(4)]
+        self.by_kind = {kind: [Recorder() for _ in range(4)] for kind in KINDS}  # a subscriber has names of one kind
+        self.users = [*chain(*self.by_kind.values())]
         self.in_flight: Counter[tuple[Verb, bytes]] = Counter()
         self.linked = True
         self.ever_forbidden: set[bytes] = set()
@@ -109,14 +111,14 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(user=st.integers(0, 3), kind=st.sampled_from(KINDS), name=st.sampled_from(NAMES))
     def attach(self, user: int, kind: Kind, name: bytes) -> None:
-        recorder = self.users[user]
+        recorder = self.by_kind[kind][user]
         if (kind, name) not in recorder.wanted:
             recorder.wanted.add((kind, name))
             self.registry.add(kind, (name,), recorder)
 
     @rule(user=st.integers(0, 3), kind=st.sampled_from(KINDS), name=st.sampled_from(NAMES))
     def detach(self, user: int, kind: Kind, name: bytes) -> None:
-        self.leave(self.users[user], kind, name)
+        self.leave(self.by_kind[kind][user], kind, name)
 
     def leave(self, recorder: Recorder, kind: Kind, name: bytes) -> None:
         if (kind, name) in recorder.wanted:
@@ -125,13 +127,13 @@ class RegistryMachine(RuleBasedStateMachine):
             assert was_active == ((kind, name) in recorder.active)
             recorder.active.discard((kind, name))
 
-    @rule(actor=st.integers(0, 3), victim=st.integers(0, 3), kind=st.sampled_from(KINDS), name=st.sampled_from(NAMES))
+    @rule(actor=st.integers(0, 11), victim=st.integers(0, 3), kind=st.sampled_from(KINDS), name=st.sampled_from(NAMES))
     def meddle(self, actor: int, victim: int, kind: Kind, name: bytes) -> None:
         """The next callback of one user takes a name away from another, or gives it back."""
 
         def act() -> None:
             self.users[actor].on_event = lambda: None
-            self.leave(self.users[victim], kind, name)
+            self.leave(self.by_kind[kind][victim], kind, name)
             self.attach(victim, kind, name)
 
         self.users[actor].on_event = act

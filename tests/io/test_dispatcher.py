@@ -186,10 +186,10 @@ def test_a_removal_by_a_finalizer_is_no_fault() -> None:
                 yield item
                 self.pop(rig.clients[9], None)
 
-    assert entry._states is not None
-    entry._states = Meddler(entry._states)
+    assert entry.states is not None
+    entry.states = Meddler(entry.states)
     with pytest.raises(RuntimeError, match="changed size"):
-        list(entry._states.items())
-    entry._states = Meddler(dict.fromkeys(rig.clients, SubscriberState.ACTIVE))
-    entry._states[rig.clients[0]] = SubscriberState.WAITING
+        list(entry.states.items())
+    entry.states = Meddler(dict.fromkeys(rig.clients, SubscriberState.ACTIVE))
+    entry.states[rig.clients[0]] = SubscriberState.WAITING
     assert list(entry.active_subscribers) == rig.clients[1:]
