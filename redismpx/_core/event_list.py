@@ -188,7 +188,7 @@ class EventList(ABC):
             self._add_signal(signal)
 
     def _merge(self, name: bytes) -> None:
-        """Keep the first disconnect of a name, and remove what was queued about it from there to the last one."""
+        """Merge the gaps of a name: keep its first disconnect, and remove its later events up to the last one."""
         places = self._find(name)
         gaps = [position for position in places if self._is_gap(position)]
         if len(gaps) > 1:

@@ -344,18 +344,21 @@ def test_the_page_has_no_accessibility_faults(page: Page, scheme: str) -> None:
 
 @pytest.mark.parametrize("width", [320, 360])
 def test_the_page_fits_a_phone(page: Page, width: int) -> None:
-    """On a phone nothing is too wide, and nothing important is below four screens."""
+    """On a phone nothing is too wide, and nothing important is below four screens, also after a cut."""
     page.set_viewport_size({"width": width, "height": 740})
     page.reload()
     expect(page.locator(".client .state", has_text="connected")).to_have_count(2)
-    page.locator("#promises-title").scroll_into_view_if_needed()
+    expect(page.locator("#last-channel")).to_have_text(re.compile(r"^\d+$"))
+    cut(page)
+    expect(page.locator("#connection-status")).to_contain_text("the stream subscription 0.")
+    expect(page.locator("#note-requests")).to_contain_text("failed")
+    page.get_by_role("button", name="Make a promise").click()
+    expect(page.locator(".promise .keep")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollHeight") <= 4 * 740
     ada = client(page, "Ada")
     join(ada, "w" * 32)
     say(ada, "w" * 32, "m" * 500)
     expect(ada.locator(".message")).to_have_count(1)
-    page.get_by_role("button", name="Make a promise").click()
-    expect(page.locator(".promise")).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     too_wide = "(nodes, width) => nodes.filter(n => n.getBoundingClientRect().right > width).map(n => n.outerHTML)"
     assert page.locator("main *:not(.hidden):not(pre *)").evaluate_all(too_wide, width) == []

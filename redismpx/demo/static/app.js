@@ -169,7 +169,7 @@ class Client {
     this.explain(verb, "");
   }
 
-  // Show why each field was refused.
+  // Show for each field why its text was refused.
   explain(verb, text) {
     this.reasons = { ...this.reasons, [verb]: text };
     this.refusal.textContent = Object.values(this.reasons).filter(Boolean).join("; ");
@@ -267,7 +267,7 @@ class Strip {
     this.reset();
   }
 
-  // The page itself was away: what it has not seen is not missing.
+  // The page had no connection to the demo: the numbers of that time are not missing.
   reset() {
     this.last = null;
     this.interrupted = false;
@@ -278,7 +278,7 @@ class Strip {
     if (this.last !== null && number > this.last + 1) {
       this.missed += number - this.last - 1;
       const newest = this.cells?.lastElementChild;
-      const before = newest?.className === "back" ? newest : null; // what is missing was published before the activation
+      const before = newest?.className === "back" ? newest : null; // the missing numbers were published before it
       for (let lost = Math.max(this.last + 1, number - MAX_CELLS); lost < number; lost++) this.cell("missing", lost, before);
     }
     const now = performance.now();
