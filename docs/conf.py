@@ -2,12 +2,16 @@
 
 import inspect
 import re
+import typing
 from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.typing import stringify_annotation
 
 import redismpx
+import redismpx.blocking
+from redismpx.blocking.reading import Reading
 
 project = "redismpx"
 author = "The redismpx developers"
@@ -43,7 +47,7 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),  # see default_role
     ("py:class", r"starlette\..*|opentelemetry\..*|prometheus_client\..*|(Tracer|Meter)Provider|Metric|Span"),
     ("py:class", r"(redismpx\.contrib\._figures\.)?AnyMultiplexer"),
-    ("py:class", r"(redismpx\.contrib\.starlette\.)?_(Event|Frame|Sent|Subscription).*"),
+    ("py:class", r"(redismpx\.contrib\.starlette\.)?_?(Event|Frame|Sent|Subscription).*"),
     ("py:class", r"broadcaster\..*|litestar\..*|BackendEvent|.*GapHook.*|.*_feed\.GapFeed"),
     ("py:class", r"Mapping.*|Awaitable.*|Callable.*|contextlib\.AbstractAsyncContextManager"),
 ]
@@ -66,7 +70,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Iterable"),
     ("py:class", "collections.abc.Mapping"),
     ("py:class", "collections.abc.Sequence"),
-    ("py:class", "redismpx.blocking.multiplexer._Outcome"),
+    ("py:class", "redismpx.blocking.multiplexer.Outcome"),
     ("py:class", "collections.abc.Mapping[str"),
     ("py:class", "datetime.datetime"),
     ("py:class", "ssl.SSLContext"),
@@ -81,11 +85,9 @@ nitpick_ignore = [
     ("py:class", "redismpx.multiplexer._S"),
     ("py:class", "_Encodable"),  # the same for threads
     ("py:class", "redismpx.blocking.multiplexer._Encodable"),
-    ("py:class", "redismpx.blocking.reading._M"),  # what reading returns
-    ("py:class", "redismpx.blocking.reading._E"),
     ("py:class", "redismpx.topics.topics._Function"),
     ("py:class", "redismpx.blocking.topics._Function"),
-    ("py:class", "redismpx.request._Body"),
+    ("py:class", "redismpx.request.Body"),
     ("py:class", "redismpx.request._Result"),
     ("py:class", "redismpx.typing.T"),
     ("py:obj", "redismpx.typing.T"),
@@ -107,7 +109,7 @@ html_css_files = ["site.css"]
 def setup(app: Sphinx) -> None:
     """Connect the hooks. Napoleon handles the same event with priority 500, so ours run before and after it."""
     ModuleAnalyzer.analyze = analyze_without_overloads  # type: ignore[method-assign]
-    app.connect("autodoc-process-signature", name_aliases)
+    app.connect("autodoc-process-signature", name_types)
     app.connect("autodoc-process-docstring", keep_attribute, priority=400)
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
 
@@ -123,20 +125,41 @@ def analyze_without_overloads(self: ModuleAnalyzer) -> None:
 
 _ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
 _GENERATOR = re.compile(r"^~?(?:collections\.abc\.)?(Async|)(?:Iterator|Generator)\[")
+_READ = re.compile(r"~redismpx\.blocking\.reading\._(M|E)\b")
+_PRIVATE = re.compile(r"\b_([A-Z]\w*)")
+_FUNCTION = re.compile(r"<function _\w+>")
 _kept: dict[str, list[str]] = {}
 
 
-def name_aliases(
+def name_types(
     app: Sphinx, what: str, name: str, obj: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Show a type alias by its name in a union too, and a context manager as one.
+    """Show a type alias by its name in a union too, a context manager as one, and no private name.
 
-    Autodoc shows the repr of a forward reference, and what the generator function yields.
+    Autodoc shows the repr of a forward reference, what the generator function yields, the type variables of a base
+    class, and the underscore of a type variable.
     """
     wrapped = getattr(obj, "__wrapped__", None)
     if returns and (inspect.isgeneratorfunction(wrapped) or inspect.isasyncgenfunction(wrapped)):
         returns = _GENERATOR.sub(r"Abstract\1ContextManager[", returns)
-    return signature and _ALIAS.sub(r"\1", signature), returns
+    read = find_types_of_reading(name)
+
+    def correct(text: str) -> str:
+        concrete = _READ.sub(lambda match: read[match[1]], _ALIAS.sub(r"\1", text))
+        return _FUNCTION.sub("...", _PRIVATE.sub(r"\1", concrete))
+
+    return signature and correct(signature), returns and correct(returns)
+
+
+def find_types_of_reading(name: str) -> dict[str, str]:
+    """Return the types that a subscription for threads has for M and E of `Reading`: its messages, and its events."""
+    owner = getattr(redismpx.blocking, name.split(".")[-2], None)
+    for base in getattr(owner, "__mro__", ()):
+        for generic in vars(base).get("__orig_bases__", ()):
+            if typing.get_origin(generic) is Reading and base is not Reading:
+                message, event = (stringify_annotation(each, "smart") for each in typing.get_args(generic))
+                return {"M": message, "E": event}
+    return {}
 
 
 def keep_attribute(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:

@@ -34,11 +34,11 @@ from .typing import Decode, OnError, Payload, T
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # typing's from Python 3.13 on
 
-    _Body = TypeVar("_Body", default=bytes)
+    Body = TypeVar("Body", default=bytes)
 else:
     from typing import TypeVar
 
-    _Body = TypeVar("_Body")
+    Body = TypeVar("Body")
 
 _Result = TypeVar("_Result")
 
@@ -46,12 +46,12 @@ _TOKENS = 45  # bytes of a reply channel after its prefix: two tokens of 128 bit
 
 
 @dataclass(frozen=True, slots=True)
-class Request(Generic[_Body]):
+class Request(Generic[Body]):
     """A request, as a handler gets it. It is generic in the type of its body: `bytes` without `decode`."""
 
     channel: bytes
     """The channel on which the request was published."""
-    body: _Body
+    body: Body
     """The payload: `bytes`, or the result of `decode`. The `repr` shows neither the body nor the headers."""
     headers: Mapping[str, str]
     """Text by name, read-only."""
@@ -67,7 +67,7 @@ class Request(Generic[_Body]):
         return f"<Request {self.id} on {quote(self.channel)}, {body}>"
 
 
-Handler: TypeAlias = Callable[[Request[_Body]], bytes | Awaitable[bytes | None] | None]
+Handler: TypeAlias = Callable[[Request[Body]], bytes | Awaitable[bytes | None] | None]
 """Returns the reply to a request. A plain function, a coroutine function, or any callable that returns an awaitable."""
 
 EncodedHandler: TypeAlias = Callable[[Request[T]], _Result | Awaitable[_Result]]

@@ -52,6 +52,17 @@ async def test_no_page_scrolls_sideways_on_a_phone(site: Path) -> None:
     assert too_wide == {}
 
 
+def test_no_signature_has_a_private_name(site: Path) -> None:
+    """The reference shows types as readers know them: no private type and no type variable of a base class."""
+    signatures = [
+        re.sub(r"<[^>]+>", "", signature)
+        for path in (site / "reference").glob("*.html")
+        for signature in re.findall(r'<dt class="sig sig-object py".*?</dt>', path.read_text(), re.DOTALL)
+    ]
+    assert len(signatures) > 300
+    assert [signature for signature in signatures if re.search(r"\b_[A-Za-z]", signature)] == []
+
+
 def test_each_example_is_shown_with_a_sentence() -> None:
     """The page of examples has each file of the folder once, with one sentence above its program."""
     page = (DOCS / "examples.md").read_text()
