@@ -2747,6 +2747,20 @@ MUTANTS = [
         f"{STREAMS} -k tail",
     ),
     Mutant(
+        "streams: a live message with any id is delivered",
+        "_core/recovery.py",
+        "if not (first.isdigit() and second.isdigit()) or len(entry_id) > ID_LENGTH:",
+        "if not entry_id:",
+        "tests/core/test_recovery.py -k malformed",
+    ),
+    Mutant(
+        "streams: a live message with a very long id is delivered",
+        "_core/recovery.py",
+        " or len(entry_id) > ID_LENGTH:",
+        ":",
+        "tests/core/test_recovery.py -k malformed",
+    ),
+    Mutant(
         "streams: pages that find nothing are read without a pause",
         "_io/streams/streams.py",
         "self._pauses[stream] = min(max(2 * self._pauses.get(stream, 0.0), FIRST_PAUSE), LONGEST_PAUSE)",

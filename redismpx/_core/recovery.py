@@ -11,7 +11,6 @@ reached the end of the stream, its cursors go on with the messages that follow i
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
@@ -23,9 +22,7 @@ ZERO = b"0-0"
 RECENT = 1_024  # live messages of one stream that are kept while a cursor waits
 RECENT_BYTES = 1 << 20  # and their bytes
 COVERED = 128  # ids of a page whose live messages may still be on their way
-
-match_id = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
-"""Matches the id of an entry."""
+ID_LENGTH = 41  # of the longest id of an entry: two numbers of 64 bits
 
 
 def id_key(entry_id: bytes) -> tuple[int, int]:
@@ -190,12 +187,14 @@ class Stream:
         """Take note of a live message, before the cursors take it."""
         self.raw = raw
         try:
-            self.previous, self.id, self.data = raw.split(b" ", 2)
+            previous, entry_id, self.data = raw.split(b" ", 2)
         except ValueError:
-            self.id = b""
-        if match_id(self.id) is None:  # not ours
+            previous = entry_id = b""
+        first, _, second = entry_id.partition(b"-")  # a regular expression would take twice the time
+        if not (first.isdigit() and second.isdigit()) or len(entry_id) > ID_LENGTH:  # not ours
             self.previous = self.id = b""
             return
+        self.previous, self.id = previous, entry_id
         self.frames += 1
         if self.covered and self.id not in self.covered:
             self.covered.clear()

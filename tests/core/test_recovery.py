@@ -603,3 +603,12 @@ def test_a_page_that_failed_is_asked_for_again() -> None:
     reading.cursor.lag()
     reading.stream.fail(request)
     assert reading.stream.next_request() is None
+
+
+@pytest.mark.parametrize("entry_id", [b"", b"7", b"7-", b"-7", b"7-x", b"7-0-0", b"+7-0", b"7-\xb2", b"7" * 41 + b"-0"])
+def test_a_message_with_a_malformed_id_is_ignored(entry_id: bytes) -> None:
+    """Also if it says that it follows the last one; the message that does is delivered."""
+    reading = live()
+    assert not reading.cursor.take(b"5-0 %b m" % entry_id)
+    assert (reading.cursor.position, reading.cursor.state) == (b"5-0", CursorState.LIVE)
+    assert reading.cursor.take(frame(5, 6))
