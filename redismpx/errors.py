@@ -292,8 +292,8 @@ _GAP_REASONS = {
 class PromiseTimeout(RedisMPXError, TimeoutError):
     """The message of a promise, or the reply to a request, did not arrive before the deadline."""
 
-    def __init__(self, channel: bytes, timeout: float, missing: str = "message") -> None:
-        super().__init__(f"no {missing} on {quote(channel)} within {timeout:g} s")
+    def __init__(self, channel: bytes, timeout: float, missing: str = "message", why: str = "") -> None:
+        super().__init__(f"no {missing} on {quote(channel)} within {timeout:g} s{why and f': {why}'}")
         self.channel = channel
         """The channel of the promise, or of the request."""
         self.timeout = timeout

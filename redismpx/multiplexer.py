@@ -1513,7 +1513,7 @@ def _check_client(client: object, connection_options: dict[str, Any]) -> None:
         if module.startswith("redis."):
             hint = f": from redis.asyncio import {'RedisCluster' if name == 'RedisCluster' else 'Redis'}"
         elif module.startswith("valkey."):
-            hint = ": redis-py's clients connect to Valkey, too; or pass its URL"
+            hint = ": from redis.asyncio import Redis, which connects to Valkey, too; or pass its URL"
         raise TypeError(
             f"redis must be a URL or a client, redis.asyncio.Redis or RedisCluster, not {module}.{name}{hint}"
         )

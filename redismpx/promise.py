@@ -286,7 +286,7 @@ class PromiseSubscription(Subscription):
             try:
                 await self.wait_for_activation(timeout=timeout)
             except TimeoutError as error:
-                raise PromiseTimeout(channel, timeout or 0.0) from error
+                raise PromiseTimeout(channel, timeout or 0.0, why=self._hub.progress(self._kind)) from error
             if timeout is not None:
                 seconds = max(0.0, since + timeout - loop.time())
         return self._make_promise(channel, timeout, seconds)

@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias
 
+from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from .channel import ChannelSubscription
@@ -137,7 +138,8 @@ class Requester:
                 promise.cancel()
                 del promise  # otherwise an exception refers to itself: traceback, frame, promise, exception
         except PromiseTimeout as error:
-            raise PromiseTimeout(channel, timeout, "reply to a request") from error.__cause__
+            why = self._hub.progress(Kind.PATTERN) if error.__cause__ else ""  # it was not subscribed to the replies
+            raise PromiseTimeout(channel, timeout, "reply to a request", why) from error.__cause__
         except PromiseInterrupted as error:
             raise _interruption(error.__cause__) from error.__cause__
         except SubscriptionIsClosed:
@@ -158,7 +160,8 @@ class Requester:
             try:
                 await replies.subscribe(reply_to)
             except TimeoutError as error:
-                raise PromiseTimeout(channel, timeout, "reply to a request") from error.__cause__
+                why = self._hub.progress(Kind.CHANNEL)
+                raise PromiseTimeout(channel, timeout, "reply to a request", why) from error.__cause__
             await self._send(request, reply_to, replies.outcome)
             is_sent = True
             while count != limit and (reply := await replies.next()) is not None:

@@ -25,7 +25,7 @@ FOREIGN = type("Valkey", (), {"__module__": "valkey.client"})()  # a client of a
         ((None,), {}, TypeError, "redis must be a URL"),
         ((b"redis://localhost",), {}, TypeError, "not builtins.bytes"),
         ((redis.Redis(),), {}, TypeError, "redis.client.Redis: from redis.asyncio import Redis"),
-        ((FOREIGN,), {}, TypeError, "valkey.client.Valkey: redis-py's clients connect to Valkey"),
+        ((FOREIGN,), {}, TypeError, "valkey.client.Valkey: from redis.asyncio import Redis, which connects to Valkey"),
         (("http://localhost",), {}, ValueError, r"redis://, rediss:// .*valkey://.*unix://.*redis\+sentinel://"),
         (("localhost:6379",), {}, ValueError, "schemes"),
         ((f"redis://:{PASSWORD}@localhost:99999",), {}, ValueError, "cannot be used"),

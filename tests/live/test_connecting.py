@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.backoff import ConstantBackoff, ExponentialBackoff
 
-from redismpx import Multiplexer, SubscriptionRefused
+from redismpx import ConnectionLost, Multiplexer, SubscriptionRefused
 from redismpx.testing import Checker, Proxy
 
 from ..helpers.backoffs import QUICK
@@ -397,12 +397,40 @@ async def test_publishing_alone_dials_one_connection(url: str, admin: Redis) -> 
 
 
 async def test_a_silent_server_is_named_in_each_timeout() -> None:
-    """While nothing has ever answered, no error claims that the server has not confirmed a name."""
+    """While nothing has ever answered, each error says so, and none that the server has not confirmed a name."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        async with Multiplexer(f"redis://127.0.0.1:{port}") as mpx:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with Multiplexer(f"redis://{address}", publish_timeout=0.05) as mpx:
             sub = mpx.new_channel_subscription()
             sub.add("a")
-            for waiting in (sub.wait_for_activation(timeout=0.05), mpx.connect(0.05)):
-                with pytest.raises(TimeoutError, match=f"no reply from Redis at 127.0.0.1:{port} yet"):
+            promises = mpx.new_promise_subscription("p")
+            for waiting in (
+                sub.wait_for_activation(timeout=0.05),
+                mpx.connect(0.05),
+                promises.wait_for_new_promise(timeout=0.05),
+                mpx.request("a", "x", timeout=0.05),
+                anext(mpx.request_many("a", "x", timeout=0.05)),
+                mpx.publish("a", "x"),
+            ):
+                with pytest.raises((TimeoutError, ConnectionLost), match=f"no reply from Redis at {address} yet"):
+                    await waiting
+
+
+@pytest.mark.one_flavour
+async def test_each_call_says_why_there_is_no_connection(server: Server, admin: Redis) -> None:
+    """No password, a wrong one, or a wrong port: the text of each timeout has the reason, and what to do."""
+    await admin.config_set("requirepass", "secret")
+    for url, reason in (
+        (server.url, r"no password was given: redis://user:password@host"),
+        (server.url.replace("redis://", "redis://:wrong@"), r"invalid username-password pair[^(]*$"),
+        (f"redis://127.0.0.1:{free_port()}", "Connect call failed"),
+    ):
+        async with Multiplexer(url, publish_timeout=0.2, backoff=QUICK) as mpx:
+            for waiting in (
+                mpx.connect(0.2),
+                mpx.request("a", "x", timeout=0.2),
+                anext(mpx.request_many("a", "x", timeout=0.2)),
+                mpx.publish("a", "x"),
+            ):
+                with pytest.raises((TimeoutError, ConnectionLost), match=reason):
                     await waiting

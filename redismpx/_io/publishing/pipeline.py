@@ -311,7 +311,7 @@ class Pipeline:
         """Return why a call was not sent so far."""
         if self._failure is not None:
             return self.endpoint.explain(self._failure)
-        return "earlier messages have no answer yet" if self._sent else f"no connection to {self.endpoint} yet"
+        return "earlier messages have no answer yet" if self._sent else self.endpoint.silence
 
     @staticmethod
     def _lose(calls: Iterable[PublishCall], why: str, cause: BaseException | None) -> None:

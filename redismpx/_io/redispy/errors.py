@@ -42,6 +42,7 @@ MOVING = (AskError, TryAgainError)
 """What a node of a cluster answers about a key whose slot is being moved just now."""
 
 _TLS_HINT = " (rediss:// speaks TLS: does this port?)"
+_LOGIN_HINT = " (no password was given: redis://user:password@host)"
 
 
 def describe(pool: Pool) -> str:
@@ -52,10 +53,13 @@ def describe(pool: Pool) -> str:
 
 
 def explain(pool: Pool, error: BaseException) -> str:
-    """Return why a dial failed, with a hint where it looks as if only one side speaks TLS."""
+    """Return why a dial failed, with a hint where a password is missing, or only one side seems to speak TLS."""
+    options = pool.connection_kwargs
     cut_off = "closed by server" in str(error) or isinstance(error.__context__, ConnectionResetError)
     hint = ""
-    if speaks_tls(pool):
+    if isinstance(error, AuthenticationError) and not (options.get("password") or options.get("credential_provider")):
+        hint = _LOGIN_HINT
+    elif speaks_tls(pool):
         if cut_off or isinstance(error, RedisTimeoutError):
             hint = _TLS_HINT
     elif issubclass(pool.connection_class, Connection) and (cut_off or isinstance(error, InvalidResponse)):

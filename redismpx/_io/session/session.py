@@ -29,7 +29,7 @@ from .reconnect import ReconnectPolicy
 from .state import SESSION_TRANSITIONS, SessionState
 from .subscriber import Subscriber
 
-UNCONFIRMED = "the server has not confirmed them yet"
+UNCONFIRMED = "the server has not confirmed the subscription yet"
 IDLE_DELAY = 1.0  # seconds until a connection that was lost while nothing was subscribed is dialled again
 
 
