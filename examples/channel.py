@@ -98,10 +98,8 @@ def room_of(channel: bytes) -> str:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    try:
+    async with mpx:  # closes it at the end; opens it again for a second lifespan, as in tests
         yield
-    finally:
-        await mpx.aclose()
 
 
 app = Starlette(routes=[WebSocketRoute("/", chat)], lifespan=lifespan, middleware=[Middleware(SameOrigin)])

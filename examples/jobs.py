@@ -33,7 +33,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from redismpx import ConnectionLost, Envelope, InactiveSubscription, Multiplexer, PromiseTimeout, SubscriptionIsClosed
+from redismpx import (
+    ConnectionLost,
+    Envelope,
+    InactiveSubscription,
+    Multiplexer,
+    PromiseSubscription,
+    PromiseTimeout,
+    SubscriptionIsClosed,
+)
 
 from .same_origin import SameOrigin
 
@@ -48,8 +56,6 @@ redis = Redis.from_url(REDIS_URL)
 
 # --- the web server, which adds jobs
 
-results = mpx.new_promise_subscription("example:result:")
-
 
 async def count(request: Request) -> Response:
     body = b""
@@ -57,6 +63,7 @@ async def count(request: Request) -> Response:
         body += chunk
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"at most {MAX_BODY} bytes are allowed")
+    results: PromiseSubscription = request.state.results
     try:
         result = results.new_promise(timeout=TIMEOUT)  # before the job is queued, so its result is not missed
         try:
@@ -74,9 +81,10 @@ async def count(request: Request) -> Response:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with mpx, redis:  # starts to connect and does not wait for it; closes both at the end
-        yield
+async def lifespan(app: Starlette) -> AsyncIterator[dict[str, PromiseSubscription]]:
+    async with mpx, redis:  # closes both at the end
+        # A second lifespan, as in tests, opens the multiplexer again, without this subscription.
+        yield {"results": mpx.new_promise_subscription("example:result:")}
 
 
 app = Starlette(

@@ -84,10 +84,8 @@ async def publish(request: Request) -> JSONResponse:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    try:
+    async with mpx:  # closes it at the end; opens it again for a second lifespan, as in tests
         yield
-    finally:
-        await mpx.aclose()
 
 
 routes = [WebSocketRoute("/{topic}", listen), Route("/{topic}/{name}", publish, methods=["POST"])]

@@ -25,7 +25,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from redismpx import ConnectionLost, InactiveSubscription, Multiplexer, PromiseTimeout, SubscriptionIsClosed
+from redismpx import (
+    ConnectionLost,
+    InactiveSubscription,
+    Multiplexer,
+    PromiseSubscription,
+    PromiseTimeout,
+    SubscriptionIsClosed,
+)
 
 from .same_origin import SameOrigin
 
@@ -36,7 +43,6 @@ MAX_TIMEOUT = 60.0  # seconds
 MAX_BODY = 500  # bytes
 
 mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan
-promises = mpx.new_promise_subscription(PREFIX)  # one pattern on the server for all promises
 
 
 async def wait(request: Request) -> PlainTextResponse:
@@ -47,6 +53,7 @@ async def wait(request: Request) -> PlainTextResponse:
         timeout = 0.0
     if not 0 < timeout <= MAX_TIMEOUT:  # rejects NaN, too
         raise HTTPException(400, f"timeout must be more than 0 and at most {MAX_TIMEOUT:g} seconds")
+    promises: PromiseSubscription = request.state.promises
     try:
         payload = await promises.new_promise(suffix, timeout).get()
     except PromiseTimeout:
@@ -79,9 +86,10 @@ def checked(suffix: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with mpx:  # starts to connect and does not wait for it; closes at the end
-        yield
+async def lifespan(app: Starlette) -> AsyncIterator[dict[str, PromiseSubscription]]:
+    async with mpx:  # closes it at the end; opens it again, without subscriptions, for a second lifespan, as in tests
+        # One pattern on the server for all promises. The multiplexer starts to connect, and nothing waits for that.
+        yield {"promises": mpx.new_promise_subscription(PREFIX)}
 
 
 app = Starlette(

@@ -58,7 +58,6 @@ async def give_quote(request: Request[Order]) -> Quote:
 
 
 mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan
-mpx.serve(CHANNEL, give_quote, decode=read_order, encode=encode, concurrency=10)
 
 
 async def ask_for_quote(order: Order) -> Quote:
@@ -95,6 +94,7 @@ async def get_quote(request: HTTPRequest) -> Response:
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     async with mpx:
+        mpx.serve(CHANNEL, give_quote, decode=read_order, encode=encode, concurrency=10)
         yield
         with contextlib.suppress(TimeoutError):
             await mpx.drain(timeout=5)  # requests that have arrived still get a reply

@@ -113,11 +113,8 @@ def is_talk(channel: bytes) -> bool:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with contextlib.aclosing(redis):  # the multiplexer does not close a client that is passed in
-        try:
-            yield
-        finally:
-            await mpx.aclose()
+    async with contextlib.aclosing(redis), mpx:  # the multiplexer does not close a client that is passed in
+        yield
 
 
 app = Starlette(routes=[WebSocketRoute("/", chat)], lifespan=lifespan, middleware=[Middleware(SameOrigin)])

@@ -72,11 +72,9 @@ def on_error(error: Exception) -> None:
 
 
 mpx = Multiplexer(REDIS_URL)  # made before a loop runs; it starts in the lifespan
-orders: ChannelSubscription[Order] = mpx.new_channel_subscription(decode=Order.decode, on_error=on_error)
-orders.add(CHANNEL)
 
 
-async def count_orders() -> None:
+async def count_orders(orders: ChannelSubscription[Order]) -> None:
     async for message in orders:  # a Message[Order]
         order = message.data
         if order.item in totals or len(totals) < MAX_ITEMS:
@@ -107,7 +105,9 @@ async def show_totals(request: Request) -> JSONResponse:
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     async with mpx, asyncio.TaskGroup() as tasks:
-        tasks.create_task(count_orders())
+        orders = mpx.new_channel_subscription(decode=Order.decode, on_error=on_error)
+        orders.add(CHANNEL)
+        tasks.create_task(count_orders(orders))
         yield
         with contextlib.suppress(TimeoutError):
             await mpx.drain(timeout=5)  # buffered orders are still counted, then the iteration ends

@@ -209,15 +209,23 @@ async def test_each_example_starts_and_stops_without_redis(example: str, no_redi
 async def test_each_examples_lifespan_closes_the_multiplexer(
     example: str, redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The multiplexer of each example is closed when its lifespan ends."""
+    """The multiplexer of each example is closed when its lifespan ends. A second lifespan subscribes to the same names.
+
+    Test clients enter the lifespan of an application once for each test.
+    """
     monkeypatch.setenv("REDIS_URL", redis_url)
     names = runpy.run_module(f"examples.{example}")
     starlette = getattr(names["app"], "app", names["app"])  # it may be in a middleware
-    async with starlette.router.lifespan_context(starlette):
-        await names["mpx"].connect(timeout=DEADLINE)
-    assert names["mpx"].stats().state == "closed"
-    assert not [task for task in asyncio.all_tasks() if "redismpx" in task.get_name()]
-    await idle(redis)
+    subscribed = []
+    for _ in range(2):
+        async with starlette.router.lifespan_context(starlette):
+            await names["mpx"].connect(timeout=DEADLINE)
+            stats = names["mpx"].stats()
+            subscribed.append((stats.channels, stats.patterns))
+        assert names["mpx"].stats().state == "closed"
+        assert not [task for task in asyncio.all_tasks() if "redismpx" in task.get_name()]
+        await idle(redis)
+    assert subscribed[0] == subscribed[1]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
