@@ -65,6 +65,29 @@ def bare_loop(full: int, bench: Bench) -> None:
                         callback(channel, data)
 
 
+def guarded_loop(full: int, bench: Bench) -> None:
+    """The same, where a callback that raises does not end the loop."""
+    subscriptions, messages = sizes(bench, full)
+    countdown = Countdown(messages)
+    callbacks = tuple(new_callbacks(subscriptions, countdown))
+    failures: list[Exception] = []
+    with Publisher(bench.port, "room:", 1, messages, 64) as publisher, floor.connect(bench.port) as raw:
+        raw.subscribe([b"room:0"])
+        feed, gets, recv = raw.reader.feed, raw.reader.gets, raw.connection.recv
+        with bench.measured(subscriptions * messages):
+            bench.publish(publisher, messages)
+            while not countdown.done.is_set():
+                feed(recv(floor.READ_SIZE))
+                while (reply := gets()) is not None:
+                    _, channel, data = reply
+                    for callback in callbacks:
+                        try:
+                            callback(channel, data)
+                        except Exception as error:
+                            failures.append(error)
+    assert not failures
+
+
 async def redis_py(full: int, bench: Bench) -> None:
     """redis-py has no fan-out, so its user has to write the loop over functions."""
     subscriptions, messages = sizes(bench, full)
@@ -113,7 +136,13 @@ async def broadcaster(full: int, bench: Bench) -> None:
 
 
 def new_case(subscriptions: int) -> Case:
-    contestants = {"redismpx": redismpx, "floor": bare_loop, "redis-py": redis_py, "broadcaster": broadcaster}
+    contestants = {
+        "redismpx": redismpx,
+        "guarded": guarded_loop,
+        "floor": bare_loop,
+        "redis-py": redis_py,
+        "broadcaster": broadcaster,
+    }
     return Case(
         f"fan-out-{subscriptions}",
         f"one message to {subscriptions:,} subscription{'s' * (subscriptions > 1)}",

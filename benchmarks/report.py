@@ -67,7 +67,7 @@ class Report:
         for target in TARGETS:
             if target.case in self._results:
                 figure = target.measure(self._results[target.case])
-                met = "" if figure is None else "yes" if target.is_met(figure) else "no"
+                met = "" if figure is None else target.judge(figure)
                 yield target.case, str(target), "missing" if figure is None else show(figure), met
 
     def _conditions(self) -> dict[str, str]:
