@@ -25,9 +25,6 @@ from .request import Publish, Request
 from .subscription import Subscription
 from .typing import Decode, Encode, OnError
 
-_HANDLING = "the handler"  # the two sources of failures, as the log names them
-_PUBLISHING = "publishing a reply"
-
 
 class Service(Subscription):
     """Replies to the requests on one channel, or on all channels that match a pattern.
@@ -145,27 +142,37 @@ class Service(Subscription):
         task = running_task()
         assert task is not None
         mark_callback(task)
-        failures: list[tuple[BaseException, str]] = []
+        failures: list[tuple[BaseException, bool]] = []  # each with whether it is a fault of the handler
         try:
             reply = await self._call(request)
         except BaseException as error:
             if is_cancelled(error) or isinstance(error, GeneratorExit):
                 raise
-            failures.append((error, _HANDLING))
+            failures.append((error, True))
             reply = new_failure(error)
         if request.reply_to is not None and not self.closed:
             try:
                 await self._publish_reply(request.reply_to, reply, failures)
             except Exception as error:  # noqa: BLE001, it is for the owner of the service only: there is no reply
-                failures.append((error, _PUBLISHING))
+                failures.append((error, False))
         while failures:  # popped, so that no exception refers to itself: traceback, frame, list, exception
-            await self._reporter.settle(*failures.pop(0), self.closed)
+            await self._report(*failures.pop(0))
 
-    async def _publish_reply(self, reply_to: bytes, reply: bytes, failures: list[tuple[BaseException, str]]) -> None:
+    async def _report(self, error: Any, is_of_handler: bool) -> None:
+        """Report an error, and await what on_error returns. Only a fault of the handler has a traceback in the log."""
+        reporter, closed = self._reporter, self.closed
+        if is_of_handler:
+            report = reporter.failed(error, "the handler", closed)
+        else:
+            report = None if closed else reporter.report(error)
+        if report is not None:
+            await reporter.settle(report)
+
+    async def _publish_reply(self, reply_to: bytes, reply: bytes, failures: list[tuple[BaseException, bool]]) -> None:
         try:
             await self._publish(reply_to, reply)
         except ValueError as error:  # the reply is longer than `max_payload`: publish that instead
-            failures.append((error, _PUBLISHING))
+            failures.append((error, True))
             await self._publish(reply_to, new_failure(error))
 
     @property

@@ -39,6 +39,7 @@ from redismpx import (
 )
 from redismpx._io.runtime.log import LOG_INTERVAL
 from redismpx.request import _run_until_done
+from redismpx.testing import Proxy
 from tools.measure_requests import storm
 
 from ..helpers.cluster import Cluster
@@ -295,6 +296,34 @@ async def test_a_reply_that_cannot_be_sent_is_a_failure(url: str, other: Multipl
             await mpx.request("long", b"x" * 1000, timeout=10)
         await until(lambda: len(errors) == 1)
     assert nothing_left(other)
+
+
+@pytest.mark.parametrize("is_heard", [False, True], ids=["without on_error", "with on_error"])
+async def test_an_outage_is_no_fault_of_the_handler(
+    server: Server, caplog: pytest.LogCaptureFixture, is_heard: bool
+) -> None:
+    """A reply that cannot be published goes to on_error; without one, the log has its reason, and no traceback."""
+    errors: list[Exception] = []
+    on_error = errors.append if is_heard else None
+    with Proxy(server.port) as proxy:
+        here = Multiplexer(proxy.url, publish_timeout=0.1, on_error=on_error)
+        async with here as mpx, Multiplexer(server.url) as other:
+
+            lost = asyncio.Event()
+
+            def lose(request: Request) -> None:
+                proxy.stop_listening()
+                proxy.cut()
+                lost.set()
+
+            service = await active(mpx.serve("price", lose))
+            requesting = asyncio.create_task(other.request("price", b"", timeout=60))
+            await lost.wait()
+            await until(lambda: not service.in_flight)
+            requesting.cancel()
+    records = [record for record in caplog.records if "service on b'price'" in record.getMessage()]
+    assert [type(error) for error in errors] == [ConnectionLost] * is_heard
+    assert [(record.levelno, record.exc_info) for record in records] == [(logging.WARNING, None)] * (not is_heard)
 
 
 async def test_missing_rights_are_reported_to_each_side(server: Server, admin: Redis) -> None:

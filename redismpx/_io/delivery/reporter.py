@@ -63,11 +63,8 @@ class Reporter:
         if report is not None:
             self.aside = start(self.settle_report(report), report, tasks, self._label)
 
-    async def settle(self, error: BaseException, callback: str, closed: bool) -> None:
-        """Report the exception of a callback, and await what on_error returns."""
-        report = self.failed(error, callback, closed)
-        if report is None:
-            return
+    async def settle(self, report: Report) -> None:
+        """Await what on_error returned, in a task that does other work too."""
         adopt(report.awaitable)
         try:
             await report.awaitable
