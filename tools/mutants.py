@@ -323,6 +323,13 @@ MUTANTS = [
         f"{PUBLISH} -k back_when_a_session",
     ),
     Mutant(
+        "publishing does not pause any more when a session had connected",
+        "_io/publishing/current.py",
+        "            self._reached.clear()\n",
+        "",
+        f"{PUBLISH} -k session_of_the_past",
+    ),
+    Mutant(
         "an interrupted publish() that is sent later",
         "blocking/portal.py",
         "            self.post(outcome.cancel)  # this thread was interrupted, or the work is done\n            raise\n",

@@ -376,6 +376,23 @@ async def test_publishing_is_back_when_a_session_is(server: Server, monkeypatch:
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_a_session_of_the_past_shortens_no_pause(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Publishing pauses after each failed attempt to connect, also if a session had connected before."""
+    monkeypatch.setattr("redismpx._io.publishing.current.publish_backoff", lambda: ConstantBackoff(600))
+    caplog.set_level(logging.DEBUG, "redismpx")
+    with Faults(server) as faults:
+        async with Multiplexer(faults.url, publish_timeout=0.2) as mpx:
+            await mpx.connect(timeout=5)
+            faults.refuse()
+            calls = start(mpx, "0")
+            await until(lambda: "publishing fails for now" in caplog.text)
+            await outcomes(calls)
+    assert caplog.text.count("publishing fails for now") == 1
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_expiring_calls_do_not_stop_connecting(server: Server) -> None:
     """An attempt to connect may take longer than the calls that wait for it, of which one expires every moment."""
     with Proxy(server.port) as proxy:

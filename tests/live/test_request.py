@@ -308,7 +308,6 @@ async def test_an_outage_is_no_fault_of_the_handler(
     with Proxy(server.port) as proxy:
         here = Multiplexer(proxy.url, publish_timeout=0.1, on_error=on_error)
         async with here as mpx, Multiplexer(server.url) as other:
-
             lost = asyncio.Event()
 
             def lose(request: Request) -> None:

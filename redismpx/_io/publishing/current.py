@@ -32,7 +32,7 @@ class CurrentConnection:
         self._on_left = on_left
         self._connection: Connection | None = None
         self._backoff = publish_backoff()
-        self._reached = asyncio.Event()
+        self._reached = asyncio.Event()  # a session has connected since the last attempt began
         self.is_outdated: bool = False
         """Whether the connection, or the one that is being dialled, may lead to the wrong server."""
 
@@ -47,6 +47,7 @@ class CurrentConnection:
             await self.release()
         while self._connection is None or self.is_outdated:
             await self.leave()
+            self._reached.clear()
             self._connection = await self._endpoint.dial()
         return self._connection
 
@@ -76,14 +77,13 @@ class CurrentConnection:
         return concerned
 
     async def pause(self, failures: int) -> None:
-        """Wait before the next attempt to connect, after so many that failed; not if the server was reached."""
+        """Wait before the next attempt to connect, after so many that failed, until a session connects at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._backoff.compute(min(failures, 64))):
                 await self._reached.wait()
-        self._reached.clear()
 
     def reached(self) -> None:
-        """Take note that a session has connected: the next attempt to connect need not wait."""
+        """Take note that a session has connected: after an attempt that began before, the next one need not wait."""
         self._reached.set()
 
     async def lost(self) -> None:
