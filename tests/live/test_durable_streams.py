@@ -151,7 +151,7 @@ async def test_positions_delay_the_end_by_a_second(
     with Proxy(server.port) as proxy:
         reasons: list[str] = []
         handled: list[StreamMessage] = []
-        mpx = Multiplexer(proxy.url, publish_timeout=2)
+        mpx = Multiplexer(proxy.url, publish_timeout=60)
         sub = mpx.new_stream_subscription(handled.append, durable="d", on_close=reasons.append)
         sub.add("s", after="0")
         await mpx.append("s", "x")
@@ -167,7 +167,8 @@ async def test_positions_delay_the_end_by_a_second(
             with pytest.raises(TimeoutError):
                 await ended
         await ended if ending == "aclose" else None
-        assert loop.time() - begin == pytest.approx(1.0 if ending == "aclose" else 1.5, abs=0.4)
+        # It does not wait for the call, which may take as long as `publish_timeout`; a busy machine may be late.
+        assert (0.9 if ending == "aclose" else 1.4) <= loop.time() - begin < 30
     assert reasons == ["multiplexer closed"]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "positions of streams were not saved within 1 s: the last messages are delivered again"
