@@ -5,6 +5,7 @@ import re
 import typing
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.typing import stringify_annotation
@@ -109,9 +110,16 @@ html_css_files = ["site.css"]
 def setup(app: Sphinx) -> None:
     """Connect the hooks. Napoleon handles the same event with priority 500, so ours run before and after it."""
     ModuleAnalyzer.analyze = analyze_without_overloads  # type: ignore[method-assign]
+    app.connect("doctree-read", box_pictures)
     app.connect("autodoc-process-signature", name_types)
     app.connect("autodoc-process-docstring", keep_attribute, priority=400)
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
+
+
+def box_pictures(app: Sphinx, doctree: nodes.document) -> None:
+    """Put each picture into a box: on a phone, site.css shows it in a readable size, and the box scrolls."""
+    for image in list(doctree.findall(nodes.image)):
+        image.replace_self(nodes.container("", image.deepcopy(), classes=["picture"]))
 
 
 _analyze = ModuleAnalyzer.analyze

@@ -52,6 +52,18 @@ async def test_no_page_scrolls_sideways_on_a_phone(site: Path) -> None:
     assert too_wide == {}
 
 
+async def test_words_of_pictures_can_be_read_on_a_phone(site: Path) -> None:
+    """On a screen of 360 pixels, a picture is not made so narrow that its words are too small; its box scrolls."""
+    pages = [path for path in sorted(site.rglob("*.html")) if "_images/" in path.read_text()]
+    assert len(pages) >= 7
+    async with browsing() as page:
+        await page.set_viewport_size({"width": 360, "height": 800})
+        for path in pages:
+            await page.goto(path.as_uri())
+            widths = await page.locator("img[src*=_images]").evaluate_all("images => images.map(each => each.width)")
+            assert min(widths) >= 600, path
+
+
 def test_no_signature_has_a_private_name(site: Path) -> None:
     """The reference shows types as readers know them: no private type and no type variable of a base class."""
     signatures = [
