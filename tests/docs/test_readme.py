@@ -135,6 +135,7 @@ def test_the_readmes_commands_match_the_package() -> None:
     assert groups == ["tests", "frameworks"]
     assert set(groups) <= settings["dependency-groups"].keys()
     assert commands["demo"].endswith(".venv/bin/redismpx demo")
+    assert "-q" not in commands["demo"].split()  # pip shows its progress
     assert "redismpx" in project["scripts"]
     assert commands["tests"].endswith(".venv/bin/python -W error -m pytest")
 
