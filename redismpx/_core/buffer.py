@@ -249,8 +249,7 @@ class Buffer(EventList):
         self._lent_size = sum(map(len, chunk))
         items[head : head + lent] = _NONES[:lent]  # or the payloads would outlive their consumption
         self._head = head + lent
-        chunk.reverse()
-        self.batch.extend(chunk)
+        self.batch.extend(reversed(chunk))
         lenders = self._budget.lenders
         if len(lenders) >= MAX_LENDERS:
             lenders.pop().recall()
@@ -301,9 +300,8 @@ class Buffer(EventList):
 
     def _append(self, messages: list[bytes], size: int) -> None:
         if self._shared_from != sys.maxsize:
-            for data in messages[1::2]:
-                if len(data) >= SHARED_SIZE:
-                    self._budget.share(data)
+            for data in [data for data in messages[1::2] if len(data) >= SHARED_SIZE]:
+                self._budget.share(data)
         self._items += messages
         self._grow(len(messages) // 2, size)
 
@@ -318,6 +316,8 @@ class Buffer(EventList):
 
     def _count_off(self, start: int, count: int, size: int) -> None:
         self._unshare(start)
+        if start < self._shared_from < sys.maxsize:  # later messages get these positions
+            self._shared_from = start
         self._grow(-count, -size)
 
     def _unshare(self, start: int) -> None:

@@ -645,6 +645,26 @@ def test_a_removed_message_leaves_the_batch_too() -> None:
     assert popped(buffer) == [(b"a", b"2")]
 
 
+def test_no_payload_stays_shared_after_a_second_disconnect() -> None:
+    """Long payloads that follow those that a second disconnect has dropped are counted off when they are popped."""
+    budget = Budget(total=40_000)
+    buffer = new_buffer(100, Overflow.DROP_OLDEST, budget)
+
+    def put(count: int) -> None:
+        for number in range(count):
+            buffer.put(b"a", b"%2000d" % number)
+            buffer.commit()
+
+    put(1)
+    buffer.disconnect("first", None, [b"a"])
+    put(14)
+    assert budget._shared
+    buffer.disconnect("second", None, [b"a"])
+    put(3)
+    popped(buffer)
+    assert (budget._shared, budget.totals) == ({}, (0, 0))
+
+
 def test_popped_bytes_are_free_for_another_buffer() -> None:
     """The limit of all buffers sees what is pending, though a batch is counted together."""
     budget = Budget(total=100)
