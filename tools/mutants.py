@@ -887,11 +887,18 @@ MUTANTS = [
         "tests/io/test_inbox.py",
     ),
     Mutant(
-        "disconnects of very many names merge with a look at all events for each",
+        "disconnects merge before all of them are indexed",
         "_core/event_list.py",
-        "elif not self._grow_index().left(self._items):",
-        "elif self._grow_index() is not None:",
-        "tests/core/test_merging.py -k looks_at_all",
+        "elif self._index is None or self._index.end < self._last_gap:",
+        "elif self._index is None:",
+        "tests/core/test_merging.py -k in_order",
+    ),
+    Mutant(
+        "P7: disconnects never merge while messages are added fast",
+        "_core/event_list.py",
+        "self._index.end < self._last_gap:",
+        "self._index.left(self._items):",
+        "tests/core/test_merging.py -k added_faster",
     ),
     Mutant(
         "P7: disconnects never merge while messages are dropped",

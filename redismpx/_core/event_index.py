@@ -43,10 +43,16 @@ class EventIndex:
         """Return how many items are not indexed yet."""
         return len(items) - self.end
 
-    def find(self, name: bytes, items: list[Any]) -> list[int]:
-        """Return the positions of the events about a name, in order."""
+    def find_indexed(self, name: bytes, items: list[Any]) -> list[int]:
+        """Return the positions of the events about a name that are indexed, in order."""
         known = self._places.get(name, ())
         found = [*self._long, known] if isinstance(known, int) else [*self._long, *known]
+        found.sort()
+        return [position for position in found if is_about(items, position, name)]
+
+    def find(self, name: bytes, items: list[Any]) -> list[int]:
+        """Return the positions of the events about a name, in order."""
+        found: list[int] = []
         if self.end < len(items):
             position = self.end
             with suppress(ValueError):  # no more events
@@ -57,8 +63,8 @@ class EventIndex:
             if not {QueuedSignal}.isdisjoint(map(type, others)):
                 positions = range(self.end, len(items), 2)
                 found += [n for n, other in zip(positions, others, strict=True) if type(other) is QueuedSignal]
-        found.sort()
-        return [position for position in found if is_about(items, position, name)]
+                found.sort()
+        return self.find_indexed(name, items) + [position for position in found if is_about(items, position, name)]
 
     def grow(self, items: list[Any], head: int) -> None:
         """Index some more events. There is none before `head`."""

@@ -23,8 +23,8 @@ MERGED_AT_ONCE = 256  # names whose disconnects are merged in about a millisecon
 class EventList(ABC):
     """Messages and signals in order. A subclass adds and removes messages, counts them, and keeps bounds."""
 
-    __slots__ = ("_full_gap", "_gaps", "_head", "_index", "_items", "_oldest", "_removed", "_tail", "_unmerged",
-                 "count", "signals")  # fmt: skip
+    __slots__ = ("_full_gap", "_gaps", "_head", "_index", "_items", "_last_gap", "_oldest", "_removed", "_tail",
+                 "_unmerged", "count", "signals")  # fmt: skip
 
     def __init__(self) -> None:
         self.signals: int = 0
@@ -38,6 +38,7 @@ class EventList(ABC):
         self._tail = (0, 0)  # with a list of this length, no message is from this position on
         self._gaps = 0  # disconnects that are queued
         self._unmerged: list[bytes] = []  # the names that may be in more than one of them
+        self._last_gap = 0  # with such names, no disconnect of some names is from this position on
         self._full_gap = -1  # position of a queued disconnect of all names; no later disconnect is queued
         self._index: EventIndex | None = None  # made when something is removed: nothing else needs it
 
@@ -91,6 +92,7 @@ class EventList(ABC):
             self._add_signal(QueuedSignal(Signal.DISCONNECT, argument, names))
             if self._gaps > 1:
                 self._unmerged += names
+                self._last_gap = len(self._items)
         self._tidy()
         return before - self.count
 
@@ -103,7 +105,9 @@ class EventList(ABC):
         before = self.count
         if self._gaps < 2:
             self._unmerged.clear()
-        elif not self._grow_index().left(self._items):
+        elif self._index is None or self._index.end < self._last_gap:
+            self._grow_index()  # not to the end of the list: messages may be added faster than they are indexed
+        else:
             names = self._unmerged[-MERGED_AT_ONCE:]
             del self._unmerged[-MERGED_AT_ONCE:]
             for name in names:
@@ -155,7 +159,7 @@ class EventList(ABC):
         """Remove everything."""
         self._items.clear()
         self._head = self.count = self._removed = self._oldest = self.signals = self._gaps = 0
-        self._full_gap, self._index, self._tail = -1, None, (0, 0)
+        self._full_gap, self._index, self._tail, self._last_gap = -1, None, (0, 0), 0
         self._unmerged.clear()
 
     # --- gaps
@@ -184,12 +188,14 @@ class EventList(ABC):
         self.signals -= signals
         self._removed -= len(channels) - signals - dropped
         self._oldest, self._index, self._tail = min(self._oldest, start), None, (0, 0)
+        self._last_gap = min(self._last_gap, start)
         for signal in reversed(errors):
             self._add_signal(signal)
 
     def _merge(self, name: bytes) -> None:
         """Merge the gaps of a name: keep its first disconnect, and remove its later events up to the last one."""
-        places = self._find(name)
+        assert self._index is not None
+        places = self._index.find_indexed(name, self._items)
         gaps = [position for position in places if self._is_gap(position)]
         if len(gaps) > 1:
             for position in places[places.index(gaps[0]) + 1 : places.index(gaps[-1]) + 1]:

@@ -235,6 +235,27 @@ def test_merging_ends_though_messages_are_dropped(monkeypatch: pytest.MonkeyPatc
     assert len(buffer._items) < 100
 
 
+@pytest.mark.usefixtures("small_sizes")
+def test_merging_ends_though_messages_are_added_faster() -> None:
+    """Messages that are added faster than they are indexed do not keep disconnects from merging."""
+    buffer = new_buffer(FEW, Overflow.DROP_OLDEST, Budget())
+    many = frozenset([b"%d" % number for number in range(50)])
+    buffer.disconnect("first", many)
+    for name in many:
+        buffer.signal(Signal.ACTIVATION, name, name)
+    buffer.disconnect("second", many)
+    steps = 0
+    while buffer.is_merging:
+        for _ in range(20):  # ten times as many as are indexed in one step
+            buffer.put(b"other", b"x")
+        buffer.commit()
+        buffer.merge_some()
+        steps += 1
+        assert steps < 200
+    assert buffer.signals == 1
+    assert len(buffer._items) < 100
+
+
 @pytest.mark.parametrize("backlog", [0, 100], ids=["a sweep", "a search"])
 def test_a_name_leaves_a_disconnect_of_many_without_a_copy(backlog: int) -> None:
     """To remove one name neither copies nor indexes the names of a disconnect."""
