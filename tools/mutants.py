@@ -2915,6 +2915,23 @@ MUTANTS = [
         f"{STARLETTE} -k does_not_read",
     ),
     Mutant(
+        "the end of a stream waits for ever for its client",
+        "contrib/starlette.py",
+        """                    with sending:
+                        await send({"type": "http.response.body", "body": b"", "more_body": False})
+""",
+        """                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+""",
+        f"{STARLETTE} -k last_chunk",
+    ),
+    Mutant(
+        "the end of a bridge waits for ever for its client",
+        "contrib/starlette.py",
+        "                async with asyncio.timeout(_GRACE):\n                    await websocket.close",
+        "                async with asyncio.timeout(None):\n                    await websocket.close",
+        f"{STARLETTE} -k cannot_be_closed",
+    ),
+    Mutant(
         "starlette: a client that leaves cancels the handling of its last message",
         "contrib/starlette.py",
         "                await asyncio.get_running_loop().create_future()\n",

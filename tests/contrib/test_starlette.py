@@ -17,6 +17,7 @@ import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from redis.asyncio import Redis
+from starlette.websockets import WebSocketState
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -231,6 +232,45 @@ async def test_a_client_that_does_not_read_is_disconnected(
     assert "has not read for 0.1 s" in warning
     assert others == (["ASGI callable returned without completing response."] if path == "/channels/a" else [])
     caplog.clear()
+
+
+class Stuck:
+    """The sending half of a server whose client stops reading before a message of this type."""
+
+    def __init__(self, kind: str, **fields: object) -> None:
+        self._last = {"type": kind, **fields}
+
+    async def send(self, message: Any) -> None:
+        if self._last.items() <= message.items():
+            await asyncio.get_running_loop().create_future()
+
+    async def receive(self) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_a_last_chunk_that_cannot_be_sent_is_given_up(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a stream waits for its client no longer than `send_timeout`; the log has a warning."""
+    stuck = Stuck("http.response.body", more_body=False)
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription()
+        stream = EventStream(sub, send_timeout=0.05)
+        sub.close()
+        scope = {"type": "http", "method": "GET", "path": "/stuck", "headers": []}
+        await asyncio.wait_for(stream(scope, stuck.receive, stuck.send), DEADLINE)
+    assert warnings(caplog) == ["a client of '/stuck' has not read for 0.05 s, and is disconnected"]
+
+
+async def test_a_websocket_that_cannot_be_closed_is_left(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bridge ends although its client does not take the frame that closes the WebSocket."""
+    monkeypatch.setattr("redismpx.contrib.starlette._GRACE", 0.05)
+    stuck = Stuck("websocket.close")
+    websocket = WebSocket({"type": "websocket", "path": "/stuck", "headers": []}, stuck.receive, stuck.send)
+    websocket.client_state = WebSocketState.CONNECTED
+    await websocket.accept()
+    mpx = Multiplexer(url)
+    async with mpx, asyncio.timeout(DEADLINE), bridge(websocket, mpx.new_channel_subscription(), lambda event: None):
+        mpx.close()
+        await stuck.receive()
 
 
 async def test_events_are_converted(url: str, admin: Redis) -> None:
