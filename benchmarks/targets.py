@@ -96,6 +96,7 @@ TARGETS = [
     Target("key-events", Relation.TIMES, 1.5, "floor", metric="p50"),
     Target("key-events", Relation.TIMES_LESS, 100, "redis-py", metric="p50"),
     Target("socketio", Relation.TIMES_LESS, 2, "python-socketio"),
+    Target("channels-send", Relation.TIMES_LESS, 4, "channels_redis"),
     Target("topics", Relation.TIMES, 1, "blinker"),
     Target("topics", Relation.TIMES_LESS, 2, "PyPubSub"),
     Target("append-500", Relation.TIMES, 2, "publish"),

@@ -58,6 +58,7 @@ OBSERVING = "tests/live/test_observing.py"
 PICKLING = "tests/api/test_pickling.py"
 PROMISE = "tests/live/test_promise.py"
 PUBLISH = "tests/live/test_publish.py"
+SINGLE = "tests/live/test_single_calls.py"
 READING = "tests/live/test_reading.py"
 BROADCASTER = "tests/contrib/test_broadcaster.py"
 LITESTAR = "tests/contrib/test_litestar.py"
@@ -1240,8 +1241,8 @@ MUTANTS = [
     Mutant(
         "an abandoned server gets another batch",
         "_io/publishing/pipeline.py",
-        "                    if self.current.is_outdated:\n                        await self.current.leave()\n",
-        "                    self.current.is_outdated = False\n",
+        "                        if self.current.is_outdated:\n                            await self.current.leave()\n",
+        "                        self.current.is_outdated = False\n",
         "tests/live/test_former_master.py -k gets_no_more",
     ),
     Mutant(
@@ -1652,6 +1653,62 @@ MUTANTS = [
         "                sent.clear()\n                connection.abort()\n            for call",
         "                sent.clear()\n                is_usable = True\n            for call",
         f"{PUBLISH} -k a_late_reply_goes_to_no_other_call",
+    ),
+    Mutant(
+        "each call wakes the task of the publisher",
+        "_io/publishing/pipeline.py",
+        "                self._single.allow(connection)\n",
+        "                pass\n",
+        f"{SINGLE} -k does_not_wake",
+    ),
+    Mutant(
+        "a call overtakes those that wait",
+        "_io/publishing/pipeline.py",
+        "if not (self._sent or self._waiting or self.current",
+        "if not (self.current",
+        f"{SINGLE} -k overtaken",
+    ),
+    Mutant(
+        "a single call goes to the server that was left",
+        "_io/publishing/pipeline.py",
+        "self._waiting or self.current.is_outdated) and",
+        "self._waiting) and",
+        f"{SINGLE} -k outdated",
+    ),
+    Mutant(
+        "a part of a reply is taken for a reply",
+        "_io/publishing/single.py",
+        ' or data[-2:] != b"\\r\\n" or not digits.isdigit()',
+        "",
+        f"{SINGLE} -k in_pieces",
+    ),
+    Mutant(
+        "what a server sends unasked is read as the next reply",
+        "_io/publishing/single.py",
+        "            self.leave()\n            return False\n        count",
+        "            return False\n        count",
+        f"{SINGLE} -k unasked",
+    ),
+    Mutant(
+        "a single call that nobody hears is a success",
+        "_io/publishing/single.py",
+        "if not count and call.must_be_heard:",
+        "if False:",
+        f"{SINGLE} -k nobody_hears",
+    ),
+    Mutant(
+        "the connection of a single call that got no reply stays",
+        "_io/publishing/pipeline.py",
+        "        if overdue:\n            self._single.leave()\n",
+        "",
+        f"{SINGLE} -k deadline",
+    ),
+    Mutant(
+        "a single call does not notice that its connection is lost",
+        "_io/redispy/tap.py",
+        "        self._on_end()\n        self._protocol.connection_lost(exc)\n",
+        "        self._protocol.connection_lost(exc)\n",
+        f"{SINGLE} -k its_connection",
     ),
     Mutant(
         "drain() leaves what is to be published",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from ..._core.scripts import Evaluation
 from ..._core.wire import Redirection
-from ...errors import ConnectionLost, MultiplexerIsClosed
+from ...errors import ConnectionLost, MultiplexerIsClosed, NoResponders
+from ..redispy.connection import Connection
 
 # Length-prefixed arguments only, so both are data whatever bytes they have.
 PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
@@ -95,3 +97,12 @@ class Moved(NamedTuple):
 
     call: PublishCall
     redirection: Redirection
+
+
+async def reject_unheard(calls: Collection[PublishCall], connection: Connection) -> None:
+    """Fail the calls that must be heard and were not, if it is certain that nobody gets their messages."""
+    for sharded in {call.slot is not None for call in calls}:
+        if await connection.counts_all(sharded=sharded):
+            for call in calls:
+                if (call.slot is not None) is sharded and not call.outcome.done():
+                    call.outcome.set_exception(NoResponders(call.channel))

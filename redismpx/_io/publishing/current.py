@@ -51,6 +51,11 @@ class CurrentConnection:
             self._connection = await self._endpoint.dial()
         return self._connection
 
+    async def idle(self) -> Connection | None:
+        """Return the connection of the last batch if a call can be sent over it as it is, and None otherwise."""
+        connection = self._connection
+        return connection if connection is not None and await connection.is_usable() else None
+
     async def _is_usable(self, connection: Connection) -> bool:
         """Tell whether an idle connection can carry a batch; note if its server was demoted."""
         if not await connection.is_usable():

@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import Context
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 from ..._core.wire import Redirection
-from ...errors import NoResponders, plain
+from ...errors import plain
 from ...stats import Counters
 from ..redispy.connection import Address, Connection
 from ..redispy.endpoint import Endpoint
@@ -26,25 +26,14 @@ from ..runtime.notification import Notifier
 from ..runtime.slices import Step
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
 from ..runtime.timers import EXPIRED_AT_ONCE
-from .call import Moved, PublishCall, ScriptCall
+from .call import Moved, PublishCall, ScriptCall, reject_unheard
 from .current import CurrentConnection
+from .router import Router
+from .single import SingleCall
 
 PUBLISH_BATCH = 512  # calls; resolving so many takes about a time slice of the loop
 PUBLISH_BATCH_BYTES = 1 << 20  # bytes copied and written at a time; a larger message goes alone
 REDIRECTION_PAUSE = 0.02  # seconds after a batch in which a call was redirected for the second time
-
-
-class Router(Protocol):
-    """Moves the calls of a pipeline to another one. Only a cluster has a router."""
-
-    def redirect(self, pipeline: Pipeline, moved: Collection[Moved]) -> None:
-        """Move redirected calls, and all other calls in the pipeline that have their slots."""
-
-    def place(self, pipeline: Pipeline) -> None:
-        """Move the calls of a pipeline whose owners have become known, because the slot map was read meanwhile."""
-
-    async def divert(self, pipeline: Pipeline) -> None:
-        """Move the calls of a pipeline that cannot connect, if their slots have other owners by now."""
 
 
 class Pipeline:
@@ -57,7 +46,7 @@ class Pipeline:
         tasks: Tasks,
         counters: Counters,
         on_lost: Callable[[Address], None],
-        router: Router | None = None,
+        router: Router[Pipeline] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._router = router
@@ -73,6 +62,8 @@ class Pipeline:
         self._again: list[PublishCall] = []  # scripts of that batch that the server did not run, and may run later
         self._bounced = False  # whether a call of that batch was redirected for the second time
         self._called = Notifier()
+        self._single = SingleCall(counters, lambda: self._sent.clear(), self._called.notify)
+        self._singles = 0  # batches of one call, in a row: after the second, a call may go without the task
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the oldest call
         self.current: CurrentConnection = CurrentConnection(endpoint, timeout, on_lost, self._reroute)
@@ -92,9 +83,13 @@ class Pipeline:
     # --- the queue
 
     def put(self, call: PublishCall) -> None:
-        """Queue a call that was made just now."""
-        self._waiting.append(call)
-        self._attend_to(call)
+        """Queue a call that was made just now, or send it at once: if the pipeline is idle, and calls come singly."""
+        if not (self._sent or self._waiting or self.current.is_outdated) and self._single.send(call):
+            self._sent.append(call)
+            self._set_timer(call)
+        else:
+            self._waiting.append(call)
+            self._attend_to(call)
 
     def put_first(self, calls: Sequence[PublishCall]) -> None:
         """Queue calls that have waited elsewhere, the oldest first, before all others."""
@@ -115,11 +110,14 @@ class Pipeline:
 
     def _attend_to(self, call: PublishCall) -> None:
         """Make sure that a call is sent, or fails in time."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(call.deadline, self._expire)
+        self._set_timer(call)
         if self._task is None or self._task.done():
             self._task = self._tasks.start(self._run(), "redismpx publisher", Context())
         self._called.notify()
+
+    def _set_timer(self, call: PublishCall) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(call.deadline, self._expire)
 
     # --- one batch after the other
 
@@ -128,15 +126,17 @@ class Pipeline:
         try:
             while not is_cancelling():
                 try:
-                    if self.current.is_outdated:
-                        await self.current.leave()
-                    if not self._waiting:
-                        await self._called.wait()
-                        continue
-                    connection = await self.current.get()
-                    self._failure, failures = None, 0
-                    if self._router is not None:
-                        self._router.place(self)
+                    connection = self._single.take_over()
+                    if connection is None:
+                        if self.current.is_outdated:
+                            await self.current.leave()
+                        if not self._waiting:
+                            await self._rest()
+                            continue
+                        connection = await self.current.get()
+                        self._failure, failures = None, 0
+                        if self._router is not None:
+                            self._router.place(self)
                     if not await self._exchange(connection):
                         await self.current.lost()
                     if self._bounced:  # the nodes do not agree yet
@@ -157,6 +157,14 @@ class Pipeline:
             if not isinstance(sys.exception(), GeneratorExit):  # collected with its loop, which runs nothing any more
                 await self.current.release()
 
+    async def _rest(self) -> None:
+        """Wait for the next call, unless there is one already. If calls come singly, it need not wake this task."""
+        connection = await self.current.idle() if self._singles > 1 and self._router is None else None
+        if not (self._waiting or self.current.is_outdated):
+            if connection is not None:
+                self._single.allow(connection)
+            await self._called.wait()
+
     async def _reroute(self) -> None:
         """Look for another endpoint, for the pipeline or for the calls in it."""
         self.endpoint.failed()
@@ -166,9 +174,11 @@ class Pipeline:
     async def _exchange(self, connection: Connection) -> bool:
         """Send a batch and read its replies; return whether the connection can carry another batch.
 
-        If it cannot, replies may be on their way that belong to no later call.
+        If it cannot, replies may be on their way that belong to no later call. A call that was sent already is a batch.
         """
-        sent = self._sent = self._next_batch()
+        is_sent = bool(self._sent)
+        sent = self._sent = self._sent or self._next_batch()
+        self._singles = self._singles + 1 if len(sent) == 1 and not is_sent else 0
         if not sent:
             return True  # all calls were cancelled
         is_usable = False
@@ -179,10 +189,11 @@ class Pipeline:
         try:
             deadline = sent[-1].deadline if self._is_sorted else max([call.deadline for call in sent])
             async with asyncio.timeout_at(deadline):
-                await connection.send(b"".join([call.command for call in sent]))
+                if not is_sent:
+                    await connection.send(b"".join([call.command for call in sent]))
                 if not is_cancelling():
                     await self._read_replies(connection, sent)
-                    await self._reject_unheard(connection)
+                    await reject_unheard(self._unheard, connection)
                     is_usable = True
         except Exception as error:  # noqa: BLE001, after any failure no reply can be told from another
             connection.hide_secrets_in(error)
@@ -223,14 +234,6 @@ class Pipeline:
                 self._unheard.append(call)
             elif not call.outcome.done():
                 call.outcome.set_result(reply)
-
-    async def _reject_unheard(self, connection: Connection) -> None:
-        """Fail the calls that must be heard and were not, if it is certain that nobody gets their messages."""
-        for sharded in {call.slot is not None for call in self._unheard}:
-            if await connection.counts_all(sharded=sharded):
-                for call in self._unheard:
-                    if (call.slot is not None) is sharded and not call.outcome.done():
-                        call.outcome.set_exception(NoResponders(call.channel))
 
     def _reject(self, call: PublishCall, error: ResponseError) -> None:
         """Fail a call with an error reply; one that was redirected is kept for its new owner."""
@@ -291,6 +294,8 @@ class Pipeline:
         now = loop.time()
         overdue = [call for call in self._sent if call.deadline <= now]  # their replies may still come
         self._lose(overdue, f"no answer within {self._timeout:g} s", TimeoutError())
+        if overdue:
+            self._single.leave()
         if not self._is_sorted:
             self._waiting = deque(sorted(self._waiting, key=lambda call: call.deadline))
             self._is_sorted = True
@@ -335,6 +340,7 @@ class Pipeline:
 
     def close(self) -> Iterator[Step]:
         """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
+        self._single.take_over()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from .credentials import Login
 from .secrets import Secrets
+from .tap import Tap
 
 ROLE_INTERVAL = 1.0  # seconds between two questions for the role of a server that is in use
 COUNTS_INTERVAL = 1.0  # seconds for which a server that does not count all subscribers is not asked again
@@ -65,6 +66,7 @@ class Connection:
         self._asked = -math.inf
         self.scripts: set[bytes] = set()
         """The scripts that were sent over it, and that the server has therefore."""
+        self._is_tapped = False
         self._incomplete: dict[bool, float] = {}  # when the server was found not to count all, by `sharded`
 
     @property
@@ -146,6 +148,21 @@ class Connection:
         else:
             self._transport.write(data)
             await self._raw._writer.drain()
+
+    def tap(self, take: Callable[[bytes], bool], on_end: Callable[[], None]) -> bool:
+        """Let `take` see all data first from now on, as `Tap` describes. Return False if there is no transport."""
+        if self._transport is not None and not self._is_tapped:
+            self._transport.set_protocol(Tap(self._transport, take, on_end))
+            self._is_tapped = True
+        return self._is_tapped
+
+    def write_now(self, data: bytes) -> bool:
+        """Send a little data without a wait; return False if the connection is closed. Only after `tap()`."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
+        transport.write(data)
+        return True
 
     def reader(self, *, pushes: bool = False) -> Callable[[], Awaitable[Any]]:
         """Return a function that reads the next reply as bytes. An error reply is raised, and does not disconnect.

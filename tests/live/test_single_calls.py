@@ -1,0 +1,212 @@
+"""Publishing, one call after the other: a call goes out and gets its reply without a step of the publisher's task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from redismpx import ConnectionLost, Multiplexer, NoResponders
+from redismpx.errors import RedisMPXError
+
+from ..helpers.fake_server import FakeServer, read_command, shake_hands
+from ..helpers.waiting import until
+
+pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.one_flavour]
+
+WRONG = b"-ERR wrong\r\n"
+
+
+def publisher_task() -> asyncio.Task[Any]:
+    (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "redismpx publisher"]
+    return task
+
+
+def awaited(task: asyncio.Task[Any]) -> object:
+    """The future that a task waits for."""
+    return task._fut_waiter  # type: ignore[attr-defined]
+
+
+class Script:
+    """A server that answers PUBLISH by its payload: with these bytes one by one, or else with the payload as a count.
+
+    `calls` has the payloads, and for each the number of the connection.
+    """
+
+    def __init__(self, **replies: bytes) -> None:
+        self.replies = replies
+        self.calls: list[tuple[int, bytes]] = []
+        self.server = FakeServer(self.run)
+        self.write: Callable[[bytes], object] = print
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number, self.write = self.server.accepted, writer.write
+        command = await shake_hands(reader, writer)
+        while True:
+            self.calls.append((number, command[2]))
+            reply = self.replies.get(command[2].decode())
+            if reply is None:
+                writer.write(b":%b\r\n" % command[2])
+            else:
+                for part in range(len(reply)):
+                    writer.write(reply[part : part + 1])
+                    await asyncio.sleep(0.002)  # or the parts would arrive as one
+            command = await read_command(reader)
+
+
+async def test_a_single_call_does_not_wake_the_task(url: str) -> None:
+    """From the third call on, the task of the publisher waits on, and each call gets the count of its own message."""
+    async with Multiplexer(url) as mpx, mpx.subscribe("a"):
+        assert [await mpx.publish("a", "0") for _ in range(2)] == [1, 1]
+        await asyncio.sleep(0)
+        task = publisher_task()
+        waiter = awaited(task)
+        for channel in "abab":
+            assert await mpx.publish(channel, "1") == (channel == "a")
+        assert awaited(task) is waiter
+
+
+async def test_calls_that_come_together_wake_the_task(url: str) -> None:
+    """After calls that came together, two at a time, the next ones go out together again."""
+    async with Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", "0") for _ in range(3)] == [0, 0, 0]
+        for _ in range(2):
+            await asyncio.sleep(0)
+            waiter = awaited(publisher_task())
+            assert await asyncio.gather(mpx.publish("a", "1"), mpx.publish("a", "2")) == [0, 0]
+            assert awaited(publisher_task()) is not waiter
+        calls = [asyncio.ensure_future(mpx.publish("a", text)) for text in "34"]
+        await asyncio.sleep(0)  # they are made
+        assert not mpx._hub.deployment.publisher._pipeline._sent
+        assert await asyncio.gather(*calls) == [0, 0]
+
+
+@pytest.mark.parametrize("behind", ["", "34"])
+@pytest.mark.parametrize("reply", [b":12\r\n", WRONG, b"+OK\r\n"])
+async def test_a_reply_in_pieces_is_that_of_its_call(reply: bytes, behind: str) -> None:
+    """A reply that arrives byte by byte is read as a whole, and the calls before and after it get theirs."""
+    script = Script(odd=reply)
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        calls = [mpx.publish("a", each) for each in ("odd", *behind)]
+        odd, *after = await asyncio.gather(*calls, return_exceptions=True)
+        if reply == b":12\r\n":
+            assert odd == 12
+        else:
+            assert str(odd) == "wrong" if reply == WRONG else isinstance(odd, ConnectionLost)
+        if reply != b"+OK\r\n":
+            assert after == list(map(int, behind))
+        await until(lambda: mpx._hub.deployment.publisher.pending == 0)
+        assert [await mpx.publish("a", str(n)) for n in range(5, 9)] == [5, 6, 7, 8]
+
+
+async def test_an_error_reply_fails_its_single_call_alone() -> None:
+    """A call that Redis rejects raises its error, and the connection stays."""
+    script = Script(bad=WRONG)
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        for number in range(1, 4):
+            assert await mpx.publish("a", str(number)) == number
+            with pytest.raises(Exception, match="wrong"):
+                await mpx.publish("a", "bad")
+        assert script.server.accepted == 1
+
+
+async def test_unasked_data_ends_an_idle_connection() -> None:
+    """Data that arrives while no call is open belongs to no call: the next one goes over a new connection."""
+    script = Script()
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        script.write(b":9\r\n")
+        connection = mpx._hub.deployment.publisher._pipeline.current._connection
+        assert connection is not None
+        await until(lambda: bool(connection._raw._reader._buffer))
+        assert await mpx.publish("a", "3") == 3
+        assert script.calls == [(1, b"1"), (1, b"2"), (2, b"3")]
+
+
+async def test_a_single_call_ends_at_its_deadline() -> None:
+    """A call without a reply raises ConnectionLost in time, and a late reply goes to no other call."""
+    script = Script(silent=b"")
+    async with script.server.run() as url, Multiplexer(url, publish_timeout=0.2) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        calls = [asyncio.ensure_future(mpx.publish("a", "silent"))]
+        await until(lambda: script.calls[-1] == (1, b"silent"))
+        with pytest.raises(ConnectionLost, match=r"no answer within 0\.2 s") as caught:
+            await calls[0]
+        assert caught.value.sent
+        current = mpx._hub.deployment.publisher._pipeline.current
+        await until(lambda: current._connection is None)  # without another call
+        assert await mpx.publish("a", "3") == 3
+        assert script.calls[-1] == (2, b"3")
+
+
+async def test_a_single_call_leaves_an_outdated_connection() -> None:
+    """A call right after the news that the server is the wrong one goes over a new connection."""
+    script = Script()
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        mpx._hub.deployment.publisher.abandon(None)
+        assert await mpx.publish("a", "3") == 3
+        assert script.calls[-1] == (2, b"3")
+
+
+@pytest.mark.parametrize("how", ["aclose", "cancel", "reset"])
+async def test_a_single_call_ends_with_its_connection(how: str) -> None:
+    """A call without a reply raises as soon as the connection or the multiplexer ends, or it is cancelled."""
+    script = Script(silent=b"")
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        call = asyncio.ensure_future(mpx.publish("a", "silent"))
+        await until(lambda: script.calls[-1] == (1, b"silent"))
+        if how == "cancel":
+            call.cancel()
+            await asyncio.wait([call])
+            assert call.cancelled()
+            script.write(b":9\r\n")
+            assert await mpx.publish("a", "3") == 3
+            return
+        if how == "aclose":
+            await mpx.aclose()
+        else:
+            connection = mpx._hub.deployment.publisher._pipeline.current._connection
+            assert connection is not None
+            connection.abort()
+        with pytest.raises(RedisMPXError) as caught:
+            await asyncio.wait_for(call, 2)
+        assert isinstance(caught.value, ConnectionLost)
+        assert caught.value.sent
+        if how == "reset":
+            assert await mpx.publish("a", "3") == 3
+            assert script.calls[-1] == (2, b"3")
+
+
+async def test_calls_behind_a_single_one_keep_their_order() -> None:
+    """Calls that are made while a single call is open wait for its reply, then go out in their order."""
+    script = Script(slow=b":77\r\n")
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        texts = ["slow", *map(str, range(3, 20))]
+        counts = await asyncio.gather(*[mpx.publish("a", text) for text in texts])
+        assert counts == [77, *range(3, 20)]
+        assert [text for _, text in script.calls] == [b"1", b"2", *map(str.encode, texts)]
+
+
+async def test_a_large_call_is_not_overtaken() -> None:
+    """A message that is too large to be sent at once goes out before the small ones behind it."""
+    large = "x" * 100_000
+    script = Script(**{large: b":77\r\n"})
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        assert await asyncio.gather(*[mpx.publish("a", text) for text in (large, "3", "4")]) == [77, 3, 4]
+        assert [len(text) for _, text in script.calls] == [1, 1, 100_000, 1, 1]
+
+
+async def test_a_single_request_that_nobody_hears_fails(url: str) -> None:
+    """A request without a responder raises NoResponders at once, also when no other call is made."""
+    async with Multiplexer(url) as mpx:
+        await mpx.publish("a", "1")
+        await mpx.publish("a", "2")
+        with pytest.raises(NoResponders):
+            await mpx.request("nobody", "x", timeout=5)
