@@ -142,7 +142,7 @@ async def test_an_entered_room_misses_nothing(shared_server: Server, clients: Cl
 
 
 @pytest.mark.one_flavour
-async def test_other_processes_emit(url: str, clients: Clients) -> None:
+async def test_other_processes_emit(url: str, admin: Redis, clients: Clients) -> None:
     """Write-only managers, in an event loop and without one, emit, and move and disconnect clients."""
     here, thread = AsyncMultiplexerManager(url, write_only=True), MultiplexerManager(url, write_only=True)
     async with here.multiplexer, Servers(url) as servers:
@@ -152,6 +152,9 @@ async def test_other_processes_emit(url: str, clients: Clients) -> None:
         for client in (bob, eve):
             assert [await client.hear(), await client.hear()] == [("here", b"\x00"), ("thread", b"\x00")]
         await here.enter_room(bob.sid, "/", "blue")
+        async with asyncio.timeout(DEADLINE):
+            while not await admin.pubsub_channels("*blue"):  # enter_room() does not wait for another server
+                await asyncio.sleep(0.01)
         await asyncio.to_thread(thread.leave_room, bob.sid, "/", "red")
         await asyncio.to_thread(thread.emit, "both", None, room=["red", "blue"])
         await bob.hears("both")
