@@ -103,7 +103,7 @@ class Report:
 
     def chart(self) -> str:
         """Return an SVG with a bar for each contestant: its cost as a multiple of the floor, on a logarithmic scale."""
-        left, right, top, line = 130, 620, 50, 17
+        left, right, top, line = 130, 590, 50, 17
         shown = [(case, times) for case in self._cases if (times := self._times(case))]
         longest = max((math.log(value) for _, times in shown for value, _ in times.values()), default=1.0)
         parts, y = [], top
@@ -113,7 +113,7 @@ class Report:
                 y += line
                 width = max(2.0, math.log(max(value, 1.0)) / longest * (right - left))
                 kind = name if name in ("floor", "redismpx") else "peer"
-                label = f"{value:.3g} x ({show(median)} {UNITS[case.metric]})"
+                label = f"{show(value)} x ({show(median)} {UNITS[case.metric]})"
                 parts += [
                     f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(name)}</text>',
                     f'<rect x="{left}" y="{y + 2}" width="{width:.0f}" height="12" class="{kind}"/>',
