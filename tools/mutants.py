@@ -1662,6 +1662,13 @@ MUTANTS = [
         f"{SINGLE} -k does_not_wake",
     ),
     Mutant(
+        "a reply of very many digits is taken for a count",
+        "_io/publishing/single.py",
+        " and len(digits) <= MOST_DIGITS",
+        "",
+        f"{SINGLE} -k no_number",
+    ),
+    Mutant(
         "a call overtakes those that wait",
         "_io/publishing/pipeline.py",
         "if not (self._sent or self._waiting or self.current",
@@ -1678,7 +1685,7 @@ MUTANTS = [
     Mutant(
         "a part of a reply is taken for a reply",
         "_io/publishing/single.py",
-        ' or data[-2:] != b"\\r\\n" or not digits.isdigit()',
+        ' and data[-2:] == b"\\r\\n" and digits.isdigit()',
         "",
         f"{SINGLE} -k in_pieces",
     ),

@@ -82,7 +82,7 @@ class GapFeed(Generic[_Data, _Item]):
 
     def add(self, *names: bytes) -> None:
         self.sub.add(*names)
-        self.joining.update(names)
+        self.joining.update(name for name in names if name not in self._names)
         self._names.update((name, self._name(name)) for name in names)
 
     def remove(self, *names: bytes) -> None:
@@ -118,7 +118,7 @@ class GapFeed(Generic[_Data, _Item]):
                     self.joining.discard(name)
                     error: Exception | None = self._lost.pop(name, None)
                 case Disconnect(lost):
-                    names = self.sub.channels if lost.names is None else lost.names
+                    names = self.sub.channels - self.joining if lost.names is None else lost.names
                     self._lost.update({} if self._is_stream else dict.fromkeys(names, lost))
                     continue
                 case _:

@@ -22,6 +22,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from redismpx import ConnectionLost, Multiplexer, SlowConsumer, SubscriptionIsClosed
+from redismpx.contrib._feed import GapFeed, Transport
 from redismpx.contrib.broadcaster import Broadcast, Event, MultiplexerBackend
 
 from ..helpers.asgi import serving
@@ -269,6 +270,25 @@ async def test_an_error_of_on_gap_ends_nothing(
         await until(lambda: any(record.exc_info for record in caplog.records))
         await broadcast.publish("a", "after")
         assert await reading == "after"
+
+
+async def test_a_channel_that_was_never_active_has_no_gap(url: str, admin: Redis) -> None:
+    """A channel that is added while another one is lost gets its messages, and no gap before them."""
+    gaps: list[str] = []
+    async with Multiplexer(url, backoff=QUICK) as mpx:
+        feed: GapFeed[bytes, tuple[str, bytes]] = GapFeed(
+            Transport(mpx, False, {}), lambda channel, _: gaps.append(channel), None, lambda item: item
+        )
+        feed.add(b"old")
+        await feed.joined(b"old")
+        await kill_clients(admin)
+        await until(lambda: mpx.stats().connections == 2)
+        feed.add(b"new")
+        reading = asyncio.create_task(feed.next())
+        await until(lambda: len(feed.sub.active) == 2)
+        await mpx.publish("new", "a")
+        assert await reading == ("new", b"a")
+    assert gaps == ["old"]
 
 
 async def test_without_on_gap_the_log_has_the_outage(

@@ -258,6 +258,30 @@ async def test_a_refused_room_is_not_called_active(
         assert await lose_connection() == (True, False)
 
 
+async def test_no_room_comes_back_after_the_end(
+    server: Server, clients: Clients, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the multiplexer is closed while `on_disconnect` runs, `on_reconnect` is not called."""
+    caplog.set_level(logging.INFO, "redismpx")
+    mpx = Multiplexer(server.url)
+    closed = asyncio.Event()
+
+    async def close(_: Exception) -> None:
+        await mpx.aclose()
+        closed.set()
+
+    async with server_here(mpx) as (sockets, served):
+        manager = sockets.manager
+        manager._on_disconnect, manager._on_reconnect = close, lambda: pytest.fail("there is no connection")
+        await clients.python(served.port)
+        await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        async with asyncio.timeout(DEADLINE):
+            await closed.wait()
+            while manager._tasks:
+                await asyncio.wait(manager._tasks)
+    assert "active again" not in caplog.text.replace("until all rooms are active again", "")
+
+
 async def test_a_server_goes_on_alone_without_redis(clients: Clients) -> None:
     """Without Redis, clients connect, enter rooms and get events of their server; `emit()` raises `ConnectionLost`."""
     multiplexer = Multiplexer(f"redis://127.0.0.1:{free_port()}", publish_timeout=0.2)

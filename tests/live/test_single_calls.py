@@ -102,6 +102,22 @@ async def test_a_reply_in_pieces_is_that_of_its_call(reply: bytes, behind: str) 
         assert [await mpx.publish("a", str(n)) for n in range(5, 9)] == [5, 6, 7, 8]
 
 
+async def test_a_count_that_is_no_number_ends_the_connection() -> None:
+    """A reply with more digits than a count has fails its call as ConnectionLost, and raises nowhere else."""
+    messages: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: messages.append(context["message"]))
+    script = Script(silent=b"")
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.publish("a", str(n)) for n in (1, 2)] == [1, 2]
+        call = asyncio.ensure_future(mpx.publish("a", "silent"))
+        await until(lambda: script.calls[-1] == (1, b"silent"))
+        script.write(b":" + b"1" * 5_000 + b"\r\n")
+        with pytest.raises(ConnectionLost):
+            await call
+        assert await mpx.publish("a", "3") == 3
+    assert not [text for text in messages if "Fatal error" in text]  # the fake server may raise at its end
+
+
 async def test_an_error_reply_fails_its_single_call_alone() -> None:
     """A call that Redis rejects raises its error, and the connection stays."""
     script = Script(bad=WRONG)

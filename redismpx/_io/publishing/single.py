@@ -8,6 +8,7 @@ from ...stats import Counters
 from ..redispy.connection import Connection
 from .call import PublishCall
 
+MOST_DIGITS = 19  # of a count: Redis has integers of 64 bits
 LARGEST_AT_ONCE = 65_536  # bytes of a command; a larger one goes by the task, which waits while the socket is full
 
 
@@ -48,7 +49,8 @@ class SingleCall:
     def _take(self, data: bytes) -> bool:
         """Resolve the call if this is its reply, and nothing else: one count."""
         call, digits = self._call, data[1:-2]
-        if call is None or data[:1] != b":" or data[-2:] != b"\r\n" or not digits.isdigit():
+        is_count = data[:1] == b":" and data[-2:] == b"\r\n" and digits.isdigit() and len(digits) <= MOST_DIGITS
+        if call is None or not is_count:
             self.leave()
             return False
         count = int(digits)
