@@ -135,8 +135,6 @@ def test_a_broken_server_is_named(options: list[str], user: str, line: str, caps
     words = options
     if options[0] in ("--user", "--rename-command"):
         words = [options[0], *options[1].split(" ")]
-    if "--cluster-enabled" in options:
-        words = [*options, "--cluster-port", str(free_port())]
     with server(*words) as broken:
         code, output = diagnose(capsys, f"redis://{user}127.0.0.1:{broken.port}{database}")
     assert line in output

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from .servers import Server, find_binary, free_port
+from .servers import Server, find_binary
 from .waiting import eventually
 
 SLOTS = 16384
@@ -54,7 +54,7 @@ class Node(Server):
 
     def __init__(self, binary: str, options: Iterable[str] = ()) -> None:
         super().__init__(
-            binary, "--cluster-enabled", "yes", "--cluster-port", str(free_port()),
+            binary, "--cluster-enabled", "yes",
             "--cluster-announce-ip", "127.0.0.1", "--cluster-node-timeout", str(int(QUICK * 1000)),
             "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1", "--enable-debug-command", "yes", *options,

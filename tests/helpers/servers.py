@@ -56,6 +56,8 @@ class Server:
 
     def __init__(self, binary: str, *options: str) -> None:
         self.binary = binary
+        if "--cluster-enabled" in options and "--cluster-port" not in options:
+            options = (*options, "--cluster-port", str(free_port()))  # its default is one that the system may assign
         self.options = options
         self.port = free_port()
         self.admin_url = self.url = f"redis://127.0.0.1:{self.port}"

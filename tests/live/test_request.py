@@ -45,7 +45,7 @@ from tools.measure_requests import storm
 from ..helpers.cluster import Cluster
 from ..helpers.flavours import FLAVOURS, start_server
 from ..helpers.monitor import subscribed
-from ..helpers.servers import Server, free_port
+from ..helpers.servers import Server
 from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -175,7 +175,7 @@ async def test_no_responders_raises_at_once(mpx: Multiplexer) -> None:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 async def test_one_cluster_nodes_count_proves_nothing(flavour: str) -> None:
     """A cluster node counts its own subscribers only, so a count of 0 is no reason for NoResponders."""
-    server = start_server(flavour, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    server = start_server(flavour, "--cluster-enabled", "yes")
     try:
         async with Multiplexer(server.admin_url) as mpx:
             with pytest.raises(PromiseTimeout):

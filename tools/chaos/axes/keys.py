@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 from redis.crc import key_slot
+from redis.exceptions import MovedError
 
 from redismpx import Activation, ConnectionLost, Disconnect, KeyEvent, Multiplexer
 from redismpx._io.deployment import primaries
@@ -155,7 +156,12 @@ class Keys(Scene):
     def set_key(self, tag: bytes) -> None:
         self.numbers[tag] += 1
         key = b"%s:%s:%d" % (self.pattern.removesuffix(":*").encode(), tag, self.numbers[tag])
-        self.admins[self.owners[tag]].set(key, 1, px=10_000)
+        try:
+            self.admins[self.owners[tag]].set(key, 1, px=10_000)
+        except MovedError as moved:  # its primary had no CPU time for so long that a replica has replaced it
+            self.owners[tag] = new = next(server for server in self.admins if server.port == moved.port)
+            self.homes[tag].add(new)
+            self.admins[new].set(key, 1, px=10_000)
 
     async def up_to_date(self, witnesses: list[KeyWitness]) -> None:
         """Wait until every subscription is active; then each gets the next event of every tag."""
