@@ -2952,14 +2952,14 @@ MUTANTS = [
     ),
     Mutant(
         "starlette: streams do not end when uvicorn shuts down",
-        "contrib/starlette.py",
-        "            stream._sub.close()\n",
+        "contrib/_application.py",
+        "            end()\n",
         "            pass\n",
         f"{STARLETTE} -k shutdown_ends",
     ),
     Mutant(
         "starlette: a request in progress at shutdown finds the multiplexer closed",
-        "contrib/starlette.py",
+        "contrib/_application.py",
         "        self.is_stopping = True\n",
         "        self.is_stopping = True\n        self.multiplexer.close()\n",
         f"{STARLETTE} -k shutdown_ends",
@@ -3033,13 +3033,13 @@ MUTANTS = [
     Mutant(
         "starlette: a stream that begins at shutdown does not end",
         "contrib/starlette.py",
-        " or state.is_stopping:",
+        " or application.is_stopping:",
         ":",
         f"{STARLETTE} -k begins_at_shutdown",
     ),
     Mutant(
         "starlette: a stream whose client does not read outlives the shutdown",
-        "contrib/starlette.py",
+        "contrib/_application.py",
         "            cancel(block)\n",
         "            pass\n",
         f"{STARLETTE} -k stream_that_is_stuck",

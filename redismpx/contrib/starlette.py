@@ -6,12 +6,10 @@ __all__ = ["EventStream", "ServerSentEvent", "bridge", "get_multiplexer", "last_
 
 import asyncio
 import re
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
@@ -20,15 +18,13 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .. import Activation, Disconnect, Message, MessageGap, Multiplexer, StreamMessage
-from ._client import SendTimeout, beside, cancel
+from ._application import KEY, Application
+from ._client import SendTimeout, beside
 
-_KEY = "redismpx"  # in the state of the lifespan
-_POLL_INTERVAL = 0.1  # seconds, as in uvicorn
-_GRACE = 1.0  # seconds for the last send to a client
+_GRACE = 1.0  # seconds for the frame that closes a WebSocket
 _RESTART, _TRY_AGAIN_LATER = 1012, 1013  # close codes, https://www.iana.org/assignments/websocket
 _LINE_END = re.compile("\r\n|\r|\n")
 _TYPES: dict[type, str] = {Activation: "activation", Disconnect: "disconnect", MessageGap: "gap"}
-
 _Frame: TypeAlias = str | bytes | None
 _Sent: TypeAlias = "ServerSentEvent | str | None"
 _Event = TypeVar("_Event")
@@ -43,34 +39,6 @@ class _Subscription(Protocol[_Event_co]):
 
 
 # --- the lifespan
-
-
-class _State:
-    """The multiplexer of an application, and its event streams."""
-
-    def __init__(self, multiplexer: Multiplexer | None = None) -> None:
-        self.multiplexer = multiplexer
-        self.streams: WeakKeyDictionary[EventStream, asyncio.Timeout] = WeakKeyDictionary()
-        self.is_stopping = False
-
-    async def end_streams_at_shutdown(self) -> None:
-        """Wait until uvicorn shuts down, and end the streams then: it waits for them before it ends the lifespan."""
-        # uvicorn does not tell the application. Its handler of signals is a method of the server; it stays in place.
-        server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        if not hasattr(server, "should_exit"):
-            return
-        while not server.should_exit:  # noqa: ASYNC110, uvicorn has no event for it
-            await asyncio.sleep(_POLL_INTERVAL)
-        self.is_stopping = True
-        for stream in tuple(self.streams):
-            stream._sub.close()
-        await asyncio.sleep(_GRACE)
-        for block in tuple(self.streams.values()):  # of clients that do not read
-            cancel(block)
-
-
-def _state_of(scope: Scope) -> _State:
-    return scope.get("state", {}).get(_KEY) or _State()
 
 
 def lifespan(multiplexer: Multiplexer) -> Callable[[object], AbstractAsyncContextManager[Mapping[str, Any]]]:
@@ -95,11 +63,11 @@ def lifespan(multiplexer: Multiplexer) -> Callable[[object], AbstractAsyncContex
 
     @asynccontextmanager
     async def run(app: object) -> AsyncIterator[Mapping[str, Any]]:
-        state = _State(multiplexer)
+        application = Application(multiplexer)
         async with multiplexer:
-            ending = asyncio.create_task(state.end_streams_at_shutdown(), name="redismpx lifespan")
+            ending = asyncio.create_task(application.end_streams_at_shutdown(), name="redismpx lifespan")
             try:
-                yield {_KEY: state}
+                yield {KEY: application}
             finally:
                 ending.cancel()
                 await asyncio.wait([ending])
@@ -116,7 +84,7 @@ def get_multiplexer(connection: HTTPConnection) -> Multiplexer:
     Raises:
         RuntimeError: the application has no such lifespan.
     """
-    multiplexer = _state_of(connection.scope).multiplexer
+    multiplexer = Application.of(connection.scope).multiplexer
     if multiplexer is None:
         raise RuntimeError("the application has no multiplexer: pass lifespan=lifespan(mpx), or yield its state too")
     return multiplexer
@@ -218,12 +186,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, as ASGI describes."""
-        state = _state_of(scope)
+        application = Application.of(scope)
         with closing(self._sub):
-            if scope["method"] == "HEAD" or state.is_stopping:
+            if scope["method"] == "HEAD" or application.is_stopping:
                 self._sub.close()
             async with beside(partial(_wait_until_left, receive), "redismpx event stream") as block:
-                state.streams[self] = block
+                application.streams[block] = self._sub.close
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 with closing(SendTimeout(block, self._send_timeout, scope["path"])) as sending:
                     events = self._sub.events()
@@ -298,7 +266,7 @@ async def bridge(
         async with beside(forward, "redismpx bridge") as block:
             yield
         if block.expired():
-            multiplexer = _state_of(websocket.scope).multiplexer
+            multiplexer = Application.of(websocket.scope).multiplexer
             is_restart = multiplexer is not None and multiplexer.stats().state == "closed"
             with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # closed already; or buffers are full
                 async with asyncio.timeout(_GRACE):
