@@ -307,16 +307,22 @@ class Cluster:
         clock = asyncio.get_running_loop().time
         ask_at = clock()
 
+        async def find_promoted() -> list[Node]:
+            return [node for node in replicas if "master" in (await node.word()).flags]
+
         async def none() -> str:
             nonlocal ask_at
-            promoted[:] = [node for node in replicas if "master" in (await node.word()).flags]
-            if how != "kill" and not promoted and clock() >= ask_at:
-                ask_at = clock() + 2
-                await replicas[0].ask("CLUSTER", "FAILOVER", *(["TAKEOVER"] if how == "takeover" else []))
-            return "" if promoted else f"no replica of {primary} is promoted: {replicas}"
+            promoted[:] = await find_promoted()
+            if not promoted:
+                if how != "kill" and clock() >= ask_at:
+                    ask_at = clock() + 2
+                    await replicas[0].ask("CLUSTER", "FAILOVER", *(["TAKEOVER"] if how == "takeover" else []))
+                return f"no replica of {primary} is promoted: {replicas}"
+            # Redis 7.0 may count the votes of an earlier failover: such a replica is a primary for a moment, with an
+            # old epoch, and the others do not follow it.
+            return await self._discord() or ("" if await find_promoted() == promoted else f"{promoted} was overruled")
 
         await eventually(none)
-        await self.settled()
         await self.give_up_after(PATIENT)
         return promoted[0]
 
