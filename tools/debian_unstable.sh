@@ -41,7 +41,7 @@ apt-get install -y -qq --no-install-recommends "${packages[@]}" >"$scratch/apt.l
 cd /tree
 for python; do
     "python$python" -m venv "$scratch/nox-$python"
-    "$scratch/nox-$python/bin/pip" install -q nox
+    "$scratch/nox-$python/bin/pip" install -q "nox[uv]"
     "$scratch/nox-$python/bin/python" -m nox -s "suite($python)" -- $SERVERS
 done
 INSIDE
