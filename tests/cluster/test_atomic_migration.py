@@ -1,6 +1,6 @@
-"""Slots that a server moves by itself, with CLUSTER MIGRATION IMPORT: Redis 8.4 and newer.
+"""Slots that the servers move by themselves: with CLUSTER MIGRATESLOTS on Valkey 9, CLUSTER MIGRATION on Redis 8.4.
 
-The tests exist where the `redis-server` on PATH is such a one.
+A server that is older has no such test.
 """
 
 from __future__ import annotations
@@ -16,25 +16,35 @@ from redis.asyncio import RedisCluster
 from redismpx import Multiplexer
 from redismpx.testing import Checker
 
-from ..helpers.cluster import Cluster, slot_of
+from ..helpers.cluster import Cluster, Node, slot_of
 from ..helpers.servers import find_binary
 from ..helpers.waiting import eventually, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
-def version() -> tuple[int, ...]:
-    """Return the version of the Redis server on PATH; nothing if there is none."""
-    binary = find_binary("redis")
+def version(flavour: str) -> tuple[int, ...]:
+    """Return the version of a server; nothing if it is not installed."""
+    binary = find_binary(flavour)
     text = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout if binary else ""
-    found = re.search(r"Redis server v=(\d+)\.(\d+)", text)
+    found = re.search(r"v=(\d+)\.(\d+)", text)
     return tuple(map(int, found.groups())) if found else ()
 
 
-if version() >= (8, 4):
+FLAVOURS = [flavour for flavour, least in (("valkey", (9, 0)), ("redis", (8, 4))) if version(flavour) >= least]
 
-    @pytest.mark.parametrize("cluster", ["redis"], indirect=True)
-    async def test_an_atomic_migration_is_one_gap(cluster: Cluster) -> None:
+
+async def move_atomically(flavour: str, slot: int, source: Node, target: Node) -> None:
+    if flavour == "valkey":
+        await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
+    else:
+        await target.ask("CLUSTER", "MIGRATION", "IMPORT", slot, slot)
+
+
+if FLAVOURS:
+
+    @pytest.mark.parametrize(("cluster", "flavour"), [(each, each) for each in FLAVOURS], indirect=["cluster"])
+    async def test_an_atomic_migration_is_one_gap(cluster: Cluster, flavour: str) -> None:
         """A slot that moves atomically is one gap, active again at once, and no message is lost outside it."""
         async with RedisCluster.from_url(cluster.url) as client, Multiplexer(client) as mpx:
             checker = Checker()
@@ -51,7 +61,7 @@ if version() >= (8, 4):
             source = await cluster.owner("news")
             target = next(node for node in await cluster.primaries() if node is not source)
             await until(lambda: checker.messages >= 50)
-            await target.ask("CLUSTER", "MIGRATION", "IMPORT", slot_of("news"), slot_of("news"))
+            await move_atomically(flavour, slot_of("news"), source, target)
 
             async def not_moved() -> str:
                 return "" if await cluster.owner("news") is target else "the slot has not moved"
