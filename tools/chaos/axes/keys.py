@@ -27,7 +27,8 @@ class KeyWitness(Witness):
     """A key subscription. Its names are tags: the keys of a tag are numbered, and belong to one server.
 
     In a cluster, a gap is about the tags of one primary, or of all. Events of a primary that is back may arrive before
-    the subscription is active again; nothing is promised about them.
+    the subscription is active again; nothing is promised about them. When a primary is replaced, there may be a second
+    gap: the old one is back as a replica, and the subscription is active there until the slot map is read.
     """
 
     def __init__(self, scene: Keys, mpx: Multiplexer, kind: str) -> None:
@@ -109,8 +110,8 @@ class Keys(Scene):
         self.seen["cluster"] += 1
         try:
             for tag in self.numbers:
-                self.owners[tag] = await self.cluster.owner(key_slot(tag))
-                self.homes[tag] = {self.owners[tag]}
+                self.owners[tag] = owner = await self.cluster.owner(key_slot(tag))
+                self.homes[tag] = {owner, *await self.cluster.replicas(owner)}
             client = redis.asyncio.RedisCluster.from_url(self.cluster.url)
             try:
                 async with self.multiplexer(client) as mpx:
@@ -121,7 +122,7 @@ class Keys(Scene):
             await self.cluster.release()
 
     def tags_of(self, node: str | None) -> set[bytes]:
-        """Return the tags that a server owns, or has owned in this scene; None: all tags."""
+        """Return the tags that a server may own in this scene; None: all tags."""
         homes = {f"127.0.0.1:{server.port}": server for server in self.admins}
         return {tag for tag in self.numbers if node is None or homes[node] in self.homes[tag]}
 
@@ -160,24 +161,30 @@ class Keys(Scene):
             self.admins[self.owners[tag]].set(key, 1, px=10_000)
         except MovedError as moved:  # its primary had no CPU time for so long that a replica has replaced it
             self.owners[tag] = new = next(server for server in self.admins if server.port == moved.port)
-            self.homes[tag].add(new)
             self.admins[new].set(key, 1, px=10_000)
 
     async def up_to_date(self, witnesses: list[KeyWitness]) -> None:
-        """Wait until every subscription is active; then each gets the next event of every tag."""
+        """Wait until every subscription is active; then each gets the next event of every tag, or there is a gap."""
         for witness in witnesses:
             await arrived(
                 lambda w=witness: w.active == set(self.numbers),  # type: ignore[misc]
                 lambda w=witness: f"{w.sub!r} is not active: {w.events[-4:]}",  # type: ignore[misc]
                 LONG,
             )
+        gaps = [witness.disconnects for witness in witnesses]
+
+        def is_interrupted() -> bool:
+            return gaps != [witness.disconnects for witness in witnesses]
+
         for tag in self.numbers:
             self.set_key(tag)
         for witness in witnesses:
             await arrived(
-                lambda w=witness: w.last == self.numbers,  # type: ignore[misc]
+                lambda w=witness: w.last == self.numbers or is_interrupted(),  # type: ignore[misc]
                 lambda w=witness: f"{w.kind}: {w.last} instead of {self.numbers}; {w.events[-4:]}",  # type: ignore[misc]
             )
+        if is_interrupted():
+            await self.up_to_date(witnesses)
 
     # --- what goes wrong
 
@@ -206,5 +213,4 @@ class Keys(Scene):
         for tag, owner in self.owners.items():
             if owner is old:
                 self.owners[tag] = new
-                self.homes[tag].add(new)
         require(old not in self.owners.values(), "a tag has kept its owner")
