@@ -35,6 +35,7 @@ class KeyWitness(Witness):
         super().__init__(upcoming=lambda tag: {tag: scene.numbers[tag] + 1})
         self._scene = scene
         self.kind = kind
+        self.reasons: list[str] = []  # of all gaps
         self.sub = mpx.new_key_subscription(
             scene.pattern,
             None if kind == "read" else self.take if kind == "plain" else self.take_and_wait,
@@ -53,6 +54,7 @@ class KeyWitness(Witness):
         return asyncio.sleep(0)
 
     def lose(self, error: ConnectionLost) -> None:
+        self.reasons.append(error.reason)
         lost = self.active & self._scene.tags_of(error.node)
         if lost:
             self.on_disconnect(ConnectionLost(error.reason, frozenset(lost)))
@@ -61,7 +63,7 @@ class KeyWitness(Witness):
 
     def start(self, name: bytes) -> None:
         if self.active == set(self._scene.numbers):
-            self.faults.append(f"{name!r} activated twice")
+            self.faults.append(f"{name!r} activated twice, after the gaps {self.reasons[-4:]}")
         for tag in set(self._scene.numbers) - self.active:
             self.on_activation(tag)
 
