@@ -34,16 +34,18 @@ cat >"$root/suites" <<'INSIDE'
 set -euo pipefail
 scratch=$(mktemp -d)
 export HOME=$scratch DEBIAN_FRONTEND=noninteractive REDISMPX_NO_SKIP=1
-packages=(redis-server chromium gcc libc6-dev) # gcc: for packages without a wheel for such a new Python
+packages=(redis-server chromium nodejs npm gcc libc6-dev) # gcc: for packages without a wheel for such a new Python
 for python; do packages+=("python$python-venv" "python$python-dev"); done
 apt-get -o Acquire::Check-Valid-Until=false update -qq # a mirror may be behind
 apt-get install -y -qq --no-install-recommends "${packages[@]}" >"$scratch/apt.log" 2>&1 || { cat "$scratch/apt.log"; exit 1; }
 cd /tree
+failed=()
 for python; do
     "python$python" -m venv "$scratch/nox-$python"
     "$scratch/nox-$python/bin/pip" install -q "nox[uv]"
-    "$scratch/nox-$python/bin/python" -m nox -s "suite($python)" -- $SERVERS
+    "$scratch/nox-$python/bin/python" -m nox -s "suite($python)" -- $SERVERS || failed+=("$python")
 done
+((!${#failed[@]})) || { echo "failed: ${failed[*]}"; exit 1; }
 INSIDE
 chmod +x "$root/suites"
 

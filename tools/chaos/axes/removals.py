@@ -11,7 +11,7 @@ from redismpx import Message, Multiplexer
 
 from ..scenes import Scene, Witness, admin_of, arrived, require
 
-CPU_PER_REMOVAL = 0.001  # seconds on average; a walk through a backlog of these sizes takes several times as long
+CPU_PER_REMOVAL = 0.0004  # seconds on average; a walk through a backlog of these sizes takes several times as long
 KINDS = ("hanging", "read", "plain", "async")
 
 
