@@ -324,6 +324,13 @@ MUTANTS = [
         f"{PUBLISH} -k back_when_a_session",
     ),
     Mutant(
+        "publishing waits out its pause although a session of sharded channels has connected",
+        "_io/deployment/cluster.py",
+        "options, reached = self._options.session, self.publisher.reached",
+        "options, reached = self._options.session, lambda: None",
+        "tests/cluster/test_cluster.py -k back_when_a_shard",
+    ),
+    Mutant(
         "publishing does not pause any more when a session had connected",
         "_io/publishing/current.py",
         "            self._reached.clear()\n",
@@ -3211,6 +3218,13 @@ MUTANTS = [
         "self._lost.update({} if self._is_stream else",
         "self._lost.update({} if True else",
         f"{BROADCASTER} -k cut_connection",
+    ),
+    Mutant(
+        "broadcaster: a channel that has joined has no gap before its activation is read",
+        "contrib/_feed.py",
+        "                self._joining.discard(name)\n\n",
+        "                pass\n\n",
+        f"{BROADCASTER} -k gap_of_a_new",
     ),
     Mutant(
         "blocking: arun() calls the function in the loop of the caller",

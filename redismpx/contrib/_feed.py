@@ -77,26 +77,27 @@ class GapFeed(Generic[_Data, _Item]):
         self.sub: ChannelSubscription[_Data] | StreamSubscription[_Data] = new(decode=decode, on_error=on_error)
         self._next_event: Callable[[], Awaitable[Any]] = self.sub.events().__anext__
         self._names: dict[bytes, str] = {}  # each channel as a text, without the prefix
-        self.joining: set[bytes] = set()  # channels that were never active
+        self._joining: set[bytes] = set()  # channels that were never active, as far as is known
         self._lost: dict[bytes, ConnectionLost] = {}  # channels that were, and will be again
 
     def add(self, *names: bytes) -> None:
         self.sub.add(*names)
-        self.joining.update(name for name in names if name not in self._names)
+        self._joining.update(name for name in names if name not in self._names)
         self._names.update((name, self._name(name)) for name in names)
 
     def remove(self, *names: bytes) -> None:
         self.sub.remove(*names)
-        self.joining.difference_update(names)
+        self._joining.difference_update(names)
         for name in names:
             self._lost.pop(name, None)
             self._names.pop(name, None)
 
     async def joined(self, name: bytes) -> None:
         """Wait until a channel that was added just now is active, so that a message of this process is not missed."""
-        if name in self.joining:
+        if name in self._joining:
             with suppress(TimeoutError, ValueError, SubscriptionIsClosed, SubscriptionRefused):
                 await self.sub.wait_for_activation(name, timeout=ACTIVE_WITHIN)
+                self._joining.discard(name)
 
     async def next(self) -> _Item:
         """Wait for the next item, and return it. Raises `SubscriptionIsClosed` at the end."""
@@ -115,10 +116,12 @@ class GapFeed(Generic[_Data, _Item]):
                 return self._new_item((self._names[event.channel], event.data))
             match event:
                 case Activation(name):
-                    self.joining.discard(name)
+                    self._joining.discard(name)
                     error: Exception | None = self._lost.pop(name, None)
                 case Disconnect(lost):
-                    names = self.sub.channels - self.joining if lost.names is None else lost.names
+                    # It may stand for later ones, too, whose activations were dropped.
+                    never_active = self._joining - self.sub.active
+                    names = self.sub.channels - never_active if lost.names is None else lost.names
                     self._lost.update({} if self._is_stream else dict.fromkeys(names, lost))
                     continue
                 case _:

@@ -24,6 +24,7 @@ from websockets.typing import Subprotocol
 from redismpx import ConnectionLost, Multiplexer, SlowConsumer, SubscriptionIsClosed
 from redismpx.contrib._feed import GapFeed, Transport
 from redismpx.contrib.broadcaster import Broadcast, Event, MultiplexerBackend
+from redismpx.testing import Proxy
 
 from ..helpers.asgi import serving
 from ..helpers.backoffs import QUICK
@@ -289,6 +290,36 @@ async def test_a_channel_that_was_never_active_has_no_gap(url: str, admin: Redis
         await mpx.publish("new", "a")
         assert await reading == ("new", b"a")
     assert gaps == ["old"]
+
+
+@pytest.mark.parametrize("has_joined", [True, False])
+async def test_a_gap_of_a_new_channel_is_reported(server: Server, has_joined: bool) -> None:
+    """A channel that was active between two losses has a gap, although nobody has read the Disconnect of the first."""
+    gaps: list[str] = []
+    with Proxy(server.port) as proxy:
+        async with Multiplexer(proxy.url, backoff=QUICK) as mpx:
+            feed: GapFeed[bytes, tuple[str, bytes]] = GapFeed(
+                Transport(mpx, False, {}), lambda channel, _: gaps.append(channel), None, lambda item: item
+            )
+            feed.add(b"old")
+            await feed.joined(b"old")
+            proxy.cut()
+            await until(lambda: mpx.stats().connections == 2)
+            feed.add(b"new")
+            await (feed.joined(b"new") if has_joined else feed.sub.wait_for_activation("new"))
+            proxy.stop_listening()
+            proxy.cut()
+            await until(lambda: not mpx.connected)
+            if has_joined:  # the Disconnect is read before the channel is active again; otherwise after that
+                reading = asyncio.create_task(feed.next())
+                await until(lambda: b"old" in feed._lost)
+            proxy.listen_again()
+            await feed.sub.wait_for_activation()
+            if not has_joined:
+                reading = asyncio.create_task(feed.next())
+            await mpx.publish("new", "a")
+            assert await reading == ("new", b"a")
+    assert sorted(gaps) == ["new", "old"]
 
 
 async def test_without_on_gap_the_log_has_the_outage(
