@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
@@ -951,6 +952,31 @@ async def test_connection_errors_name_their_cause(shared_cluster: Cluster) -> No
         with pytest.raises(ConnectionLost, match="not sent within") as lost:
             await mpx.publish("name", "x", sharded=True)
         assert not lost.value.sent
+
+
+@pytest.mark.one_flavour
+async def test_publishing_is_back_when_a_shard_session_is(
+    shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As soon as a session of sharded channels has connected, publishing connects too, however long its pause is."""
+    monkeypatch.setattr("redismpx._io.publishing.current.publish_backoff", lambda: ConstantBackoff(600))
+    caplog.set_level(logging.DEBUG, "redismpx")
+    owner = await shared_cluster.owner(0)
+    other = await other_than(shared_cluster, owner)
+    name = (await at(owner))[0]
+    try:
+        for node in shared_cluster.live:
+            await set_user(node.admin, "late", "other" if node is owner else "secret", "&* +@all")
+        client = RedisCluster.from_url(other.admin_url, username="late", password="secret")
+        async with Multiplexer(client, backoff=QUICK, publish_timeout=10) as mpx:
+            call = asyncio.create_task(mpx.publish(name, "x", sharded=True))
+            await until(lambda: "publishing fails for now" in caplog.text)
+            await set_user(owner.admin, "late", "secret", "&* +@all")
+            new_sub(mpx, Checker(), name)
+            await call
+    finally:
+        for node in shared_cluster.live:
+            await node.admin.acl_deluser("late")
 
 
 async def test_least_privilege_users_are_enough(shared_cluster: Cluster) -> None:
