@@ -83,10 +83,10 @@ def _portable(cause: BaseException, depth: int = _DEPTH) -> RedisMPXError:
 
 
 class MultiplexerIsClosed(RedisMPXError):
-    """The multiplexer is closed or drains, and accepts no new calls. Make a new multiplexer."""
+    """The multiplexer is closed or drains, and accepts no new calls. `async with` opens it again after its end."""
 
     def __init__(self) -> None:
-        super().__init__("this multiplexer is closed or drains; make a new one")
+        super().__init__("this multiplexer is closed or drains; async with (in threads: with) opens a closed one again")
 
 
 class SubscriptionIsClosed(RedisMPXError):

@@ -10,12 +10,12 @@ runs for each client; for Socket.IO, the packet for each client is counted inste
 - memory: how much more of the process is resident with all clients than with one in each room, for each client.
 - Then the server kills the connections of all subscribers, again and again. From 0.1 s after each kill on, numbered
   messages are published to each room, one after the other, until all clients have got one of them. A message is lost
-  if a client never gets it. `told` counts the kills after which the application got each of the notices or errors that
-  its adapter has for them: one for each client, for each room, or for the process.
+  if a client never gets it. A kill is reported if the application got each of the notices or errors that its adapter
+  has for it: one for each client, for each room, or for the process.
 
 When clients get nothing within TIMEOUT after each of MOST_DEAF kills, there is no further kill. redismpx reconnects
-with a backoff of 10 ms, because the kills follow each other: with the default backoff, too, it reconnects at once after
-a connection that lasted 10 s.
+with a backoff of 10 ms, because the kills follow each other. With its default, it reconnects at once after a
+connection that lasted 10 s.
 
 Prints a table in Markdown. There is no limit; the exit status is 0.
 """
@@ -467,7 +467,7 @@ async def measure_apart(name: str, *numbers: str) -> Figures:
 
 def table(rows: dict[str, Figures]) -> str:
     lines = [
-        "| | connections | memory per client | messages again after | messages lost | kills told |",
+        "| | connections | memory per client | messages again after | messages lost | kills reported |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
