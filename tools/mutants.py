@@ -3227,6 +3227,13 @@ MUTANTS = [
         f"{BROADCASTER} -k gap_of_a_new",
     ),
     Mutant(
+        "blocking: the end of work in a greenlet does not wake the loop",
+        "blocking/threads.py",
+        "        future.add_done_callback(self._wake)\n",
+        "",
+        "tests/live/test_blocking_gevent.py -k wakes",
+    ),
+    Mutant(
         "blocking: arun() calls the function in the loop of the caller",
         "blocking/multiplexer.py",
         "return await self._begun().portal.forward(lambda: function(self._mpx))",

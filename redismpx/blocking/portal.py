@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from ..errors import MultiplexerIsClosed
 from .outcome import LoopOutcome, Outcome, ThreadOutcome, WorkFuture
-from .threads import NativeThread
+from .threads import NativeThread, WakingExecutor, are_threads_greenlets
 
 _Returned = TypeVar("_Returned")
 
@@ -57,6 +57,8 @@ class Portal:
     async def _until_stopped(self) -> None:
         self._loop = asyncio.get_running_loop()  # made in this thread: under gevent, its sockets belong to the thread
         self._stopped = self._loop.create_future()
+        if are_threads_greenlets():
+            self._loop.set_default_executor(WakingExecutor(self._loop))
         self._run_calls()
         await self._stopped
 

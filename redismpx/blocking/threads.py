@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["LONG", "NativeThread"]
+__all__ = ["LONG", "NativeThread", "WakingExecutor", "are_threads_greenlets"]
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 # Seconds of one wait, of many. A signal that comes just before a wait does not interrupt it. And gevent takes a wait
 # without a timeout for one that nothing can end.
@@ -26,10 +30,9 @@ class NativeThread:
         self._ident: int | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
-        gevent = sys.modules.get("gevent.monkey")
-        if gevent is not None and gevent.is_module_patched("threading"):
+        if are_threads_greenlets():
             sys.modules["gevent"].get_hub()  # with its first hub, gevent loads its settings: not in two threads at once
-            gevent.get_original("_thread", "start_new_thread")(self._run, ())
+            sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")(self._run, ())
         else:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
@@ -54,6 +57,33 @@ class NativeThread:
             self._ended.wait(timeout)
         else:
             self._thread.join(timeout)
+
+
+class WakingExecutor(ThreadPoolExecutor):
+    """The executor of an event loop whose own thread runs its work, in greenlets.
+
+    From Python 3.14 on, asyncio then takes the end of the work for a step of the loop, and does not wake the loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Begin some work, which wakes the loop at its end."""
+        future = super().submit(fn, *args, **kwargs)
+        future.add_done_callback(self._wake)
+        return future
+
+    def _wake(self, _: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(lambda: None)
+
+
+def are_threads_greenlets() -> bool:
+    """Tell whether gevent has replaced threads by greenlets."""
+    gevent = sys.modules.get("gevent.monkey")
+    return gevent is not None and gevent.is_module_patched("threading")
 
 
 def _check_eventlet() -> None:

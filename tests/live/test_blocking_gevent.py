@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import time
 
 import pytest
+
+from redismpx.blocking.threads import WakingExecutor
 
 pytestmark = pytest.mark.one_flavour
 
@@ -52,3 +56,18 @@ def test_greenlets_share_a_multiplexer(url: str) -> None:
         [sys.executable, "-c", GEVENT, url], capture_output=True, text=True, timeout=60, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+async def test_the_end_of_work_wakes_the_loop() -> None:
+    """The loop comes to what work in a greenlet of its own thread has scheduled, as asyncio does since Python 3.14."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def work() -> None:
+        time.sleep(0.1)  # the loop waits by now
+        loop.call_soon(done.set)  # does not wake it
+
+    with WakingExecutor(loop) as executor:
+        executor.submit(work)
+        async with asyncio.timeout(5):
+            await done.wait()
