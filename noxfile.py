@@ -41,7 +41,7 @@ TYPED = ("redismpx", "pytest_redismpx.py", "tests/typing/public_api.py")
 LOOPS = ("uvloop", "eager")
 IN_OTHER_LOOPS = [
     f"tests/live/test_{name}.py"
-    for name in ("callbacks", "drain", "fairness", "hardening", "last_messages", "overflow", "reading")
+    for name in ("callbacks", "drain", "fairness", "hardening", "last_messages", "overflow", "reading", "single_calls")
 ]
 WITH_DEPENDENCIES = ["tests/api", "tests/contrib/test_starlette.py", "tests/cli/test_listen.py"] + [
     f"tests/live/test_{name}.py"
@@ -263,7 +263,7 @@ def live(session: nox.Session, version: str) -> None:
 @nox.session(python=False)
 @nox.parametrize("version", PYTHONS, ids=PYTHONS)
 def loops(session: nox.Session, version: str) -> None:
-    """The delivery of messages in uvloop, and with eager tasks."""
+    """The delivery of messages, and publishing, in uvloop and with eager tasks."""
     for loop in LOOPS[:1] if version == "3.11" else LOOPS:  # Python 3.11 has no eager tasks
         session.log(f"loop: {loop}")
         options = ("-W", "error", "-m", "pytest", "-q", "-k", "not flood and not hundred_thousand")

@@ -1678,9 +1678,16 @@ MUTANTS = [
     Mutant(
         "a call overtakes those that wait",
         "_io/publishing/pipeline.py",
-        "if not (self._sent or self._waiting or self.current",
-        "if not (self.current",
+        "elif not (self._waiting or self.current",
+        "elif not (self.current",
         f"{SINGLE} -k overtaken",
+    ),
+    Mutant(
+        "calls that come together go out one by one for ever",
+        "_io/publishing/pipeline.py",
+        "        self._singles = self._singles + 1 if len(sent) == 1 and not is_sent else 0\n",
+        "        self._singles += 1\n",
+        f"{SINGLE} -k come_together",
     ),
     Mutant(
         "a single call goes to the server that was left",
@@ -2400,8 +2407,8 @@ MUTANTS = [
     Mutant(
         "all calls with one deadline fail in one step",
         "_io/publishing/pipeline.py",
-        "        left = EXPIRED_AT_ONCE\n",
-        "        left = 10**9\n",
+        "self._why(), EXPIRED_AT_ONCE\n",
+        "self._why(), 10**9\n",
         f"{PUBLISH} -k expire_together",
     ),
     Mutant(

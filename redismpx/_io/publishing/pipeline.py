@@ -53,8 +53,7 @@ class Pipeline:
         self._timeout = timeout
         self._tasks = tasks
         self._counters = counters
-        # Without a bound: each call in it is a caller that waits, for `timeout` at most.
-        self._waiting: deque[PublishCall] = deque()
+        self._waiting: deque[PublishCall] = deque()  # without a bound: each has a caller, which waits for `timeout`
         self._is_sorted = True  # whether those that wait are in the order of their deadlines
         self._sent: deque[PublishCall] = deque()  # the calls of the batch in flight that have no reply yet
         self._moved: list[Moved] = []  # redirected calls of that batch; they stay until it ends, so none overtakes them
@@ -84,12 +83,14 @@ class Pipeline:
 
     def put(self, call: PublishCall) -> None:
         """Queue a call that was made just now, or send it at once: if the pipeline is idle, and calls come singly."""
-        if not (self._sent or self._waiting or self.current.is_outdated) and self._single.send(call):
+        if self._sent:
+            self._singles = 0  # also if the last call gets its reply before this one goes out
+        elif not (self._waiting or self.current.is_outdated) and self._single.send(call):
             self._sent.append(call)
             self._set_timer(call)
-        else:
-            self._waiting.append(call)
-            self._attend_to(call)
+            return
+        self._waiting.append(call)
+        self._attend_to(call)
 
     def put_first(self, calls: Sequence[PublishCall]) -> None:
         """Queue calls that have waited elsewhere, the oldest first, before all others."""
@@ -299,8 +300,7 @@ class Pipeline:
         if not self._is_sorted:
             self._waiting = deque(sorted(self._waiting, key=lambda call: call.deadline))
             self._is_sorted = True
-        waiting, why = self._waiting, self._why()
-        left = EXPIRED_AT_ONCE
+        waiting, why, left = self._waiting, self._why(), EXPIRED_AT_ONCE
         while left and waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
             waiting.popleft().expire(why, self._failure)
             left -= 1
