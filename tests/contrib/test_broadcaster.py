@@ -322,6 +322,27 @@ async def test_a_gap_of_a_new_channel_is_reported(server: Server, has_joined: bo
     assert sorted(gaps) == ["new", "old"]
 
 
+async def test_a_channel_that_is_added_twice_has_its_gap(url: str, admin: Redis) -> None:
+    """A channel that is active counts as such also after it was added again."""
+    gaps: list[str] = []
+    async with Multiplexer(url, backoff=QUICK) as mpx:
+        feed: GapFeed[bytes, tuple[str, bytes]] = GapFeed(
+            Transport(mpx, False, {}), lambda channel, _: gaps.append(channel), None, lambda item: item
+        )
+        feed.add(b"a")
+        await feed.joined(b"a")
+        await mpx.publish("a", "before")
+        assert await feed.next() == ("a", b"before")
+        feed.add(b"a")
+        reading = asyncio.create_task(feed.next())
+        await kill_clients(admin)
+        await until(lambda: mpx.stats().connections == 2)
+        await feed.sub.wait_for_activation()
+        await mpx.publish("a", "x")
+        assert await reading == ("a", b"x")
+    assert gaps == ["a"]
+
+
 async def test_without_on_gap_the_log_has_the_outage(
     server: Server, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,9 +36,10 @@ class Script:
         self.calls: list[tuple[int, bytes]] = []
         self.server = FakeServer(self.run)
         self.write: Callable[[bytes], object] = print
+        self.write_eof: Callable[[], object] = print
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number, self.write = self.server.accepted, writer.write
+        number, self.write, self.write_eof = self.server.accepted, writer.write, writer.write_eof
         command = await shake_hands(reader, writer)
         while True:
             self.calls.append((number, command[2]))
@@ -162,7 +163,7 @@ async def test_a_single_call_leaves_an_outdated_connection() -> None:
         assert script.calls[-1] == (2, b"3")
 
 
-@pytest.mark.parametrize("how", ["aclose", "cancel", "reset"])
+@pytest.mark.parametrize("how", ["aclose", "cancel", "end", "reset"])
 async def test_a_single_call_ends_with_its_connection(how: str) -> None:
     """A call without a reply raises as soon as the connection or the multiplexer ends, or it is cancelled."""
     script = Script(silent=b"")
@@ -179,6 +180,8 @@ async def test_a_single_call_ends_with_its_connection(how: str) -> None:
             return
         if how == "aclose":
             await mpx.aclose()
+        elif how == "end":  # the other end sends nothing more, and does not close the connection
+            script.write_eof()
         else:
             connection = mpx._hub.deployment.publisher._pipeline.current._connection
             assert connection is not None
@@ -187,7 +190,7 @@ async def test_a_single_call_ends_with_its_connection(how: str) -> None:
             await asyncio.wait_for(call, 2)
         assert isinstance(caught.value, ConnectionLost)
         assert caught.value.sent
-        if how == "reset":
+        if how != "aclose":
             assert await mpx.publish("a", "3") == 3
             assert script.calls[-1] == (2, b"3")
 
