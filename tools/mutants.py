@@ -338,6 +338,27 @@ MUTANTS = [
         f"{PUBLISH} -k session_of_the_past",
     ),
     Mutant(
+        "threads that wake up all at once",
+        "blocking/outcome.py",
+        "        if not self._is_next_due:\n            self.wake_next()\n",
+        "        self.wake_next()\n",
+        "tests/io/test_outcome.py -k wakes_the_next",
+    ),
+    Mutant(
+        "an interrupted thread that is to wake the next one",
+        "blocking/outcome.py",
+        "            self._is_interrupted = True\n",
+        "            pass\n",
+        "tests/io/test_outcome.py -k interrupted",
+    ),
+    Mutant(
+        "a loop that each call wakes although it has just settled another one",
+        "blocking/portal.py",
+        "        if not (self._is_woken or self._has_ended):",
+        "        if False:",
+        "tests/io/test_portal.py -k wakes_the_loop",
+    ),
+    Mutant(
         "an interrupted publish() that is sent later",
         "blocking/portal.py",
         "            self.post(outcome.cancel)  # this thread was interrupted, or the work is done\n            raise\n",

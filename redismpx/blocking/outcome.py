@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["LoopOutcome", "Outcome", "ThreadOutcome", "WorkFuture"]
+__all__ = ["LoopOutcome", "Outcome", "ThreadOutcome", "WakeUps", "WorkFuture"]
 
 import asyncio
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from ..errors import MultiplexerIsClosed
 from .threads import LONG
+
+_FIRST_WAIT = 0.05  # seconds after which a thread that waits wakes the next one itself; from then on after LONG
 
 _Settled = TypeVar("_Settled")
 
@@ -51,31 +54,78 @@ class Outcome(ABC, Generic[_Settled]):
         self.work = None
 
 
+class WakeUps:
+    """Wakes the threads whose outcomes are settled, one after the other: each thread that is awake wakes the next one.
+
+    If all of them woke up together, all but one would go to sleep again at once, until they get the global interpreter
+    lock. Each call would cost twice as many switches between threads.
+    """
+
+    def __init__(self) -> None:
+        self._settled: deque[ThreadOutcome[Any]] = deque()
+        self._is_next_due = False  # whether a thread was woken up that has not woken the next one yet
+
+    def add(self, outcome: ThreadOutcome[Any]) -> None:
+        """Wake the thread of an outcome after those that were added before."""
+        self._settled.append(outcome)
+        if not self._is_next_due:
+            self.wake_next()
+
+    def wake_next(self) -> None:
+        """Wake one thread. A call too many does no harm: two threads are awake then."""
+        while True:
+            self._is_next_due = True
+            try:
+                if self._settled.popleft().wake():
+                    return
+            except IndexError:
+                self._is_next_due = False  # before the look: an outcome that is added from now on wakes its thread
+                if not self._settled:
+                    return
+
+
 class ThreadOutcome(Outcome[_Settled]):
     """The outcome for a thread that waits for it."""
 
-    __slots__ = ("_error", "_is_set", "_result")
+    __slots__ = ("_error", "_is_interrupted", "_is_set", "_result", "_wake_ups")
 
     _result: _Settled
 
-    def __init__(self) -> None:
+    def __init__(self, wake_ups: WakeUps) -> None:
         super().__init__()
+        self._wake_ups = wake_ups
         self._error: BaseException | None = None
+        self._is_interrupted = False  # whether the thread does not wait any more
         self._is_set = threading.Lock()
         self._is_set.acquire()
 
     def resolve(self, result: _Settled) -> None:
         self._result = result
-        self._is_set.release()
+        self._wake_ups.add(self)
 
     def reject(self, error: BaseException) -> None:
         self._error = error
+        self._wake_ups.add(self)
+
+    def wake(self) -> bool:
+        """Wake the thread, and return whether it is going to wake the next one."""
+        if self._is_interrupted:
+            return False
         self._is_set.release()
+        return True
 
     def get(self) -> _Settled:
         """Wait for the outcome. Ctrl-C interrupts the main thread here."""
-        while not self._is_set.acquire(timeout=LONG):
-            pass
+        timeout = _FIRST_WAIT
+        try:
+            while not self._is_set.acquire(timeout=timeout):
+                self._wake_ups.wake_next()  # whose turn it is may be in a signal handler
+                timeout = LONG
+        except BaseException:
+            self._is_interrupted = True
+            raise
+        finally:
+            self._wake_ups.wake_next()
         if self._error is None:
             return self._result
         try:

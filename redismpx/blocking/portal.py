@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from ..errors import MultiplexerIsClosed
-from .outcome import LoopOutcome, Outcome, ThreadOutcome, WorkFuture
+from .outcome import LoopOutcome, Outcome, ThreadOutcome, WakeUps, WorkFuture
 from .threads import NativeThread, WakingExecutor, are_threads_greenlets
 
 _Returned = TypeVar("_Returned")
@@ -35,6 +35,7 @@ class Portal:
         self.pid: int = os.getpid()
         """The process of the loop. In a forked child there is none."""
         self._calls: deque[_Call] = deque()
+        self._wake_ups = WakeUps()
         self._is_woken = True  # whether the loop is going to look at the calls
         self._has_ended = False
         self.is_exiting: bool = False
@@ -91,7 +92,7 @@ class Portal:
         """
         if self.is_here:
             return function()
-        outcome: ThreadOutcome[_Returned] = ThreadOutcome()
+        outcome: ThreadOutcome[_Returned] = ThreadOutcome(self._wake_ups)
 
         def run() -> None:
             try:
@@ -129,7 +130,7 @@ class Portal:
 
     def _wait(self, launch: Callable[[Outcome[_Returned]], object]) -> _Returned:
         check_may_block()
-        outcome: ThreadOutcome[_Returned] = ThreadOutcome()
+        outcome: ThreadOutcome[_Returned] = ThreadOutcome(self._wake_ups)
         self._add(_Call(partial(launch, outcome), outcome.abandon))
         try:
             return outcome.get()
@@ -172,8 +173,12 @@ class Portal:
 
     def _settle(self, settle: Callable[[Any], object], value: object) -> None:
         """Settle an outcome, unless the interpreter exits; only in the thread of the loop."""
-        if not self.is_exiting:
-            settle(value)
+        if self.is_exiting:
+            return
+        settle(value)
+        if not (self._is_woken or self._has_ended):  # the caller may call again soon: look once more before a rest
+            self._is_woken = True
+            self._loop.call_soon(self._run_calls)
 
     def start(self, coroutine: Coroutine[Any, Any, None], abandon: Callable[[], object] | None = None) -> _Task:
         """Run a coroutine in a task; only in the thread of the loop. Its first step runs at once where Python can.
