@@ -62,6 +62,19 @@ def send(new_layer: NewLayer, bench: Bench) -> None:
     async_to_sync(layer.flush)()
 
 
+def send_nothing(bench: Bench) -> None:
+    """The floor: the call of a coroutine that does nothing."""
+
+    async def do_nothing() -> None: ...
+
+    call = async_to_sync(do_nothing)
+    call()
+    calls = bench.count(CALLS)
+    with bench.measured(calls):
+        for _ in range(calls):
+            call()
+
+
 async def receive(new_layer: NewLayer, bench: Bench) -> None:
     """Receive in a task for each consumer, as Channels does."""
     layer, rounds = new_layer([bench.url]), bench.count(ROUNDS, least=2)
@@ -99,6 +112,7 @@ async def receive(new_layer: NewLayer, bench: Bench) -> None:
 CASES = [
     Case("channels-send", "async_to_sync(group_send) of Django Channels", "call", {
         "redismpx": partial(send, redismpx),
+        "floor": send_nothing,
         "channels_redis": partial(send, channels_redis),
     }),
     Case("channels-receive", "1,000 consumers of Django Channels in 10 groups", "message to a consumer", {
