@@ -16,7 +16,7 @@ __all__ = [
     "new_stream_message",
 ]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import repeat
 from typing import Any, Generic, NamedTuple, TypeAlias
@@ -101,6 +101,6 @@ new_stream_message: Callable[[tuple[bytes, Any, bytes]], StreamMessage[Any]] = p
 """Makes a message of a stream from a tuple of its three fields, as new_message does."""
 
 
-def messages_of(channel: bytes, entries: Sequence[bytes]) -> list[StreamMessage[bytes]]:
-    """Return the messages of a page: id, previous id and payload of each."""
-    return list(map(new_stream_message, zip(repeat(channel), entries[2::3], entries[::3], strict=False)))
+def messages_of(channel: bytes, ids: Iterable[bytes], payloads: Iterable[bytes]) -> Iterator[StreamMessage[bytes]]:
+    """Yield messages of a stream. No step in Python for each, and one call less than `new_stream_message()`."""
+    return map(tuple.__new__, repeat(StreamMessage), zip(repeat(channel), payloads, ids, strict=False))

@@ -2797,6 +2797,27 @@ MUTANTS = [
         RECOVERY,
     ),
     Mutant(
+        "streams: a page of a history has any number of bytes",
+        "_core/scripts.py",
+        "    if room <= 0 then break end\n  end\n  if room > 0 and #entries < count then is_end",
+        "  end\n  if #entries < count then is_end",
+        f"{STREAMS} -k pages_that_are_bounded",
+    ),
+    Mutant(
+        "streams: the history behind the greatest id is an error",
+        "_core/scripts.py",
+        "if from ~= '(18446744073709551615-18446744073709551615' then",
+        "if true then",
+        f"{STREAMS} -k pages_that_are_bounded",
+    ),
+    Mutant(
+        "streams: history() returns one page",
+        "_io/streams/streams.py",
+        "            if is_end:\n",
+        "            if True:\n",
+        f"{STREAMS} -k pages_that_are_bounded",
+    ),
+    Mutant(
         "streams: a page that failed is not read again",
         "_core/recovery.py",
         "            if cursor.request is request:\n                self.want(cursor)",

@@ -30,6 +30,7 @@ from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
+LAST_ID = b"18446744073709551615-18446744073709551615"
 HOSTILE = [b"room:1", b"{tag}x", b"a{b", b"a}b", b"{}", b"{}x{y}", b"line\r\nbreak \0\xff", b""]
 
 
@@ -98,6 +99,27 @@ async def test_max_length_and_max_age_bound_the_history(mpx: Multiplexer, admin:
     await asyncio.sleep(0.6)
     await mpx.append("s", "y", max_length=None, max_age=0.5)
     assert await admin.xlen("s") < before
+
+
+async def test_a_history_is_read_in_pages_that_are_bounded(mpx: Multiplexer, admin: Redis) -> None:
+    """Each page has at most 1,000 entries and about 256 kB of payloads; entries of others are there too, in order."""
+    pipeline = admin.pipeline(transaction=False)
+    for number in range(1, 2_501):
+        pipeline.xadd("s", {"prev": "0-0", "data": f"{number} "}, id=f"{number}-1")
+    for number in range(10):
+        pipeline.xadd("s", {"data": b"x" * 100_000, "prev": "9-9"}, id=f"3000-{number}")
+    pipeline.xadd("s", {"foreign": "1", "other": "2"}, id=LAST_ID)
+    await pipeline.execute()
+    expected = [(entry_id, fields.get(b"data", b"")) for entry_id, fields in await admin.xrange("s")]
+    await mpx.history("s", limit=1)
+    for after, limit, pages in [(b"0", 2_511, 6), (b"0", 2_512, 6), (b"0", 2_001, 3), (b"1000-1", 1_000, 1)]:
+        await admin.config_resetstat()
+        got = [(message.id, message.data) for message in await mpx.history("s", after=after, limit=limit)]
+        first = 1_000 if after != b"0" else 0
+        assert got == expected[first : first + limit]
+        assert (await admin.info("commandstats"))["cmdstat_evalsha"]["calls"] == pages
+    assert await mpx.history("s", after=LAST_ID) == []
+    assert await mpx.history("nothing") == []
 
 
 async def test_append_and_publish_keep_their_order(mpx: Multiplexer) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakSet
 
 from ..._core.recovery import Page, PageRequest, Stream
-from ..._core.scripts import APPEND, DELETE, LOAD, PAGE, SAVE, evaluate, once_key, positions_key
+from ..._core.scripts import APPEND, DELETE, HISTORY, LOAD, PAGE, SAVE, evaluate, once_key, positions_key
 from ...errors import ConnectionLost, MultiplexerIsClosed, SubscriptionRefused, plain, quote
 from ...message import StreamMessage, messages_of
 from ..publishing.publisher import Publisher
@@ -121,12 +121,14 @@ class Streams:
         """Return at most `limit` messages behind a position."""
         messages: list[StreamMessage[bytes]] = []
         while limit > 0:
-            page = await self.read(name, position, min(limit, PAGE_ENTRIES))
-            messages += messages_of(name, page.entries)
-            if page.is_end or not page.entries:
+            bounds = b"%d" % min(limit, PAGE_ENTRIES), b"%d" % PAGE_BYTES
+            payloads = await self._publisher.evaluate(name, evaluate(HISTORY, (name,), position, *bounds))
+            is_end, ids = payloads.pop(), payloads.pop().split()
+            messages.extend(messages_of(name, ids, payloads))
+            if is_end:
                 break
-            position = page.entries[-3]
-            limit -= len(page.entries) // 3
+            position = messages[-1].id
+            limit -= len(payloads)
         return messages
 
     async def delete_position(self, name: bytes, durable: bytes) -> bool:
