@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from redismpx import ConnectionLost, Multiplexer, NoResponders
 from redismpx.errors import RedisMPXError
@@ -16,6 +19,8 @@ from ..helpers.waiting import until
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.one_flavour]
 
 WRONG = b"-ERR wrong\r\n"
+EMPTY = b"*2\r\n$0\r\n\r\n:1\r\n"  # a page of a history without entries
+PAGE = b"*4\r\n$1\r\nx\r\n$5\r\n:12\r\n\r\n$7\r\n1-1 1-2\r\n:1\r\n"  # one with two
 
 
 async def at_rest(mpx: Multiplexer) -> object:
@@ -28,7 +33,8 @@ async def at_rest(mpx: Multiplexer) -> object:
 class Script:
     """A server that answers PUBLISH by its payload: with these bytes one by one, or else with the payload as a count.
 
-    `calls` has the payloads, and for each the number of the connection.
+    It answers a script in the same way, by its key: with these bytes, or else with an empty page of a history. `calls`
+    has the payloads or keys, and for each the number of the connection.
     """
 
     def __init__(self, **replies: bytes) -> None:
@@ -42,10 +48,12 @@ class Script:
         number, self.write, self.write_eof = self.server.accepted, writer.write, writer.write_eof
         command = await shake_hands(reader, writer)
         while True:
-            self.calls.append((number, command[2]))
-            reply = self.replies.get(command[2].decode())
+            is_script = command[0].startswith(b"EVAL")
+            word = command[3 if is_script else 2]
+            self.calls.append((number, word))
+            reply = self.replies.get(word.decode())
             if reply is None:
-                writer.write(b":%b\r\n" % command[2])
+                writer.write(EMPTY if is_script else b":%b\r\n" % word)
             else:
                 for part in range(len(reply)):
                     writer.write(reply[part : part + 1])
@@ -223,3 +231,104 @@ async def test_a_single_request_that_nobody_hears_fails(url: str) -> None:
         await mpx.publish("a", "2")
         with pytest.raises(NoResponders):
             await mpx.request("nobody", "x", timeout=5)
+
+
+# --- scripts
+
+
+def single_of(mpx: Multiplexer) -> Any:
+    return mpx._hub.deployment.publisher._pipeline._single
+
+
+async def test_a_single_script_does_not_wake_the_task(url: str) -> None:
+    """From the third call on, the task of the publisher waits on while pages and ids arrive."""
+    async with Multiplexer(url) as mpx:
+        ids = [await mpx.append("single", "0") for _ in range(2)]
+        assert [message.id for message in await mpx.history("single")] == ids
+        waiter = await at_rest(mpx)
+        for number in range(5):
+            ids.append(await mpx.append("single", b"%d" % number, key=b"%d" % number))
+            assert await mpx.publish("single", "1") == 0
+            assert [message.id for message in await mpx.history("single")] == ids
+        assert await at_rest(mpx) is waiter
+
+
+@pytest.mark.parametrize("behind", ["", "34"])
+@pytest.mark.parametrize("reply", [PAGE, WRONG, b"*1\r\n@\r\n", b":1\r\n"])
+async def test_a_page_in_pieces_is_that_of_its_call(reply: bytes, behind: str) -> None:
+    """A page that arrives byte by byte is read as a whole, also if another call is made in the middle of it."""
+    script = Script(odd=reply)
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.history("s") for _ in range(2)] == [[], []]
+        call = asyncio.ensure_future(mpx.history("odd"))
+        await until(lambda: bool(single_of(mpx)._parts))
+        odd, *after = await asyncio.gather(call, *[mpx.publish("a", each) for each in behind], return_exceptions=True)
+        if reply == PAGE:
+            assert [(each.data, each.id) for each in odd] == [(b"x", b"1-1"), (b":12\r\n", b"1-2")]
+        else:
+            assert isinstance(odd, Exception)
+        if reply in (PAGE, WRONG):
+            assert after == list(map(int, behind))
+            assert script.server.accepted == 1
+        await until(lambda: mpx._hub.deployment.publisher.pending == 0)
+        assert [await mpx.history("s") for _ in range(4)] == [[]] * 4
+
+
+async def test_a_long_page_is_not_kept_twice() -> None:
+    """The task reads a reply of more than a megabyte: for the others, what has arrived is kept beside the parser."""
+    script = Script(long=b"")
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        assert [await mpx.history("s") for _ in range(2)] == [[], []]
+        call = asyncio.ensure_future(mpx.history("long"))
+        await until(lambda: script.calls[-1] == (1, b"long"))
+        single = single_of(mpx)
+        assert single._busy is not None
+        script.write(b"*3\r\n$2000000\r\n" + b"x" * 1_900_000)
+        await until(lambda: single._busy is None)
+        script.write(b"x" * 100_000 + b"\r\n$3\r\n1-1\r\n:1\r\n")
+        (message,) = await call
+        assert message.data == b"x" * 2_000_000
+        assert await mpx.history("s") == []
+        assert script.server.accepted == 1
+
+
+async def test_a_script_that_was_rejected_fails_alone(url: str, admin: Redis) -> None:
+    """A script for a key of another type fails; one that the server has forgotten is sent again."""
+    await admin.set("text", "x")
+    async with Multiplexer(url) as mpx:
+        for number in range(5):
+            appended = await mpx.append("s", b"%d" % number)
+            with pytest.raises(ResponseError, match="WRONGTYPE"):
+                await mpx.history("text")
+            await admin.script_flush()
+            assert (await mpx.history("s", limit=1_000))[-1].id == appended
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancel", "reset", "end"])
+async def test_half_a_page_goes_to_no_other_call(how: str) -> None:
+    """A call that ends in the middle of its reply leaves nothing of it to the next one."""
+    script = Script(half=b"")
+    async with script.server.run() as url, Multiplexer(url, publish_timeout=0.2 if how == "deadline" else 5) as mpx:
+        assert [await mpx.history("s") for _ in range(2)] == [[], []]
+        call = asyncio.ensure_future(mpx.history("half"))
+        await until(lambda: script.calls[-1] == (1, b"half"))
+        script.write(PAGE[:20])
+        await until(lambda: bool(single_of(mpx)._parts))
+        if how == "cancel":
+            call.cancel()
+            await asyncio.wait([call])
+            script.write(PAGE[20:])
+            assert await mpx.publish("a", "3") == 3
+            assert script.calls[-1] == (1, b"3")
+            return
+        connection = mpx._hub.deployment.publisher._pipeline.current._connection
+        assert connection is not None
+        if how == "reset":
+            connection.abort()
+        elif how == "end":
+            script.write_eof()
+        with pytest.raises(ConnectionLost) as caught:
+            await asyncio.wait_for(call, 2)
+        assert caught.value.sent
+        assert await mpx.publish("a", "3") == 3
+        assert script.calls[-1] == (2, b"3")

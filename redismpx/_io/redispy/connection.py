@@ -66,7 +66,7 @@ class Connection:
         self._asked = -math.inf
         self.scripts: set[bytes] = set()
         """The scripts that were sent over it, and that the server has therefore."""
-        self._is_tapped = False
+        self._tap: Tap | None = None
         self._incomplete: dict[bool, float] = {}  # when the server was found not to count all, by `sharded`
 
     @property
@@ -151,10 +151,15 @@ class Connection:
 
     def tap(self, take: Callable[[bytes], bool], on_end: Callable[[], None]) -> bool:
         """Let `take` see all data first from now on, as `Tap` describes. Return False if there is no transport."""
-        if self._transport is not None and not self._is_tapped:
-            self._transport.set_protocol(Tap(self._transport, take, on_end))
-            self._is_tapped = True
-        return self._is_tapped
+        if self._transport is not None and self._tap is None:
+            self._tap = Tap(self._transport, take, on_end)
+            self._transport.set_protocol(self._tap)
+        return self._tap is not None
+
+    def pass_on(self, data: bytes) -> None:
+        """Let redis-py read data that the `take` of `tap()` has taken. Not after the end of the connection."""
+        assert self._tap is not None
+        self._tap.pass_on(data)
 
     def write_now(self, data: bytes) -> bool:
         """Send a little data without a wait; return False if the connection is closed. Only after `tap()`."""

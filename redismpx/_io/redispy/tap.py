@@ -23,6 +23,10 @@ class Tap(asyncio.Protocol):
         if not self._take(data):
             self._protocol.data_received(data)
 
+    def pass_on(self, data: bytes) -> None:
+        """Let the protocol have data that `take` has taken. Only before `on_end` returns."""
+        self._protocol.data_received(data)
+
     def eof_received(self) -> bool | None:
         self._on_end()
         keep_open: bool | None = self._protocol.eof_received()
