@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from contextlib import suppress
 from typing import Any
 
@@ -20,13 +21,15 @@ class EventIndex:
     It may have positions of events that are gone. The events at other positions must not change.
     """
 
-    __slots__ = ("_limit", "_long", "_places", "_size", "end")
+    __slots__ = ("_limit", "_long", "_places", "_searched", "_signals", "_size", "end")
 
     def __init__(self, start: int) -> None:
         self.end: int = start
         """The events before this position are indexed."""
         self._places: dict[bytes, int | list[int]] = {}  # no list for a single place: most names have one
         self._long: list[int] = []  # positions of the disconnects of more than FEW names
+        self._signals: list[int] = []  # positions of disconnects and errors, also of some that are not indexed yet
+        self._searched = start  # all such events before this position are in `_signals`, if they are not indexed
         self._size = 0  # of all places
         self._limit = sys.maxsize
 
@@ -59,12 +62,17 @@ class EventIndex:
                 while True:
                     found.append(position := items.index(name, position) & ~1)
                     position += 2
-            others = items[self.end + 1 :: 2]
-            if not {QueuedSignal}.isdisjoint(map(type, others)):
-                positions = range(self.end, len(items), 2)
-                found += [n for n, other in zip(positions, others, strict=True) if type(other) is QueuedSignal]
-                found.sort()
+            self._find_signals(items)
+            signals = self._signals[bisect_left(self._signals, self.end) :]
+            found += [position for position in signals if name in names_of(items[position + 1])]
+            found.sort()
         return self.find_indexed(name, items) + [position for position in found if is_about(items, position, name)]
+
+    def _find_signals(self, items: list[Any]) -> None:
+        """Find the disconnects and errors that were added since the last call."""
+        start, self._searched = max(self.end, self._searched), len(items)
+        others = enumerate(items[start + 1 :: 2])
+        self._signals += [start + 2 * number for number, other in others if type(other) is QueuedSignal]
 
     def grow(self, items: list[Any], head: int) -> None:
         """Index some more events. There is none before `head`."""

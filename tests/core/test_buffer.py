@@ -614,6 +614,21 @@ def test_removing_many_names_at_once_walks_the_buffer_once(monkeypatch: pytest.M
     assert counted.reads < 2 * len(counted)
 
 
+def test_an_error_that_is_queued_after_a_search_is_removed() -> None:
+    """A name that is removed takes its error with it, also when earlier removals have searched the queue."""
+    names = [b"%d" % number for number in range(400)]
+    buffer = filled([])
+    for some in (names[:200], names[200:]):
+        for name in some:
+            buffer.signal(Signal.ERROR, "no", name)
+        for name in (some[-1], some[0]):
+            assert buffer.remove(frozenset({name})) == 0
+    left = []
+    while (signal := buffer.pop_signal()) is not None:
+        left += signal.names or ()
+    assert left == names[1:199] + names[201:399]
+
+
 def test_the_payload_of_a_removed_message_is_freed_at_once() -> None:
     """A removed message leaves no payload in memory."""
     buffer = filled([(b"kept", b"x"), (b"gone", b"payload of its own"), (b"kept", b"y")])
