@@ -80,7 +80,8 @@ class ChannelSubscription(MessageSubscription[T]):
         """Unsubscribe from channels. Channels that are not in the subscription are ignored.
 
         Returns at once, and works offline. No callback is called for these channels any more; their buffered messages
-        are dropped, and counted as dropped.
+        are dropped, and counted as dropped. Thousands of channels are unsubscribed in the next iterations of the loop,
+        some in each. `stats()` counts them until then.
 
         Args:
             channels: names; `str` is encoded as UTF-8.
@@ -94,36 +95,47 @@ class ChannelSubscription(MessageSubscription[T]):
         self._hub.enter()
         if self._hub.postpone(partial(self.remove, *removed)):
             return
-        self._inbox.flush()
-        with self._hub.budget.critical:
-            self._check_open()
-            names = self._channels.intersection(removed)
-            self._channels -= names
-            were_active = self._hub.remove(self._kind, names, self._inbox)
-            self._inbox.forget(frozenset(names), were_active, rest=bool(self._channels))
+        self._remove(removed)
 
     def clear(self) -> None:
         """Unsubscribe from all channels, as `remove()` does. The subscription stays open.
 
-        Thousands of channels are unsubscribed in the next iterations of the loop, some in each. `stats()` counts them
-        until then.
-
         Raises:
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
         """
-        if len(self._channels) <= SLICE_STEPS:
-            self.remove(*self._channels)
-            return
         self._check_open()
         self._hub.enter()
-        if self._hub.postpone(self.clear):
-            return
+        if not self._hub.postpone(self.clear):
+            self._remove(None)
+
+    def _remove(self, removed: list[bytes] | None) -> None:
+        """Remove some channels, or, for None, all: from the registry in time slices, if they are many."""
         self._inbox.flush()
         with self._hub.budget.critical:
             self._check_open()
-            names, self._channels = self._channels, set()
-            self._inbox.forget_all(names)
-        self._hub.slices.begin(partial(self._unsubscribe, name) for name in tuple(names))
+            total = len(self._channels)
+            if removed is None:
+                leaving, self._channels = self._channels, set()
+            else:
+                leaving = self._channels.intersection(removed)
+                self._channels -= leaving
+            names = frozenset(leaving)
+            are_many = len(names) > SLICE_STEPS
+            if are_many:
+                were_active = self._count_active(names, total)
+                self._inbox.leave(leaving)
+            else:
+                were_active = self._hub.remove(self._kind, names, self._inbox)
+            self._inbox.forget(names, were_active, rest=bool(self._channels))
+        if are_many:
+            self._hub.slices.begin(partial(self._unsubscribe, name) for name in names)
+
+    def _count_active(self, names: frozenset[bytes], total: int) -> int:
+        """Return how many of these channels are active: all or none, most often. `total` has the others, too."""
+        active = self._inbox.active
+        if active in (0, total):
+            return min(active, len(names))
+        return sum(map(self._has_active, names))
 
     def _unsubscribe(self, name: bytes) -> None:
         """Unsubscribe from a channel that is removed already, unless add() has done so to subscribe to it again."""

@@ -158,7 +158,8 @@ class Subscription(ABC):
 
     def _has_active(self, name: bytes) -> bool:
         """Tell whether a name is active. A lost connection ends all of them at once, as far as the inbox knows."""
-        return self._inbox.active > 0 and self._hub.is_active(self._kind, name, self._inbox)
+        inbox = self._inbox
+        return inbox.active > 0 and name not in inbox.leaving and self._hub.is_active(self._kind, name, inbox)
 
     def _check_open(self) -> None:
         if self._inbox.closed:

@@ -140,6 +140,19 @@ async def names(bench: Bench) -> None:
         await bench.unsubscribed()
 
 
+async def calls(bench: Bench) -> None:
+    """One subscription gets all names in one call, and half of them leave in another."""
+    async with Multiplexer(bench.url) as mpx:
+        sub = mpx.new_channel_subscription(ignore)
+        await mpx.connect(10)
+        with bench.watch.step("add() of all names at once", bench.size):
+            sub.add(*bench.names)
+            await sub.wait_for_activation(timeout=TIMEOUT)
+        with bench.watch.step("remove() of half of the names at once", bench.size):
+            sub.remove(*bench.names[::2])
+            await until(lambda: mpx.stats().channels == len(sub.channels), TIMEOUT)
+
+
 async def leave(sub: ChannelSubscription[bytes], names: list[bytes]) -> None:
     for name in names:
         sub.remove(name)
@@ -294,6 +307,7 @@ async def evictions(watch: Watch, size: int) -> None:
 
 CASES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "names": names,
+    "calls": calls,
     "backlog": backlog,
     "end": end_of_names,
     "subscriptions": subscriptions,

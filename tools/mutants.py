@@ -410,8 +410,8 @@ MUTANTS = [
     Mutant(
         "clear() raises NameError",
         "channel.py",
-        "self.remove(*self._channels)",
-        "self.remove(*channels)",
+        "self._remove(None)",
+        "self._remove(channels)",
         f"{CHANNEL} -k clear_keeps_a_subscription_open_and_close_ends_it",
     ),
     Mutant(
@@ -1152,6 +1152,62 @@ MUTANTS = [
         "        return lambda channel, data: None if channel in self.leaving else deliver(channel, data)\n",
         "        return deliver\n",
         f"{CHANNEL} -k cleared_in_time_slices",
+    ),
+    Mutant(
+        "P4: remove() of very many channels is one step of the loop",
+        "channel.py",
+        "            are_many = len(names) > SLICE_STEPS\n",
+        "            are_many = False\n",
+        f"{CHANNEL} -k removed_in_time_slices",
+    ),
+    Mutant(
+        "remove() of very many channels takes those for active that are not yet",
+        "channel.py",
+        "        return sum(map(self._has_active, names))\n",
+        "        return min(active, len(names))\n",
+        f"{CHANNEL} -k removed_in_time_slices",
+    ),
+    Mutant(
+        "a channel that is removed, but still registered, is active",
+        "subscription.py",
+        "inbox.active > 0 and name not in inbox.leaving and",
+        "inbox.active > 0 and",
+        f"{CHANNEL} -k removed_in_time_slices",
+    ),
+    Mutant(
+        "P1: channels that are removed get events when others are removed after them",
+        "_io/delivery/event_queue.py",
+        "            self.leaving |= names\n",
+        "            self.leaving = names\n",
+        f"{CHANNEL} -k removed_in_time_slices",
+    ),
+    Mutant(
+        "P1: a disconnect outlives all channels that are not removed",
+        "_io/delivery/inbox.py",
+        "[name for name in tuple(lost) if name not in self.leaving]",
+        "tuple(lost)",
+        f"{CHANNEL} -k leaving_channels",
+    ),
+    Mutant(
+        "a name is active after its subscriber was notified of the loss",
+        "_core/registry.py",
+        "        if state is SubscriberState.ACTIVE and self._loss.has_notified(subscriber):\n",
+        "        if False:\n",
+        "tests/core/test_registry.py -k active_until_its_loss",
+    ),
+    Mutant(
+        "P4: close() frees very many names in one step",
+        "_io/deployment/base.py",
+        "        return chain(self.publisher.close(), freeing(names))\n",
+        "        names.clear()\n        return self.publisher.close()\n",
+        f"{CHANNEL} -k freed_in_time_slices",
+    ),
+    Mutant(
+        "an error that is queued after a search for a name is not found",
+        "_core/event_index.py",
+        "            self._find_signals(items)\n",
+        "            if not self._signals:\n                self._find_signals(items)\n",
+        "tests/core/test_buffer.py -k queued_after_a_search",
     ),
     Mutant(
         "a message of a closed subscription is delivered while its names are unsubscribed",
@@ -2470,8 +2526,8 @@ MUTANTS = [
     Mutant(
         "close() fails all calls in one step",
         "_io/hub.py",
-        "        self.slices.begin(failures)\n",
-        "        for step in failures:\n            step()  # type: ignore[operator]\n",
+        "        self.slices.begin(rest)\n",
+        "        for step in rest:\n            step()  # type: ignore[operator]\n",
         f"{PUBLISH} -k very_many_calls",
     ),
     Mutant(
@@ -2512,8 +2568,8 @@ MUTANTS = [
     Mutant(
         "closing forgets the links to shards",
         "_io/deployment/cluster.py",
-        "        self.shards.close()\n",
-        "",
+        "        names = self.shards.close()\n",
+        "        names: list[object] = []\n",
         f"{CLUSTER} -k end_is_clean_while",
     ),
     Mutant(

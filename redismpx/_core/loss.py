@@ -30,12 +30,15 @@ class Loss(Generic[S]):
         """Add a name that was active for a subscriber."""
         self._active[subscriber].append(entry)
 
+    def has_notified(self, subscriber: S) -> bool:
+        """Tell whether a subscriber is notified of the loss, but some of its names have not changed to waiting yet."""
+        return self._notified and subscriber == self._subscriber
+
     def remove(self, entry: Entry[S], subscriber: S) -> bool:
         """Take note that a subscriber was removed from a name; return whether it was notified of the loss before."""
-        if subscriber != self._subscriber:
-            return False
-        self._names.discard(entry.name)
-        return self._notified
+        if subscriber == self._subscriber:
+            self._names.discard(entry.name)
+        return self.has_notified(subscriber)
 
     def each(self) -> Iterator[tuple[S, Collection[bytes]] | None]:
         """Yield each subscriber with the names that it has lost. None is yielded now and then.

@@ -88,7 +88,10 @@ class Registry(Generic[S]):
     def subscriber_state(self, kind: Kind, name: bytes, subscriber: S) -> SubscriberState | None:
         """Return what a subscriber was last notified of, for a name; None if it does not subscribe to it."""
         entry = self._tables[kind].get(name)
-        return None if entry is None else entry.state_of(subscriber)
+        state = None if entry is None else entry.state_of(subscriber)
+        if state is SubscriberState.ACTIVE and self._loss.has_notified(subscriber):
+            return SubscriberState.WAITING  # the next steps of the loss change it
+        return state
 
     def name_count(self, kind: Kind) -> int:
         """Return how many names have subscribers."""
@@ -98,9 +101,13 @@ class Registry(Generic[S]):
         """Return how many of `names` have no subscriber yet."""
         return sum([name not in self._tables[kind] or name in self._unwanted[kind] for name in names])
 
-    def clear(self) -> None:
-        """Remove all names and subscribers. A fan-out that is going on reaches nobody any more."""
-        for entry in self._entries():
+    def clear(self) -> list[Entry[S]]:
+        """Remove all names and subscribers. A fan-out that is going on reaches nobody any more.
+
+        Return the entries of the names, so that the caller can free them little by little.
+        """
+        entries = [*self._entries()]
+        for entry in entries:
             if entry.states is not None:  # a fan-out to a single subscriber is over
                 entry.clear()
         for table, unwanted in zip(self._tables.values(), self._unwanted.values(), strict=True):
@@ -108,6 +115,7 @@ class Registry(Generic[S]):
             unwanted.clear()
         self._refused.clear()
         self._forget_connection()
+        return entries
 
     def drain(self) -> Iterator[None]:
         """Unsubscribe all names, and yield now and then: with very many names this takes a while.

@@ -316,11 +316,11 @@ class Hub:
         self.tasks.is_ending = True
         self._streams.end()
         self.budget.recall()  # a consumer takes messages from its batch without a look at anything else
-        failures = self.deployment.close()
+        rest = self.deployment.close()
         subscriptions = chain(self._kept, self._read)
         self._kept, self._read = set(), WeakSet()
         self.slices.begin(partial(subscription._end, "multiplexer closed") for subscription in subscriptions)
-        self.slices.begin(failures)
+        self.slices.begin(rest)
         if self._loop is not None and not self._loop.is_closed():
             self.cancel()
 

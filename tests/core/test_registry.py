@@ -390,6 +390,8 @@ def test_a_name_is_active_until_its_loss_is_reported() -> None:
         if loser is not None:
             assert not told
             told = set(loser[1])
+        state = SubscriberState.WAITING if told else SubscriberState.ACTIVE
+        assert registry.subscriber_state(Kind.CHANNEL, names[5], "user") is state
         leaving = after if told else before
         if leaving and (told or step in (4, 14)):  # before and after the name is collected
             assert registry.remove(Kind.CHANNEL, leaving.pop(), "user") is not bool(told)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from redis.asyncio import Redis
 
 from redismpx import ConnectionLost, Multiplexer, SubscriptionIsClosed, SubscriptionRefused
+from redismpx._core.entry import Entry
 from redismpx._io.runtime.slices import SLICE_STEPS
 from redismpx.testing import Checker
 
@@ -212,6 +214,88 @@ async def test_very_many_channels_are_cleared_in_time_slices(url: str, admin: Re
         assert seen == [(again, b"x")]
         assert not signals
         assert sub.pending == sub.dropped == 0
+
+
+async def test_very_many_channels_are_removed_in_time_slices(url: str, admin: Redis) -> None:
+    """remove() returns at once. Removed channels that are still registered have no events; the others keep theirs."""
+    total, extra = 3000, 400
+    names = [b"%d" % number for number in range(total)]
+    late = [b"late %d" % number for number in range(extra)]
+    seen: list[tuple[bytes, bytes]] = []
+    signals: list[ConnectionLost] = []
+    async with Multiplexer(url, on_error=lambda error: signals.append(error)) as mpx:  # type: ignore[arg-type]
+        sub = mpx.new_channel_subscription(lambda *message: seen.append(message), signals.append)
+        sub.add(*names)
+        await sub.wait_for_activation(timeout=5)
+        inbox = sub._inbox
+        sub.add(*late)  # these are not active yet
+        sub.remove(*names[:1000], *late[:300], "unknown")
+        sub.remove(*names[1000:1500])
+        assert sub.channels == {*names[1500:], *late[300:]}
+        assert sub.active == {*names[1500:]}
+        assert inbox.active == 1500
+        assert len(inbox.leaving) == 1800 - SLICE_STEPS
+        assert mpx.stats().channels == total + extra - SLICE_STEPS
+        gone = next(name for name in names[:1000] if name in inbox.leaving)
+        again = next(name for name in names[1000:1500] if name in inbox.leaving)
+        with pytest.raises(ValueError, match="is not a name of this subscription"):
+            await sub.wait_for_activation(gone, timeout=5)
+
+        sub.add(again)
+        for busy in (False, True):  # straight to the callback, and by way of the buffer
+            if busy:
+                inbox.hold()
+            assert inbox.deliver(gone, b"late") is None
+            inbox.activate(gone)
+            inbox.refuse(SubscriptionRefused("channel", gone, "no"))
+            inbox.disconnect(ConnectionLost("its name", frozenset({gone})))
+            inbox.flush()
+        inbox.resume()
+        await sub.wait_for_activation(timeout=5)
+        assert sub.active == sub.channels == {*names[1500:], *late[300:], again}
+        await until(lambda: mpx.stats().channels == len(sub.channels))
+        assert not inbox.leaving
+        await settled(admin, set(sub.channels), 0)
+        for name in (gone, again, names[-1]):
+            await admin.publish(name, "x")
+        await until(lambda: mpx.stats().messages == 2)
+        assert seen == [(again, b"x"), (names[-1], b"x")]
+        assert not signals
+        assert sub.pending == sub.dropped == 0
+
+
+async def test_a_disconnect_is_not_about_leaving_channels(url: str) -> None:
+    """A connection that is lost while removed channels are still registered is a gap of the other channels only."""
+    names = [b"%d" % number for number in range(1000)]
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription()
+        sub.add(*names, "stays")
+        await sub.wait_for_activation(timeout=5)
+        sub.remove(*names)
+        inbox = sub._inbox
+        assert inbox.leaving
+        buffer = inbox.hold()
+        inbox.disconnect(ConnectionLost("all names"), {*inbox.leaving, b"stays"})
+        assert buffer.active_before(()) == {b"stays"}
+        sub.remove("stays")
+        assert not buffer.signals
+
+
+async def test_names_of_a_closed_multiplexer_are_freed_in_time_slices(url: str) -> None:
+    """close() forgets very many names at once, but frees them in the next iterations; aclose() waits for that."""
+
+    def names() -> int:
+        return sum(type(known) is Entry and known.name.startswith(b"freed") for known in gc.get_objects())
+
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription()
+        sub.add(*(f"freed {number}" for number in range(1000)))
+        await sub.wait_for_activation(timeout=5)
+        mpx.close()
+        assert mpx.stats().channels == 0
+        assert names() >= 1000 - SLICE_STEPS
+        await mpx.aclose()
+        assert names() == 0
 
 
 async def test_very_many_channels_are_closed_in_time_slices(url: str, admin: Redis) -> None:

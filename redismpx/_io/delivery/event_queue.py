@@ -250,8 +250,10 @@ class EventQueue(Notifier, ABC):
 
     def leave(self, names: set[bytes]) -> None:
         """Ignore the events of names that were removed, until left() is called with each. Takes over the set."""
-        names |= self.leaving
-        self.leaving = names
+        if self.leaving:
+            self.leaving |= names
+        else:
+            self.leaving = names
         self.deliver = self._without_leaving(self.straight if self.buffer is None else self.buffer.put)
 
     def left(self, name: bytes) -> None:

@@ -149,20 +149,10 @@ class Inbox(EventQueue):
         self.active -= were_active
         if self._forgotten is not None:
             self._forgotten |= names
-        for name in names & self.refusals.keys():
+        for name in names.intersection(self.refusals):  # much faster than & with very many names
             del self.refusals[name]
         self.notify()
         self.discard(names if rest else None)
-
-    def forget_all(self, names: set[bytes]) -> None:
-        """Drop all queued events. The names, which are all, are removed later, and left() is called with each."""
-        self.active = 0
-        self.refusals = _NO_REFUSALS
-        self.leave(names)
-        if self._forgotten is not None:
-            self._forgotten |= names
-        self.notify()
-        self.discard(None)
 
     def close(self, reason: str | None) -> None:
         """Drop all events, call no callback any more, and cancel the callback that is awaited, unless it calls this.

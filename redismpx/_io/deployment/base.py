@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import Context
+from itertools import chain
 from typing import NamedTuple
 
 from ..._core.entry import SubscriberState
@@ -15,7 +16,7 @@ from ..redispy.connection import Address
 from ..redispy.credentials import Follower, Login
 from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
-from ..runtime.slices import Step
+from ..runtime.slices import Step, freeing
 from ..session.delivery_probe import DeliveryProbe
 from ..session.listener import Listener
 from ..session.options import SessionOptions
@@ -154,8 +155,11 @@ class Deployment:
         await self.main.unsubscribe_all()
 
     def close(self) -> Iterator[Step]:
-        """End every connection, at once and for good; return the steps that fail the calls of `publish()`."""
+        """End every connection, at once and for good.
+
+        Return the steps that are left: they fail the calls of `publish()`, and free the names.
+        """
         if self._credentials is not None:
             self._credentials.close()
-        self.main.close()
-        return self.publisher.close()
+        names = self.main.close()
+        return chain(self.publisher.close(), freeing(names))

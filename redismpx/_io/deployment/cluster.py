@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Iterator
 from contextvars import Context
 from copy import deepcopy
+from itertools import chain
 
 from ..._core.keyspace import NOTIFICATIONS
 from ..._core.wire import Kind
@@ -15,7 +16,7 @@ from ..redispy.client import AbstractBackoff
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import AnyNodeEndpoint, SlotMap
 from ..runtime.log import logger
-from ..runtime.slices import Step
+from ..runtime.slices import Step, freeing
 from ..session.dispatcher import Evict
 from ..session.session import Session
 from ..session.subscriber import Subscriber
@@ -128,7 +129,7 @@ class Cluster(Deployment):
         await super().unsubscribe_all()
 
     def close(self) -> Iterator[Step]:
-        """End every connection, at once and for good; return the steps that fail the calls of `publish()`."""
-        self.shards.close()
+        """End every connection, at once and for good; return the steps that are left."""
+        names = self.shards.close()
         self._primaries.close()
-        return super().close()
+        return chain(super().close(), freeing(names))

@@ -183,8 +183,7 @@ class Shards(SlotMapFollower):
             shard.closing.cancel()
         if self._shards.get(shard.node) is shard and shard.session is not None:
             del self._shards[shard.node]
-            entries = [*shard.registry.shard_channels.values()]
-            shard.session.retire()
+            entries = shard.session.retire()
             self._tasks.start(_free(entries), "redismpx names of a retired session", Context())
 
     def _move(self, name: bytes, source: Shard, target: Shard) -> None:
@@ -277,16 +276,17 @@ class Shards(SlotMapFollower):
             if shard.session is not None:
                 await shard.session.unsubscribe_all()
 
-    def close(self) -> None:
-        """End every session, at once and for good."""
+    def close(self) -> list[Entry[Subscriber]]:
+        """End every session, at once and for good; return the names, which are to be freed little by little."""
+        entries = self._ownerless.registry.clear()
         for shard in tuple(self._shards.values()):
             if shard.closing is not None:
                 shard.closing.cancel()
             if shard.session is not None:
-                shard.session.close()
+                entries += shard.session.close()
         self._shards.clear()
         self._places.clear()
-        self._ownerless.registry.clear()
+        return entries
 
 
 async def _free(entries: list[Entry[Subscriber]]) -> None:

@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
-from itertools import islice
-from typing import TypeAlias
+from itertools import islice, repeat
+from typing import Any, TypeAlias
 
 from .log import logger
 from .notification import Notifier
@@ -82,6 +82,11 @@ class Slices:
         if len(steps) < count:
             self._works.popleft()
         return len(steps)
+
+
+def freeing(objects: list[Any]) -> Iterator[Step]:
+    """Return the steps that free objects to which only this list refers."""
+    return repeat(objects.pop, len(objects))
 
 
 def _do_each(steps: list[Step]) -> None:

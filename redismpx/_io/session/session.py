@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from contextvars import Context
 from time import monotonic
 
+from ..._core.entry import Entry
 from ..._core.registry import Registry
 from ..._core.wire import Command, Kind, Verb
 from ...errors import ConnectionLost, MultiplexerIsClosed
@@ -325,20 +326,20 @@ class Session:
         while self.state is SessionState.CONNECTED and (self.registry.oldest_command or self.registry.has_work):
             await self._changed.wait()
 
-    def retire(self) -> None:
-        """End a session that has no names any more."""
+    def retire(self) -> list[Entry[Subscriber]]:
+        """End a session whose names have no subscribers any more; return them as close() does."""
         self._outages.given_up(str(self._endpoint))
-        self.close()
+        return self.close()
 
-    def close(self) -> None:
-        """End the session at once and for good. Without effect when closed."""
+    def close(self) -> list[Entry[Subscriber]]:
+        """End the session at once and for good; return the names that it had, to be freed little by little."""
         if self.closed:
-            return
+            return []
         self._move(SessionState.CLOSED)
         with self._options.critical:
-            self.registry.clear()
+            entries = self.registry.clear()
         if self._loop is None or self._loop.is_closed():
-            return
+            return entries
         for handle in (self._flushing, self._retrying):
             if handle is not None:
                 handle.cancel()
@@ -346,3 +347,4 @@ class Session:
             self._link.abort("closed")
         if self._task is not None and self._task is not running_task():
             self._task.cancel()
+        return entries
