@@ -2902,6 +2902,13 @@ MUTANTS = [
         f"{STREAMS} -k pages_that_are_bounded",
     ),
     Mutant(
+        "streams: the page behind the greatest id is an error",
+        "_core/scripts.py",
+        "while left > 0 and room > 0 and from ~= '(' .. last do",
+        "while left > 0 and room > 0 do",
+        f"{STREAMS} -k greatest_id",
+    ),
+    Mutant(
         "streams: history() returns one page",
         "_io/streams/streams.py",
         "            if is_end:\n",

@@ -110,7 +110,7 @@ local page = {last, 0, 1}
 if left == 0 or last == '0-0' then return page end
 local from = after == '' and '-' or after
 if after == '0-0' and added == length then page[2] = 1 end
-while left > 0 and room > 0 do
+while left > 0 and room > 0 and from ~= '(' .. last do
   local count = math.min(left, 16)
   local entries = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', from == after and count + 1 or count)
   if from == after then

@@ -122,6 +122,19 @@ async def test_a_history_is_read_in_pages_that_are_bounded(mpx: Multiplexer, adm
     assert await mpx.history("nothing") == []
 
 
+async def test_a_page_may_end_at_the_greatest_id(mpx: Multiplexer, admin: Redis) -> None:
+    """A subscription reads a stream whose last id is the greatest that there can be: none is behind it."""
+    pipeline = admin.pipeline(transaction=False)
+    for entry_id in [*(b"%d-1" % number for number in range(1, 16)), LAST_ID]:  # as many as the script reads at once
+        pipeline.xadd("s", {"data": "x"}, id=entry_id)
+    await pipeline.execute()
+    got: list[bytes] = []
+    sub = mpx.new_stream_subscription(lambda message: got.append(message.id))
+    sub.add("s", after=b"0")
+    await until(lambda: len(got) == 16)
+    assert got[-1] == LAST_ID
+
+
 async def test_append_and_publish_keep_their_order(mpx: Multiplexer) -> None:
     """Calls of append() and publish() go out in their order, the first ones of a connection too."""
     got: list[bytes] = []
