@@ -20,6 +20,7 @@ __all__ = [
 from collections.abc import Mapping
 from typing import Any
 
+from ._core.raised import first_line, is_a, name_of
 from .envelope import REPLY, REPLY_HEADERS, Envelope
 from .errors import DecodeError, RequestFailed, plain
 from .typing import Decode
@@ -44,17 +45,11 @@ def new_reply(body: object) -> bytes:
 
 
 def new_failure(error: BaseException) -> bytes:
-    """Return the reply that reports an exception: its type and the first line of its text, never its traceback.
-
-    Libraries that validate data repeat the data in the lines after the first.
-    """
-    try:
-        text = next(iter(str(error).splitlines()), "")
-    except Exception:  # noqa: BLE001, users' code
-        text = ""
-    if isinstance(error, DecodeError) and error.__cause__ is not None:  # whose own text may repeat the data
-        text += f" ({type(error.__cause__).__name__})"
-    kind = type(error).__name__
+    """Return the reply that reports an exception: its type and the first line of its text, never its traceback."""
+    text = first_line(error)
+    if is_a(error, DecodeError) and error.__cause__ is not None:  # whose own text may repeat the data
+        text += f" ({name_of(error.__cause__)})"
+    kind = name_of(error)
     return bytes(Envelope(b"", {FAILURE: plain(f"{kind}: {text}" if text else kind)}))
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ._core.overflow import Overflow
+from ._core.raised import is_a
 from ._core.wire import Kind, escape_glob
 from ._io.delivery.consumer import Consumer
 from ._io.delivery.reporter import Reporter
@@ -146,7 +147,7 @@ class Service(Subscription):
         try:
             reply = await self._call(request)
         except BaseException as error:
-            if is_cancelled(error) or isinstance(error, GeneratorExit):
+            if is_cancelled(error) or is_a(error, GeneratorExit):
                 raise
             failures.append((error, True))
             reply = new_failure(error)

@@ -6,7 +6,6 @@ __all__ = ["Multiplexer"]
 
 import asyncio
 import atexit
-import logging
 import multiprocessing.util
 import os
 import queue
@@ -26,6 +25,7 @@ from redis.backoff import AbstractBackoff
 import redismpx
 
 from .. import Overflow, Request, Stats
+from .._io.runtime.log import logger
 from ..arguments import check_overflow, check_plain, check_positive, check_seconds
 from ..errors import MultiplexerIsClosed
 from ..keys import OnKeyEvent
@@ -45,7 +45,6 @@ _Encodable = TypeVar("_Encodable")  # what `encode` takes
 _Outcome = TypeVar("_Outcome")
 
 _EXIT_TIMEOUT = 2.0  # seconds that the end of the interpreter waits for a multiplexer
-_logger = logging.getLogger("redismpx")
 
 
 @described_by(redismpx.Multiplexer)
@@ -595,7 +594,7 @@ class Multiplexer:
     async def _report_unsent(self, error: Exception) -> None:
         try:
             if not self._is_failing:
-                _logger.warning("publish_soon() failed; further failures in a row are not logged: %s", error)
+                logger.warning("publish_soon() failed; further failures in a row are not logged: %s", error)
             self._is_failing = True
             if self._on_error is not None:
                 await self._report(error)
@@ -1150,7 +1149,7 @@ class Multiplexer:
         try:
             await self._drain(border, timeout)
         except TimeoutError as error:
-            _logger.warning("%s", error)
+            logger.warning("%s", error)
         self._is_closed = True
         await self._finish(border)
 
@@ -1192,7 +1191,7 @@ class Multiplexer:
             while self._unsent and monotonic() < give_up:
                 sleep(0.01)
             if self._unsent:
-                _logger.error("%d messages of publish_soon() were not sent before the interpreter ended", self._unsent)
+                logger.error("%d messages of publish_soon() were not sent before the interpreter ended", self._unsent)
             border.portal.is_exiting = True
             self._close(border, _EXIT_TIMEOUT)
 
@@ -1256,8 +1255,8 @@ class Multiplexer:
 def _call_on_close(on_close: OnClose, reason: str) -> None:
     try:
         on_close(reason)
-    except BaseException:  # users' code
-        _logger.exception("on_close raised an exception")
+    except BaseException:  # noqa: BLE001, users' code
+        logger.exception("on_close raised an exception")
 
 
 _open: set[Multiplexer] = set()

@@ -13,6 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from .._core.raised import is_a, name_of
 from .portal import Portal
 from .threads import NativeThread
 
@@ -63,9 +64,9 @@ class Workers:
         if error is None:
             return result
         try:
-            if isinstance(error, Exception):
+            if is_a(error, Exception):
                 raise error
-            raise RuntimeError(f"a callback raised {type(error).__name__}") from error  # which would end the loop
+            raise RuntimeError(f"a callback raised {name_of(error)}") from error  # which would end the loop
         finally:
             del error  # otherwise the exception refers to itself: traceback, frame, exception
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import ConnectionLost, MessageGap
+from .._core.raised import is_a, name_of
 from .._core.topic_tree import Words
 from .._io.runtime.log import RecordLimit, logger
 from ..arguments import check_plain
@@ -63,10 +64,10 @@ class TopicReporter:
         except Exception as failure:  # noqa: BLE001, users' code
             self._log("on_error raised an exception", failure)
         # Without the cause of a DecodeError, which a traceback would show: it may repeat the payload.
-        self._log(f"topics: {error}", error, has_traceback=not isinstance(error, DecodeError))
+        self._log("topics: %s", error, error, has_traceback=not is_a(error, DecodeError))
 
-    def _log(self, text: str, error: Exception, *, has_traceback: bool = True) -> None:
-        left_out = self._records.admit(type(error).__name__)
+    def _log(self, text: str, error: Exception, *arguments: object, has_traceback: bool = True) -> None:
+        left_out = self._records.admit(name_of(error))
         if left_out is not None:
             more = f" ({left_out} records of this kind were left out)" if left_out else ""
-            logger.error("%s%s", text, more, exc_info=error if has_traceback else None)
+            logger.error(f"{text}%s", *arguments, more, exc_info=error if has_traceback else None)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
+from .._core.raised import first_line, is_a, name_of
 from .._core.topic_tree import Words
 from ..errors import PromiseTimeout, RequestFailed
 from ..request import Request
@@ -81,8 +82,8 @@ class TopicService:
 
 def failed_here(channel: bytes, error: Exception) -> RequestFailed:
     """Return the error for the requester, as if the handler had been in another process."""
-    text = next(iter(str(error).splitlines()), "")
-    kind = type(error).__name__
+    text = first_line(error)
+    kind = name_of(error)
     return RequestFailed(channel, f"{kind}: {text}" if text else kind)
 
 
@@ -96,6 +97,6 @@ async def call_here(
             result = service.call(words, message)
             return await result if inspect.isawaitable(result) else result
     except Exception as error:
-        if limit.expired() and isinstance(error, TimeoutError):
+        if limit.expired() and is_a(error, TimeoutError):
             raise PromiseTimeout(channel, timeout, "reply to a request") from None
         raise failed_here(channel, error) from error

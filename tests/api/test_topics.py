@@ -101,6 +101,31 @@ def test_errors_are_logged_without_on_error(caplog: pytest.LogCaptureFixture) ->
     assert records == ["topics: broken", "on_error raised an exception", records[0]]
 
 
+def test_an_error_without_a_text_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that raises when it is asked for its text, its class or its name is one of its subscriber only."""
+
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+        @property
+        def __class__(self) -> Any:
+            raise ValueError("no class")
+
+    def fail(_: object) -> None:
+        raise Speechless
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # a handler cannot write such an exception
+    topics, calls = Topics(), Record()
+    topics.subscribe("a", fail)
+    topics.subscribe("a", calls.named("other"))
+    called = None
+    with contextlib.suppress(Exception):  # pytest cannot show such an exception
+        called = topics.publish("a", n=1)
+    assert called == 2
+    assert calls == [("other", ("a",), {"n": 1})]
+
+
 def test_a_subscriber_gets_the_keywords_that_it_takes(caplog: pytest.LogCaptureFixture) -> None:
     """For each that it lacks there is one warning; a required one that is missing is its own error."""
     errors: list[Exception] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
+import sys
 import threading
 import warnings
 from typing import Any
@@ -536,17 +538,18 @@ async def test_an_internal_error_in_a_worker_is_critical(
     assert records == ["internal error in redismpx a channel subscription"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a filter's"), GeneratorExit("a filter's")], ids=repr)
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
 async def test_a_raising_logging_filter_loses_nothing(
-    server: Server, admin: Redis, capsys: pytest.CaptureFixture[str], level: int
+    server: Server, admin: Redis, capsys: pytest.CaptureFixture[str], level: int, error: BaseException
 ) -> None:
-    """A logging filter that raises at each record loses no event and no connection."""
+    """A logging filter that raises anything at each record loses no event and no connection."""
     calls = 0
 
     def raising(record: logging.LogRecord) -> bool:
         nonlocal calls
         calls += 1
-        raise RuntimeError("a filter's")
+        raise error
 
     def on_message(channel: bytes, message: bytes) -> None:
         checker.on_message(channel, message)
@@ -573,3 +576,33 @@ async def test_a_raising_logging_filter_loses_nothing(
     assert checker.kinds == ["activation", "message", "message", "disconnect", "activation"]
     assert calls >= 2
     assert "a filter's" in capsys.readouterr().err
+
+
+async def test_a_closed_stderr_loses_nothing(server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has closed sys.stderr, where records and the errors of handlers go, loses nothing."""
+    closed = io.StringIO()
+    closed.close()
+    handler = logging.StreamHandler(closed)
+    logger = logging.getLogger("redismpx")
+    logger.addHandler(handler)
+    monkeypatch.setattr(sys, "stderr", closed)
+    checker = Checker()
+
+    def on_message(channel: bytes, message: bytes) -> None:
+        checker.on_message(channel, message)
+        raise ValueError
+
+    try:
+        async with Multiplexer(server.url, backoff=ConstantBackoff(0.01)) as mpx:
+            sub = mpx.new_channel_subscription(on_message, checker.on_disconnect, checker.on_activation)
+            sub.add("a")
+            await sub.wait_for_activation(timeout=5)
+            await admin.publish("a", "1")
+            await admin.publish("a", "2")
+            await until(lambda: checker.messages == 2)
+            await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: mpx.stats().connections == 2)
+            await sub.wait_for_activation(timeout=5)
+    finally:
+        logger.removeHandler(handler)
+    assert checker.kinds == ["activation", "message", "message", "disconnect", "activation"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
 import weakref
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any, Self
 import pytest
 from redis.asyncio import Redis
 
-from redismpx import ConnectionLost, Message, Multiplexer, MultiplexerIsClosed, SubscriptionIsClosed
+from redismpx import ConnectionLost, Message, Multiplexer, MultiplexerIsClosed, Request, SubscriptionIsClosed
 from redismpx._core.buffer import DEFERRED
 
 from ..helpers.waiting import until
@@ -90,6 +91,104 @@ async def test_an_odd_result_of_any_callback_is_ignored(url: str, admin: Redis, 
         await mpx.connect(10)
         await other.wait_for_activation(timeout=10)
         assert len(lost) == (where == "on_disconnect")
+
+
+class Liar(Exception):
+    """An exception that raises when it is asked for its class."""
+
+    @property
+    def __class__(self) -> Any:
+        raise ValueError("no class")
+
+
+class Unhashable(type):
+    """A class of exceptions that cannot be in a dictionary, and has no usable name."""
+
+    def __hash__(cls) -> int:
+        raise ValueError("no hash")
+
+    @property
+    def __name__(cls) -> str:
+        raise ValueError("no name")
+
+
+class Nameless(Exception, metaclass=Unhashable):
+    """An exception of such a class."""
+
+
+class Speechless(Exception):
+    """An exception that has no text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+odd_exceptions = pytest.mark.parametrize("odd", [Liar, Nameless, Speechless], ids=["liar", "nameless", "speechless"])
+
+
+@odd_exceptions
+@pytest.mark.parametrize("where", ["on_message", "coroutine", "decode", "on_activation", "on_disconnect", "on_error"])
+async def test_an_odd_exception_costs_nobody_a_message(
+    url: str, admin: Redis, monkeypatch: pytest.MonkeyPatch, where: str, odd: type[Exception]
+) -> None:
+    """An exception that cannot be asked for its class, its name or its text is one of its callback only."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # a handler cannot write such an exception
+    lost: list[ConnectionLost] = []
+    got: list[bytes] = []
+    failed = 0
+
+    def fail(*arguments: object) -> Any:
+        nonlocal failed
+        failed += 1
+        raise odd
+
+    async def fail_later(*arguments: object) -> None:
+        fail()
+
+    callbacks: dict[str, Any] = {"on_message": lambda channel, data: None, where: fail}
+    if where == "on_error":
+        callbacks["on_message"] = lambda channel, data: 1 / 0
+    elif callbacks.pop("coroutine", None):
+        callbacks["on_message"] = fail_later
+    async with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription(**callbacks)
+        others = [mpx.new_channel_subscription(lambda channel, data: got.append(data), lost.append) for _ in range(3)]
+        for each in (sub, *others):
+            each.add("a")
+            await each.wait_for_activation(timeout=10)
+        for _ in range(2):
+            await admin.publish("a", "x")
+        await until(lambda: len(got) == 6)
+        if where == "on_disconnect":
+            await admin.client_kill_filter(_type="pubsub")
+            await until(lambda: len(lost) == 3)
+            for each in (sub, *others):
+                await each.wait_for_activation(timeout=10)
+        await until(lambda: failed >= (1 if where in {"on_activation", "on_disconnect"} else 2))
+        assert (len(got), len(lost)) == (6, 3 if where == "on_disconnect" else 0)
+        assert mpx.stats().connections == 1 + (where == "on_disconnect")
+
+
+@odd_exceptions
+async def test_a_handler_with_an_odd_exception_fails_alone(
+    url: str, monkeypatch: pytest.MonkeyPatch, odd: type[Exception]
+) -> None:
+    """The requester gets a failure, and the service goes on."""
+    from redismpx import RequestFailed
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+    def handle(request: Request[bytes]) -> bytes:
+        if request.body == b"odd":
+            raise odd
+        return b"fine"
+
+    async with Multiplexer(url) as mpx:
+        service = mpx.serve("a", handle)
+        await service.wait_for_activation(timeout=10)
+        with pytest.raises(RequestFailed):
+            await mpx.request("a", "odd", timeout=5)
+        assert await mpx.request("a", "x", timeout=5) == b"fine"
 
 
 async def test_a_handler_with_an_odd_result_fails_alone(url: str) -> None:

@@ -11,6 +11,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import Any, NamedTuple, NoReturn
 
+from ..._core.raised import is_a, name_of
 from ...errors import DecodeError
 from ...typing import OnError
 from ..runtime.awaitable import is_awaitable
@@ -33,7 +34,7 @@ class Reporter:
         self._on_error = on_error
         self._label = label
         self._limit = limit
-        self._logged: dict[type[BaseException], float] = {}  # when an error of each type was logged
+        self._logged: dict[str, float] = {}  # when an error of each type was logged
         self.aside: asyncio.Task[object] | None = None
         """The task that awaits the last report that did not go through the buffer."""
 
@@ -41,7 +42,7 @@ class Reporter:
         """Report the exception of a callback; return an awaitable of on_error, if there is one."""
         report = None if closed else self._report(error)  # before a log handler may close the subscription
         # Without its cause, which a traceback would show: it may repeat the payload.
-        self.log(error, None if isinstance(error, DecodeError) else callback)
+        self.log(error, None if is_a(error, DecodeError) else callback)
         raise_in_loop(error)
         return report
 
@@ -69,7 +70,7 @@ class Reporter:
         try:
             await report.awaitable
         except BaseException as failure:
-            if is_cancelled(failure) or isinstance(failure, GeneratorExit):
+            if is_cancelled(failure) or is_a(failure, GeneratorExit):
                 raise
             self.log(failure, "on_error")
 
@@ -104,8 +105,9 @@ class Reporter:
         At most one record of a subscription in LOG_INTERVAL for each type of error, and RECORDS of all subscriptions.
         """
         now = monotonic()
-        kind = type(error), callback
-        if now < self._logged.get(type(error), -math.inf) + LOG_INTERVAL:
+        name = name_of(error)
+        kind = name, callback
+        if now < self._logged.get(name, -math.inf) + LOG_INTERVAL:
             self._limit.leave_out(kind)
             return
         left_out = self._limit.admit(kind)
@@ -113,12 +115,12 @@ class Reporter:
             return
         if len(self._logged) >= KINDS:
             self._logged.clear()
-        self._logged[type(error)] = now
+        self._logged[name] = now
         more = f" ({left_out} more like this since the last record)" if left_out else ""
         if callback is None:
             logger.warning("%s: %s%s", self._label, error, more)
         else:
-            logger.error("%s of %s raised %s%s", callback, self._label, type(error).__name__, more, exc_info=error)
+            logger.error("%s of %s raised %s%s", callback, self._label, name, more, exc_info=error)
 
 
 def start(
@@ -133,7 +135,7 @@ def start(
 
 def raise_in_loop(error: BaseException) -> None:
     """Let `SystemExit` and `KeyboardInterrupt` leave the loop, as they are meant to, but not in a fan-out."""
-    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+    if is_a(error, SystemExit, KeyboardInterrupt):
         asyncio.get_running_loop().call_soon(_raise, error)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Hashable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -20,9 +21,12 @@ class _Logger(logging.LoggerAdapter[logging.Logger]):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         try:
             super().log(level, msg, *args, stacklevel=2, **kwargs)
-        except Exception:  # noqa: BLE001, users' code
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:  # noqa: BLE001, users' code
             if logging.raiseExceptions:  # as logging itself does with a handler that cannot write
-                traceback.print_exc()
+                with suppress(Exception):  # sys.stderr may be closed
+                    traceback.print_exc()
 
 
 logger = _Logger(logging.getLogger("redismpx"))

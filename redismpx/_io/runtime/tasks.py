@@ -11,6 +11,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
+from ..._core.raised import is_a
 from .log import RECORDS, logger
 
 TIME_SLICE = (
@@ -191,4 +192,4 @@ def is_cancelled(error: BaseException, before: int = 0) -> bool:
     `before` is the task's `cancelling()` count when the callback began.
     """
     task = running_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > before
+    return is_a(error, asyncio.CancelledError) and task is not None and task.cancelling() > before
