@@ -64,7 +64,7 @@ class HandOver:
         self._task: asyncio.Task[None] | None = None
         self._waking: asyncio.Handle | None = None
         self._empty: list[asyncio.Future[None]] = []  # resolved when no message is on the way
-        self._lock = threading.Lock()  # for all that follows
+        self._lock = threading.RLock()  # a finalizer may interrupt; for all that follows
         self._changed = threading.Condition(self._lock)
         self._batch: deque[Any] = deque()
         self._readers = 0  # threads that wait
@@ -250,6 +250,7 @@ class HandOver:
                 if event is None:
                     return
             yield event
+            del event  # otherwise it may end with the lock, and call anything
 
     def take_nowait(self) -> Any:
         """Return the next message on the way; None if there is none. `EOFError` at the end."""

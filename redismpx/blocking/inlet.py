@@ -26,7 +26,7 @@ class Inlet:
         self._on_message = on_message
         self._report = report
         self._max_pending = max_pending
-        self._changed = threading.Condition(threading.Lock())  # for all that follows
+        self._changed = threading.Condition()  # a finalizer may interrupt; for all that follows
         self._calls: deque[Callable[[], object]] = deque()
         self._messages: deque[_Message] = deque()  # of these calls
         self._thread: int | None = None  # which calls them

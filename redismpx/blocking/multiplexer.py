@@ -33,6 +33,7 @@ from ..message import OnGap, OnStreamMessage, StreamMessage
 from ..observing import Observer
 from ..typing import Decode, Encode, OnActivation, OnClose, OnDisconnect, OnError, OnMessage, OverflowName, Payload, T
 from ..url_file import read_url_file
+from .collecting import collects_here
 from .described import described_by
 from .hand_over import Border, HandOver
 from .portal import JOIN_TIMEOUT, Begin, Portal, check_may_block, runs_loop
@@ -126,7 +127,7 @@ class Multiplexer:
         )
         self._max_pending = max_pending
         self._overflow = overflow
-        self._lock = threading.Lock()  # for the beginning, the end, and `_unsent`
+        self._lock = threading.RLock()  # a finalizer may interrupt; for the beginning, the end, and `_unsent`
         self._border: Border | None = None
         self._is_closed = False
         self._unsent = 0  # messages of publish_soon() that have no outcome yet
@@ -1093,9 +1094,9 @@ class Multiplexer:
 
     def _close(self, border: Border, timeout: float) -> None:
         portal = border.portal
-        waits = not runs_loop()
+        waits = not (runs_loop() or collects_here())
         if not waits:
-            portal.call(self._mpx.close)
+            portal.release(self._mpx.close)
         portal.post(lambda: portal.start(self._finish(border)))
         if waits:
             portal.join(timeout)

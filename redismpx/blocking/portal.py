@@ -13,7 +13,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+from .._io.runtime.log import logger
 from ..errors import MultiplexerIsClosed
+from .collecting import collects_here
 from .outcome import LoopOutcome, Outcome, ThreadOutcome, WakeUps, WorkFuture
 from .threads import NativeThread, WakingExecutor, are_threads_greenlets
 
@@ -88,9 +90,10 @@ class Portal:
 
         The function returns at once. The loop comes to it within a millisecond or so, therefore a thread that runs a
         loop of its own may make such calls too. After the end of the loop, nothing runs there that could interfere, and
-        the function is called in this thread.
+        the function is called in this thread. So it is in a finalizer, which must not wait; there, a function that
+        changes something raises `RuntimeError`: see `release()`.
         """
-        if self.is_here:
+        if self.is_here or collects_here():
             return function()
         outcome: ThreadOutcome[_Returned] = ThreadOutcome(self._wake_ups)
 
@@ -104,6 +107,13 @@ class Portal:
 
         self._add(_Call(run, run))
         return outcome.get()
+
+    def release(self, function: Callable[[], object]) -> None:
+        """Call a function that ends something in the thread of the loop, as `call()` does; in a finalizer, soon."""
+        if collects_here() and not self.is_here:
+            self.post(partial(_release_late, function))
+        else:
+            self.call(function)
 
     def wait(self, start: Start[_Returned]) -> _Returned:
         """Run a coroutine in the loop, wait, and return its result. Ctrl-C ends the wait and cancels the coroutine.
@@ -130,6 +140,8 @@ class Portal:
 
     def _wait(self, launch: Callable[[Outcome[_Returned]], object]) -> _Returned:
         check_may_block()
+        if collects_here():
+            raise RuntimeError("this call waits, and a finalizer must not: it may have interrupted what it waits for")
         outcome: ThreadOutcome[_Returned] = ThreadOutcome(self._wake_ups)
         self._add(_Call(partial(launch, outcome), outcome.abandon))
         try:
@@ -246,6 +258,15 @@ class _Call:
         self.run: Callable[[], object] = partial(copy_context().run, function)
         self.fail = fail
         """Called instead when the loop has ended."""
+
+
+def _release_late(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception:  # noqa: BLE001, there is no caller
+        logger.debug(
+            "a finalizer could not release something, most often because its subscription is closed", exc_info=True
+        )
 
 
 def _nothing() -> None:

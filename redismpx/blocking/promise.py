@@ -177,7 +177,7 @@ class PromiseSubscription(Subscription[AsyncPromiseSubscription]):
         Raises:
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
         """
-        self._border.portal.call(self._subscription.clear)
+        self._border.portal.release(self._subscription.clear)
 
     def close(self) -> None:
         super().close()

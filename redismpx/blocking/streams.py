@@ -74,14 +74,14 @@ class StreamSubscription(Reading[StreamMessage[T], StreamEvent[T]], Generic[T]):
         self._hand_over.portal.call(lambda: self._streams.add(*channels, after=after))
 
     def remove(self, *channels: str | bytes) -> None:
-        self._hand_over.portal.call(lambda: self._remove(channels))
+        self._hand_over.portal.release(lambda: self._remove(channels))
 
     def _remove(self, channels: tuple[str | bytes, ...]) -> None:
         self._streams.remove(*channels)
         self._hand_over.forget({to_bytes(channel, "a channel") for channel in channels})
 
     def clear(self) -> None:
-        self._hand_over.portal.call(self._clear)
+        self._hand_over.portal.release(self._clear)
 
     def _clear(self) -> None:
         self._streams.clear()
@@ -94,7 +94,7 @@ class StreamSubscription(Reading[StreamMessage[T], StreamEvent[T]], Generic[T]):
         `durable`, the positions are saved in the background. Works offline. Without effect when the subscription is
         closed already.
         """
-        self._hand_over.portal.call(self._close)
+        self._hand_over.portal.release(self._close)
 
     def _close(self) -> None:
         self._streams.close()

@@ -39,7 +39,7 @@ class Subscription(Generic[_A]):
         No callback begins after this; one that runs goes on to its end. Buffered messages are dropped. Works offline.
         Without effect when the subscription is closed already.
         """
-        self._border.portal.call(self._close)
+        self._border.portal.release(self._close)
 
     def _close(self) -> None:
         self._subscription.close()

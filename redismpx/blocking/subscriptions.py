@@ -42,14 +42,14 @@ class ChannelSubscription(MessageSubscription[T]):
         self._border.portal.call(lambda: self._channels.add(*channels))
 
     def remove(self, *channels: str | bytes) -> None:
-        self._border.portal.call(lambda: self._remove(channels))
+        self._border.portal.release(lambda: self._remove(channels))
 
     def _remove(self, channels: tuple[str | bytes, ...]) -> None:
         self._channels.remove(*channels)
         self._hand_over.forget({to_bytes(channel, "a channel") for channel in channels})
 
     def clear(self) -> None:
-        self._border.portal.call(self._clear)
+        self._border.portal.release(self._clear)
 
     def _clear(self) -> None:
         self._channels.clear()
@@ -109,7 +109,7 @@ class KeySubscription(Reading[KeyEvent, KeyEvent | Activation | Disconnect]):
         No callback begins after this; one that runs goes on to its end. Buffered events are dropped. Works offline.
         Without effect when the subscription is closed already.
         """
-        self._hand_over.portal.call(self._close)
+        self._hand_over.portal.release(self._close)
 
     def _close(self) -> None:
         self._keys.close()

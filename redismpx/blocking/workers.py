@@ -35,7 +35,7 @@ class Workers:
         self._count = 0  # of threads, those that are about to start included
         self._idle = 0  # threads that wait for a job
         self._has_ended = False
-        self._changed = threading.Condition(threading.Lock())  # for all of these
+        self._changed = threading.Condition()  # a finalizer may interrupt; for all of these
 
     def calling(self, function: Callable[..., object] | None) -> Callable[..., Coroutine[Any, Any, Any]] | None:
         """Return a coroutine function that calls a function in a worker, and returns or raises what that does."""

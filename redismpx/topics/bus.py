@@ -281,7 +281,7 @@ class TopicBus(ABC):
         service = TopicService(parse_topic(topic), handler, self._remove_service)
         with self._directory.lock:
             self._check_open()
-            self._directory.services.add(service.topic, service)
+            self._directory.add_service(service)
         if serve is not None:
             try:
                 self._call_in_loop(partial(self._serve_others, service, serve))
@@ -302,15 +302,14 @@ class TopicBus(ABC):
             if service.closed:
                 return
             service.closed = True
-            self._directory.services.remove(service.topic, service)
+            self._directory.remove_service(service)
         if service.services:
             with suppress(MultiplexerIsClosed):
                 self._post_to_loop(service.close_services)
 
     def _find_service(self, words: Words) -> TopicService | None:
         """Return the service of this process that answers requests to a topic: that of the longest prefix."""
-        with self._directory.lock:
-            return next(iter(self._directory.services.covering(words)), None)
+        return self._directory.service_of(words)
 
     # --- from other processes
 

@@ -22,7 +22,7 @@ class TopicQueue(TopicConsumer):
     def __init__(self, owner: Owner, topic: Words, max_pending: int) -> None:
         super().__init__(owner, topic, self)
         self._max_pending = max_pending
-        self._lock = threading.Lock()  # for all that follows
+        self._lock = threading.RLock()  # a finalizer may interrupt; for all that follows
         self._messages: deque[TopicMessage] = deque()
         self._wakers: set[Callable[[], object]] = set()
         self._is_slow = False

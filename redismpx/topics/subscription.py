@@ -127,7 +127,7 @@ class _Inbox:
 
     def __init__(self, subscription: TopicSubscription, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
         self._subscription, self._loop, self._owner = subscription, loop, owner
-        self._lock = threading.Lock()  # for the next three
+        self._lock = threading.RLock()  # a finalizer may interrupt; for the next three
         self._messages: deque[tuple[Words, dict[str, Any]]] = deque()
         self._is_running = False
         self._is_slow = False

@@ -16,6 +16,8 @@ import pytest
 from redismpx import SlowConsumer
 from redismpx.topics import Topics
 
+from ..helpers.strike import Session, struck
+
 
 class Record(list[Any]):
     """Subscribers that note their calls."""
@@ -447,3 +449,33 @@ def test_a_closed_loop_ends_the_subscription() -> None:
     topics.publish("a")
     assert "Event loop is closed" in str(errors[0])
     assert topics.publish("a") == 0
+
+
+def is_struck_in(step: str, line: int) -> bool:
+    """Let a finalizer end subscriptions, readers and a service in a call; return whether that has so many lines."""
+    topics, calls = Topics(), Record()
+    subs: list[Any] = [topics.subscribe(topic, calls.named("doomed")) for topic in ("a.b", "a.c")]
+    subs += [topics.open(topic) for topic in ("a.c", "+.c")]
+    service = topics.serve("s.t", lambda topic: None)
+    topics.subscribe("a.=", calls.named("wildcard"))
+    steps: dict[str, Callable[[], object]] = {
+        "subscribe": lambda: topics.subscribe("a.c", calls.named("new")),
+        "publish": lambda: topics.publish("a.c", n=1),
+        "read": lambda: topics.open("a.c"),
+        "serve": lambda: topics.serve("s.u", lambda topic: None),
+    }
+    was_struck = struck(line, "redismpx/", [Session(each.close) for each in (*subs, service)], steps[step])
+    assert all(each.closed for each in (*subs, service))
+    calls.clear()
+    topics.publish("a.c", n=2)
+    assert [name for name, *_ in calls] == (["new"] if step == "subscribe" else []) + ["wildcard"]
+    return was_struck
+
+
+@pytest.mark.parametrize("step", ["subscribe", "publish", "read", "serve"])
+def test_a_finalizer_may_close_in_any_line(step: str) -> None:
+    """The collector may run in any line of a call, and a finalizer ends another subscription, reader and service."""
+    line = 1
+    while is_struck_in(step, line):
+        line += 1
+    assert line > 10

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
+from redismpx.blocking import Multiplexer
+
 from ..helpers.programs import run_program
+from ..helpers.strike import Session, struck
+from ..helpers.waiting import DEADLINE
 
 pytestmark = pytest.mark.one_flavour
 
@@ -209,3 +215,48 @@ else:
     sys.exit(1)
 """
     run_program(program, url)
+
+
+def is_struck_in_get(mpx: Multiplexer, line: int) -> bool:
+    """Let a finalizer close one subscription while another one is read; return whether get() has so many lines."""
+    doomed, sub = mpx.new_channel_subscription(), mpx.new_channel_subscription()
+    for each in (doomed, sub):
+        each.add("a")
+        each.wait_for_activation(timeout=DEADLINE)
+    mpx.publish("a", "x")
+    while sub.pending < 1:
+        time.sleep(0.001)
+    was_struck = struck(line, "redismpx/blocking", [Session(doomed.close)], lambda: sub.get(timeout=DEADLINE))
+    while not doomed.closed:
+        time.sleep(0.001)
+    sub.close()
+    return was_struck
+
+
+def test_a_finalizer_that_interrupts_get_does_not_wait(url: str) -> None:
+    """The collector may run in any line of get(), also in one that has a lock, or wakes the loop."""
+    with Multiplexer(url) as mpx:
+        line = 1
+        while is_struck_in_get(mpx, line):
+            line += 1
+    assert line > 20
+
+
+def test_a_finalizer_may_look_and_may_not_wait(url: str) -> None:
+    """In a finalizer that the collector calls, properties work; calls that wait or change something raise."""
+    with Multiplexer(url) as mpx:
+        sub = mpx.new_channel_subscription()
+        sub.add("a")
+        sub.wait_for_activation(timeout=DEADLINE)
+        got: list[object] = []
+
+        def look() -> None:
+            got.extend((sub.closed, sub.channels, sub.active, sub.pending, mpx.connected))
+            for call in (lambda: mpx.publish("a", "x"), lambda: sub.add("b")):
+                with pytest.raises(RuntimeError):
+                    call()
+            got.append("end")
+
+        Session(look)
+        gc.collect()
+        assert got == [False, {b"a"}, {b"a"}, 0, True, "end"]
