@@ -1907,6 +1907,27 @@ MUTANTS = [
         "tests/live/test_blocking_life.py -k may_look",
     ),
     Mutant(
+        "a transport that only tells whether it is closing is taken over",
+        "_io/redispy/connection.py",
+        'transport if hasattr(transport, "set_protocol") else None',
+        "transport",
+        "tests/live/test_connection.py -k fakeredis_works",
+    ),
+    Mutant(
+        "the disconnects of all evicted names merge in one step",
+        "_core/event_list.py",
+        "            names = self._unmerged[-MERGED_AT_ONCE:]\n            del self._unmerged[-MERGED_AT_ONCE:]\n",
+        "            names = self._unmerged[:]\n            del self._unmerged[:]\n",
+        "tests/core/test_merging.py -k no_step_looks",
+    ),
+    Mutant(
+        "an activation of many is done in one go",
+        "_io/session/dispatcher.py",
+        "islice(event.rest, LOOK_AFTER), 1)",
+        "islice(event.rest, None), 1)",
+        "tests/io/test_dispatcher.py -k slices",
+    ),
+    Mutant(
         "topics: an error is asked for its text outside the log",
         "topics/reporter.py",
         'self._log("topics: %s", error, error,',
