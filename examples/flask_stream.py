@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 
 from redismpx import Activation, Disconnect
 from redismpx.blocking import Multiplexer
 
+HOSTS = {"localhost", "127.0.0.1", *os.environ.get("HOSTS", "").lower().split(",")} - {""}
 HEARTBEAT = 1.0  # seconds: only when a server writes does it notice that a browser has gone
 
 app = Flask(__name__)
@@ -42,6 +44,16 @@ def events(room: str) -> Iterator[str]:
                 else:
                     yield f"data: {json.dumps(event.data.decode(errors='replace'))}\n\n"
             yield ": heartbeat\n\n"
+
+
+@app.before_request
+def reject_other_sites() -> Response | None:
+    """Reject pages of other sites, also one that has made its own name lead here: see same_origin.py."""
+    origin = request.headers.get("Origin")
+    is_own_page = origin in (None, f"http://{request.host}", f"https://{request.host}")
+    if is_own_page and urlsplit(f"//{request.host}").hostname in HOSTS:
+        return None
+    return Response("unknown Host, or a page of another site\n", 403)
 
 
 @app.get("/<room>")

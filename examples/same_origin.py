@@ -1,4 +1,4 @@
-"""Rejects requests that pages of other sites send. All examples use it; a site with its own login needs it too.
+"""Rejects requests that pages of other sites send. All ASGI examples use it; a site with its own login needs it too.
 
 Browsers let any page connect to any server, and send the origin of the page. Other programs send no origin. A page can
 also make the name of its own site lead here (DNS rebinding). So the only accepted names are `localhost` and the names

@@ -252,3 +252,19 @@ def test_threads_share_one_connection(redis_url: str) -> None:
         output, _ = program.communicate(timeout=30)
     printed = ["jobs done, each once: True", "squares: True", "Redis connections for messages: 1"]
     assert without_slowness(output.splitlines()) == printed
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "localhost", "Origin": "http://localhost"}, 200),
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 403),
+        ({"Host": "localhost", "Origin": "http://evil.example"}, 403),
+    ],
+)
+def test_flask_rejects_pages_of_other_sites(headers: dict[str, str], status: int) -> None:
+    """The Flask example accepts no page of another site, and no name that was made to lead here."""
+    from examples.flask_stream import app
+
+    assert app.test_client().get("/room", headers=headers).status_code == status
