@@ -77,7 +77,7 @@ class Striker:
 
         def trace_lines(frame: FrameType, event: str, argument: object) -> Any:
             nonlocal before
-            if event == "line" and frame.f_lasti < before:  # a jump back
+            if event == "line" and frame.f_lasti <= before:  # a jump back, perhaps within one line
                 self._step(frame)
             before = frame.f_lasti
             return trace_lines
