@@ -3177,8 +3177,8 @@ MUTANTS = [
     Mutant(
         "streams: a blocking close() saves no position",
         "blocking/multiplexer.py",
-        "        if not waits:\n            portal.call",
-        "        if True:\n            portal.call",
+        "        if not waits:\n            portal.release",
+        "        if True:\n            portal.release",
         f"{DURABLE} -k blocking_multiplexer_saves",
     ),
     Mutant(
