@@ -324,6 +324,13 @@ MUTANTS = [
         f"{PUBLISH} -k back_when_a_session",
     ),
     Mutant(
+        "a moving channel that a callback removes from another subscription counts as active there",
+        "_io/deployment/shards.py",
+        "                        were_active += 1\n",
+        "",
+        "tests/cluster/test_cluster.py -k removes_a_moving_channel",
+    ),
+    Mutant(
         "publishing waits out its pause although a session of sharded channels has connected",
         "_io/deployment/cluster.py",
         "options, reached = self._options.session, self.publisher.reached",

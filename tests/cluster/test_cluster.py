@@ -717,6 +717,34 @@ async def test_callbacks_may_do_anything_when_slots_move(shared_cluster: Cluster
         assert mpx.stats().connections == 2
 
 
+async def test_a_callback_removes_a_moving_channel_from_another_subscription(shared_cluster: Cluster) -> None:
+    """It was active there until then, and is not counted as active any more, so waiting for the next one is no lie."""
+    source = await shared_cluster.owner(0)
+    target = await other_than(shared_cluster, source)
+    (name, _), (another, *_) = await at(source, 2), await at(target, 2)
+    async with multiplexing(shared_cluster) as mpx:
+        disconnects: list[object] = []
+        subs: list[ChannelSubscription[bytes]] = []
+
+        def on_disconnect(error: ConnectionLost) -> None:
+            disconnects.append(error)
+            for sub in subs:
+                sub.remove(name)
+
+        subs += [mpx.new_channel_subscription(print, on_disconnect, sharded=True) for _ in range(2)]
+        for sub in subs:
+            sub.add(name)
+            await sub.wait_for_activation(timeout=10)
+        await shared_cluster.move_slot(name, target)
+        await until(lambda: not any(sub.channels for sub in subs))
+        assert len(disconnects) == 1
+        for sub in subs:
+            sub.add(another)
+            with pytest.raises(TimeoutError):  # no reply can have come
+                await sub.wait_for_activation(timeout=0)
+            await sub.wait_for_activation(timeout=10)
+
+
 async def test_many_channels_survive_moves_and_failovers(cluster: Cluster) -> None:
     """Under load, slot moves and failovers lose and reorder nothing outside the reported gaps.
 

@@ -66,6 +66,7 @@ class Shards(SlotMapFollower):
         self._shards: dict[str, Shard] = {}
         self._ownerless = Shard("", Registry(), None)
         self._redirected: set[int] = set()  # slots that followed a redirection since the slot map was read
+        self._untold: set[tuple[bytes, Subscriber]] = set()  # channels that were moved, and who is to be notified of it
         self._doubts: dict[int, str] = {}  # slots whose owner is in doubt, with the owner in the slot map
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -134,6 +135,9 @@ class Shards(SlotMapFollower):
                 shard = self._places.get(name)
                 if shard is not None:
                     were_active += shard.registry.remove(Kind.SHARD_CHANNEL, name, subscriber)
+                    if self._untold and (name, subscriber) in self._untold:
+                        self._untold.discard((name, subscriber))
+                        were_active += 1
                     if shard.registry.count_new(Kind.SHARD_CHANNEL, (name,)):
                         self._leave(name, shard)
                     changed.add(shard)
@@ -188,20 +192,21 @@ class Shards(SlotMapFollower):
 
     def _move(self, name: bytes, source: Shard, target: Shard) -> None:
         """Remove a channel from one shard, and add it to another."""
-        were_active = []
+        untold = []
         with self._critical:
             entry = source.registry.shard_channels.get(name)
             self._leave(name, source)
             self._enter(name, target)
             for subscriber in () if entry is None else tuple(entry.subscribers):
                 if source.registry.remove(Kind.SHARD_CHANNEL, name, subscriber):
-                    were_active.append(subscriber)
+                    untold.append((name, subscriber))
                 target.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
+            self._untold.update(untold)
             self._nudge((source, target))
-        for subscriber in were_active:
-            shard = self._places.get(name)  # the callback of one subscriber may have removed it from another
-            if shard is not None and shard.registry.subscriber_state(Kind.SHARD_CHANNEL, name, subscriber) is not None:
-                subscriber.disconnect(ConnectionLost("its slot has another owner", frozenset({name})))
+        for each in untold:
+            if each in self._untold:  # the callback of one subscriber may have removed the channel from another
+                self._untold.discard(each)
+                each[1].disconnect(ConnectionLost("its slot has another owner", frozenset({name})))
 
     def _evict(self, node: ClusterNode, names: tuple[bytes, ...], redirection: Redirection | None) -> None:
         """Remove channels from a node that no longer owns their slot.
@@ -286,6 +291,7 @@ class Shards(SlotMapFollower):
                 entries += shard.session.close()
         self._shards.clear()
         self._places.clear()
+        self._untold.clear()
         return entries
 
 
