@@ -5,11 +5,12 @@ from __future__ import annotations
 __all__ = ["SendTimeout", "beside", "cancel"]
 
 import asyncio
+import logging
 from asyncio import Timeout
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 
-from .._io.runtime.log import logger
+client_logger = logging.getLogger("redismpx")
 
 
 @asynccontextmanager
@@ -67,7 +68,9 @@ class SendTimeout:
         if rest > 0:
             self._timer = self._loop.call_later(rest, self._check)
         else:
-            logger.warning("a client of %r has not read for %s s, and is disconnected", self._path, self._seconds)
+            client_logger.warning(
+                "a client of %r has not read for %s s, and is disconnected", self._path, self._seconds
+            )
             cancel(self._block)
 
     def close(self) -> None:

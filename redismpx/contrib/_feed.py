@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ACTIVE_WITHIN", "GapFeed", "GapHook", "Transport"]
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, Self, TypeAlias, TypeVar
@@ -22,7 +23,6 @@ from .. import (
     SubscriptionIsClosed,
     SubscriptionRefused,
 )
-from .._io.runtime.log import logger
 
 ACTIVE_WITHIN = 5.0  # seconds, after which a call goes on without a connection
 
@@ -140,8 +140,8 @@ class GapFeed(Generic[_Data, _Item]):
     def _report(self, name: bytes, error: Exception) -> _Data | None:
         try:
             return None if self._on_gap is None else self._on_gap(self._name(name), error)
-        except Exception:  # noqa: BLE001, users' code
-            logger.exception("on_gap raised, for %r", name)
+        except Exception:
+            logging.getLogger("redismpx").exception("on_gap raised, for %r", name)
             return None
 
     def _name(self, name: bytes) -> str:

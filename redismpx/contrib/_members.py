@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Process"]
 
 import asyncio
+import logging
 import threading
 import zlib
 from collections import deque
@@ -18,10 +19,11 @@ from functools import partial
 from time import monotonic
 
 from .. import ChannelSubscription, ConnectionLost, Multiplexer, SubscriptionIsClosed, SubscriptionRefused, blocking
-from .._io.runtime.log import logger
 
 DROPS_INTERVAL = 10.0  # seconds
 RING = 4096  # places for names, as in channels_redis
+
+layer_logger = logging.getLogger("redismpx")
 
 
 class Process:
@@ -157,7 +159,7 @@ class Process:
             self._put(self.members.get(name, ()), data)
         if self._dropped and monotonic() > self._logged + DROPS_INTERVAL:
             dropped, self._dropped, self._logged = self._dropped, 0, monotonic()
-            logger.warning("channel layer: %d messages dropped for consumers that are `capacity` behind", dropped)
+            layer_logger.warning("channel layer: %d messages dropped for consumers that are `capacity` behind", dropped)
 
     def notify(self, notice: bytes | None) -> None:
         """Put a message of the layer itself into all channels."""
@@ -246,7 +248,7 @@ class LayerHost:
                 self._process.notify(self._process.on_reconnect)
 
     def _refuse(self, error: Exception) -> None:
-        logger.warning("channel layer: %s", error)
+        layer_logger.warning("channel layer: %s", error)
         if isinstance(error, SubscriptionRefused):
             self._recover(error.name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["MultiplexerChannelsBackend"]
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 from litestar.channels.backends.base import ChannelsBackend
 
 from .. import Multiplexer
-from .._io.runtime.log import logger
 from ._feed import ACTIVE_WITHIN, GapFeed, GapHook, Transport
 
 _READ_AT_ONCE = 1_000  # messages that are read at a time
@@ -87,7 +87,7 @@ class MultiplexerChannelsBackend(ChannelsBackend):
         except Exception as error:
             if not _is_worker():
                 raise
-            logger.warning("a message of ChannelsPlugin.publish() is lost: %s", error)
+            logging.getLogger("redismpx").warning("a message of ChannelsPlugin.publish() is lost: %s", error)
 
     async def _publish(self, name: bytes, data: bytes) -> None:
         await self._feed.joined(name)

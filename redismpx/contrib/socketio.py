@@ -6,6 +6,7 @@ __all__ = ["AsyncMultiplexerManager", "MultiplexerManager"]
 
 import asyncio
 import inspect
+import logging
 import uuid
 from base64 import b64decode, b64encode
 from collections import deque
@@ -14,12 +15,12 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from .. import Disconnect, Message, Multiplexer, SubscriptionIsClosed, SubscriptionRefused, blocking
-from .._io.runtime.log import logger as _socketio_logger
 from ._socketio import AsyncPubSubManager, BaseManager, Packet, PubSubManager
 
 _ACTIVATION_TIMEOUT = 1.0  # seconds that a client waits for the channel of a room
 _COPIES = 1000  # that are remembered; those of one event are published together
 _Message: TypeAlias = dict[str, Any]
+_socketio_logger: logging.Logger = logging.getLogger("redismpx")
 
 
 class _Addressed(BaseManager):
@@ -202,7 +203,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         handle = self._handle_callback if (method := message["method"]) == "callback" else self._handle_disconnect
         try:
             await handle(message)
-        except Exception:  # noqa: BLE001, users' code
+        except Exception:
             _socketio_logger.exception("a Socket.IO %s from another process failed", method)
 
     async def _handle_disconnect(self, message: _Message) -> None:
@@ -242,7 +243,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             result = callback and callback(*arguments)
             if inspect.isawaitable(result):
                 await result
-        except Exception:  # noqa: BLE001, users' code
+        except Exception:
             _socketio_logger.exception("a callback of AsyncMultiplexerManager failed")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

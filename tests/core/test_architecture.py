@@ -132,6 +132,14 @@ def test_redis_py_is_imported_behind_one_door() -> None:
     assert {name for name in doors if not name.startswith("_io.redispy")} == {"multiplexer", "blocking.multiplexer"}
 
 
+def test_adapters_use_the_public_api_alone() -> None:
+    """The adapters show what can be built on the package. What they need and cannot get is missing in its API."""
+    for name, tree in modules().items():
+        if name.startswith("contrib."):
+            private = {o for o in imported(name, tree) if o.startswith("_")}
+            assert not private, f"{name} imports {private}"
+
+
 def test_nothing_above_the_deployment_tests_for_a_cluster() -> None:
     """Hub, subscriptions and the front door call the deployment; none looks at what it is, or for a slot map."""
     for name, tree in modules().items():
