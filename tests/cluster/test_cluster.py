@@ -717,7 +717,7 @@ async def test_callbacks_may_do_anything_when_slots_move(shared_cluster: Cluster
         assert mpx.stats().connections == 2
 
 
-async def test_a_callback_removes_a_moving_channel_from_another_subscription(shared_cluster: Cluster) -> None:
+async def test_a_callback_removes_a_moving_channel_elsewhere(shared_cluster: Cluster) -> None:
     """It was active there until then, and is not counted as active any more, so waiting for the next one is no lie."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
