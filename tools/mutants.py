@@ -3395,10 +3395,17 @@ MUTANTS = [
         f"{SOCKETIO} -k callbacks_and_requests",
     ),
     Mutant(
+        "adapters: each fault of a kind is a log record",
+        "contrib/_records.py",
+        "        if now < written + _INTERVAL:\n",
+        "        if False:\n",
+        "tests/contrib/test_records.py",
+    ),
+    Mutant(
         "socketio: a callback that waits for a message blocks all messages",
         "contrib/socketio.py",
-        "                    self._start(self._call_application(event.data))\n",
-        "                    await self._call_application(event.data)\n",
+        "                    self._start(self._call(method, handle, event.data))\n",
+        "                    await self._call(method, handle, event.data)\n",
         f"{SOCKETIO} -k callbacks_and_requests",
     ),
     Mutant(

@@ -19,6 +19,7 @@ from functools import partial
 from time import monotonic
 
 from .. import ChannelSubscription, ConnectionLost, Multiplexer, SubscriptionIsClosed, SubscriptionRefused, blocking
+from ._records import Records
 
 DROPS_INTERVAL = 10.0  # seconds
 RING = 4096  # places for names, as in channels_redis
@@ -190,6 +191,7 @@ class LayerHost:
         self._sub: ChannelSubscription[bytes]
         self._active: set[bytes] = set()
         self._lost: set[bytes] = set()  # names that were active before the connection was lost
+        self._records = Records()
 
     async def subscribe(self, name: bytes, timeout: float | None) -> None:
         """Wait until a name is active."""
@@ -248,7 +250,7 @@ class LayerHost:
                 self._process.notify(self._process.on_reconnect)
 
     def _refuse(self, error: Exception) -> None:
-        layer_logger.warning("channel layer: %s", error)
+        self._records.log(logging.WARNING, "channel layer: %s", error)
         if isinstance(error, SubscriptionRefused):
             self._recover(error.name)
 

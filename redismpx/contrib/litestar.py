@@ -14,6 +14,7 @@ from litestar.channels.backends.base import ChannelsBackend
 
 from .. import Multiplexer
 from ._feed import ACTIVE_WITHIN, GapFeed, GapHook, Transport
+from ._records import Records
 
 _READ_AT_ONCE = 1_000  # messages that are read at a time
 
@@ -62,6 +63,7 @@ class MultiplexerChannelsBackend(ChannelsBackend):
         self._max_age = max_age
         self._prefix = key_prefix
         self._on_gap = on_gap
+        self._records = Records()
 
     async def on_startup(self) -> None:
         """Open the multiplexer. Works offline."""
@@ -87,7 +89,7 @@ class MultiplexerChannelsBackend(ChannelsBackend):
         except Exception as error:
             if not _is_worker():
                 raise
-            logging.getLogger("redismpx").warning("a message of ChannelsPlugin.publish() is lost: %s", error)
+            self._records.log(logging.WARNING, "a message of ChannelsPlugin.publish() is lost: %s", error)
 
     async def _publish(self, name: bytes, data: bytes) -> None:
         await self._feed.joined(name)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from .. import Disconnect, Message, Multiplexer, SubscriptionIsClosed, SubscriptionRefused, blocking
+from ._records import Records
 from ._socketio import AsyncPubSubManager, BaseManager, Packet, PubSubManager
 
 _ACTIVATION_TIMEOUT = 1.0  # seconds that a client waits for the channel of a room
@@ -110,6 +111,7 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         self._sub = None if write_only else self.multiplexer.new_channel_subscription(decode=self._decode)
         self._seen: deque[str] = deque(maxlen=_COPIES)
         self._is_interrupted = False
+        self._records = Records()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def initialize(self) -> None:
@@ -183,10 +185,12 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             if isinstance(event, Disconnect):
                 self._interrupt(event.error)
             elif isinstance(event, Message) and event.data is not None and self._is_first(event.data):
-                if event.data["method"] in ("callback", "disconnect"):  # the application may take any time
-                    self._start(self._call_application(event.data))
-                else:
+                method = event.data["method"]
+                handle = {"callback": self._handle_callback, "disconnect": self._handle_disconnect}.get(method)
+                if handle is None:
                     yield event.data
+                else:  # the application may take any time, or wait for a later message
+                    self._start(self._call(method, handle, event.data))
         raise asyncio.CancelledError  # the multiplexer is closed; the base class would log an error otherwise
 
     def _is_first(self, message: _Message) -> bool:
@@ -197,14 +201,6 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         if copy is not None:
             self._seen.append(copy)
         return True
-
-    async def _call_application(self, message: _Message) -> None:
-        """Call a callback or the handler of `disconnect`, beside the messages: it may wait for one of them."""
-        handle = self._handle_callback if (method := message["method"]) == "callback" else self._handle_disconnect
-        try:
-            await handle(message)
-        except Exception:
-            _socketio_logger.exception("a Socket.IO %s from another process failed", method)
 
     async def _handle_disconnect(self, message: _Message) -> None:
         if self.server is not None:  # the base class assumes one
@@ -221,30 +217,31 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         _socketio_logger.warning(
             "Socket.IO clients miss what other processes emit, until all rooms are active again: %s", error
         )
-        await self._call(self._on_disconnect, error)
+        await self._call("on_disconnect", self._on_disconnect, error)
         assert self._sub is not None
-        refused: set[bytes] = set()
-        while missing := self._sub.channels - self._sub.active - refused:
+        refused: dict[bytes, SubscriptionRefused] = {}
+        while missing := self._sub.channels - self._sub.active - refused.keys():
             try:
                 with suppress(ValueError):  # the last client of a room has left meanwhile
                     await self._sub.wait_for_activation(*missing)
             except SubscriptionIsClosed:
                 return
             except SubscriptionRefused as refusal:
-                refused.add(refusal.name)
-                _socketio_logger.error("a Socket.IO room stays inactive: %s", refusal)
+                refused[refusal.name] = refusal
         self._is_interrupted = False
-        if not refused:
+        if refused:
+            _socketio_logger.error("%d Socket.IO rooms stay inactive: %s", len(refused), next(iter(refused.values())))
+        else:
             _socketio_logger.info("all rooms of Socket.IO are active again")
-        await self._call(self._on_reconnect)
+        await self._call("on_reconnect", self._on_reconnect)
 
-    async def _call(self, callback: Callable[..., object] | None, *arguments: object) -> None:
+    async def _call(self, name: str, callback: Callable[..., object] | None, *arguments: object) -> None:
         try:
             result = callback and callback(*arguments)
             if inspect.isawaitable(result):
                 await result
-        except Exception:
-            _socketio_logger.exception("a callback of AsyncMultiplexerManager failed")
+        except Exception:  # noqa: BLE001, users' code
+            self._records.log(logging.ERROR, f"{name} of Socket.IO raised an exception", exc_info=True)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="redismpx socketio")

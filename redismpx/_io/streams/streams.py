@@ -94,7 +94,7 @@ class Streams:
 
     def end(self) -> None:
         """Call nothing any more."""
-        for timer in self._timers.values():
+        for timer in tuple(self._timers.values()):
             timer.cancel()
         self._timers.clear()
         self._jobs.clear()

@@ -181,7 +181,7 @@ class StreamSubscriber:
     @property
     def is_lagging(self) -> bool:
         """Whether messages wait in the stream, because the consumer is slow."""
-        return any(cursor.state is CursorState.LAGGING for cursor in self.cursors.values())
+        return any(cursor.state is CursorState.LAGGING for cursor in tuple(self.cursors.values()))
 
     # --- Subscriber
 
@@ -263,7 +263,7 @@ class StreamSubscriber:
         self.inbox.flush()
 
     def _fell_behind(self) -> None:
-        for cursor in self.cursors.values():
+        for cursor in tuple(self.cursors.values()):
             cursor.lag()
 
     def _caught_up(self) -> None:

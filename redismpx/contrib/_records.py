@@ -1,0 +1,30 @@
+"""The log records of the adapters: neither an outage nor a stranger can fill the log with them."""
+
+from __future__ import annotations
+
+__all__ = ["Records"]
+
+import logging
+import math
+from time import monotonic
+
+_INTERVAL = 10.0  # seconds
+_records_logger = logging.getLogger("redismpx")
+
+
+class Records:
+    """Writes at most one record of each text in 10 seconds, with the number of those that it has left out since."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, tuple[float, int]] = {}  # when the last record was written, and how many were left out
+
+    def log(self, level: int, text: str, *arguments: object, exc_info: bool = False) -> None:
+        """Write a record, or leave it out. The text is a constant; what varies is in the arguments."""
+        now = monotonic()
+        written, left_out = self._texts.get(text, (-math.inf, 0))
+        if now < written + _INTERVAL:
+            self._texts[text] = written, left_out + 1
+            return
+        self._texts[text] = now, 0
+        more = f" ({left_out} more like this since the last record)" if left_out else ""
+        _records_logger.log(level, text + "%s", *arguments, more, exc_info=exc_info)

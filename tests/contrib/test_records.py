@@ -1,0 +1,28 @@
+"""The log records of the adapters."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from redismpx.contrib import _records
+from redismpx.contrib._records import Records
+
+
+def test_one_record_of_each_text_is_written_in_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that repeats itself is one record in 10 seconds; the next one has the number of those left out."""
+    now = 100.0
+    monkeypatch.setattr(_records, "monotonic", lambda: now)
+    records = Records()
+    for number in range(100):
+        records.log(logging.WARNING, "lost: %s", number)
+        records.log(logging.ERROR, "failed")
+    now += 10
+    records.log(logging.WARNING, "lost: %s", 100)
+    now += 9
+    records.log(logging.WARNING, "lost: %s", 101)
+    assert caplog.messages == ["lost: 0", "failed", "lost: 100 (99 more like this since the last record)"]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.ERROR, logging.WARNING]
