@@ -3397,7 +3397,7 @@ MUTANTS = [
     Mutant(
         "adapters: each fault of a kind is a log record",
         "contrib/_records.py",
-        "        if now < written + _INTERVAL:\n",
+        "        if now < written + _RECORD_INTERVAL:\n",
         "        if False:\n",
         "tests/contrib/test_records.py",
     ),
@@ -3425,15 +3425,15 @@ MUTANTS = [
     Mutant(
         "socketio: a refused room ends the wait for the other rooms",
         "contrib/socketio.py",
-        "while missing := self._sub.channels - self._sub.active - refused:",
+        "while missing := self._sub.channels - self._sub.active - refused.keys():",
         "while not refused and (missing := self._sub.channels - self._sub.active - refused):",
         f"{SOCKETIO} -k refused_room",
     ),
     Mutant(
         "socketio: the log says that all rooms are active though one is refused",
         "contrib/socketio.py",
-        "        if not refused:\n",
-        "        if True:\n",
+        "        if refused:\n",
+        "        if False:\n",
         f"{SOCKETIO} -k refused_room",
     ),
     Mutant(

@@ -8,7 +8,7 @@ import logging
 import math
 from time import monotonic
 
-_INTERVAL = 10.0  # seconds
+_RECORD_INTERVAL = 10.0  # seconds
 _records_logger = logging.getLogger("redismpx")
 
 
@@ -22,7 +22,7 @@ class Records:
         """Write a record, or leave it out. The text is a constant; what varies is in the arguments."""
         now = monotonic()
         written, left_out = self._texts.get(text, (-math.inf, 0))
-        if now < written + _INTERVAL:
+        if now < written + _RECORD_INTERVAL:
             self._texts[text] = written, left_out + 1
             return
         self._texts[text] = now, 0
