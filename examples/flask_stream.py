@@ -11,15 +11,16 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, request
+from flask import Flask, Response, abort, request
 
-from redismpx import Activation, Disconnect
+from redismpx import Activation, Message
 from redismpx.blocking import Multiplexer
 
-HOSTS = {"localhost", "127.0.0.1", *os.environ.get("HOSTS", "").lower().split(",")} - {""}
-HEARTBEAT = 1.0  # seconds: only when a server writes does it notice that a browser has gone
-
-app = Flask(__name__)
+app = Flask(__name__)  # it rejects pages of other sites: see same_origin.py
+app.config["TRUSTED_HOSTS"] = os.environ.get("HOSTS", "localhost,127.0.0.1").split(",")  # others get status 400
+app.before_request(
+    lambda: abort(403) if urlsplit(request.headers.get("Origin", request.host_url)).netloc != request.host else None
+)
 mpx = Multiplexer(os.environ.get("REDIS_URL", "redis://localhost:6379"))  # starts with its first call, in each worker
 
 PAGE = """<!doctype html><title>Room</title><ul id="list"></ul><form id="form"><input id="text" autofocus></form>
@@ -36,24 +37,12 @@ def events(room: str) -> Iterator[str]:
     with mpx.new_channel_subscription() as sub:  # closed when the browser leaves: Flask closes the generator
         sub.add(f"room:{room}")
         while not sub.closed:
-            for event in sub.events(timeout=HEARTBEAT):
-                if isinstance(event, Activation):
-                    yield "event: active\ndata:\n\n"  # from here on, nothing is missed
-                elif isinstance(event, Disconnect):
-                    yield "event: gap\ndata:\n\n"
-                else:
+            for event in sub.events(timeout=1):  # seconds until a heartbeat: it fails if the browser has gone
+                if isinstance(event, Message):
                     yield f"data: {json.dumps(event.data.decode(errors='replace'))}\n\n"
+                else:  # from each activation on, nothing is missed
+                    yield f"event: {'active' if isinstance(event, Activation) else 'gap'}\ndata:\n\n"
             yield ": heartbeat\n\n"
-
-
-@app.before_request
-def reject_other_sites() -> Response | None:
-    """Reject pages of other sites, also one that has made its own name lead here: see same_origin.py."""
-    origin = request.headers.get("Origin")
-    is_own_page = origin in (None, f"http://{request.host}", f"https://{request.host}")
-    if is_own_page and urlsplit(f"//{request.host}").hostname in HOSTS:
-        return None
-    return Response("unknown Host, or a page of another site\n", 403)
 
 
 @app.get("/<room>")
@@ -63,8 +52,7 @@ def page(room: str) -> str:
 
 @app.post("/<room>")
 def say(room: str) -> Response:
-    receivers = mpx.publish(f"room:{room}", request.get_data())
-    return Response(f"{receivers}\n", mimetype="text/plain")
+    return Response(f"{mpx.publish(f'room:{room}', request.get_data())}\n", mimetype="text/plain")
 
 
 @app.get("/<room>/stream")

@@ -259,8 +259,9 @@ def test_threads_share_one_connection(redis_url: str) -> None:
     [
         ({"Host": "localhost:8000"}, 200),
         ({"Host": "localhost", "Origin": "http://localhost"}, 200),
-        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 403),
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 400),
         ({"Host": "localhost", "Origin": "http://evil.example"}, 403),
+        ({"Host": "localhost", "Origin": "null"}, 403),
     ],
 )
 def test_flask_rejects_pages_of_other_sites(headers: dict[str, str], status: int) -> None:

@@ -194,6 +194,7 @@ async def test_a_failover_keeps_the_data(mpx: Multiplexer, faults: Faults) -> No
     await mpx.append("log", "1")
     async with mpx.subscribe("a") as sub:
         await faults.afailover()
+        await lost(mpx, 1)
         await works(mpx, sub)
     assert [message.data for message in await mpx.history("log")] == [b"1"]
 
