@@ -229,9 +229,9 @@ async def test_a_server_before_redis_7_is_named_in_the_error(flavour: str) -> No
 
 async def test_a_single_client_at_a_cluster_is_told_so(shared_cluster: Cluster) -> None:
     """With a client for one server, names of other nodes are refused, and the error names RedisCluster."""
-    node, *_ = await shared_cluster.primaries()
-    slots = (await node.word()).slots
     names = [b"name-%d" % number for number in range(20)]
+    node = await shared_cluster.owner(names[0])
+    slots = (await node.word()).slots
     here = {name for name in names if key_slot(name) in slots}
     assert 0 < len(here) < 20
     async with Multiplexer(node.admin_url) as mpx:
