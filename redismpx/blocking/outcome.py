@@ -66,7 +66,7 @@ class WakeUps:
         self._is_next_due = False  # whether a thread was woken up that has not woken the next one yet
 
     def add(self, outcome: ThreadOutcome[Any]) -> None:
-        """Wake the thread of an outcome after those that were added before."""
+        """Wake the thread of an outcome, after the threads of the outcomes that were added before it."""
         self._settled.append(outcome)
         if not self._is_next_due:
             self.wake_next()

@@ -13,7 +13,7 @@ _records_logger = logging.getLogger("redismpx")
 
 
 class Records:
-    """Writes at most one record of each text in 10 seconds, with the number of those that it has left out since."""
+    """Writes at most one log record with each text in 10 seconds. The next one tells how many records were left out."""
 
     def __init__(self) -> None:
         self._texts: dict[str, tuple[float, int]] = {}  # when the last record was written, and how many were left out
