@@ -636,7 +636,7 @@ async def test_closing_fails_pending_calls(server: Server, how: str) -> None:
     assert isinstance(sent, ConnectionLost)
     assert sent.sent
     assert isinstance(waiting, MultiplexerIsClosed)
-    assert mpx._hub.deployment.publisher._pipeline._timer is None
+    assert mpx._hub.deployment.publisher._pipeline._deadlines._timer is None
 
 
 async def test_closing_does_not_wait_for_a_frozen_server(server: Server) -> None:

@@ -28,6 +28,7 @@ from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
 from ..runtime.timers import EXPIRED_AT_ONCE
 from .call import Moved, PublishCall, ScriptCall, reject_unheard
 from .current import CurrentConnection
+from .deadlines import CallDeadlines
 from .router import Router
 from .single import SingleCall
 
@@ -64,7 +65,7 @@ class Pipeline:
         self._single = SingleCall(counters, lambda: self._sent.clear(), self._called.notify)
         self._singles = 0  # batches of one call, in a row: after the second, a call may go without the task
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # for the oldest call
+        self._deadlines = CallDeadlines(self._expire)
         self.current: CurrentConnection = CurrentConnection(endpoint, timeout, on_lost, self._reroute)
         self._failure: BaseException | None = None  # of the last attempt to connect
 
@@ -87,7 +88,7 @@ class Pipeline:
             self._singles = 0  # also if the last call gets its reply before this one goes out
         elif not (self._waiting or self.current.is_outdated) and self._single.send(call):
             self._sent.append(call)
-            self._set_timer(call)
+            self._deadlines.look_at(call.deadline)
             return
         self._waiting.append(call)
         self._attend_to(call)
@@ -97,9 +98,6 @@ class Pipeline:
         if calls:
             self._waiting.extendleft(reversed(calls))
             self._is_sorted = False
-            if self._timer is not None and self._timer.when() > calls[0].deadline:
-                self._timer.cancel()
-                self._timer = None
             self._attend_to(calls[0])
 
     def take(self, slots: Collection[int]) -> list[PublishCall]:
@@ -111,14 +109,10 @@ class Pipeline:
 
     def _attend_to(self, call: PublishCall) -> None:
         """Make sure that a call is sent, or fails in time."""
-        self._set_timer(call)
+        self._deadlines.look_at(call.deadline)
         if self._task is None or self._task.done():
             self._task = self._tasks.start(self._run(), "redismpx publisher", Context())
         self._called.notify()
-
-    def _set_timer(self, call: PublishCall) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(call.deadline, self._expire)
 
     # --- one batch after the other
 
@@ -189,7 +183,7 @@ class Pipeline:
                     call.prepare(connection.scripts)
         try:
             deadline = sent[-1].deadline if self._is_sorted else max([call.deadline for call in sent])
-            async with asyncio.timeout_at(deadline):
+            async with self._deadlines.limit(deadline):
                 if not is_sent:
                     await connection.send(b"".join([call.command for call in sent]))
                 if not is_cancelling():
@@ -201,6 +195,7 @@ class Pipeline:
             logger.debug("a connection was lost while publishing (%s)", plain(str(error)))
             self._lose(sent, str(error) or repr(error), error)
         finally:
+            self._deadlines.end_limit()
             if not is_usable:
                 self._lose(sent, "closed before Redis answered", None)
                 sent.clear()
@@ -273,10 +268,10 @@ class Pipeline:
         batch: deque[PublishCall] = deque()
         size = 0
         waiting = self._waiting
-        now = asyncio.get_running_loop().time()
+        passed = self._deadlines.passed
         for _ in range(min(len(waiting), PUBLISH_BATCH)):
             call = waiting[0]
-            if call.deadline <= now:
+            if call.deadline <= passed:
                 call.expire(self._why(), self._failure)  # many expire together, and the timer has not come to it yet
             elif not call.outcome.done():
                 size += len(call.command)
@@ -289,10 +284,8 @@ class Pipeline:
     # --- calls that fail
 
     def _expire(self) -> None:
-        """Fail the calls after their deadline, and set the timer for the oldest one left."""
-        self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        """Fail the calls after their deadline, and look again at the deadline of the oldest one left."""
+        now = self._deadlines.passed
         overdue = [call for call in self._sent if call.deadline <= now]  # their replies may still come
         self._lose(overdue, f"no answer within {self._timeout:g} s", TimeoutError())
         if overdue:
@@ -310,7 +303,7 @@ class Pipeline:
         still = (call.deadline for call in chain(self._sent, waiting) if call.deadline > now)
         when = next(still, None) if left else now
         if when is not None:
-            self._timer = loop.call_at(when, self._expire)
+            self._deadlines.look_at(when)
 
     def _why(self) -> str:
         """Return why a call was not sent so far."""
@@ -341,9 +334,7 @@ class Pipeline:
     def close(self) -> Iterator[Step]:
         """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
         self._single.take_over()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._deadlines.cancel()
         sent = [partial(call.lose, "closed before Redis answered", None) for call in self._sent]
         waiting = chain([call for call, _ in self._moved], self._again, self._waiting)
         self._sent, self._moved, self._again, self._waiting = deque(), [], [], deque()

@@ -1,0 +1,64 @@
+"""When the calls of a pipeline are overdue: one timer for all of them. Fails no call itself.
+
+A server has its time to reply while the event loop of this process runs. When the timer comes late, because the loop
+was busy, replies may wait unread; so the lost time is added before any call is judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+LAG = 0.05  # seconds by which a timer may be late while the loop is not busy
+LATER = 0.001  # seconds after the last verdict about a batch: a batch ends only then
+
+
+class CallDeadlines:
+    """The next deadline of some calls, and the limit of the batch that is in flight."""
+
+    def __init__(self, on_due: Callable[[], object]) -> None:
+        self._on_due = on_due
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when it is due: uvloop's handle does not always tell
+        self._limit: asyncio.Timeout | None = None
+        self.passed: float = -math.inf
+        """Calls with a deadline up to this time of the loop are overdue."""
+
+    def look_at(self, deadline: float) -> None:
+        """Call `on_due` at a deadline, unless it is called earlier."""
+        if self._timer is None or self._due > deadline:
+            self.cancel()
+            self._set_timer(deadline)
+
+    def _set_timer(self, due: float) -> None:
+        self._due, self._timer = due, asyncio.get_running_loop().call_at(due, self._look)
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        late, self._timer = now - self._due, None
+        if late < LAG:
+            self.passed = now
+            self._on_due()
+            return
+        self._set_timer(now + late)
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(max(self._limit.when() or now, now + LATER) + late)
+
+    def limit(self, deadline: float) -> asyncio.Timeout:
+        """Return the limit of a batch with this last deadline. `end_limit()` is to follow."""
+        latest = [deadline, asyncio.get_running_loop().time()]  # the timer may be due, and not have come yet
+        if self._timer is not None:
+            latest.append(self._due)
+        self._limit = asyncio.timeout_at(max(latest) + LATER)
+        return self._limit
+
+    def end_limit(self) -> None:
+        """Take note that the batch is over."""
+        self._limit = None
+
+    def cancel(self) -> None:
+        """Call nothing any more, until the next deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
