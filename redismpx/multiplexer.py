@@ -95,8 +95,8 @@ class Multiplexer:
         delivery_probe: seconds between two probes. A probe is a message that the multiplexer publishes to itself, over
             a new connection to the current server. If Redis accepts a probe, but it does not arrive within the same
             number of seconds, the connection is dropped, and that for publishing too: the server answers pings but no
-            longer gets the published messages, as a former master does. Needs the rights to publish and subscribe to
-            `__mpx_probe:*`. None: no probes.
+            longer gets the published messages, as a former master does. The seconds do not pass while received data
+            waits for callbacks. Needs the rights to publish and subscribe to `__mpx_probe:*`. None: no probes.
         max_pending: the number of messages that one subscription buffers.
         overflow: which message is dropped when the buffer is full, as an `Overflow` or its name: `"drop_oldest"`,
             `"drop_newest"`, `"latest"` (only the newest message of each channel is buffered), or `"close"` (the

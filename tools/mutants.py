@@ -3493,6 +3493,13 @@ MUTANTS = [
         f"{BROADCASTER} -k gap_of_a_new",
     ),
     Mutant(
+        "a probe that waits unread is lost",
+        "_io/session/delivery_probe.py",
+        "looks += not self._is_behind()",
+        "looks += 1",
+        "tests/live/test_delivery_probe.py -k backlog",
+    ),
+    Mutant(
         "blocking: the end of work in a greenlet does not wake the loop",
         "blocking/threads.py",
         "        future.add_done_callback(self._wake)\n",

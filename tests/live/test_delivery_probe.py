@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import pytest
 from redis.asyncio import ConnectionPool, Redis
@@ -74,6 +75,28 @@ async def test_a_probe_that_arrives_changes_nothing(url: str) -> None:
         assert mpx.stats().connections == 1
 
 
+async def test_a_probe_behind_a_backlog_changes_nothing(url: str, admin: Redis) -> None:
+    """A probe that waits unread, behind messages with slow callbacks, is not lost."""
+    async with Multiplexer(url, delivery_probe=0.05) as mpx:
+        checker = Checker()
+
+        def on_message(channel: bytes, data: bytes) -> None:
+            time.sleep(0.002)
+            checker.on_message(channel, data)
+
+        sub = mpx.new_channel_subscription(
+            on_message, on_activation=checker.on_activation, on_disconnect=checker.on_disconnect
+        )
+        sub.add("a")
+        await sub.wait_for_activation(timeout=5)
+        async with admin.pipeline(transaction=False) as pipeline:
+            for _ in range(1500):  # 3 s of work
+                pipeline.publish("a", b"x" * 1000)
+            await pipeline.execute()
+        await until(lambda: mpx.stats().messages >= 1503, 20)  # the probe, and two after the backlog
+        assert set(checker.kinds) == {"activation", "message"}
+
+
 async def test_a_probe_of_another_process_is_ignored(url: str) -> None:
     """Processes forked from one share the probe's channel, and each recognises its own probe."""
     async with Multiplexer(url, delivery_probe=0.05) as mpx:
@@ -124,7 +147,7 @@ async def test_failing_probes_back_off_until_one_arrives(url: str) -> None:
         probe.activate(probe.channel)
 
     pool = ConnectionPool.from_url(url)
-    probe = DeliveryProbe(Endpoint(pool), 0.01, condemn)
+    probe = DeliveryProbe(Endpoint(pool), 0.01, lambda: False, condemn)
     probe.activate(probe.channel)
     task = asyncio.create_task(probe.run())
     await until(lambda: len(waits) == 6)

@@ -56,7 +56,8 @@ class Deployment:
         self.keyspace: Keyspace = ServerKeyspace(self.main, self._endpoint, self._tasks)
         """The subscribers to key events, each of which adds itself. Their names have the kind KEYS."""
         if options.delivery_probe is not None:
-            self._listen(DeliveryProbe(new_endpoint(), options.delivery_probe, self.abandon))
+            interval, session = options.delivery_probe, self.main
+            self._listen(DeliveryProbe(new_endpoint(), interval, lambda: session.is_behind, self.abandon))
 
     def _listen(self, listener: Listener) -> None:
         self._listeners.append(listener)

@@ -1,6 +1,7 @@
 """Whether a published message arrives: the multiplexer publishes one to itself, now and then.
 
-Never abandons a link on a guess: only a message that Redis accepted, and that then did not arrive, counts.
+Never abandons a link on a guess: only a message that Redis accepted, and that then did not arrive, counts. While the
+link is behind, the message may wait unread, so no time passes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .listener import Listener
 from .subscriber import Deliver
 
 LONGEST_WAIT = 10  # intervals between two probes, when one after the other abandons a link
+LOOKS = 10  # how often in an interval a message is looked for; a look at a link that is behind does not count
 
 
 class DeliveryProbe(Listener):
@@ -29,7 +31,9 @@ class DeliveryProbe(Listener):
     over a new connection, to the server that the endpoint names by then.
     """
 
-    def __init__(self, endpoint: Endpoint, interval: float, abandon: Callable[[str], None]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, interval: float, is_behind: Callable[[], bool], abandon: Callable[[str], None]
+    ) -> None:
         self.title = "redismpx delivery probe"
         self.channel = b"__mpx_probe:" + secrets.token_hex(16).encode()
         self.wait = interval
@@ -37,6 +41,7 @@ class DeliveryProbe(Listener):
         self.deliver: Deliver = self._arrived
         self._endpoint = endpoint
         self._interval = interval
+        self._is_behind = is_behind
         self._abandon = abandon
         self._activations = 0
         self._is_active = False
@@ -52,10 +57,12 @@ class DeliveryProbe(Listener):
             self._awaited = token
             if not self._is_active or not await self._publish(token):
                 continue
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._interval):
-                    while self._awaited is not None and self._is_active:
+            looks = 0
+            while self._awaited is not None and self._is_active and looks < LOOKS:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval / LOOKS):
                         await self._changed.wait()
+                looks += not self._is_behind()
             if self._awaited is None:
                 self.wait = self._interval
             elif self._is_active and self._activations == activations:

@@ -87,6 +87,11 @@ class Link(asyncio.BufferedProtocol):
         """The other end, as it was dialled."""
         return self._connection.address
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether received data is not handled yet, or not even read."""
+        return self._resuming is not None or self._connection.is_readable
+
     def open(self) -> None:
         """Take the connection over from redis-py, and start to read."""
         taken = self._connection.take_over(self)

@@ -52,7 +52,6 @@ class Session:
         self._policy = ReconnectPolicy(backoff)
         self._outages = Outages(options)
         self._options = options
-        self._tasks = options.tasks
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._on_end = on_end
@@ -75,7 +74,7 @@ class Session:
         """Start in the running loop: dial as soon as there is a name to subscribe to, or a caller waits."""
         self._loop = asyncio.get_running_loop()
         self._context = Context()
-        self._task = self._tasks.start(self._run(), "redismpx session", self._context)
+        self._task = self._options.tasks.start(self._run(), "redismpx session", self._context)
 
     # --- subscriptions
 
@@ -118,6 +117,11 @@ class Session:
     def address(self) -> Address | None:
         """Where the connection leads; None while there is none."""
         return None if self._link is None else self._link.address
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the server may have sent something that is not delivered yet."""
+        return self._link is not None and self._link.is_behind
 
     async def connected(self) -> None:
         """Wait until there is a connection; raise MultiplexerIsClosed if the session is closed."""
@@ -178,11 +182,7 @@ class Session:
             await connection.release()
             return ConnectionLost("closed")
         link = self._link = Link(
-            connection,
-            self._receive,
-            lambda: self.registry.oldest_command,
-            self._send_ping,
-            self._options,
+            connection, self._receive, lambda: self.registry.oldest_command, self._send_ping, self._options
         )
         since = self._loop.time()
         try:
