@@ -3493,6 +3493,27 @@ MUTANTS = [
         f"{BROADCASTER} -k gap_of_a_new",
     ),
     Mutant(
+        "blocking: a greenlet waits for a lock of gevent",
+        "blocking/locks.py",
+        "        return GreenletLock()\n    lock =",
+        "        pass\n    lock =",
+        "tests/live/test_blocking_gevent.py -k counted",
+    ),
+    Mutant(
+        "blocking: a greenlet waits for a condition of gevent",
+        "blocking/locks.py",
+        "        return _GreenletCondition(lock or threading.RLock())\n",
+        "        pass\n",
+        "tests/live/test_blocking_gevent.py -k counted",
+    ),
+    Mutant(
+        "blocking: a greenlet does not notice a release before its wait",
+        "blocking/locks.py",
+        "                if not self._is_free:  # released before the start\n",
+        "                if True:\n",
+        "tests/live/test_blocking_gevent.py -k before_a_wait",
+    ),
+    Mutant(
         "a probe that waits unread is lost",
         "_io/session/delivery_probe.py",
         "looks += not self._is_behind()",

@@ -18,8 +18,8 @@ from typing import Any
 
 from .. import Activation, Disconnect, Message, MessageGap, Overflow, StreamMessage
 from ..errors import SubscriptionIsClosed
+from .locks import LONG, new_condition
 from .portal import Portal
-from .threads import LONG
 from .workers import Workers
 
 _BATCH = 256  # messages on the way, and a tenth of `max_pending` at most
@@ -65,7 +65,7 @@ class HandOver:
         self._waking: asyncio.Handle | None = None
         self._empty: list[asyncio.Future[None]] = []  # resolved when no message is on the way
         self._lock = threading.RLock()  # a finalizer may interrupt; for all that follows
-        self._changed = threading.Condition(self._lock)
+        self._changed = new_condition(self._lock)
         self._batch: deque[Any] = deque()
         self._readers = 0  # threads that wait
         self._is_asked = False  # whether the loop has been asked for a batch

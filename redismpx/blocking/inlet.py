@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..errors import SlowConsumer
+from .locks import new_condition
 
 
 class Inlet:
@@ -26,7 +27,7 @@ class Inlet:
         self._on_message = on_message
         self._report = report
         self._max_pending = max_pending
-        self._changed = threading.Condition()  # a finalizer may interrupt; for all that follows
+        self._changed = new_condition()  # a finalizer may interrupt; for all that follows
         self._calls: deque[Callable[[], object]] = deque()
         self._messages: deque[_Message] = deque()  # of these calls
         self._thread: int | None = None  # which calls them

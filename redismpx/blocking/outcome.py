@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["LoopOutcome", "Outcome", "ThreadOutcome", "WakeUps", "WorkFuture"]
 
 import asyncio
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from ..errors import MultiplexerIsClosed
-from .threads import LONG
+from .locks import LONG, new_held_lock
 
 _FIRST_WAIT = 0.05  # seconds after which a thread that waits wakes the next one itself; from then on after LONG
 
@@ -96,8 +95,7 @@ class ThreadOutcome(Outcome[_Settled]):
         self._wake_ups = wake_ups
         self._error: BaseException | None = None
         self._is_interrupted = False  # whether the thread does not wait any more
-        self._is_set = threading.Lock()
-        self._is_set.acquire()
+        self._is_set = new_held_lock()
 
     def resolve(self, result: _Settled) -> None:
         self._result = result

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from ..topics.periodic import next_number, noted_periodic
+from .locks import Event
 
 
 class PeriodicThread:
@@ -18,7 +19,7 @@ class PeriodicThread:
         self._function = function
         self._interval = interval
         self._report = report
-        self._is_ending = threading.Event()
+        self._is_ending = Event()
         self._thread = threading.Thread(target=self._run, name="redismpx periodic", daemon=True)
         self._thread.start()
 

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias, TypeVar
 from .._io.runtime.log import logger
 from ..errors import MultiplexerIsClosed
 from .collecting import collects_here
+from .locks import are_threads_greenlets
 from .outcome import LoopOutcome, Outcome, ThreadOutcome, WakeUps, WorkFuture
-from .threads import NativeThread, WakingExecutor, are_threads_greenlets
+from .threads import NativeThread, WakingExecutor
 
 _Returned = TypeVar("_Returned")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LONG", "NativeThread", "WakingExecutor", "are_threads_greenlets"]
+__all__ = ["NativeThread", "WakingExecutor"]
 
 import asyncio
 import sys
@@ -12,9 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-# Seconds of one wait, of many. A signal that comes just before a wait does not interrupt it. And gevent takes a wait
-# without a timeout for one that nothing can end.
-LONG = 1.0
+from .locks import Event, are_threads_greenlets
 
 
 class NativeThread:
@@ -29,7 +27,7 @@ class NativeThread:
         self._function = function
         self._ident: int | None = None
         self._thread: threading.Thread | None = None
-        self._ended = threading.Event()
+        self._ended = Event()
         if are_threads_greenlets():
             sys.modules["gevent"].get_hub()  # with its first hub, gevent loads its settings: not in two threads at once
             sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")(self._run, ())
@@ -78,12 +76,6 @@ class WakingExecutor(ThreadPoolExecutor):
     def _wake(self, _: Future[Any]) -> None:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(lambda: None)
-
-
-def are_threads_greenlets() -> bool:
-    """Tell whether gevent has replaced threads by greenlets."""
-    gevent = sys.modules.get("gevent.monkey")
-    return gevent is not None and gevent.is_module_patched("threading")
 
 
 def _check_eventlet() -> None:

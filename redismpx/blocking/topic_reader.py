@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["TopicReader"]
 
-import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Self
@@ -15,8 +14,8 @@ from ..errors import SubscriptionIsClosed
 from ..topics.message import TopicMessage
 from ..topics.reader import BaseTopicReader
 from .described import described_by
+from .locks import LONG, Event
 from .portal import check_may_block
-from .threads import LONG
 
 
 @described_by(topics.TopicReader)
@@ -35,7 +34,7 @@ class TopicReader(BaseTopicReader):
             return message
         check_may_block()
         give_up = None if timeout is None else monotonic() + timeout
-        arrived = threading.Event()
+        arrived = Event()
         self._queue.wake_by(arrived.set)
         try:
             while True:

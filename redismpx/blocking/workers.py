@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Workers"]
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
@@ -14,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 from .._core.raised import is_a, name_of
+from .locks import new_condition
 from .portal import Portal
 from .threads import NativeThread
 
@@ -35,7 +35,7 @@ class Workers:
         self._count = 0  # of threads, those that are about to start included
         self._idle = 0  # threads that wait for a job
         self._has_ended = False
-        self._changed = threading.Condition()  # a finalizer may interrupt; for all of these
+        self._changed = new_condition()  # a finalizer may interrupt; for all of these
 
     def calling(self, function: Callable[..., object] | None) -> Callable[..., Coroutine[Any, Any, Any]] | None:
         """Return a coroutine function that calls a function in a worker, and returns or raises what that does."""
