@@ -145,9 +145,9 @@ class Subscription(ABC):
     def _are_active(self, names: set[bytes], missing: list[bytes]) -> bool:
         """Tell the same of some names. `missing` has those that were not active, for the next call: most still are."""
         self._check_open()
-        for name, refusal in tuple(self._inbox.refusals.items()):
-            if name in names:
-                raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
+        for name in names.intersection(self._inbox.refusals):
+            refusal = self._inbox.refusals[name]
+            raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
         while missing and self._has_active(missing[-1]):
             missing.pop()
         if not missing:  # others may have been lost since the last call

@@ -3493,6 +3493,13 @@ MUTANTS = [
         f"{BROADCASTER} -k gap_of_a_new",
     ),
     Mutant(
+        "blocking: each failure of publish_soon() after a success has a record",
+        "blocking/multiplexer.py",
+        'None if self._is_failing else self._records.admit("publish_soon")',
+        "None if self._is_failing else 0",
+        f"{BLOCKING} -k few_records",
+    ),
+    Mutant(
         "blocking: a greenlet waits for a lock of gevent",
         "blocking/locks.py",
         "        return GreenletLock()\n    lock =",

@@ -25,7 +25,7 @@ from redis.backoff import AbstractBackoff
 import redismpx
 
 from .. import Overflow, Request, Stats
-from .._io.runtime.log import logger
+from .._io.runtime.log import RecordLimit, logger
 from ..arguments import check_overflow, check_plain, check_positive, check_seconds
 from ..errors import MultiplexerIsClosed
 from ..keys import OnKeyEvent
@@ -132,6 +132,7 @@ class Multiplexer:
         self._is_closed = False
         self._unsent = 0  # messages of publish_soon() that have no outcome yet
         self._is_failing = False  # whether the last one failed
+        self._records = RecordLimit()
 
     @classmethod
     def from_url_file(cls, path: str | os.PathLike[str], **options: Any) -> Self:
@@ -594,8 +595,10 @@ class Multiplexer:
 
     async def _report_unsent(self, error: Exception) -> None:
         try:
-            if not self._is_failing:
-                logger.warning("publish_soon() failed; further failures in a row are not logged: %s", error)
+            left_out = None if self._is_failing else self._records.admit("publish_soon")
+            if left_out is not None:
+                more = f" ({left_out} more since the last record)" if left_out else ""
+                logger.warning("publish_soon() failed; further failures in a row are not logged: %s%s", error, more)
             self._is_failing = True
             if self._on_error is not None:
                 await self._report(error)

@@ -46,6 +46,8 @@ class Application:
         self.is_stopping = True
         for end in tuple(self.streams.values()):
             end()
+            await asyncio.sleep(0)  # there may be thousands
         await asyncio.sleep(_LAST_SEND)
         for block in tuple(self.streams):  # of clients that do not read
             cancel(block)
+            await asyncio.sleep(0)

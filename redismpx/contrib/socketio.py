@@ -221,13 +221,15 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
         assert self._sub is not None
         refused: dict[bytes, SubscriptionRefused] = {}
         while missing := self._sub.channels - self._sub.active - refused.keys():
-            try:
-                with suppress(ValueError):  # the last client of a room has left meanwhile
-                    await self._sub.wait_for_activation(*missing)
-            except SubscriptionIsClosed:
-                return
-            except SubscriptionRefused as refusal:
-                refused[refusal.name] = refusal
+            for name in missing:  # one by one: each one that is refused would end the wait for all
+                try:
+                    await asyncio.sleep(0)  # many may be active by now
+                    with suppress(ValueError):  # the last client of a room has left meanwhile
+                        await self._sub.wait_for_activation(name)
+                except SubscriptionIsClosed:
+                    return
+                except SubscriptionRefused as refusal:
+                    refused[name] = refusal
         self._is_interrupted = False
         if refused:
             _socketio_logger.error("%d Socket.IO rooms stay inactive: %s", len(refused), next(iter(refused.values())))

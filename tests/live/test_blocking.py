@@ -566,6 +566,16 @@ def test_publish_soon_is_bounded_and_reports(url: str) -> None:
         mpx.publish_soon("a", "x")
 
 
+def test_failures_of_publish_soon_log_a_few_records(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """When each second message fails, not each failure has a record: 10 in 10 seconds."""
+    with Multiplexer(url) as mpx:
+        for _ in range(30):
+            mpx.publish_soon("a", 5)  # type: ignore[arg-type]
+            mpx.publish_soon("a", "x")
+            mpx.publish("a", "y")  # the two before have their outcomes then
+    assert caplog.text.count("publish_soon() failed") == 10
+
+
 def test_a_waiting_publish_has_no_task() -> None:
     """Calls of publish(), apublish() and publish_soon() wait in the queue of the publisher; the close fails them."""
     with Multiplexer("redis://127.0.0.1:1", publish_timeout=30) as mpx:
