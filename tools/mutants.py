@@ -183,7 +183,7 @@ MUTANTS = [
         f"{BLOCKING_TOPICS} -k slow_is_told",
     ),
     Mutant(
-        "topics: a finalizer changes the tree",
+        "topics: a finalizer waits for a thread that changes the tree",
         "topics/bus.py",
         "self._directory.dead.append, ",
         "self._forget, ",

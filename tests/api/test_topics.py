@@ -272,6 +272,33 @@ def test_a_finalizer_inside_a_change_is_safe(moment: int) -> None:
     assert not topics._directory._tree._root.children
 
 
+def test_a_finalizer_waits_for_no_other_thread() -> None:
+    """The object of a weak subscription may end in a thread that holds a lock for which another thread waits."""
+    topics, is_busy, is_over = Topics(), threading.Event(), threading.Event()
+
+    class Listener:
+        def hear(self, topic: object) -> None: ...
+
+    listeners = [Listener()]
+    topics.subscribe("a", listeners[0].hear, weak=True)
+
+    def be_busy() -> None:
+        with topics._directory.lock:
+            is_busy.set()
+            is_over.wait(10)
+
+    busy = threading.Thread(target=be_busy)
+    busy.start()
+    assert is_busy.wait(5)
+    ending = threading.Thread(target=listeners.clear)
+    ending.start()
+    ending.join(5)
+    assert not ending.is_alive()
+    is_over.set()
+    busy.join()
+    assert topics.publish("a") == 0
+
+
 def test_threads_may_do_anything_at_once() -> None:
     """Each subscriber gets each message that is published while it is subscribed, and those of one thread in order."""
     topics, errors = Topics(), []
