@@ -183,7 +183,7 @@ MUTANTS = [
         f"{BLOCKING_TOPICS} -k slow_is_told",
     ),
     Mutant(
-        "topics: a finalizer changes the tree",
+        "topics: a finalizer waits for a thread that changes the tree",
         "topics/bus.py",
         "self._directory.dead.append, ",
         "self._forget, ",
@@ -3002,8 +3002,8 @@ MUTANTS = [
     Mutant(
         "streams: a page of a history has any number of bytes",
         "_core/scripts.py",
-        "    if room <= 0 then break end\n  end\n  if n > 0 then from",
-        "    room = 1\n  end\n  if n > 0 then from",
+        "    if room <= 0 then break end\n  end\n  if room > 0 and #entries < count then is_end",
+        "  end\n  if #entries < count then is_end",
         f"{STREAMS} -k pages_that_are_bounded",
     ),
     Mutant(
@@ -3544,7 +3544,7 @@ MUTANTS = [
     Mutant(
         "channels: consumers are not told that everything is subscribed again",
         "contrib/_members.py",
-        "            if not self._lost:\n                self._process.notify(self._process.on_reconnect)",
+        "            if not self._lost:\n                self._notify(self._process.on_reconnect)",
         "            pass",
         f"{CHANNELS} -k told_of_a_lost_connection",
     ),
@@ -3592,10 +3592,24 @@ MUTANTS = [
     ),
     Mutant(
         "channels: new_channel() leaves a channel when it fails",
-        "contrib/channels.py",
-        "            process.remove(channel, None)\n",
-        "            pass\n",
+        "contrib/_members.py",
+        "            if is_new:\n                self.leave(channel, name)\n",
+        "",
         f"{CHANNELS} -k begin_deaf",
+    ),
+    Mutant(
+        "channels: a finalizer that ends a receive() waits for a lock of its own thread",
+        "contrib/_members.py",
+        "threading.RLock = threading.RLock()",
+        "threading.Lock = threading.Lock()",
+        f"{CHANNELS} -k finalizer",
+    ),
+    Mutant(
+        "channels: a message wakes one receiver, which may have been cancelled",
+        "contrib/_members.py",
+        "self._woken += channel.receivers\n",
+        "self._woken += channel.receivers[:1]\n",
+        f"{CHANNELS} -k another_receiver",
     ),
     Mutant(
         "litestar: a message misses the subscriber that came just before it",

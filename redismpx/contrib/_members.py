@@ -12,23 +12,19 @@ import asyncio
 import logging
 import threading
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from time import monotonic
 
 from .. import ChannelSubscription, ConnectionLost, Multiplexer, SubscriptionIsClosed, SubscriptionRefused, blocking
 from ._records import Records
 
-DROPS_INTERVAL = 10.0  # seconds
 RING = 4096  # places for names, as in channels_redis
-
-layer_logger = logging.getLogger("redismpx")
 
 
 class Process:
-    """The channels and groups of one process, and its hosts. Any thread may call the methods."""
+    """The channels and groups of one process, and its servers. Any thread may call the methods."""
 
     def __init__(
         self,
@@ -38,147 +34,138 @@ class Process:
         on_disconnect: bytes | None,
         on_reconnect: bytes | None,
     ) -> None:
+        self.hosts: list[LayerHost] = [LayerHost(multiplexer, self) for multiplexer in multiplexers]
         self._get_capacity = get_capacity
         self._expiry = expiry
         self.on_disconnect = on_disconnect
         self.on_reconnect = on_reconnect
-        self.hosts: list[LayerHost] = [LayerHost(multiplexer, self) for multiplexer in multiplexers]
-        self.lock: threading.Lock = threading.Lock()
+        self.records: Records = Records()
+        self.lock: threading.RLock = threading.RLock()  # a finalizer may interrupt
         """For all that follows."""
+        self.channels: dict[str, Channel] = {}
         self.members: dict[bytes, set[Channel]] = {}
-        """The channels that get the messages of a name in Redis."""
-        self._channels: dict[str, Channel] = {}
-        self._wakers: dict[asyncio.AbstractEventLoop, Waker] = {}
-        self._dropped = 0  # messages since the last log record
-        self._logged = -DROPS_INTERVAL
+        """The channels that get the messages of a name in Redis: that of a channel or a group."""
+        self._woken: list[asyncio.Future[None]] = []  # the receivers that `_wake()` is going to wake
 
     def host_of(self, name: bytes) -> LayerHost:
         """Return the server of a name, as channels_redis selects it."""
         return self.hosts[zlib.crc32(name) % RING * len(self.hosts) // RING]
 
-    # --- members
+    async def join(self, channel: str, name: bytes, timeout: float) -> None:
+        """Make a channel, which may be new, a member of a name, and wait until the name is active."""
+        _, is_new = self._join(channel, name)
+        try:
+            await self.host_of(name).subscribe(name, timeout)
+        except BaseException:  # also cancelled: the caller takes it for not joined
+            if is_new:
+                self.leave(channel, name)
+            raise
 
-    def open(self, name: str) -> Channel:
-        """Return a channel, which may be new."""
+    def leave(self, channel: str, name: bytes) -> None:
+        """Make a channel no member of a name any more."""
         with self.lock:
-            channel = self._channels.get(name)
-            if channel is None:
-                channel = self._channels[name] = Channel(name, self._get_capacity(name))
-                self._join(channel, name.encode())
-            return channel
+            member = self.channels.get(channel)
+            if member is not None and name in member.names:
+                self._leave(member, name)
 
-    def join(self, name: str, group: bytes) -> bool | None:
-        """Add a channel to a group. Return whether it was not in it; None if there is no such channel."""
+    def _join(self, channel: str, name: bytes) -> tuple[Channel, bool]:
+        """Make a channel a member. Return it, and whether it was none before."""
         with self.lock:
-            channel = self._channels.get(name)
-            if channel is None or group in channel.names:
-                return None if channel is None else False
-            self._join(channel, group)
-            return True
-
-    def _join(self, channel: Channel, name: bytes) -> None:
-        channel.names.add(name)
-        self.members.setdefault(name, set()).add(channel)
-
-    def leave(self, name: str, group: bytes) -> None:
-        """Remove a channel from a group, if it is in it."""
-        with self.lock:
-            channel = self._channels.get(name)
-            if channel is not None and group in channel.names:
-                self._leave(channel, group)
+            member = self.channels.get(channel) or Channel(channel, self._get_capacity(channel))
+            is_new = name not in member.names
+            member.names.add(name)
+            self.channels[channel] = member
+            self.members.setdefault(name, set()).add(member)
+        return member, is_new
 
     def _leave(self, channel: Channel, name: bytes) -> None:
+        """Make a channel no member any more, and remove it if it is one of no other name."""
         channel.names.discard(name)
+        if not channel.names:
+            del self.channels[channel.name]
         self.members[name].discard(channel)
         if not self.members[name]:
             del self.members[name]
             self.host_of(name).update_soon(name)
 
-    def remove(self, channel: Channel, call: object) -> None:
-        """Remove a channel, and unsubscribe, unless it is in use after the cancelled call of receive()."""
+    async def receive(self, name: str) -> bytes:
+        """Wait for the next message of a channel, which may be new, and return it."""
+        own = name.encode()
+        receiver: asyncio.Future[None] | None = None
+        channel, is_new = self.channels.get(name), False
+        if channel is None:
+            channel, is_new = self._join(name, own)
+        try:
+            if is_new:
+                await self.host_of(own).subscribe(own, None)
+            while True:
+                with self.lock:
+                    if channel.messages:
+                        channel.abandoned = None
+                        return channel.messages.popleft()
+                    receiver = asyncio.get_running_loop().create_future()
+                    channel.receivers.append(receiver)
+                await receiver
+        except BaseException:  # also cancelled: the channel stays for the next call, until it expires
+            with self.lock:
+                channel.receivers = [each for each in channel.receivers if each is not receiver]
+                channel.abandoned = call = object()
+            self.host_of(own).call_later(self._expiry, partial(self._expire, channel, call))
+            raise
+
+    def _expire(self, channel: Channel, call: object) -> None:
+        """Remove a channel, unless it is in use after the cancelled call of receive()."""
         with self.lock:
-            is_unused = channel.abandoned is call and not channel.receivers
-            if is_unused and self._channels.get(channel.name) is channel:
-                del self._channels[channel.name]
+            if channel.abandoned is call and not channel.receivers:
                 for name in tuple(channel.names):
                     self._leave(channel, name)
 
-    # --- messages
-
-    async def receive(self, name: str) -> bytes:
-        """Wait for the next message of a channel, and return it."""
-        channel = self._channels.get(name)
-        is_new = channel is None
-        if channel is None:
-            channel = self.open(name)
-        try:
-            if is_new:
-                await self.host_of(name.encode()).subscribe(name.encode(), None)
-            while True:
-                if channel.messages:
-                    with suppress(IndexError):  # a receiver in another thread was faster
-                        message = channel.messages.popleft()
-                        channel.abandoned = None
-                        return message
-                await self._wait(channel)
-        except BaseException:  # also cancelled: the channel stays for the next call, until it expires
-            channel.abandoned = call = object()
-            self.host_of(name.encode()).call_later(self._expiry, partial(self.remove, channel, call))
-            raise
-
-    async def _wait(self, channel: Channel) -> None:
-        """Wait until there may be a message."""
-        loop = asyncio.get_running_loop()
+    def put(self, channels: Iterable[Channel], data: bytes) -> None:
+        """Put a message into the buffers of channels, and wake their receivers soon."""
+        is_full = False
         with self.lock:
-            if channel.messages:
-                return
-            waker = self._wakers.get(loop)
-            if waker is None:
-                self._wakers = {each: waker for each, waker in self._wakers.items() if not each.is_closed()}
-                waker = self._wakers[loop] = Waker(loop)
-            receiver = (waker, loop.create_future())
-            channel.receivers.append(receiver)
-        try:
-            await receiver[1]
-        except BaseException:
-            with self.lock:
-                if receiver in channel.receivers:
-                    channel.receivers.remove(receiver)
-                elif channel.messages:  # it was woken for a message, which another receiver gets
-                    self._wake(channel)
-            raise
+            for channel in tuple(channels):
+                messages = channel.messages
+                if len(messages) >= channel.capacity:
+                    is_full = True
+                    messages.popleft()
+                    if self.on_reconnect is not None:
+                        messages[0] = self.on_reconnect  # in place of another one
+                messages.append(data)
+                if channel.receivers:
+                    if not self._woken:
+                        asyncio.get_running_loop().call_soon(self._wake)
+                    self._woken += channel.receivers
+                    channel.receivers = []
+        if is_full:
+            self.records.log(
+                logging.WARNING, "channel layer: messages dropped for consumers that are `capacity` behind"
+            )
 
-    def _wake(self, channel: Channel) -> None:
-        while channel.receivers:
-            waker, future = channel.receivers.popleft()
-            if waker.wake(future):
-                return
-
-    def put(self, name: bytes, data: bytes) -> None:
-        """Take a message from Redis."""
+    def _wake(self) -> None:
+        """Wake the receivers of all messages that came together, with one wake-up for each loop."""
         with self.lock:
-            self._put(self.members.get(name, ()), data)
-        if self._dropped and monotonic() > self._logged + DROPS_INTERVAL:
-            dropped, self._dropped, self._logged = self._dropped, 0, monotonic()
-            layer_logger.warning("channel layer: %d messages dropped for consumers that are `capacity` behind", dropped)
+            woken, self._woken = self._woken, []
+        receivers_of = defaultdict(list)
+        for receiver in woken:
+            receivers_of[receiver.get_loop()].append(receiver)
+        for loop, receivers in receivers_of.items():
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_resolve, receivers)
 
-    def notify(self, notice: bytes | None) -> None:
-        """Put a message of the layer itself into all channels."""
-        if notice is not None:
-            with self.lock:
-                self._put(self._channels.values(), notice)
 
-    def _put(self, channels: Iterable[Channel], data: bytes) -> None:
-        for channel in channels:
-            messages = channel.messages
-            if len(messages) >= channel.capacity:
-                self._dropped += messages.popleft() is not self.on_reconnect
-                if self.on_reconnect is not None:
-                    self._dropped += 1
-                    messages[0] = self.on_reconnect  # in place of another one
-            messages.append(data)
-            if channel.receivers:
-                self._wake(channel)
+class Channel:
+    """The messages of one channel, for its consumer."""
+
+    __slots__ = ("abandoned", "capacity", "messages", "name", "names", "receivers")
+
+    def __init__(self, name: str, capacity: int) -> None:
+        self.name = name
+        self.capacity = max(2, capacity)
+        self.messages: deque[bytes] = deque()
+        self.names: set[bytes] = set()  # in Redis: its own, and those of its groups
+        self.receivers: list[asyncio.Future[None]] = []  # of the calls of receive() that wait
+        self.abandoned: object = None  # the last call, if it was cancelled
 
 
 class LayerHost:
@@ -191,7 +178,6 @@ class LayerHost:
         self._sub: ChannelSubscription[bytes]
         self._active: set[bytes] = set()
         self._lost: set[bytes] = set()  # names that were active before the connection was lost
-        self._records = Records()
 
     async def subscribe(self, name: bytes, timeout: float | None) -> None:
         """Wait until a name is active."""
@@ -201,7 +187,7 @@ class LayerHost:
     async def _subscribe(self, name: bytes, timeout: float | None, multiplexer: Multiplexer) -> None:
         if self._loop is None:
             self._sub = multiplexer.new_channel_subscription(
-                self._process.put, self._disconnect, self._activate, on_error=self._refuse
+                self._receive, self._disconnect, self._activate, on_error=self._report
             )
             self._loop = asyncio.get_running_loop()
         self._update(name)
@@ -231,12 +217,20 @@ class LayerHost:
         if not is_wanted:
             self._recover(name)
 
+    def _receive(self, name: bytes, data: bytes) -> None:
+        self._process.put(self._process.members.get(name, ()), data)
+
+    def _notify(self, notice: bytes | None) -> None:
+        """Put a message of the layer itself into all channels."""
+        if notice is not None:
+            self._process.put(self._process.channels.values(), notice)
+
     def _disconnect(self, error: ConnectionLost) -> None:
         was_complete = not self._lost
         self._lost |= self._active if error.names is None else self._active & error.names
         self._active -= self._lost
         if was_complete and self._lost:
-            self._process.notify(self._process.on_disconnect)
+            self._notify(self._process.on_disconnect)
 
     def _activate(self, name: bytes) -> None:
         self._active.add(name)
@@ -247,50 +241,15 @@ class LayerHost:
         if name in self._lost:
             self._lost.discard(name)
             if not self._lost:
-                self._process.notify(self._process.on_reconnect)
+                self._notify(self._process.on_reconnect)
 
-    def _refuse(self, error: Exception) -> None:
-        self._records.log(logging.WARNING, "channel layer: %s", error)
+    def _report(self, error: Exception) -> None:
+        self._process.records.log(logging.WARNING, "channel layer: %s", error)
         if isinstance(error, SubscriptionRefused):
             self._recover(error.name)
 
 
-class Channel:
-    """The messages of one channel, for its consumer."""
-
-    __slots__ = ("abandoned", "capacity", "messages", "name", "names", "receivers")
-
-    def __init__(self, name: str, capacity: int) -> None:
-        self.name = name
-        self.capacity = max(2, capacity)
-        self.messages: deque[bytes] = deque()
-        self.names: set[bytes] = set()  # in Redis: its own, and those of its groups
-        self.receivers: deque[tuple[Waker, asyncio.Future[None]]] = deque()  # the calls of receive() that wait
-        self.abandoned: object = None  # the last call, if it was cancelled
-
-
-class Waker:
-    """Resolves futures of one event loop, many with one wake-up."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._ready: deque[asyncio.Future[None]] = deque()
-        self._is_woken = False
-
-    def wake(self, future: asyncio.Future[None]) -> bool:
-        """Resolve a future soon. Return False if the loop is closed."""
-        self._ready.append(future)
-        if not self._is_woken:
-            self._is_woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._run)
-            except RuntimeError:
-                return False
-        return True
-
-    def _run(self) -> None:
-        self._is_woken = False  # before the look: each future that is added from now on wakes the loop again
-        while self._ready:
-            future = self._ready.popleft()
-            if not future.done():
-                future.set_result(None)
+def _resolve(receivers: Iterable[asyncio.Future[None]]) -> None:
+    for receiver in receivers:
+        if not receiver.done():
+            receiver.set_result(None)

@@ -14,20 +14,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
 
 from channels.layers import BaseChannelLayer
-from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.sentinel import Sentinel
 
 from ..blocking import Multiplexer
 from ._members import Process
 
 _CONFIRMATION_TIMEOUT = 5.0  # seconds
-
-_Host: TypeAlias = "str | Mapping[str, Any] | Sequence[Any] | Redis | Any"
 
 
 class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
@@ -76,7 +73,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
 
     def __init__(
         self,
-        hosts: Sequence[_Host] | None = None,
+        hosts: Sequence[Any] | None = None,
         prefix: str = "asgi",
         *,
         capacity: int = 1_000,
@@ -105,8 +102,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
 
     def serialize(self, message: Any) -> bytes:
         """Return the payload of a message."""
-        data: bytes = self._serialize(message)
-        return data
+        return self._serialize(message)
 
     def deserialize(self, data: bytes) -> Any:
         """Return the message of a payload."""
@@ -122,13 +118,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
             SubscriptionRefused: Redis rejects the name.
         """
         name = f"{self.prefix}{prefix}{uuid4().hex}"
-        process = self._process
-        channel = process.open(name)
-        try:
-            await process.host_of(name.encode()).subscribe(name.encode(), _CONFIRMATION_TIMEOUT)
-        except BaseException:  # also cancelled: nobody learns the name
-            process.remove(channel, None)
-            raise
+        await self._process.join(name, name.encode(), _CONFIRMATION_TIMEOUT)
         return name
 
     async def send(self, channel: str, message: Any) -> None:
@@ -159,19 +149,13 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
             RuntimeError: no consumer of this process has the channel.
             TimeoutError, SubscriptionRefused: as for `new_channel()`. The channel is not added.
         """
-        process, name = self._process, self._to_group_name(group)
-        joined = process.join(channel, name)
-        if joined is None:
+        process = self._process
+        if channel not in process.channels:
             raise RuntimeError(
                 f"group_add() needs a channel of this process: call group_add({group!r}, self.channel_name) in a "
                 "consumer"
             )
-        try:
-            await process.host_of(name).subscribe(name, _CONFIRMATION_TIMEOUT)
-        except BaseException:  # also cancelled: the caller takes the channel for not added
-            if joined:
-                process.leave(channel, name)
-            raise
+        await process.join(channel, self._to_group_name(group), _CONFIRMATION_TIMEOUT)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Remove a channel from a group. Without effect if it is not in the group. Works offline."""
@@ -195,23 +179,17 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         for host in process.hosts:
             await asyncio.to_thread(host.multiplexer.close)
 
-    async def close(self) -> None:
-        """Close the connections, as `flush()` does."""
-        await self.flush()
+    close = flush
 
 
 def _new_multiplexer(host: Any) -> Multiplexer:
-    if isinstance(host, Mapping):
-        options = dict(host)
-        if "address" in options:
-            return Multiplexer(options.pop("address"), **options)
-        if "master_name" in options:
-            sentinel = Sentinel(options.pop("sentinels"), sentinel_kwargs=options.pop("sentinel_kwargs", None))
-            return Multiplexer(sentinel.master_for(options.pop("master_name"), **options))
-        host = Redis(connection_pool=ConnectionPool(**options))
-    elif isinstance(host, (tuple, list)):
-        host = Redis(host=host[0], port=host[1])
-    return Multiplexer(host)
+    if isinstance(host, (tuple, list)):
+        host = {"host": host[0], "port": host[1]}
+    options: dict[str, Any] = dict(host) if isinstance(host, Mapping) else {"address": host}
+    if "master_name" in options:
+        sentinel = Sentinel(options.pop("sentinels"), sentinel_kwargs=options.pop("sentinel_kwargs", None))
+        options = {"address": sentinel.master_for(options.pop("master_name"), **options)}
+    return Multiplexer(options.pop("address", "redis://"), **options)
 
 
 def _new_codec(

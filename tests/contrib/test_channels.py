@@ -186,6 +186,27 @@ async def test_one_of_two_receivers_is_cancelled(url: str) -> None:
     await layer.flush()
 
 
+async def test_a_message_goes_to_another_receiver(layer: ChannelLayer) -> None:
+    """A message for which a receiver was woken that is cancelled then goes to one of the others."""
+    name = await layer.new_channel()
+    first, second = (asyncio.create_task(layer.receive(name)) for _ in range(2))
+    await asyncio.sleep(0)
+    layer._process.put(layer._process.members[name.encode()], layer.serialize(HELLO))
+    first.cancel()
+    assert await asyncio.wait_for(second, DEADLINE) == HELLO
+
+
+async def test_a_finalizer_may_end_a_receive(url: str, admin: Redis) -> None:
+    """A coroutine that waits in receive() may be finalized while its thread does other work of the layer."""
+    layer = ChannelLayer([url], expiry=0.1)
+    waiting = layer.receive(await layer.new_channel())
+    waiting.send(None)  # up to the wait
+    with layer._process.lock:
+        waiting.close()
+    await settled(admin, set())
+    await layer.flush()
+
+
 async def test_a_general_channel_is_received_from(layer: ChannelLayer, admin: Redis) -> None:
     """A worker receives from a channel of a name that it knows, also one with an exclamation mark."""
     for name in ("thumbnails", "process!one"):
