@@ -148,7 +148,7 @@ local left, room, is_end = tonumber(ARGV[2]), tonumber(ARGV[3]), 0
 local from = ARGV[1] == '' and '-' or '(' .. ARGV[1]
 local page, ids, n = {}, {}, 0
 while is_end == 0 and left > 0 and room > 0 do
-  local count = math.min(left, 16)
+  local count = math.min(left, n + 16)
   local entries = {}
   if from ~= '(18446744073709551615-18446744073709551615' then
     entries = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', count)
@@ -160,9 +160,10 @@ while is_end == 0 and left > 0 and room > 0 do
     end
     n = n + 1
     page[n], ids[n] = data, entry[1]
-    from, left, room = '(' .. entry[1], left - 1, room - #data
+    left, room = left - 1, room - #data
     if room <= 0 then break end
   end
+  if n > 0 then from = '(' .. ids[n] end
   if room > 0 and #entries < count then is_end = 1 end
 end
 page[n + 1], page[n + 2] = table.concat(ids, ' '), is_end
@@ -170,7 +171,8 @@ return page
 """
 )
 """The same key and arguments, for a reader that follows no links: a third of the values to parse. Replies with the
-payloads of the entries, their ids with a space between two of them, and whether no entry follows."""
+payloads of the entries, their ids with a space between two of them, and whether no entry follows. It reads them in
+growing batches, because each call takes time, and of large entries few have room."""
 
 LOAD = Script("return redis.call('HGET', KEYS[1], ARGV[1])")
 """Key: the hash of positions. Argument: the name of the position. Replies with an id, or with nothing."""
