@@ -333,9 +333,30 @@ MUTANTS = [
     Mutant(
         "publish: a busy loop uses up the time of a call",
         "_io/publishing/deadlines.py",
-        "        if late < LAG:\n",
+        "        if late < LAG or self._looks == LATE_LOOKS:\n",
         "        if True:\n",
         "tests/live/test_publish_lag.py",
+    ),
+    Mutant(
+        "publish: in a loop that is always busy, no call is ever overdue",
+        "_io/publishing/deadlines.py",
+        "        if late < LAG or self._looks == LATE_LOOKS:\n",
+        "        if late < LAG:\n",
+        "tests/io/test_call_deadlines.py",
+    ),
+    Mutant(
+        "publish: a call that comes after its deadline counts as a late timer",
+        "_io/publishing/deadlines.py",
+        "max(deadline, self._earliest, loop.time())",
+        "max(deadline, self._earliest)",
+        "tests/io/test_call_deadlines.py",
+    ),
+    Mutant(
+        "publish: an early deadline ends the time that is added for a busy loop",
+        "_io/publishing/deadlines.py",
+        "max(deadline, self._earliest, loop.time())",
+        "max(deadline, loop.time())",
+        "tests/io/test_call_deadlines.py",
     ),
     Mutant(
         "publish: a busy loop uses up the time of a batch",
@@ -347,7 +368,7 @@ MUTANTS = [
     Mutant(
         "publish: a batch that begins after its deadlines is over at once",
         "_io/publishing/deadlines.py",
-        "asyncio.timeout_at(max(latest) + LATER)",
+        "asyncio.timeout_at(max(deadline, self._earliest, now) + LATER)",
         "asyncio.timeout_at(deadline + LATER)",
         "tests/live/test_publish_lag.py",
     ),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redismpx._io.runtime.timers import EXPIRED_AT_ONCE, Deadlines
+
+from ..helpers.loops import Clock
 
 steps = st.lists(
     st.one_of(
@@ -18,20 +18,6 @@ steps = st.lists(
     min_size=20,
     max_size=60,
 )
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """A loop whose time goes on when it is told to."""
-
-    now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-    def run_ready(self) -> None:
-        for _ in range(3):  # what is due is scheduled, then run, then what that scheduled
-            self.call_soon(self.stop)
-            self.run_forever()
 
 
 @settings(max_examples=100, deadline=None)
