@@ -2552,6 +2552,13 @@ MUTANTS = [
         "tests/cluster/test_publishing_order.py -k overtakes",
     ),
     Mutant(
+        "cluster: a script that a node does not run for now is overtaken by one that the node redirects",
+        "_io/publishing/pipeline.py",
+        "            if self._router is None:\n                self._again",
+        "            if True:\n                self._again",
+        "tests/cluster/test_publishing_order.py -k scripts_keep",
+    ),
+    Mutant(
         "the first batch for a slot goes to any node",
         "_io/publishing/slot_queue.py",
         "        elif self._first is None:\n",

@@ -25,18 +25,25 @@ CHANNEL = b"a"
 class Nodes:
     """Two scripted nodes. `accepts` decides for each message on CHANNEL whether the node with this number has its slot.
 
-    `errors` are payloads that are rejected for another reason.
+    `errors` are payloads that are rejected for another reason. `runs` tells, for each script, the error that the node
+    replies with, or that it runs the script.
     """
 
     def __init__(
-        self, accepts: Callable[[int], bool], *, knows_owner: bool = True, errors: Collection[bytes] = ()
+        self,
+        accepts: Callable[[int], bool] = bool,
+        *,
+        knows_owner: bool = True,
+        errors: Collection[bytes] = (),
+        runs: Callable[[int], str] = lambda number: "",
     ) -> None:
         self.accepts = accepts
+        self._runs = runs
         self._errors = errors
         self._knows_owner = knows_owner
         self._ports = [0, 0]
         self.published: list[bytes] = []
-        """The messages that were accepted."""
+        """The messages that were accepted, also by a script."""
         self.rejected = 0
 
     @asynccontextmanager
@@ -56,6 +63,12 @@ class Nodes:
             if command[0] == b"CLUSTER":
                 last = 16383 if self._knows_owner else 0
                 writer.write(b"*1\r\n*3\r\n:0\r\n:%d\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % (last, self._ports[0]))
+            elif command[0] in (b"EVAL", b"EVALSHA"):
+                error = self._runs(number)
+                if not error:
+                    self.published.append(command[5])
+                    error = "+1-1"
+                writer.write(f"{error.format(f'{key_slot(CHANNEL)} 127.0.0.1:{self._ports[1 - number]}')}\r\n".encode())
             elif command[0] != b"SPUBLISH":
                 writer.write(b"+OK\r\n")
             elif command[2] in self._errors:
@@ -106,6 +119,26 @@ async def test_a_slot_that_moves_in_a_batch_keeps_its_order() -> None:
         calls += start(mpx, 100, 900)
         await asyncio.gather(*calls)
     assert nodes.published == numbers(1000)
+
+
+@pytest.mark.parametrize("end", ["MOVED {}", ""])
+@pytest.mark.parametrize("error", ["ASK {}", "TRYAGAIN not now", "NOSCRIPT no such script"])
+async def test_scripts_keep_their_order_when_keys_move(error: str, end: str) -> None:
+    """A node may not run a script for now, and run the next one, or redirect it: none overtakes an earlier one."""
+    count = 0
+
+    def runs(number: int) -> str:
+        nonlocal count
+        count += 1
+        if number == 1 or count <= 3:
+            return ""
+        is_rejected = count <= 6 if end else count <= 14  # a part of the first batch; or all of it, and one more
+        return f"-{error}" if is_rejected else end and f"-{end}"
+
+    nodes = Nodes(runs=runs)
+    async with nodes.run() as mpx:
+        await asyncio.gather(*[mpx.append(CHANNEL, b"%d" % number) for number in range(12)])
+    assert nodes.published == numbers(12)
 
 
 async def test_disagreeing_nodes_leave_other_slots_alone() -> None:

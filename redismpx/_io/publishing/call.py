@@ -93,10 +93,11 @@ class ScriptCall(PublishCall):
 
 
 class Moved(NamedTuple):
-    """A call that a node of a cluster rejected, because another node owns the slot."""
+    """A call that a node of a cluster rejected, because another node owns the slot, or for now."""
 
     call: PublishCall
-    redirection: Redirection
+    redirection: Redirection | None
+    """To the owner. None: the node moves the key just now, or does not know the script any more."""
 
 
 async def reject_unheard(calls: Collection[PublishCall], connection: Connection) -> None:

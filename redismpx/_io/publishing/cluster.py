@@ -131,11 +131,12 @@ class ClusterPublisher(Publisher):
     # --- moving calls, for the pipelines
 
     def redirect(self, pipeline: Pipeline, moved: Collection[Moved]) -> None:
-        """Move redirected calls, and all other calls in the pipeline that have their slots."""
+        """Move rejected calls, and all other calls in the pipeline that have their slots."""
         for call, redirection in moved:
             call.redirections += 1
-            self._slot_map.note(redirection, pipeline.endpoint.host)
-        slots = {redirection.slot for _, redirection in moved}
+            if redirection is not None:
+                self._slot_map.note(redirection, pipeline.endpoint.host)
+        slots = {call.slot for call, _ in moved if call.slot is not None}
         self._divert([call for call, _ in moved] + pipeline.take(slots))
 
     def place(self, pipeline: Pipeline) -> None:

@@ -57,7 +57,7 @@ class Pipeline:
         self._waiting: deque[PublishCall] = deque()  # without a bound: each has a caller, which waits for `timeout`
         self._is_sorted = True  # whether those that wait are in the order of their deadlines
         self._sent: deque[PublishCall] = deque()  # the calls of the batch in flight that have no reply yet
-        self._moved: list[Moved] = []  # redirected calls of that batch; they stay until it ends, so none overtakes them
+        self._moved: list[Moved] = []  # calls of that batch that go back to the queues of their slots when it ends
         self._unheard: list[PublishCall] = []  # calls of that batch with a count of 0 that must be heard
         self._again: list[PublishCall] = []  # scripts of that batch that the server did not run, and may run later
         self._bounced = False  # whether a call of that batch was redirected for the second time
@@ -204,7 +204,7 @@ class Pipeline:
                 call.resolve(0)  # which proves nothing
             self._unheard.clear()
             self._redirect_moved()
-            self._repeat(connection)
+            self._repeat()
         return is_usable
 
     async def _read_replies(self, connection: Connection, sent: deque[PublishCall]) -> None:
@@ -216,6 +216,8 @@ class Pipeline:
             except ResponseError as error:
                 connection.hide_secrets_in(error)
                 self._reject(sent.popleft(), error)
+                if isinstance(error, NoScriptError):
+                    connection.scripts.clear()
                 if str(error).startswith("Protocol error"):  # after which the server closes the connection
                     raise
                 continue
@@ -232,12 +234,15 @@ class Pipeline:
                 call.outcome.set_result(reply)
 
     def _reject(self, call: PublishCall, error: ResponseError) -> None:
-        """Fail a call with an error reply; one that was redirected is kept for its new owner."""
+        """Fail a call with an error reply; one that was redirected, or not run, is kept."""
         if self._router is not None and isinstance(error, MovedError):
             self._moved.append(Moved(call, Redirection(error.slot_id, error.host, error.port)))
             return
         if type(call) is ScriptCall and self._is_to_be_repeated(error):
-            self._again.append(call)
+            if self._router is None:
+                self._again.append(call)
+            else:
+                self._moved.append(Moved(call, None))
             return
         if isinstance(error, ReadOnlyError):  # a former master, in the words of some proxies
             self.current.is_outdated = True
@@ -245,10 +250,10 @@ class Pipeline:
             call.outcome.set_exception(error.with_traceback(None))
 
     def _redirect_moved(self) -> None:
-        """Move the redirected calls of a batch to the new owners of their slots."""
+        """Move the calls of a batch that were redirected, or not run, to the owners of their slots."""
         if self._moved and self._router is not None and not is_cancelling():
             moved, self._moved = self._moved, []
-            self._bounced = any(call.redirections for call, _ in moved)
+            self._bounced = self._bounced or any(call.redirections for call, _ in moved)
             self._router.redirect(self, moved)
 
     def _is_to_be_repeated(self, error: ResponseError) -> bool:
@@ -257,11 +262,10 @@ class Pipeline:
         self._bounced = self._bounced or is_moving
         return is_moving or isinstance(error, NoScriptError)
 
-    def _repeat(self, connection: Connection) -> None:
+    def _repeat(self) -> None:
         """Queue the calls again that the server did not run."""
         if self._again and not is_cancelling():
             unknown, self._again = self._again, []
-            connection.scripts.clear()
             self.put_first(unknown)
 
     def _next_batch(self) -> deque[PublishCall]:

@@ -14,7 +14,7 @@ class Router(Protocol[_Pipeline_contra]):
     """Moves the calls of a pipeline to another one. Only a cluster has a router."""
 
     def redirect(self, pipeline: _Pipeline_contra, moved: Collection[Moved]) -> None:
-        """Move redirected calls, and all other calls in the pipeline that have their slots."""
+        """Move rejected calls, and all other calls in the pipeline that have their slots."""
 
     def place(self, pipeline: _Pipeline_contra) -> None:
         """Move the calls of a pipeline whose owners have become known, because the slot map was read meanwhile."""
