@@ -185,12 +185,13 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             if isinstance(event, Disconnect):
                 self._interrupt(event.error)
             elif isinstance(event, Message) and event.data is not None and self._is_first(event.data):
-                method = event.data["method"]
-                handle = {"callback": self._handle_callback, "disconnect": self._handle_disconnect}.get(method)
-                if handle is None:
+                # The application may take any time, or wait for a later message.
+                if event.data["method"] == "callback":
+                    self._start(self._call("callback", self._handle_callback, event.data))
+                elif event.data["method"] == "disconnect":
+                    self._start(self._call("disconnect", self._handle_disconnect, event.data))
+                else:
                     yield event.data
-                else:  # the application may take any time, or wait for a later message
-                    self._start(self._call(method, handle, event.data))
         raise asyncio.CancelledError  # the multiplexer is closed; the base class would log an error otherwise
 
     def _is_first(self, message: _Message) -> bool:

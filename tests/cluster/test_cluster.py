@@ -717,11 +717,12 @@ async def test_callbacks_may_do_anything_when_slots_move(shared_cluster: Cluster
         assert mpx.stats().connections == 2
 
 
-async def test_a_callback_removes_a_moving_channel_elsewhere(shared_cluster: Cluster) -> None:
+@pytest.mark.parametrize("more", [0, 300])  # a few channels are removed at once, and many in time slices
+async def test_a_callback_removes_a_moving_channel_elsewhere(shared_cluster: Cluster, more: int) -> None:
     """It was active there until then, and is not counted as active any more, so waiting for the next one is no lie."""
     source = await shared_cluster.owner(0)
     target = await other_than(shared_cluster, source)
-    (name, _), (another, *_) = await at(source, 2), await at(target, 2)
+    (name, _), (another, late, *others) = await at(source, 2), await at(target, 2 + more)
     async with multiplexing(shared_cluster) as mpx:
         disconnects: list[object] = []
         subs: list[ChannelSubscription[bytes]] = []
@@ -729,11 +730,12 @@ async def test_a_callback_removes_a_moving_channel_elsewhere(shared_cluster: Clu
         def on_disconnect(error: ConnectionLost) -> None:
             disconnects.append(error)
             for sub in subs:
-                sub.remove(name)
+                sub.add(late)  # which is not active yet
+                sub.remove(name, late, *others)
 
         subs += [mpx.new_channel_subscription(print, on_disconnect, sharded=True) for _ in range(2)]
         for sub in subs:
-            sub.add(name)
+            sub.add(name, *others)
             await sub.wait_for_activation(timeout=10)
         await shared_cluster.move_slot(name, target)
         await until(lambda: not any(sub.channels for sub in subs))

@@ -258,6 +258,24 @@ async def test_a_refused_room_is_not_called_active(
         assert await lose_connection() == (True, False)
 
 
+async def test_very_many_refused_rooms_cost_one_look_each() -> None:
+    """When Redis rejects the channels of all rooms, the work does not grow with the square of their number."""
+    rooms, looks = frozenset(b"%d" % number for number in range(1000)), 0
+
+    class Sub:
+        channels, active = rooms, frozenset[bytes]()
+
+        async def wait_for_activation(self, *names: bytes) -> None:
+            nonlocal looks
+            looks += len(names)
+            raise SubscriptionRefused("channel", names[0], "no")
+
+    manager: Any = AsyncMultiplexerManager()
+    manager._sub = Sub()
+    await manager._recover(ConnectionLost("lost"))
+    assert looks == 1000
+
+
 async def test_no_room_comes_back_after_the_end(
     server: Server, clients: Clients, admin: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -106,10 +106,10 @@ class Shards(SlotMapFollower):
         return sum([name not in self._places for name in names])
 
     def is_active(self, name: bytes, subscriber: Subscriber) -> bool:
-        """Tell whether a subscriber gets the messages of a channel now."""
+        """Tell whether a channel is active for a subscriber, as far as the subscriber was notified."""
         shard = self._places.get(name)
         state = None if shard is None else shard.registry.subscriber_state(Kind.SHARD_CHANNEL, name, subscriber)
-        return state is SubscriberState.ACTIVE
+        return state is SubscriberState.ACTIVE or (name, subscriber) in self._untold
 
     # --- subscriptions
 
