@@ -156,7 +156,7 @@ class Promise(asyncio.Future[bytes]):
         self.exception()  # marks it as retrieved: asyncio logs nothing if nobody awaits this promise
 
     def _expire(self) -> None:
-        if self._outstanding.failure is not None:
+        if self.done() or self._outstanding.failure is not None:  # done: a finalizer has just cancelled it
             self._interrupt()
             return
         self._remove_from_channel()

@@ -6,18 +6,19 @@ __all__ = ["StreamSubscription"]
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self
 
 from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
 from ._io.session.subscriber import Subscriber
-from ._io.streams.delivery import StreamDelivery
+from ._io.streams.delivery import StreamDelivery, StreamEvents
 from ._io.streams.inbox import ObservedStreamInbox, StreamInbox
 from ._io.streams.subscriber import StreamSubscriber
 from .arguments import to_bytes, to_position
 from .errors import ConnectionLost, MultiplexerIsClosed, quote
-from .message import Activation, Disconnect, Message, OnGap, OnStreamMessage, StreamEvent, StreamMessage
+from .message import OnGap, OnStreamMessage, StreamEvent, StreamMessage
 from .reading import MessageSubscription
 from .typing import Decode, T
 
@@ -122,14 +123,19 @@ class StreamSubscription(Generic[T]):
         hub.enter()
         if hub.draining:
             raise MultiplexerIsClosed
+        if hub.postpone(partial(self.add, *names, after=after)):
+            return
         cursors = self._subscriber.cursors
         new = [name for name in names if name not in cursors]
         if after is not None and len(new) < len(names):
             known = next(name for name in names if name in cursors)
             raise ValueError(f"{quote(known)} is in this subscription already; remove it, and add it with `after`")
         hub.admit(messages._kind, new)
-        self._subscriber.add(new, position)
-        hub.add(messages._kind, new, self._subscriber)
+        with hub.budget.critical:
+            messages._check_open()  # a finalizer may have closed it, or have added some of the streams
+            new = [name for name in new if name not in cursors]
+            self._subscriber.add(new, position)
+            hub.deployment.add(messages._kind, new, self._subscriber)
 
     def remove(self, *channels: str | bytes) -> None:
         """Leave streams. Others are ignored.
@@ -143,13 +149,19 @@ class StreamSubscription(Generic[T]):
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
             TypeError, ValueError: a name is invalid. No stream was removed.
         """
-        messages, cursors = self._messages, self._subscriber.cursors
+        messages, hub, cursors = self._messages, self._messages._hub, self._subscriber.cursors
         messages._check_open()
-        names = {to_bytes(channel, "a channel") for channel in channels} & cursors.keys()
-        messages._hub.enter()
-        messages._hub.remove(messages._kind, names, self._subscriber)
-        were_active = self._subscriber.remove(names)
-        messages._inbox.forget(frozenset(names), were_active, rest=bool(cursors))
+        removed = {to_bytes(channel, "a channel") for channel in channels}
+        hub.enter()
+        if hub.postpone(partial(self.remove, *removed)):
+            return
+        messages._inbox.flush()
+        with hub.budget.critical:
+            messages._check_open()
+            names = removed & cursors.keys()
+            hub.remove(messages._kind, names, self._subscriber)
+            were_active = self._subscriber.remove(names)
+            messages._inbox.forget(frozenset(names), were_active, rest=bool(cursors))
 
     def clear(self) -> None:
         """Leave all streams, and raise errors, as `remove()` does. The subscription stays open."""
@@ -258,7 +270,7 @@ class StreamSubscription(Generic[T]):
         """
         if self._delivery.on_gap is not None:
             raise RuntimeError("this subscription has on_gap; make one without callbacks to read events()")
-        return _StreamEvents(self, self._messages.events())
+        return StreamEvents(self, self._delivery, self._messages.events())
 
     async def __aenter__(self) -> Self:
         await self._messages.__aenter__()
@@ -303,7 +315,8 @@ class _StreamMessages(MessageSubscription[Any]):
     def _close(self, reason: str | None) -> None:
         if not self._inbox.closed:
             super()._close(reason)
-            self.subscriber.end()
+            if self._inbox.closed:  # otherwise it is postponed, and needs the names
+                self.subscriber.end()
 
     async def _consumed(self) -> None:
         await super()._consumed()
@@ -324,26 +337,3 @@ class _StreamMessages(MessageSubscription[Any]):
     def __repr__(self) -> str:
         text = self._describe(f"streams={len(self._names)}").replace("_StreamMessages", "StreamSubscription", 1)
         return text.replace(" dropped=0", " lagging" if self.subscriber.is_lagging else "")
-
-
-class _StreamEvents(Generic[T]):
-    """Iterates over the events of a stream subscription, which it keeps alive."""
-
-    __slots__ = ("_events", "_subscription")
-
-    def __init__(self, subscription: StreamSubscription[T], events: AsyncIterator[Any]) -> None:
-        self._subscription = subscription
-        self._events = events
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> StreamEvent[T]:
-        delivery = self._subscription._delivery
-        delivery.finish()
-        event: Any = await self._events.__anext__()
-        if isinstance(event, Message):
-            return delivery.read(event)
-        if isinstance(event, (Activation, Disconnect)):
-            return event
-        return delivery.miss(event)

@@ -73,8 +73,9 @@ class _GreenletCondition(threading.Condition):
                 self._held.remove(held)
 
     def notify(self, n: int = 1) -> None:
-        for _ in range(min(n, len(self._held))):
-            self._held.popleft().release()
+        with suppress(IndexError):  # none waits any more: a finalizer may have interrupted, and notified them too
+            for _ in range(n):
+                self._held.popleft().release()
 
     def notify_all(self) -> None:
         self.notify(len(self._held))

@@ -16,6 +16,7 @@ import pytest
 from redismpx import SlowConsumer
 from redismpx.topics import Topics
 
+from ..helpers.odd_exceptions import odd_exceptions
 from ..helpers.strike import Session, struck
 
 
@@ -103,19 +104,12 @@ def test_errors_are_logged_without_on_error(caplog: pytest.LogCaptureFixture) ->
     assert records == ["topics: broken", "on_error raised an exception", records[0]]
 
 
-def test_an_error_without_a_text_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+@odd_exceptions
+def test_an_odd_exception_is_reported(monkeypatch: pytest.MonkeyPatch, odd: type[Exception]) -> None:
     """An exception that raises when it is asked for its text, its class or its name is one of its subscriber only."""
 
-    class Speechless(Exception):
-        def __str__(self) -> str:
-            raise ValueError("no text")
-
-        @property
-        def __class__(self) -> Any:
-            raise ValueError("no class")
-
     def fail(_: object) -> None:
-        raise Speechless
+        raise odd
 
     monkeypatch.setattr(logging, "raiseExceptions", False)  # a handler cannot write such an exception
     topics, calls = Topics(), Record()

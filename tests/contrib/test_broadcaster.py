@@ -273,13 +273,16 @@ async def test_an_error_of_on_gap_ends_nothing(
         assert await reading == "after"
 
 
+def feed_of(mpx: Multiplexer, gaps: list[str]) -> GapFeed[bytes, tuple[str, bytes]]:
+    """Return a feed without channels, which notes the channels that have a gap."""
+    return GapFeed(Transport(mpx, False, {}), lambda channel, _: gaps.append(channel), None, lambda item: item)
+
+
 async def test_a_channel_that_was_never_active_has_no_gap(server: Server) -> None:
     """A channel that is added before the loss of another one is read gets its messages, and no gap before them."""
     gaps: list[str] = []
     async with Multiplexer(server.url, backoff=QUICK) as mpx:
-        feed: GapFeed[bytes, tuple[str, bytes]] = GapFeed(
-            Transport(mpx, False, {}), lambda channel, _: gaps.append(channel), None, lambda item: item
-        )
+        feed = feed_of(mpx, gaps)
         feed.add(b"old")
         await feed.joined(b"old")
         await kill_clients(server.admin)
@@ -303,9 +306,7 @@ async def test_a_gap_of_a_new_channel_is_reported(server: Server, has_joined: bo
     gaps: list[str] = []
     with Proxy(server.port) as proxy:
         async with Multiplexer(proxy.url, backoff=QUICK) as mpx:
-            feed: GapFeed[bytes, tuple[str, bytes]] = GapFeed(
-                Transport(mpx, False, {}), lambda channel, _: gaps.append(channel), None, lambda item: item
-            )
+            feed = feed_of(mpx, gaps)
             feed.add(b"old")
             await feed.joined(b"old")
             proxy.cut()
@@ -331,9 +332,7 @@ async def test_a_channel_that_is_added_twice_has_its_gap(url: str, admin: Redis)
     """A channel that is active counts as such also after it was added again."""
     gaps: list[str] = []
     async with Multiplexer(url, backoff=QUICK) as mpx:
-        feed: GapFeed[bytes, tuple[str, bytes]] = GapFeed(
-            Transport(mpx, False, {}), lambda channel, _: gaps.append(channel), None, lambda item: item
-        )
+        feed = feed_of(mpx, gaps)
         feed.add(b"a")
         await feed.joined(b"a")
         await mpx.publish("a", "before")

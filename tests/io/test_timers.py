@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,3 +93,57 @@ def test_items_with_one_deadline_expire_in_several_iterations() -> None:
     assert max(steps) == EXPIRED_AT_ONCE
     assert expired == list(range(1000))
     loop.close()
+
+
+def test_items_may_be_removed_in_any_line() -> None:
+    """A finalizer may remove items while others expire: each of these expires once, also those that are due later."""
+    at = 1
+    while _expires_with_removals(at):
+        at += 1
+    assert at > EXPIRED_AT_ONCE
+
+
+def _expires_with_removals(at: int) -> bool:
+    """Let items expire, and remove two of them in the n-th line of that; return whether there was such a line."""
+    loop = Clock()
+    removed = {3, EXPIRED_AT_ONCE}
+    expired: list[int] = []
+    left = at
+
+    def expire(item: int) -> None:
+        if left > 0 or item not in removed:  # as a promise does, which has its outcome then
+            expired.append(item)
+            deadlines.remove(item, 1.0)
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_name != "_expire_due":
+            return None
+        left -= event == "line"
+        if left == 0:
+            sys.settrace(None)
+            for item in removed.difference(expired):
+                deadlines.remove(item, 1.0)
+        return trace
+
+    async def make() -> Deadlines[int]:
+        return Deadlines(expire)
+
+    async def add() -> None:
+        for item in range(EXPIRED_AT_ONCE + 2):
+            deadlines.add(item, 1.0)
+
+    deadlines = loop.run_until_complete(make())
+    loop.run_until_complete(add())
+    loop.now = 1.5
+    sys.settrace(trace)
+    try:
+        for _ in range(3):
+            loop.run_ready()
+    finally:
+        sys.settrace(None)
+    loop.close()
+    assert sorted({*expired} | removed) == list(range(EXPIRED_AT_ONCE + 2))
+    assert len(expired) == len({*expired})
+    assert deadlines._queues == {}
+    return left <= 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -169,6 +170,18 @@ async def test_a_hundred_thousand_channels_are_sent_in_batches(url: str, admin: 
         assert max(sizes) <= 512
 
 
+def pass_events(inbox: Any, name: bytes) -> None:
+    """Pass the events of a channel to an inbox: straight to its callbacks, and by way of its buffer."""
+    for busy in (False, True):
+        if busy:
+            inbox.hold()
+        assert inbox.deliver(name, b"late") is None
+        inbox.activate(name)
+        inbox.refuse(SubscriptionRefused("channel", name, "no"))
+        inbox.disconnect(ConnectionLost("its name", frozenset({name})))
+        inbox.flush()
+
+
 async def test_very_many_channels_are_cleared_in_time_slices(url: str, admin: Redis) -> None:
     """clear() returns at once. Events of channels that are still registered are ignored; a channel may join again."""
     total = 3000
@@ -193,15 +206,8 @@ async def test_very_many_channels_are_cleared_in_time_slices(url: str, admin: Re
 
         again, gone, *_ = inbox.leaving
         sub.add(again)
-        for busy in (False, True):  # straight to the callback, and by way of the buffer
-            if busy:
-                inbox.hold()
-            assert inbox.deliver(gone, b"late") is None
-            inbox.activate(gone)
-            inbox.refuse(SubscriptionRefused("channel", gone, "no"))
-            inbox.disconnect(ConnectionLost("its name", frozenset({gone})))
+        pass_events(inbox, gone)
         inbox.disconnect(ConnectionLost("all names"), iter([gone]))
-        inbox.flush()
         inbox.resume()
         await sub.wait_for_activation(timeout=5)
         await until(lambda: mpx.stats().channels == 2)
@@ -242,14 +248,7 @@ async def test_very_many_channels_are_removed_in_time_slices(url: str, admin: Re
             await sub.wait_for_activation(gone, timeout=5)
 
         sub.add(again)
-        for busy in (False, True):  # straight to the callback, and by way of the buffer
-            if busy:
-                inbox.hold()
-            assert inbox.deliver(gone, b"late") is None
-            inbox.activate(gone)
-            inbox.refuse(SubscriptionRefused("channel", gone, "no"))
-            inbox.disconnect(ConnectionLost("its name", frozenset({gone})))
-            inbox.flush()
+        pass_events(inbox, gone)
         inbox.resume()
         await sub.wait_for_activation(timeout=5)
         assert sub.active == sub.channels == {*names[1500:], *late[300:], again}

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redismpx import ConnectionLost, Message, Multiplexer, MultiplexerIsClosed, Request, SubscriptionIsClosed
 from redismpx._core.buffer import DEFERRED
 
+from ..helpers.odd_exceptions import odd_exceptions
 from ..helpers.waiting import until
 
 pytestmark = [pytest.mark.one_flavour, pytest.mark.usefixtures("no_leaks")]
@@ -91,39 +92,6 @@ async def test_an_odd_result_of_any_callback_is_ignored(url: str, admin: Redis, 
         await mpx.connect(10)
         await other.wait_for_activation(timeout=10)
         assert len(lost) == (where == "on_disconnect")
-
-
-class Liar(Exception):
-    """An exception that raises when it is asked for its class."""
-
-    @property
-    def __class__(self) -> Any:
-        raise ValueError("no class")
-
-
-class Unhashable(type):
-    """A class of exceptions that cannot be in a dictionary, and has no usable name."""
-
-    def __hash__(cls) -> int:
-        raise ValueError("no hash")
-
-    @property
-    def __name__(cls) -> str:
-        raise ValueError("no name")
-
-
-class Nameless(Exception, metaclass=Unhashable):
-    """An exception of such a class."""
-
-
-class Speechless(Exception):
-    """An exception that has no text."""
-
-    def __str__(self) -> str:
-        raise ValueError("no text")
-
-
-odd_exceptions = pytest.mark.parametrize("odd", [Liar, Nameless, Speechless], ids=["liar", "nameless", "speechless"])
 
 
 @odd_exceptions
@@ -511,6 +479,43 @@ async def test_a_finalizer_in_the_middle_of_any_call(url: str, finalizer: str, s
             sub.close()
             assert (sub.pending, mpx.stats().pending, mpx.stats().pending_bytes) == (0, 0, 0)
             assert mpx.stats().channels == 0
+            if striker.left > 0:
+                break
+        assert at > 5
+
+
+@pytest.mark.parametrize("finalizer", FINALIZERS)
+@pytest.mark.parametrize("step", ["add", "remove", "clear", "close", "look_at_tails", "take_unsaved"])
+async def test_a_finalizer_in_the_middle_of_a_call_of_streams(url: str, finalizer: str, step: str) -> None:
+    """It calls a method of the same stream subscription: its streams and the registry have the same names."""
+    async with Multiplexer(url) as mpx:
+        registry, streams = mpx._hub.deployment.main.registry, mpx._hub._streams
+        for at in range(1, 2_000):
+            sub = mpx.new_stream_subscription()
+            sub.add("a", "b")
+            subscriber = sub._subscriber
+            for cursor in subscriber.cursors.values():
+                cursor.done = b"1-1"
+            streams._quiet.update(dict.fromkeys(streams.streams.values(), 0))
+            steps: dict[str, Callable[[], object]] = {
+                "add": lambda: sub.add("a", "d"),  # noqa: B023
+                "remove": lambda: sub.remove("a"),  # noqa: B023
+                "clear": lambda: sub.clear(),  # noqa: B023
+                "close": lambda: sub.close(),  # noqa: B023
+                "look_at_tails": streams._look_at_tails,
+                "take_unsaved": subscriber.take_unsaved,
+            }
+            with Striker(at, lambda: FINALIZERS[finalizer](sub)) as striker:  # noqa: B023
+                try:
+                    steps[step]()
+                except SubscriptionIsClosed:  # by the finalizer, before the call has begun
+                    assert finalizer == "close"
+            kind = sub._messages._kind
+            known = {name for name in (b"a", b"b", b"c", b"d") if registry.subscriber_state(kind, name, subscriber)}
+            assert known == set(subscriber.cursors)
+            assert not (sub.closed and known)
+            sub.close()
+            assert (len(streams.streams), mpx.stats().channels) == (0, 0)
             if striker.left > 0:
                 break
         assert at > 5

@@ -79,7 +79,7 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
         key = subscriber.name.key
         nodes = self._slot_map.primaries if key is None else [self._slot_map.owner(key_slot(key))]
         targets = {node.name: node for node in nodes if node is not None}
-        strays = [feed for node, feed in subscriber.feeds.items() if node not in targets]
+        strays = [feed for feed in tuple(subscriber.feeds.values()) if feed.primary.node not in targets]
         doubted = [feed for feed in strays if feed.is_active and not feed.is_doubted]
         if not targets or doubted:
             for feed in doubted:
@@ -91,7 +91,7 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
         new = [node for node in targets if node not in subscriber.feeds]
         for name in new:
             subscriber.enter(self._primary_of(targets[name]))
-        for feed in subscriber.feeds.values():
+        for feed in tuple(subscriber.feeds.values()):
             feed.is_doubted = False
         self._tell(subscriber, strays, new)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 from typing import Generic, TypeVar
 
 EXPIRED_AT_ONCE = 256  # items that expire in one iteration of the loop, at most
@@ -59,13 +60,12 @@ class _Queue(Generic[Item]):
         return True
 
     def _expire_due(self) -> None:
-        self._timer = None
         now = self._loop.time()
-        due: list[Item] = []
-        for item, when in self._items.items():
-            if when > now or len(due) == EXPIRED_AT_ONCE:
-                self._timer = self._loop.call_at(when, self._expire_due)
+        for item in [*islice(self._items, EXPIRED_AT_ONCE)]:  # copied: a finalizer may remove any of them
+            if self._items.get(item, now) > now:
                 break
-            due.append(item)
-        for item in due:
-            self._expire(item)
+            if item in self._items:
+                self._expire(item)
+        self._timer = None
+        if self._items:
+            self._timer = self._loop.call_at(next(iter(self._items.values())), self._expire_due)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, Generic
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, Generic, Self
 
 from ..._core.recovery import HistoryGap
 from ...errors import MessageGap
-from ...message import Message, OnGap, OnStreamMessage, StreamMessage, new_stream_message
+from ...message import (
+    Activation,
+    Disconnect,
+    Message,
+    OnGap,
+    OnStreamMessage,
+    StreamEvent,
+    StreamMessage,
+    new_stream_message,
+)
 from ...typing import Decode, T
 from ..delivery.consumer import Consumer
 from ..runtime.awaitable import is_awaitable
@@ -108,3 +117,26 @@ class StreamDelivery(Generic[T]):
         if self._last is not None:
             self.subscriber.through(self._last)
             self._last = None
+
+
+class StreamEvents(Generic[T]):
+    """Iterates over the events of a stream subscription, which it keeps alive."""
+
+    __slots__ = ("_delivery", "_events", "_subscription")
+
+    def __init__(self, subscription: object, delivery: StreamDelivery[T], events: AsyncIterator[Any]) -> None:
+        self._subscription = subscription
+        self._delivery = delivery
+        self._events = events
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamEvent[T]:
+        self._delivery.finish()
+        event: Any = await self._events.__anext__()
+        if isinstance(event, Message):
+            return self._delivery.read(event)
+        if isinstance(event, (Activation, Disconnect)):
+            return event
+        return self._delivery.miss(event)

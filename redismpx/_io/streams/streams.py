@@ -229,7 +229,7 @@ class Streams:
         """Compare the last ids of all streams that had no live message since the last look."""
         if not self.streams:
             return
-        for stream in self.streams.values():
+        for stream in tuple(self.streams.values()):
             if self._quiet.get(stream) == stream.frames and stream not in self._jobs and not stream.readers:
                 self._add(stream, partial(self._look, stream))
             self._quiet[stream] = stream.frames

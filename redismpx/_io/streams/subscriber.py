@@ -310,9 +310,9 @@ class StreamSubscriber:
     def take_unsaved(self) -> list[Saved]:
         """Return the positions that are not saved yet. They count as saved from here on."""
         found = []
-        for name, cursor in self.cursors.items():
+        for cursor in tuple(self.cursors.values()):
             if cursor.done is not None:
-                found.append(Saved(name, cursor.done, cursor.may_go_back))
+                found.append(Saved(cursor.stream.name, cursor.done, cursor.may_go_back))
                 cursor.done, cursor.may_go_back = None, False
         return found
 
