@@ -51,7 +51,7 @@ class Subscription(ABC):
         """
         if self.closed or not self._inbox.active:  # most often there is no connection
             return frozenset()
-        names = tuple(self._names)
+        names = [*self._names]
         return frozenset([name for name in names if self._has_active(name)])
 
     def close(self) -> None:

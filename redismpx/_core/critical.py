@@ -3,7 +3,8 @@
 The garbage collector runs the finalizers of users' objects in nearly any line, and they may call the methods of any
 subscription. In the middle of a change, such a call is postponed to the end of the change.
 
-Not for code that calls functions of users, which may call the same methods and rely on their effect.
+Not for code that calls functions of users, which may call the same methods and rely on their effect. There, a loop runs
+over a copy, which `[*...]` makes: on Python 3.11 the collector may run in the middle of `tuple()`.
 """
 
 from __future__ import annotations

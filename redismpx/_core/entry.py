@@ -165,7 +165,7 @@ class Entry(Generic[S]):
         return (self.only_subscriber,)
 
     def _change_each(self, state: SubscriberState) -> Iterator[S]:
-        for subscriber in tuple(self.subscribers):
+        for subscriber in [*self.subscribers]:
             known = self.state_of(subscriber)
             if known is not None and known is not state:
                 self.set_state(subscriber, state)

@@ -302,7 +302,7 @@ class Stream:
         A stream that is gone has no message for them. If it expired, they have had all its messages.
         """
         if frames == self.frames and page.last != ZERO:
-            for cursor in tuple(self.cursors):
+            for cursor in [*self.cursors]:
                 if cursor.state is CursorState.LIVE and cursor.position != page.last:
                     cursor.read()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -14,9 +15,13 @@ from redismpx._core import event_list as event_list_module
 from redismpx._core.budget import Budget
 from redismpx._core.buffer import FULL, Buffer
 from redismpx._core.critical import CriticalSection
+from redismpx._core.entry import Entry, SubscriberState
 from redismpx._core.events import Signal
 from redismpx._core.latest import new_buffer
 from redismpx._core.overflow import Overflow
+from redismpx._core.wire import Kind
+
+from ..helpers.strike import Session
 
 NAMES = (b"a", b"b", b"c")
 
@@ -218,3 +223,21 @@ def test_each_step_of_an_iteration_is_a_change() -> None:
     depths = iter([lambda: critical.depth] * 2)
     steps = (ask() for ask in depths)
     assert [(depth, critical.depth) for depth in critical.each(steps)] == [(1, 0), (1, 0)]
+
+
+def test_the_collector_may_run_in_the_middle_of_a_copy() -> None:
+    """An activation goes on although the collector runs just then, and a finalizer removes a subscriber."""
+    thresholds = gc.get_threshold()
+    for threshold in range(1, 20):
+        entry = Entry(Kind.CHANNEL, b"a", 0)
+        for subscriber in range(1, 100):
+            entry.add(subscriber)
+        gc.collect()
+        Session(lambda: entry.remove(5))  # noqa: B023
+        gc.set_threshold(threshold)
+        try:
+            activated = sum(1 for _ in entry.change_all(SubscriberState.ACTIVE))
+        finally:
+            gc.set_threshold(*thresholds)
+        assert activated in (99, 100)
+        gc.collect()

@@ -128,7 +128,7 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
 
     async def _place_all(self) -> None:
         slice_end = monotonic() + TIME_SLICE
-        for subscriber in tuple(self._subscribers.values()):
+        for subscriber in [*self._subscribers.values()]:
             if self._subscribers.get(subscriber.subscriber) is subscriber:
                 self._place(subscriber)
             if monotonic() > slice_end:

@@ -251,7 +251,7 @@ class Shards(SlotMapFollower):
         doubts, self._doubts = self._doubts, {}
         slice_end = monotonic() + TIME_SLICE
         for shard in (self._ownerless, *self._shards.values()):
-            for slot in tuple(shard.slots):
+            for slot in [*shard.slots]:
                 owner = self._slot_map.owner(slot)
                 if owner is not None and owner.name != shard.node:
                     self._is_settled = False

@@ -94,7 +94,7 @@ class Streams:
 
     def end(self) -> None:
         """Call nothing any more."""
-        for timer in tuple(self._timers.values()):
+        for timer in [*self._timers.values()]:
             timer.cancel()
         self._timers.clear()
         self._jobs.clear()
@@ -227,13 +227,13 @@ class Streams:
 
     def _look_at_tails(self) -> None:
         """Compare the last ids of all streams that had no live message since the last look."""
-        if not self.streams:
-            return
-        for stream in tuple(self.streams.values()):
-            if self._quiet.get(stream) == stream.frames and stream not in self._jobs and not stream.readers:
+        quiet, self._quiet = self._quiet, {}
+        for stream in [*self.streams.values()]:  # a finalizer may close any of them
+            if quiet.get(stream) == stream.frames and stream not in self._jobs and not stream.readers:
                 self._add(stream, partial(self._look, stream))
             self._quiet[stream] = stream.frames
-        self._later("tails", self._tail_interval and self._tail_interval / 2, self._look_at_tails)
+        if self.streams:
+            self._later("tails", self._tail_interval and self._tail_interval / 2, self._look_at_tails)
 
     async def _look(self, stream: Stream) -> None:
         frames = stream.frames

@@ -181,7 +181,7 @@ class StreamSubscriber:
     @property
     def is_lagging(self) -> bool:
         """Whether messages wait in the stream, because the consumer is slow."""
-        return any(cursor.state is CursorState.LAGGING for cursor in tuple(self.cursors.values()))
+        return any(cursor.state is CursorState.LAGGING for cursor in [*self.cursors.values()])
 
     # --- Subscriber
 
@@ -235,7 +235,7 @@ class StreamSubscriber:
 
     def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
         """Take note that the connection is lost, or some channels on it."""
-        names = tuple(self.cursors) if error.names is None else error.names
+        names = [*self.cursors] if error.names is None else error.names
         announced = []
         for name in names:
             cursor = self.cursors.get(name)
@@ -263,11 +263,11 @@ class StreamSubscriber:
         self.inbox.flush()
 
     def _fell_behind(self) -> None:
-        for cursor in tuple(self.cursors.values()):
+        for cursor in [*self.cursors.values()]:
             cursor.lag()
 
     def _caught_up(self) -> None:
-        for cursor in tuple(self.cursors.values()):
+        for cursor in [*self.cursors.values()]:
             if cursor.state in (CursorState.LAGGING, CursorState.WAITING):
                 if cursor.handed is not None:
                     cursor.position = cursor.handed
@@ -310,7 +310,7 @@ class StreamSubscriber:
     def take_unsaved(self) -> list[Saved]:
         """Return the positions that are not saved yet. They count as saved from here on."""
         found = []
-        for cursor in tuple(self.cursors.values()):
+        for cursor in [*self.cursors.values()]:
             if cursor.done is not None:
                 found.append(Saved(cursor.stream.name, cursor.done, cursor.may_go_back))
                 cursor.done, cursor.may_go_back = None, False
@@ -325,4 +325,4 @@ class StreamSubscriber:
 
     def end(self) -> None:
         """Save the positions that are not saved, and leave all streams."""
-        self.remove(tuple(self.cursors))
+        self.remove([*self.cursors])
