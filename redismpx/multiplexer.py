@@ -809,7 +809,8 @@ class Multiplexer:
             max_age: how long messages are kept at least, in seconds; the whole stream expires that long after its last
                 message. None: no limit.
             key: makes the call idempotent: a call with a key that was used in the last ten minutes appends nothing, and
-                returns the id of the first one.
+                returns the id of the first one. While a node of a cluster hands the stream over to another node, later
+                calls may overtake a call with a key.
 
         Returns:
             The id of the message.
