@@ -29,6 +29,7 @@ Begin: TypeAlias = "Callable[[asyncio.Future[_Returned]], object]"
 """Begins work in the thread of the loop, without a task. The work sets the outcome of the future."""
 
 JOIN_TIMEOUT = 7.0  # seconds until the end of the thread is no longer waited for: one more than aclose() takes
+_LATE_LOOK = 0.001  # seconds for which a call may wait for the outcomes of earlier ones before the loop looks at it
 
 
 class Portal:
@@ -39,7 +40,9 @@ class Portal:
         """The process of the loop. In a forked child there is none."""
         self._calls: deque[_Call] = deque()
         self._wake_ups = WakeUps()
-        self._is_woken = True  # whether the loop is going to look at the calls
+        self._is_woken = True  # whether the loop is going to look at the calls, in its next step
+        self._awaits_outcome = False  # whether it does so with the next outcome, or _LATE_LOOK later
+        self._late_look: asyncio.TimerHandle | None = None
         self._has_ended = False
         self.is_exiting: bool = False
         """Whether the interpreter exits. The daemon threads that still wait go on waiting: an error would be noise."""
@@ -127,7 +130,7 @@ class Portal:
 
     def wait_for(self, begin: Begin[_Returned]) -> _Returned:
         """Begin work in the loop, wait, and return its result: as `wait()`, with less overhead. Ctrl-C cancels it."""
-        return self._wait(lambda outcome: self._in_future(begin, outcome))
+        return self._wait(lambda outcome: self._in_future(begin, outcome), is_patient=True)
 
     async def forward(self, start: Start[_Returned]) -> _Returned:
         """Run a coroutine in the loop, and await its result in another loop. Cancelled, it cancels the coroutine."""
@@ -139,12 +142,12 @@ class Portal:
         """Begin work in the loop, and await its result in any loop. Cancelled, it cancels the work."""
         return await self._forward(lambda outcome: self._in_future(begin, outcome))
 
-    def _wait(self, launch: Callable[[Outcome[_Returned]], object]) -> _Returned:
+    def _wait(self, launch: Callable[[Outcome[_Returned]], object], *, is_patient: bool = False) -> _Returned:
         check_may_block()
         if collects_here():
             raise RuntimeError("this call waits, and a finalizer must not: it may have interrupted what it waits for")
         outcome: ThreadOutcome[_Returned] = ThreadOutcome(self._wake_ups)
-        self._add(_Call(partial(launch, outcome), outcome.abandon))
+        self._add(_Call(partial(launch, outcome), outcome.abandon), is_patient)
         try:
             return outcome.get()
         except BaseException:
@@ -179,6 +182,7 @@ class Portal:
     def _in_future(self, begin: Begin[_Returned], outcome: Outcome[_Returned]) -> None:
         """Begin work that sets the outcome of a future."""
         outcome.work = future = WorkFuture(self._loop, outcome, self._settle)
+        self._awaits_outcome = True
         try:
             begin(future)
         except BaseException as error:  # noqa: BLE001, for the caller
@@ -192,6 +196,7 @@ class Portal:
         if not (self._is_woken or self._has_ended):  # the caller may call again soon: look once more before a rest
             self._is_woken = True
             self._loop.call_soon(self._run_calls)
+        self._awaits_outcome = False
 
     def start(self, coroutine: Coroutine[Any, Any, None], abandon: Callable[[], object] | None = None) -> _Task:
         """Run a coroutine in a task; only in the thread of the loop. Its first step runs at once where Python can.
@@ -218,12 +223,12 @@ class Portal:
                 "before the fork and call it afterwards only"
             )
 
-    def _add(self, call: _Call) -> None:
+    def _add(self, call: _Call, is_patient: bool = False) -> None:
         self.check()
         self._calls.append(call)
         if self._has_ended:
             self._fail_calls()
-        elif not self._is_woken:  # one wake-up for many calls
+        elif not (self._is_woken or (is_patient and self._awaits_outcome)):  # one wake-up for many calls
             self._is_woken = True
             try:
                 self._loop.call_soon_threadsafe(self._run_calls)
@@ -234,6 +239,12 @@ class Portal:
         self._is_woken = False  # before the look: each call that is added from now on wakes the loop again
         while self._calls:
             self._calls.popleft().run()
+        if self._awaits_outcome and self._late_look is None:
+            self._late_look = self._loop.call_later(_LATE_LOOK, self._look_late)
+
+    def _look_late(self) -> None:
+        self._late_look, self._awaits_outcome = None, False
+        self._run_calls()
 
     def _fail_calls(self) -> None:
         while self._calls:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from redismpx import ConnectionLost, Multiplexer, NoResponders
+from redismpx import ConnectionLost, Multiplexer, MultiplexerIsClosed, NoResponders
 from redismpx.errors import RedisMPXError
 
 from ..helpers.fake_server import FakeServer, read_command, shake_hands
@@ -71,19 +72,18 @@ async def test_a_single_call_does_not_wake_the_task(url: str) -> None:
         assert await at_rest(mpx) is waiter
 
 
-async def test_calls_that_come_together_wake_the_task(url: str) -> None:
-    """After calls that came together, two at a time, the next ones go out together again."""
+async def test_calls_that_come_together_go_out_together(url: str) -> None:
+    """After calls that came together, two at a time, the next ones go out together, and the task waits on."""
     async with Multiplexer(url) as mpx:
         assert [await mpx.publish("a", "0") for _ in range(3)] == [0, 0, 0]
+        waiter = await at_rest(mpx)
         for _ in range(2):
-            waiter = await at_rest(mpx)
             assert await asyncio.gather(mpx.publish("a", "1"), mpx.publish("a", "2")) == [0, 0]
-            assert await at_rest(mpx) is not waiter
-        await at_rest(mpx)
         calls = [asyncio.ensure_future(mpx.publish("a", text)) for text in "34"]
         await asyncio.sleep(0)  # they are made
-        assert len(mpx._hub.deployment.publisher._pipeline._sent) != 1  # with eager tasks, both may be sent
+        assert len(mpx._hub.deployment.publisher._pipeline._sent) != 1  # both may be sent, or none yet
         assert await asyncio.gather(*calls) == [0, 0]
+        assert await at_rest(mpx) is waiter
 
 
 @pytest.mark.parametrize("behind", ["", "34"])
@@ -233,11 +233,165 @@ async def test_a_single_request_that_nobody_hears_fails(url: str) -> None:
             await mpx.request("nobody", "x", timeout=5)
 
 
+# --- several calls that come together
+
+
+@contextlib.asynccontextmanager
+async def batch_of(
+    count: int, *, by_task: bool = False, **options: Any
+) -> AsyncIterator[tuple[Script, Multiplexer, list[asyncio.Task[int]]]]:
+    """Make so many calls, which are sent in one batch, most often without the task. Only the test replies to them."""
+    script = Script(silent=b"")
+    async with script.server.run() as url, Multiplexer(url, **options) as mpx:
+        for texts in () if by_task else ("12", "34"):
+            assert await asyncio.gather(*[mpx.publish("a", text) for text in texts]) == list(map(int, texts))
+            await at_rest(mpx)
+        before = mpx._hub.deployment.publisher._pipeline._called._event
+        calls = [asyncio.ensure_future(mpx.publish("a", "silent")) for _ in range(count)]
+        await until(lambda: [text for _, text in script.calls[-count:]] == [b"silent"] * count)
+        assert by_task or await at_rest(mpx) is before
+        yield script, mpx, calls
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [b":1\r\n:2\r\n:3\r\n"],
+        [b":1\r\n:2\r\n", b":3\r\n"],
+        [b":1\r\n:2", b"\r\n:3\r\n"],
+        [b":1\r\n:2\r", b"\n:3\r\n"],
+        [b":1\r\n:", b"2\r\n:3\r\n"],
+    ],
+)
+async def test_each_call_of_a_batch_gets_its_own_count(chunks: list[bytes]) -> None:
+    """The counts go to the calls in their order, wherever the data is split; and so do those of the next batch."""
+    async with batch_of(3) as (script, mpx, calls):
+        behind = [asyncio.ensure_future(mpx.publish("a", text)) for text in "456"]
+        for chunk in chunks:
+            script.write(chunk)
+            await asyncio.sleep(0.002)  # or the chunks would arrive as one
+        assert await asyncio.gather(*calls, *behind) == [1, 2, 3, 4, 5, 6]
+        assert script.server.accepted == 1
+
+
+async def test_an_error_in_a_batch_fails_its_call_alone() -> None:
+    """The calls before and after the one that Redis rejects get their counts, also if all replies arrive together."""
+    async with batch_of(3) as (script, mpx, calls):
+        behind = asyncio.ensure_future(mpx.publish("a", "4"))
+        script.write(b":1\r\n" + WRONG + b":3\r\n")
+        first, second, third = await asyncio.gather(*calls, return_exceptions=True)
+        assert (first, str(second), third) == (1, "wrong", 3)
+        assert await behind == 4
+        assert script.server.accepted == 1
+
+
+async def test_a_count_too_many_ends_the_connection() -> None:
+    """More counts than calls prove that the counts belong to other calls: the next call gets a new connection."""
+    async with batch_of(2) as (script, mpx, calls):
+        script.write(b":1\r\n:2\r\n:3\r\n")
+        await asyncio.gather(*calls)
+        assert await mpx.publish("a", "4") == 4
+        assert script.calls[-1] == (2, b"4")
+
+
+@pytest.mark.parametrize("by_task", [False, True])
+async def test_a_cancelled_call_of_a_batch_takes_its_count(by_task: bool) -> None:
+    """The count of a call that was cancelled after it was sent goes to no other call."""
+    async with batch_of(3, by_task=by_task) as (script, _, calls):
+        calls[1].cancel()
+        script.write(b":1\r\n:2\r\n:3\r\n")
+        await asyncio.wait(calls)
+        assert calls[1].cancelled()
+        assert (await calls[0], await calls[2]) == (1, 3)
+
+
+@pytest.mark.parametrize("how", ["aclose", "deadline", "end", "reset"])
+async def test_a_batch_ends_with_its_connection(how: str) -> None:
+    """Calls without a reply raise when the connection ends. A call before has its count, and one behind is sent."""
+    async with batch_of(3, publish_timeout=0.5 if how == "deadline" else 5) as (script, mpx, calls):
+        script.write(b":1\r\n")
+        assert await calls[0] == 1
+        behind = asyncio.ensure_future(mpx.publish("a", "4"))
+        await asyncio.sleep(0)  # it is made
+        if how == "aclose":
+            await mpx.aclose()
+        elif how == "end":
+            script.write_eof()
+        elif how == "reset":
+            connection = mpx._hub.deployment.publisher._pipeline.current._connection
+            assert connection is not None
+            connection.abort()
+        for call in calls[1:]:
+            with pytest.raises(ConnectionLost) as caught:
+                await asyncio.wait_for(call, 2)
+            assert caught.value.sent
+        if how == "aclose":
+            with pytest.raises(MultiplexerIsClosed):
+                await behind
+        elif how != "deadline":  # its deadline is the same
+            assert await behind == 4
+            assert script.calls[-1] == (2, b"4")
+
+
+async def test_calls_that_come_together_leave_an_outdated_connection() -> None:
+    """Calls right before the news that the server is the wrong one, and not sent yet, go over a new connection."""
+    script = Script()
+    async with script.server.run() as url, Multiplexer(url) as mpx:
+        for texts in ("12", "34"):
+            assert await asyncio.gather(*[mpx.publish("a", text) for text in texts]) == list(map(int, texts))
+        await at_rest(mpx)
+        calls = [asyncio.ensure_future(mpx.publish("a", text)) for text in "56"]
+        if not mpx._hub.deployment.publisher.pending:  # eager tasks have made the calls
+            await asyncio.sleep(0)
+        mpx._hub.deployment.publisher.abandon(None)
+        assert await asyncio.gather(*calls) == [5, 6]
+        assert script.calls[-2:] == [(2, b"5"), (2, b"6")]
+
+
+async def test_large_batches_do_not_wake_the_task(url: str) -> None:
+    """Calls with more data than is sent at once go out in several batches, in their order."""
+    async with Multiplexer(url) as mpx, mpx.subscribe("a") as sub:
+        for _ in range(2):
+            await asyncio.gather(*[mpx.publish("a", "0") for _ in range(2)])
+        waiter = await at_rest(mpx)
+        payloads = [b"%03d" % n + b"x" * 10_000 for n in range(30)]
+        assert await asyncio.gather(*[mpx.publish("a", each) for each in payloads]) == [1] * 30
+        assert await at_rest(mpx) is waiter
+        received = [(await sub.get(timeout=5)).data for _ in range(34)]
+        assert received == [b"0"] * 4 + payloads
+
+
+async def test_messages_and_scripts_keep_their_order(url: str) -> None:
+    """Messages and entries that come together, after messages that did, go out in the order of the calls."""
+    async with Multiplexer(url) as mpx, mpx.subscribe("mixed") as sub:
+        for _ in range(2):
+            await asyncio.gather(*[mpx.publish("mixed", "0") for _ in range(2)])
+        await at_rest(mpx)
+        calls: list[Coroutine[Any, Any, object]] = []
+        for number in range(10):
+            calls += [mpx.publish("mixed", b"%d" % number), mpx.append("mixed", b"%d" % number)]
+        outcomes = await asyncio.gather(*calls)
+        assert outcomes[::2] == [1] * 10
+        received = [(await sub.get(timeout=5)).data for _ in range(24)]
+        assert [data[-1:] for data in received[4:]] == [b"%d" % (n // 2) for n in range(20)]
+
+
+async def test_requests_that_nobody_hears_fail_together(url: str) -> None:
+    """Requests without a responder raise NoResponders, and messages that come with them get their counts."""
+    async with Multiplexer(url) as mpx, mpx.subscribe("a"):
+        for _ in range(2):
+            await asyncio.gather(*[mpx.publish("a", "0") for _ in range(2)])
+        await at_rest(mpx)
+        calls: list[Coroutine[Any, Any, object]] = [mpx.publish("a", "1"), mpx.request("nobody", "x", timeout=5)]
+        one, two, three = await asyncio.gather(*calls, mpx.publish("b", "2"), return_exceptions=True)
+        assert (one, type(two), three) == (1, NoResponders, 0)
+
+
 # --- scripts
 
 
 def single_of(mpx: Multiplexer) -> Any:
-    return mpx._hub.deployment.publisher._pipeline._single
+    return mpx._hub.deployment.publisher._pipeline._shortcut
 
 
 async def test_a_single_script_does_not_wake_the_task(url: str) -> None:
@@ -312,12 +466,12 @@ async def test_half_a_page_goes_to_no_other_call(how: str) -> None:
         assert [await mpx.history("s") for _ in range(2)] == [[], []]
         call = asyncio.ensure_future(mpx.history("half"))
         await until(lambda: script.calls[-1] == (1, b"half"))
-        script.write(PAGE[:20])
+        script.write(PAGE[:4])
         await until(lambda: bool(single_of(mpx)._parts))
         if how == "cancel":
             call.cancel()
             await asyncio.wait([call])
-            script.write(PAGE[20:])
+            script.write(PAGE[4:])
             assert await mpx.publish("a", "3") == 3
             assert script.calls[-1] == (1, b"3")
             return
@@ -330,5 +484,5 @@ async def test_half_a_page_goes_to_no_other_call(how: str) -> None:
         with pytest.raises(ConnectionLost) as caught:
             await asyncio.wait_for(call, 2)
         assert caught.value.sent
-        assert await mpx.publish("a", "3") == 3
-        assert script.calls[-1] == (2, b"3")
+        assert [await mpx.publish("a", str(n)) for n in range(3, 7)] == [3, 4, 5, 6]
+        assert script.calls[-1] == (2, b"6")

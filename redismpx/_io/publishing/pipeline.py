@@ -27,13 +27,12 @@ from ..runtime.slices import Step
 from ..runtime.tasks import Tasks, is_cancelled, is_cancelling
 from ..runtime.timers import EXPIRED_AT_ONCE
 from .call import Moved, PublishCall, ScriptCall, reject_unheard
+from .call_queue import PUBLISH_BATCH_BYTES, CallQueue
 from .current import CurrentConnection
 from .deadlines import CallDeadlines
 from .router import Router
-from .single import SingleCall
+from .shortcut import LARGEST_AT_ONCE, Shortcut, is_fit
 
-PUBLISH_BATCH = 512  # calls; resolving so many takes about a time slice of the loop
-PUBLISH_BATCH_BYTES = 1 << 20  # bytes copied and written at a time; a larger message goes alone
 REDIRECTION_PAUSE = 0.02  # seconds after a batch in which a call was redirected for the second time
 
 
@@ -54,16 +53,17 @@ class Pipeline:
         self._timeout = timeout
         self._tasks = tasks
         self._counters = counters
-        self._waiting: deque[PublishCall] = deque()  # without a bound: each has a caller, which waits for `timeout`
-        self._is_sorted = True  # whether those that wait are in the order of their deadlines
+        self._waiting = CallQueue()
         self._sent: deque[PublishCall] = deque()  # the calls of the batch in flight that have no reply yet
         self._moved: list[Moved] = []  # calls of that batch that go back to the queues of their slots when it ends
         self._unheard: list[PublishCall] = []  # calls of that batch with a count of 0 that must be heard
         self._again: list[PublishCall] = []  # scripts of that batch that the server did not run, and may run later
         self._bounced = False  # whether a call of that batch was redirected for the second time
         self._called = Notifier()
-        self._single = SingleCall(counters, lambda: self._sent.clear(), self._called.notify)
-        self._singles = 0  # batches of one call, in a row: after the second, a call may go without the task
+        self._shortcut = Shortcut(counters, self._advance_soon, self._called.notify)
+        self._fitting = 0  # batches in a row that were fit for the shortcut: after the second, it takes the next ones
+        self._singles = 0  # batches of one call in a row, without another call meanwhile: the third goes out at once
+        self._is_advancing = False  # whether the shortcut is about to take a batch
         self._task: asyncio.Task[object] | None = None
         self._deadlines = CallDeadlines(self._expire)
         self.current: CurrentConnection = CurrentConnection(endpoint, timeout, on_lost, self._reroute)
@@ -84,34 +84,54 @@ class Pipeline:
 
     def put(self, call: PublishCall) -> None:
         """Queue a call that was made just now, or send it at once: if the pipeline is idle, and calls come singly."""
+        self._deadlines.look_at(call.deadline)
         if self._sent:
-            self._singles = 0  # also if the last call gets its reply before this one goes out
-        elif not (self._waiting or self.current.is_outdated) and self._single.send(call):
+            self._singles = 0
+        elif self._singles > 1 and not (self._waiting or self.current.is_outdated):
             self._sent.append(call)
-            self._deadlines.look_at(call.deadline)
-            return
+            if self._shortcut.send(self._sent):
+                return
+            self._sent.clear()
         self._waiting.append(call)
-        self._attend_to(call)
+        if self._shortcut.is_open and self._singles < 2:
+            self._advance_soon()
+        else:
+            self._attend_to(call)
 
     def put_first(self, calls: Sequence[PublishCall]) -> None:
         """Queue calls that have waited elsewhere, the oldest first, before all others."""
         if calls:
-            self._waiting.extendleft(reversed(calls))
-            self._is_sorted = False
+            self._waiting.put_first(calls)
             self._attend_to(calls[0])
 
     def take(self, slots: Collection[int]) -> list[PublishCall]:
         """Remove the queued calls with one of these slots, and return them."""
-        taken = [call for call in self._waiting if call.slot in slots]
-        if taken:
-            self._waiting = deque([call for call in self._waiting if call.slot not in slots])
-        return taken
+        return self._waiting.take(slots)
 
     def _attend_to(self, call: PublishCall) -> None:
         """Make sure that a call is sent, or fails in time."""
         self._deadlines.look_at(call.deadline)
         if self._task is None or self._task.done():
             self._task = self._tasks.start(self._run(), "redismpx publisher", Context())
+        self._called.notify()
+
+    def _advance_soon(self) -> None:
+        """Let the shortcut take a batch in the next step of the loop: callers that have just got a reply call again."""
+        if not (self._is_advancing or self._sent or self._singles > 1):
+            self._is_advancing = True
+            asyncio.get_running_loop().call_soon(self._advance)
+
+    def _advance(self) -> None:
+        """Let the shortcut take a batch, or wake the task."""
+        self._is_advancing = False
+        if self._sent or not self._waiting:
+            return
+        if self._shortcut.is_open and not self.current.is_outdated:
+            batch = self._next_batch(LARGEST_AT_ONCE)
+            if self._shortcut.send(batch):
+                self._sent = batch
+                return
+            self._waiting.extendleft(reversed(batch))
         self._called.notify()
 
     # --- one batch after the other
@@ -121,7 +141,7 @@ class Pipeline:
         try:
             while not is_cancelling():
                 try:
-                    connection = self._single.take_over()
+                    connection = self._shortcut.take_over()
                     if connection is None:
                         if self.current.is_outdated:
                             await self.current.leave()
@@ -153,11 +173,10 @@ class Pipeline:
                 await self.current.release()
 
     async def _rest(self) -> None:
-        """Wait for the next call, unless there is one already. If calls come singly, it need not wake this task."""
-        connection = await self.current.idle() if self._singles > 1 and self._router is None else None
+        """Wait for the next call, unless there is one already. Calls that the shortcut takes do not wake this task."""
+        connection = await self.current.idle() if self._fitting > 1 and self._router is None else None
         if not (self._waiting or self.current.is_outdated):
-            if connection is not None:
-                self._single.allow(connection)
+            self._shortcut.allow(connection)
             await self._called.wait()
 
     async def _reroute(self) -> None:
@@ -173,7 +192,7 @@ class Pipeline:
         """
         is_sent = bool(self._sent)
         sent = self._sent = self._sent or self._next_batch()
-        self._singles = self._singles + 1 if len(sent) == 1 and not is_sent else 0
+        self._fitting = self._fitting + 1 if is_fit(sent) and not is_sent else 0
         if not sent:
             return True  # all calls were cancelled
         is_usable = False
@@ -182,7 +201,7 @@ class Pipeline:
                 if type(call) is ScriptCall:
                     call.prepare(connection.scripts)
         try:
-            deadline = sent[-1].deadline if self._is_sorted else max([call.deadline for call in sent])
+            deadline = sent[-1].deadline if self._waiting.is_sorted else max([call.deadline for call in sent])
             async with self._deadlines.limit(deadline):
                 if not is_sent:
                     await connection.send(b"".join([call.command for call in sent]))
@@ -268,21 +287,9 @@ class Pipeline:
             unknown, self._again = self._again, []
             self.put_first(unknown)
 
-    def _next_batch(self) -> deque[PublishCall]:
-        batch: deque[PublishCall] = deque()
-        size = 0
-        waiting = self._waiting
-        passed = self._deadlines.passed
-        for _ in range(min(len(waiting), PUBLISH_BATCH)):
-            call = waiting[0]
-            if call.deadline <= passed:
-                call.expire(self._why(), self._failure)  # many expire together, and the timer has not come to it yet
-            elif not call.outcome.done():
-                size += len(call.command)
-                if batch and size > PUBLISH_BATCH_BYTES:
-                    break
-                batch.append(call)
-            waiting.popleft()
+    def _next_batch(self, most: int = PUBLISH_BATCH_BYTES) -> deque[PublishCall]:
+        batch = self._waiting.next_batch(most, self._deadlines.passed, self._why, self._failure)
+        self._singles = self._singles + 1 if len(batch) == 1 and not self._waiting else 0
         return batch
 
     # --- calls that fail
@@ -293,10 +300,8 @@ class Pipeline:
         overdue = [call for call in self._sent if call.deadline <= now]  # their replies may still come
         self._lose(overdue, f"no answer within {self._timeout:g} s", TimeoutError())
         if overdue:
-            self._single.leave()
-        if not self._is_sorted:
-            self._waiting = deque(sorted(self._waiting, key=lambda call: call.deadline))
-            self._is_sorted = True
+            self._shortcut.leave()
+        self._waiting.sort()
         waiting, why, left = self._waiting, self._why(), EXPIRED_AT_ONCE
         while left and waiting and (waiting[0].deadline <= now or waiting[0].outcome.done()):
             waiting.popleft().expire(why, self._failure)
@@ -337,9 +342,9 @@ class Pipeline:
 
     def close(self) -> Iterator[Step]:
         """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
-        self._single.take_over()
+        self._shortcut.take_over()
         self._deadlines.cancel()
         sent = [partial(call.lose, "closed before Redis answered", None) for call in self._sent]
         waiting = chain([call for call, _ in self._moved], self._again, self._waiting)
-        self._sent, self._moved, self._again, self._waiting = deque(), [], [], deque()
+        self._sent, self._moved, self._again, self._waiting = deque(), [], [], CallQueue()
         return chain(sent, (call.close for call in waiting))
