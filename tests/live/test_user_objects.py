@@ -424,9 +424,10 @@ class Striker:
     def __init__(self, at: int, finalize: Callable[[], object]) -> None:
         self.left = at
         self._finalize = finalize
+        self._hook = self._trace  # with this reference it outlives its own call, which ends the profiling
 
     def __enter__(self) -> Self:
-        sys.setprofile(self._trace)
+        sys.setprofile(self._hook)
         return self
 
     def __exit__(self, *_: object) -> None:
