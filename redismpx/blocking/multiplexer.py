@@ -597,7 +597,7 @@ class Multiplexer:
         try:
             left_out = None if self._is_failing else self._records.admit("publish_soon")
             if left_out is not None:
-                more = f" ({left_out} more since the last record)" if left_out else ""
+                more = f" ({left_out} more like this since the last record)" if left_out else ""
                 logger.warning("publish_soon() failed; further failures in a row are not logged: %s%s", error, more)
             self._is_failing = True
             if self._on_error is not None:

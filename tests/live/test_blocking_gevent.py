@@ -54,8 +54,13 @@ WAKE_UPS = """
 import gevent.monkey
 gevent.monkey.patch_all()
 import collections
+import threading
 import gevent
 from redismpx.blocking.locks import Event, new_condition, new_held_lock
+
+# Whether a count is lost is a matter of chance, most of all on a busy machine; these use locks of gevent.
+assert type(new_condition()) is not threading.Condition
+assert type(new_held_lock()) is not type(threading.Lock())
 
 start_thread = gevent.monkey.get_original("_thread", "start_new_thread")
 sleep_in_thread = gevent.monkey.get_original("time", "sleep")
