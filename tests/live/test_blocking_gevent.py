@@ -109,10 +109,11 @@ waiting = [gevent.spawn(wait) for wait in (wait_for_lock, wait_for_condition, wa
 ticking = [gevent.spawn(tick, 0.00005 * n) for n in range(1, 21)]
 for _ in range(2):
     start_thread(wake, ())
-gevent.sleep(2)
+with gevent.Timeout(40):
+    while min(woken) < 1000:
+        gevent.sleep(0.05)
 is_over = True
 gevent.joinall(waiting + ticking, timeout=5, raise_error=True)
-assert min(woken) > 1000, woken
 assert loop.activecnt == before, loop.activecnt - before
 """
 
