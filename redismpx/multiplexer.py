@@ -117,8 +117,8 @@ class Multiplexer:
             the most bytes drop messages, as their `overflow` says. A message longer than half of the total may exceed
             it, if its subscription has no other: at most half of the total is buffered beside it. Once half of the
             total is used, a payload of 1 KiB or more that several subscriptions buffer is counted once.
-        publish_timeout: seconds for one `publish()`, from the call to the reply of Redis. They do not pass while the
-            event loop is busy.
+        publish_timeout: seconds for one `publish()`, from the call to the reply of Redis. If the event loop is busy
+            when they end, the call has more time, so that a reply which has arrived can be read.
         tail_interval: seconds without a message on a stream after which its last id is compared, so that nothing is
             missed on a connection that is silently broken, or that was appended by plain XADD. It takes up to half of
             that longer. None: never.

@@ -89,17 +89,17 @@ class Event:
         self._changed = new_condition()
 
     def set(self) -> None:
-        """Wake all that wait, and let those that come not wait."""
+        """Set the event: wake all threads that wait for it. From now on, `wait()` returns at once."""
         with self._changed:
             self._is_set = True
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Let those that come wait."""
+        """Reset the event: from now on, `wait()` waits again."""
         self._is_set = False
 
     def wait(self, timeout: float) -> bool:
-        """Wait for so many seconds at most; return whether it is set."""
+        """Wait until the event is set, for `timeout` seconds at most; return whether it is set."""
         with self._changed:
             return self._changed.wait_for(lambda: self._is_set, timeout)
 

@@ -40,9 +40,10 @@ class CallQueue(deque[PublishCall]):
     def next_batch(
         self, most: int, passed: float, why: Callable[[], str], cause: BaseException | None
     ) -> deque[PublishCall]:
-        """Remove the first calls, with so many bytes at most, and return those that are to be sent.
+        """Remove calls from the beginning of the queue, and return those that are to be sent: the next batch.
 
-        Calls whose deadline has passed are not: they expire with `why` and `cause`. A call that is larger goes alone.
+        The batch has at most `most` bytes of commands; a call with a longer command is a batch of its own. Calls whose
+        deadline has passed expire with the text `why` and the exception `cause`, and are left out.
         """
         batch: deque[PublishCall] = deque()
         size = 0
