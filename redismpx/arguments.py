@@ -13,6 +13,7 @@ __all__ = [
     "to_bytes",
     "to_events",
     "to_key_name",
+    "to_names",
     "to_pattern",
     "to_payload",
     "to_position",
@@ -64,6 +65,20 @@ def to_bytes(name: str | bytes, what: str, max_bytes: int | None = None) -> byte
     if max_bytes is not None and len(name) > max_bytes:
         raise ValueError(f"{what} of {len(name)} bytes is too long: at most {max_bytes} are allowed")
     return name
+
+
+def to_names(names: Iterable[str | bytes], what: str, max_bytes: int | None = None) -> list[bytes]:
+    """Return the bytes of each name, and raise, as to_bytes() does. Very many names take half the time."""
+    try:
+        encoded = [
+            name if type(name) is bytes else name.encode() if type(name) is str else to_bytes(name, what)
+            for name in names
+        ]
+    except UnicodeEncodeError:
+        encoded = [to_bytes(name, what) for name in names]  # which raises a clear error
+    if max_bytes is not None and max(map(len, encoded), default=0) > max_bytes:
+        encoded = [to_bytes(name, what, max_bytes) for name in encoded]  # which raises, too
+    return encoded
 
 
 def to_payload(data: Payload, max_bytes: int | None) -> bytes:

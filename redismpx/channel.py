@@ -4,17 +4,21 @@ from __future__ import annotations
 
 __all__ = ["ChannelSubscription", "ShardedChannelSubscription"]
 
+from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import filterfalse
 
 from ._core.wire import Kind
 from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
-from ._io.runtime.slices import SLICE_STEPS
-from .arguments import to_bytes
+from ._io.runtime.slices import SLICE_STEPS, Step
+from .arguments import to_names
 from .errors import MultiplexerIsClosed
 from .reading import MessageSubscription
 from .typing import T
+
+STEP_NAMES = 8  # channels that a step subscribes to, when there are very many
+_NONE_JOINING: dict[bytes, None] = {}  # of all subscriptions without such channels; never written to
 
 
 class ChannelSubscription(MessageSubscription[T]):
@@ -24,13 +28,14 @@ class ChannelSubscription(MessageSubscription[T]):
     reconnect they begin again with an activation. They end when the channel is removed.
     """
 
-    __slots__ = ("_channels",)
+    __slots__ = ("_channels", "_joining")
 
     _kind = Kind.CHANNEL
     _label = "a channel subscription"
 
     def __init__(self, hub: Hub, consumer: Consumer) -> None:
         self._channels: set[bytes] = set()
+        self._joining: dict[bytes, None] = _NONE_JOINING  # the channels to subscribe to in time slices
         super().__init__(hub, consumer, self._label)
 
     @property
@@ -42,7 +47,8 @@ class ChannelSubscription(MessageSubscription[T]):
         """Subscribe to more channels. Channels that are already in the subscription are ignored.
 
         Returns at once, and works offline: `on_activation` is called later with each channel, when Redis has
-        confirmed it.
+        confirmed it. Thousands of channels are subscribed to in the next iterations of the loop, some in each.
+        `stats()` counts them from then on.
 
         Args:
             channels: names; `str` is encoded as UTF-8.
@@ -59,22 +65,50 @@ class ChannelSubscription(MessageSubscription[T]):
                 sub.add("news", "weather")
         """
         self._check_open()
-        longest = self._hub.limits.max_name_bytes
-        names = dict.fromkeys([to_bytes(channel, "a channel", longest) for channel in channels])
+        names = dict.fromkeys(to_names(channels, "a channel", self._hub.limits.max_name_bytes))
         self._hub.enter()
         if self._hub.draining:
             raise MultiplexerIsClosed
         if self._hub.postpone(partial(self.add, *names)):
             return
-        new = list(filterfalse(self._channels.__contains__, names))
-        for name in self._inbox.leaving.intersection(new):
-            self._unsubscribe(name)
+        new = self._without_known(names)
         self._hub.admit(self._kind, new)
         with self._hub.budget.critical:
             self._check_open()  # a finalizer may have closed it, or have added some of the channels
-            new = list(filterfalse(self._channels.__contains__, new))
+            new = self._without_known(new)
             self._channels.update(new)
-            self._hub.deployment.add(self._kind, new, self._inbox)
+            are_many = len(new) > SLICE_STEPS * STEP_NAMES
+            if are_many:
+                self._joining = self._joining | new if self._joining else new
+            else:
+                self._subscribe(new)
+        if are_many:
+            self._hub.joining += len(new)
+            self._hub.slices.begin(self._subscribe_in_steps([*new]))
+
+    def _without_known(self, names: dict[bytes, None]) -> dict[bytes, None]:
+        """Return those of the names that the subscription does not have."""
+        known = self._channels
+        return names if known.isdisjoint(names) else dict.fromkeys(filterfalse(known.__contains__, names))
+
+    def _subscribe_in_steps(self, names: list[bytes]) -> Iterator[Step]:
+        for start in range(0, len(names), STEP_NAMES):
+            yield partial(self._join, names[start : start + STEP_NAMES])
+
+    def _join(self, names: list[bytes]) -> None:
+        """Subscribe to channels that are in the subscription already, unless they were removed meanwhile."""
+        self._hub.joining -= len(names)
+        with self._hub.budget.critical:
+            joining = [name for name in names if self._joining.pop(name, False) is None]
+            if joining and not (self.closed or self._hub.closed or self._hub.draining):
+                self._subscribe(joining)
+            if not self._joining:
+                self._joining = _NONE_JOINING
+
+    def _subscribe(self, names: Collection[bytes]) -> None:
+        for name in self._inbox.leaving.intersection(names):
+            self._unsubscribe(name)
+        self._hub.deployment.add(self._kind, names, self._inbox)
 
     def remove(self, *channels: str | bytes) -> None:
         """Unsubscribe from channels. Channels that are not in the subscription are ignored.
@@ -91,7 +125,7 @@ class ChannelSubscription(MessageSubscription[T]):
             TypeError, ValueError: a name is invalid. No channel was removed.
         """
         self._check_open()
-        removed = [to_bytes(channel, "a channel") for channel in channels]
+        removed = to_names(channels, "a channel")
         self._hub.enter()
         if self._hub.postpone(partial(self.remove, *removed)):
             return
@@ -115,10 +149,13 @@ class ChannelSubscription(MessageSubscription[T]):
             self._check_open()
             total = len(self._channels)
             if removed is None:
-                leaving, self._channels = self._channels, set()
+                leaving, self._channels, self._joining = self._channels, set(), _NONE_JOINING
             else:
                 leaving = self._channels.intersection(removed)
                 self._channels -= leaving
+                if self._joining:
+                    for name in leaving:
+                        self._joining.pop(name, None)
             names = frozenset(leaving)
             are_many = len(names) > SLICE_STEPS
             if are_many:

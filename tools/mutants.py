@@ -34,6 +34,7 @@ class Mutant(NamedTuple):
     tests: str  # arguments for pytest
 
 
+ADDING = "tests/live/test_adding.py"
 BLOCKING = "tests/live/test_blocking.py"
 EMBEDDED = "tests/live/test_embedded.py"
 FAULTS = "tests/testing/test_faults.py"
@@ -1285,6 +1286,48 @@ MUTANTS = [
         "        return lambda channel, data: None if channel in self.leaving else deliver(channel, data)\n",
         "        return deliver\n",
         f"{CHANNEL} -k cleared_in_time_slices",
+    ),
+    Mutant(
+        "P4: add() of very many channels is one step of the loop",
+        "channel.py",
+        "            are_many = len(new) > SLICE_STEPS * STEP_NAMES\n",
+        "            are_many = False\n",
+        f"{ADDING} -k added_in_time_slices",
+    ),
+    Mutant(
+        "a channel that is removed while it is being added is subscribed to",
+        "channel.py",
+        "                        self._joining.pop(name, None)\n",
+        "                        pass\n",
+        f"{ADDING} -k added_in_time_slices",
+    ),
+    Mutant(
+        "a channel that is cleared while it is being added is subscribed to",
+        "channel.py",
+        "self._joining = self._channels, set(), _NONE_JOINING\n",
+        "self._joining = self._channels, set(), self._joining\n",
+        f"{ADDING} -k an_end_comes",
+    ),
+    Mutant(
+        "a channel that was cleared and added again within an iteration is unsubscribed",
+        "channel.py",
+        "        for name in self._inbox.leaving.intersection(names):\n",
+        "        for name in ():\n",
+        f"{ADDING} -k cleared_while",
+    ),
+    Mutant(
+        "P6: channels of a closed multiplexer or subscription are subscribed to late",
+        "channel.py",
+        "            if joining and not (self.closed or self._hub.closed or self._hub.draining):\n",
+        "            if joining:\n",
+        f"{ADDING} -k an_end_comes",
+    ),
+    Mutant(
+        "channels that are being added do not count for max_channels",
+        "_io/hub.py",
+        "        count += self.joining\n",
+        "",
+        f"{ADDING} -k the_limit",
     ),
     Mutant(
         "P4: remove() of very many channels is one step of the loop",

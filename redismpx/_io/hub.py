@@ -75,6 +75,8 @@ class Hub:
         self.budget: Budget = budget
         self.slices: Slices = Slices()
         """Does what takes long for very many names, promises or subscriptions."""
+        self.joining: int = 0
+        """How many channels the subscriptions are going to subscribe to, in steps."""
         self.state: HubState = HubState.OPEN
         self._kept: set[Closable] = set()  # the open subscriptions that live on although nobody refers to them
         self._read: WeakSet[Closable] = WeakSet()  # the other open subscriptions
@@ -184,10 +186,11 @@ class Hub:
             error, option, limit, count = TooManyPatterns, "max_patterns", self.limits.max_patterns, self.patterns
         else:
             error, option, limit, count = TooManyChannels, "max_channels", self.limits.max_channels, self.channels
+        count += self.joining
         if limit is None or count + len(names) <= limit:
             return
         if count + self.deployment.count_new(kind, names) > limit:
-            if self.slices.are_pending:  # which may release names
+            if self.slices.are_pending:  # which may subscribe to the same names, and release others
                 self.slices.finish()
                 self.admit(kind, names)
                 return
