@@ -17,7 +17,7 @@ from .errors import MultiplexerIsClosed
 from .reading import MessageSubscription
 from .typing import T
 
-STEP_NAMES = 8  # channels that a step subscribes to, when there are very many
+_STEP_NAMES = 8  # channels that a step subscribes to, when there are very many
 _NONE_JOINING: dict[bytes, None] = {}  # of all subscriptions without such channels; never written to
 
 
@@ -77,7 +77,7 @@ class ChannelSubscription(MessageSubscription[T]):
             self._check_open()  # a finalizer may have closed it, or have added some of the channels
             new = self._without_known(new)
             self._channels.update(new)
-            are_many = len(new) > SLICE_STEPS * STEP_NAMES
+            are_many = len(new) > SLICE_STEPS * _STEP_NAMES
             if are_many:
                 self._joining = self._joining | new if self._joining else new
             else:
@@ -92,8 +92,8 @@ class ChannelSubscription(MessageSubscription[T]):
         return names if known.isdisjoint(names) else dict.fromkeys(filterfalse(known.__contains__, names))
 
     def _subscribe_in_steps(self, names: list[bytes]) -> Iterator[Step]:
-        for start in range(0, len(names), STEP_NAMES):
-            yield partial(self._join, names[start : start + STEP_NAMES])
+        for start in range(0, len(names), _STEP_NAMES):
+            yield partial(self._join, names[start : start + _STEP_NAMES])
 
     def _join(self, names: list[bytes]) -> None:
         """Subscribe to channels that are in the subscription already, unless they were removed meanwhile."""

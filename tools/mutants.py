@@ -1290,7 +1290,7 @@ MUTANTS = [
     Mutant(
         "P4: add() of very many channels is one step of the loop",
         "channel.py",
-        "            are_many = len(new) > SLICE_STEPS * STEP_NAMES\n",
+        "            are_many = len(new) > SLICE_STEPS * _STEP_NAMES\n",
         "            are_many = False\n",
         f"{ADDING} -k added_in_time_slices",
     ),

@@ -7,14 +7,14 @@ from redis.asyncio import Redis
 
 from redismpx import Multiplexer, TooManyChannels
 from redismpx._io.runtime.slices import SLICE_STEPS
-from redismpx.channel import STEP_NAMES
+from redismpx.channel import _STEP_NAMES
 
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-AT_ONCE = SLICE_STEPS * STEP_NAMES
+AT_ONCE = SLICE_STEPS * _STEP_NAMES
 TOTAL = 2 * AT_ONCE
 NAMES = [b"%d" % number for number in range(TOTAL)]
 
