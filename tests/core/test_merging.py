@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from redismpx._core import buffer as buffer_module
@@ -40,6 +40,16 @@ actions = st.lists(
     min_size=10,
     max_size=60,
 )
+
+
+LOST_TWICE: list[tuple[str, Any]] = [
+    ("lose", frozenset({b"a"})),
+    ("activate", b"a"),
+    ("lose", frozenset({b"a"})),
+    ("activate", b"a"),
+    ("burst", [b"a"]),
+    ("merge", 4),
+]
 
 
 class Desk:
@@ -177,6 +187,8 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     st.sampled_from([FEW, MANY]),
     st.sampled_from([event_list_module.SEARCH, 0]),
 )
+@example(LOST_TWICE, Overflow.DROP_OLDEST, MANY, event_list_module.SEARCH)
+@example(LOST_TWICE, Overflow.DROP_OLDEST, MANY, 0)
 def test_events_stay_in_order_between_two_steps(
     script: list[tuple[str, Any]], overflow: Overflow, max_pending: int, search: int
 ) -> None:
