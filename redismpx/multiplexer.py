@@ -252,7 +252,7 @@ class Multiplexer:
     def _open(self) -> None:
         """Begin a life without subscriptions: the first one, or one after the end of the last."""
         self._hub = self._new_hub()
-        self._requester = Requester(self._hub, self._publish_request, self._on_error, self._max_pending)
+        self._requester = Requester(self._hub, self._begin_request, self._on_error, self._max_pending)
 
     # --- subscriptions
 
@@ -918,16 +918,21 @@ class Multiplexer:
 
     # --- request and reply
 
-    async def _publish_request(self, channel: bytes, data: Payload, *, sharded: bool = False) -> int:
-        """Publish a request; raise `NoResponders` if it is certain that nobody received it."""
-        name, payload = self._convert(channel, data, operation="request")
-        return await self._hub.publish(name, payload, sharded=sharded, must_be_heard=True)
+    def _begin_request(
+        self, channel: bytes, data: Payload, outcome: asyncio.Future[int], *, sharded: bool
+    ) -> Callable[[], None]:
+        """Publish a request, and have the outcome set on a future; return what cancels that.
 
-    async def _publish_reply(self, channel: bytes, data: Payload, *, sharded: bool = False) -> int:
+        The outcome is `NoResponders` if it is certain that nobody received the request.
+        """
+        name, payload = self._convert(channel, data, operation="request")
+        return self._hub.begin_publish(name, payload, outcome, sharded=sharded, must_be_heard=True)
+
+    async def _publish_reply(self, channel: bytes, data: Payload) -> int:
         """Publish a reply, which no observer follows: it belongs to the request."""
         payload = to_payload(data, self._max_payload)
         self._enter_to_publish()
-        return await self._hub.deployment.publisher.publish(channel, payload, sharded=sharded)
+        return await self._hub.deployment.publisher.publish(channel, payload, sharded=False)
 
     @overload
     async def request(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["EncodedHandler", "Handler", "OutgoingRequest", "Publish", "Request", "Requester"]
+__all__ = ["BeginRequest", "EncodedHandler", "Handler", "OutgoingRequest", "Request", "Requester"]
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -21,14 +21,13 @@ from .errors import (
     ConnectionLost,
     DecodeError,
     MultiplexerIsClosed,
-    NoResponders,
     PromiseInterrupted,
     PromiseTimeout,
     RequestFailed,
     SubscriptionIsClosed,
     quote,
 )
-from .promise import PromiseSubscription
+from .promise import Promise, PromiseSubscription
 from .reply import REPLIES, check_request_headers, read_reply
 from .typing import Decode, OnError, Payload, T
 
@@ -75,10 +74,12 @@ EncodedHandler: TypeAlias = Callable[[Request[T]], _Result | Awaitable[_Result]]
 """The same for a service with `encode`, which converts what the handler returns."""
 
 
-class Publish(Protocol):
-    """Publishes a payload on a channel; returns the number of connections that received it, as Redis counts them."""
+class BeginRequest(Protocol):
+    """Publishes a request, and has the outcome set on a future; returns what cancels that."""
 
-    def __call__(self, channel: bytes, data: Payload, *, sharded: bool = False) -> Awaitable[int]:
+    def __call__(
+        self, channel: bytes, data: Payload, outcome: asyncio.Future[int], *, sharded: bool
+    ) -> Callable[[], None]:
         """Publish the payload after all earlier ones."""
         ...
 
@@ -109,12 +110,12 @@ class Requester:
     def __init__(
         self,
         hub: Hub,
-        publish: Publish,
+        begin: BeginRequest,
         on_error: OnError | None,
         max_pending: int,
     ) -> None:
         self._hub = hub
-        self._publish = publish
+        self._begin = begin
         self._on_error = on_error
         self._max_pending = max_pending
         self._promises: PromiseSubscription | None = None
@@ -132,11 +133,16 @@ class Requester:
         try:
             promise = await self._promises.wait_for_new_promise(timeout=timeout)
             try:
-                await self._send(request, promise.channel, promise)
-                reply = await promise
+                envelope = request.enclose(promise.channel)
+                cancel = self._begin(channel, envelope, _PublishingOutcome(promise), sharded=request.sharded)
+                try:
+                    reply = await promise
+                finally:
+                    cancel()
+                    del cancel  # otherwise an exception refers to itself: traceback, frame, promise, exception
             finally:
                 promise.cancel()
-                del promise  # otherwise an exception refers to itself: traceback, frame, promise, exception
+                del promise  # for the same reason
         except PromiseTimeout as error:
             why = self._hub.progress(Kind.PATTERN) if error.__cause__ else ""  # it was not subscribed to the replies
             raise PromiseTimeout(channel, timeout, "reply to a request", why) from error.__cause__
@@ -187,24 +193,33 @@ class Requester:
         if self._promises is not None:
             self._promises.close()
 
-    # --- sending
-
     async def _send(self, request: OutgoingRequest, reply_to: bytes, outcome: asyncio.Future[Any]) -> None:
-        """Publish a request. Raise `NoResponders` when it is certain that nobody received it.
-
-        Return early when `outcome` is done first: the requester has its reply, or can get none any more.
-        """
+        """Publish a request, and wait until that is done, or `outcome`: no reply can come any more."""
+        sent = outcome.get_loop().create_future()
+        cancel = self._begin(request.channel, request.enclose(reply_to), sent, sharded=request.sharded)
         try:
-            await _run_until_done(outcome, self._publish_request(request, reply_to))
-        except NoResponders:
-            if not outcome.done():
-                raise
-        except (ConnectionLost, MultiplexerIsClosed):
-            if not outcome.done():
-                raise
+            await asyncio.wait((sent, outcome), return_when=asyncio.FIRST_COMPLETED)
+            if sent.done() and sent.exception() and not outcome.done():
+                sent.result()
+        finally:
+            cancel()
+            del sent, cancel  # otherwise an exception refers to itself: traceback, frame, future, exception
 
-    async def _publish_request(self, request: OutgoingRequest, reply_to: bytes) -> None:
-        await self._publish(request.channel, request.enclose(reply_to), sharded=request.sharded)
+
+class _PublishingOutcome(asyncio.Future[int]):
+    """The outcome of publishing a request. If it is a failure, it is that of the promise for the reply, too."""
+
+    __slots__ = ("_promise",)
+
+    def __init__(self, promise: Promise) -> None:
+        super().__init__(loop=promise.get_loop())
+        self._promise = promise
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        super().set_exception(exception)
+        self.exception()  # marks it as retrieved
+        if not self._promise.done():  # the reply may be there already
+            self._promise.set_exception(exception)
 
 
 class _ReplySubscription:
@@ -271,23 +286,3 @@ class _ReplySubscription:
 def _interruption(cause: BaseException | None, *, sent: bool = True) -> ConnectionLost | MultiplexerIsClosed:
     """Return the error of a request whose replies can no longer be received: because of `cause`, or of the end."""
     return ConnectionLost(cause.reason, sent=sent) if isinstance(cause, ConnectionLost) else MultiplexerIsClosed()
-
-
-async def _run_until_done(future: asyncio.Future[Any], coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await a coroutine; cancel it, and return, when `future` is done first."""
-    finished = False
-
-    def cancel(_: object) -> None:
-        if not finished:  # this is called one tick after `future` is done; the timeout may have been left by then
-            timeout.reschedule(0.0)
-
-    try:
-        async with asyncio.timeout(None) as timeout:
-            future.add_done_callback(cancel)
-            try:
-                await coroutine
-            finally:
-                finished = True
-                future.remove_done_callback(cancel)
-    except TimeoutError:
-        return

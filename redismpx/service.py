@@ -22,9 +22,9 @@ from .arguments import to_payload
 from .envelope import Envelope
 from .errors import quote
 from .reply import decode_body, new_failure, new_reply, read_request
-from .request import Publish, Request
+from .request import Request
 from .subscription import Subscription
-from .typing import Decode, Encode, OnError
+from .typing import Decode, Encode, OnError, Payload
 
 
 class Service(Subscription):
@@ -41,7 +41,7 @@ class Service(Subscription):
     def __init__(
         self,
         hub: Hub,
-        publish: Publish,
+        publish: Callable[[bytes, Payload], Awaitable[int]],
         name: bytes,
         handler: Callable[[Request[Any]], object],
         decode: Decode[Any] | None,

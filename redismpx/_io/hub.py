@@ -91,7 +91,7 @@ class Hub:
         # Chosen here, so that nothing is to be asked for each message.
         publisher = self.deployment.publisher
         self.publish: Callable[..., Coroutine[Any, Any, int]] = publisher.publish
-        self.begin_publish: Callable[..., None] = publisher.begin
+        self.begin_publish: Callable[..., Callable[[], None]] = publisher.begin
         self.append: Callable[..., Coroutine[Any, Any, bytes]] = self._streams.append
         if watch is not None and watch.follows:
             self.publish, self.append = watch.sending(self.publish), watch.sending(self.append)

@@ -38,7 +38,7 @@ from redismpx import (
     escape_glob,
 )
 from redismpx._io.runtime.log import LOG_INTERVAL
-from redismpx.request import _run_until_done
+from redismpx.request import _PublishingOutcome
 from redismpx.testing import Proxy
 from tools.measure_requests import storm
 
@@ -1065,12 +1065,38 @@ async def test_a_sharded_service_cannot_be_a_pattern(mpx: Multiplexer) -> None:
     assert mpx.stats().subscriptions == 0
 
 
-async def test_an_outcome_that_comes_last_changes_nothing() -> None:
-    """A requester that has its reply just as its request is published goes on: `quiet_loop` sees no error."""
-    outcome = asyncio.get_running_loop().create_future()
+async def test_a_publishing_that_fails_after_the_reply_changes_nothing(mpx: Multiplexer) -> None:
+    """A reply that is there stays the outcome of a request, and `quiet_loop` sees no error."""
+    promises = await active(mpx.new_promise_subscription("p"))
+    promise = promises.new_promise()
+    outcome = _PublishingOutcome(promise)
+    promise.set_result(b"reply")
+    outcome.set_exception(ConnectionLost("too late"))
+    assert await promise == b"reply"
 
-    async def publish() -> None:
-        outcome.set_result(b"reply")
 
-    await _run_until_done(outcome, publish())
-    await asyncio.sleep(0)
+async def test_a_cancelled_request_is_not_sent_and_frees_its_payload(url: str, admin: Redis) -> None:
+    """A request that is cancelled while it waits for a connection leaves nothing behind."""
+    size = 1_000_000
+    async with Multiplexer(url) as mpx:
+        bodies: list[bytes] = []
+        await active(mpx.serve("a", lambda request: bodies.append(request.body)))
+        await mpx.request("a", b"", timeout=5)
+        publisher = mpx._hub.deployment.publisher
+        await admin.execute_command("CLIENT", "PAUSE", 600_000, "WRITE")
+        try:
+            blocking = asyncio.ensure_future(mpx.request("a", b"", timeout=60))
+            await until(lambda: publisher.pending == 1)
+            asking = asyncio.ensure_future(mpx.request("a", b"x" * size, timeout=60))
+            many = asyncio.ensure_future(anext(mpx.request_many("a", b"x" * size, timeout=60)))
+            await until(lambda: publisher.pending == 3)
+            for each in (asking, many):
+                each.cancel()
+            await asyncio.wait((asking, many))
+            assert publisher.pending == 1
+            assert all(len(call.command) < size for call in publisher._pipeline._waiting)
+        finally:
+            await admin.execute_command("CLIENT", "UNPAUSE")
+        assert await blocking == b""
+        assert mpx.stats().promises == 0
+        assert bodies == [b"", b""]

@@ -186,14 +186,14 @@ class Watch:
 
         return sent
 
-    def beginning(self, begin: Callable[..., None]) -> Callable[..., None]:
+    def beginning(self, begin: Callable[..., Callable[[], None]]) -> Callable[..., Callable[[], None]]:
         """Return a function that begins to publish as `begin` does, and tells the outcome."""
 
-        def begun(channel: bytes, data: bytes, outcome: asyncio.Future[int], *, sharded: bool) -> None:
+        def begun(channel: bytes, data: bytes, outcome: asyncio.Future[int], **options: bool) -> Callable[[], None]:
             outcome.add_done_callback(
                 lambda outcome: finish(data, asyncio.CancelledError() if outcome.cancelled() else outcome.exception())
             )
-            begin(channel, data, outcome, sharded=sharded)
+            return begin(channel, data, outcome, **options)
 
         return begun
 

@@ -44,6 +44,11 @@ class PublishCall:
         """How often a node redirected it to another one."""
         self.outcome: asyncio.Future[Any] = loop.create_future() if outcome is None else outcome
 
+    def cancel(self) -> None:
+        """Give up the call: it is not sent any more. It stays in the queue until its turn, so free its payload now."""
+        self.outcome.cancel()
+        self.command = b""
+
     def expire(self, why: str, cause: BaseException | None) -> None:
         """Fail the call at its deadline, unless it has an outcome: it was not sent."""
         self._fail(f"not sent within {self.timeout:g} s: {why}", cause, sent=False)

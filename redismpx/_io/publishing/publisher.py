@@ -60,17 +60,27 @@ class Publisher:
             count: int = await call.outcome
             return count
         except BaseException:  # the outcome, or a cancellation: for the caller in both cases
-            call.command = b""  # a cancelled call stays in the queue until its turn: free its payload now
+            call.cancel()
             del call  # otherwise the exception would refer to itself, through its traceback
             raise
 
-    def begin(self, channel: bytes, data: bytes, outcome: asyncio.Future[int], *, sharded: bool) -> None:
-        """Publish after all earlier calls, and have the outcome set on a future. Cancel the future to cancel the call.
+    def begin(
+        self,
+        channel: bytes,
+        data: bytes,
+        outcome: asyncio.Future[int],
+        *,
+        sharded: bool,
+        must_be_heard: bool = False,
+    ) -> Callable[[], None]:
+        """Publish as `publish()` does, and have the outcome set on a future; return what cancels the call.
 
         The future may be of a class that tells another thread of its outcome: without a task, and at once.
         """
         slot = key_slot(channel) if sharded else None
-        self._put(PublishCall(channel, data, slot, self._timeout, outcome=outcome))
+        call = PublishCall(channel, data, slot, self._timeout, must_be_heard=must_be_heard, outcome=outcome)
+        self._put(call)
+        return call.cancel
 
     publish_command = b"PUBLISH"
     """The command that publishes on the channel of a stream."""
