@@ -3470,7 +3470,14 @@ MUTANTS = [
 """,
         """                    await send({"type": "http.response.body", "body": b"", "more_body": False})
 """,
-        f"{STARLETTE} -k last_chunk",
+        f"{STARLETTE} -k first_or_last",
+    ),
+    Mutant(
+        "the headers of a stream wait for ever for its client",
+        "contrib/starlette.py",
+        "                    with sending:\n                        await send(start)\n",
+        "                    await send(start)\n",
+        f"{STARLETTE} -k first_or_last",
     ),
     Mutant(
         "the end of a bridge waits for ever for its client",

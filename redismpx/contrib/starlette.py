@@ -38,9 +38,6 @@ class _Subscription(Protocol[_Event_co]):
     def close(self) -> None: ...
 
 
-# --- the lifespan
-
-
 def lifespan(multiplexer: Multiplexer) -> Callable[[object], AbstractAsyncContextManager[Mapping[str, Any]]]:
     """Open a multiplexer when an application starts, and close it when the application ends. Works offline.
 
@@ -192,8 +189,10 @@ class EventStream(Response):
                 self._sub.close()
             async with beside(partial(_wait_until_left, receive), "redismpx event stream") as block:
                 application.streams[block] = self._sub.close
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
                 with closing(SendTimeout(block, self._send_timeout, scope["path"])) as sending:
+                    with sending:
+                        await send(start)
                     events = self._sub.events()
                     while chunk := await self._next_chunk(events):
                         with sending:

@@ -248,15 +248,22 @@ class Stuck:
         await asyncio.get_running_loop().create_future()
 
 
-async def test_a_last_chunk_that_cannot_be_sent_is_given_up(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The end of a stream waits for its client no longer than `send_timeout`; the log has a warning."""
-    stuck = Stuck("http.response.body", more_body=False)
+async def stream_to(stuck: Stuck, url: str) -> None:
+    """Send the response of a subscription that is closed."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription()
         stream = EventStream(sub, send_timeout=0.05)
         sub.close()
         scope = {"type": "http", "method": "GET", "path": "/stuck", "headers": []}
         await asyncio.wait_for(stream(scope, stuck.receive, stuck.send), DEADLINE)
+
+
+@pytest.mark.parametrize(
+    "stuck", [Stuck("http.response.start"), Stuck("http.response.body", more_body=False)], ids=["first", "last"]
+)
+async def test_a_first_or_last_send_has_a_timeout(url: str, stuck: Stuck, caplog: pytest.LogCaptureFixture) -> None:
+    """The headers and the end of a stream wait for its client no longer than `send_timeout`; the log has a warning."""
+    await stream_to(stuck, url)
     assert warnings(caplog) == ["a client of '/stuck' has not read for 0.05 s, and is disconnected"]
 
 
