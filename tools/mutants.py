@@ -3718,6 +3718,13 @@ MUTANTS = [
         f"{BROADCASTER} -k gap_of_a_new",
     ),
     Mutant(
+        "broadcaster: a channel that was added after a loss has a gap",
+        "contrib/_feed.py",
+        "            if first == connection or (",
+        "            if (",
+        f"{BROADCASTER} -k added_after_a_loss",
+    ),
+    Mutant(
         "blocking: each failure of publish_soon() after a success has a record",
         "blocking/multiplexer.py",
         'None if self._is_failing else self._records.admit("publish_soon")',

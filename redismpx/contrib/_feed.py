@@ -72,23 +72,30 @@ class GapFeed(Generic[_Data, _Item]):
         self._new_item = new_item
         self._prefix = prefix.encode()
         on_error = None if on_gap is None else self._on_error  # None: the on_error of the multiplexer
-        mpx = transport.multiplexer
+        self._multiplexer = mpx = transport.multiplexer
         new: Any = mpx.new_stream_subscription if self._is_stream else mpx.new_channel_subscription
         self.sub: ChannelSubscription[_Data] | StreamSubscription[_Data] = new(decode=decode, on_error=on_error)
         self._next_event: Callable[[], Awaitable[Any]] = self.sub.events().__anext__
         self._names: dict[bytes, str] = {}  # each channel as a text, without the prefix
-        self._joining: set[bytes] = set()  # channels that were never active, as far as is known
+        self._first: dict[bytes, int] = {}
+        """Channels whose activation is not read yet: each with the first connection on which it may be active."""
+        self._joining: set[bytes] = set()  # those that were never active, as far as is known
         self._lost: dict[bytes, ConnectionLost] = {}  # channels that were, and will be again
 
     def add(self, *names: bytes) -> None:
         self.sub.add(*names)
-        self._joining.update(name for name in names if name not in self._names)
+        new = [name for name in names if name not in self._names]
+        self._joining.update(new)
+        if new and not self._is_stream:
+            # Without other channels, no loss is unread that is older than the new ones.
+            self._first.update(dict.fromkeys(new, self._connection() if self._names else 0))
         self._names.update((name, self._name(name)) for name in names)
 
     def remove(self, *names: bytes) -> None:
         self.sub.remove(*names)
         self._joining.difference_update(names)
         for name in names:
+            self._first.pop(name, None)
             self._lost.pop(name, None)
             self._names.pop(name, None)
 
@@ -117,17 +124,33 @@ class GapFeed(Generic[_Data, _Item]):
             match event:
                 case Activation(name):
                     self._joining.discard(name)
+                    self._first.pop(name, None)
                     error: Exception | None = self._lost.pop(name, None)
                 case Disconnect(lost):
-                    # It may stand for later ones, too, whose activations were dropped.
-                    never_active = self._joining - self.sub.active
-                    names = self.sub.channels - never_active if lost.names is None else lost.names
-                    self._lost.update({} if self._is_stream else dict.fromkeys(names, lost))
+                    self._lost.update({} if self._is_stream else dict.fromkeys(self._lost_by(lost), lost))
                     continue
                 case _:
                     name, error = event.channel, event
             if error is not None and (data := self._report(name, error)) is not None:
                 return self._new_item((self._name(name), data))
+
+    def _lost_by(self, lost: ConnectionLost) -> frozenset[bytes]:
+        """Return the channels that were active when the connection was lost.
+
+        The error may stand for later losses, too: the activations between them were dropped.
+        """
+        if lost.names is not None:
+            return lost.names
+        active, connection = self.sub.active, self._connection()
+        return self.sub.channels - {
+            name
+            for name, first in self._first.items()
+            if first == connection or (name in self._joining and name not in active)
+        }
+
+    def _connection(self) -> int:
+        """Return the number of the connection, or of the next one."""
+        return self._multiplexer.stats().connections + (not self._multiplexer.connected)
 
     def _on_error(self, error: Exception) -> None:
         match error:

@@ -328,6 +328,31 @@ async def test_a_gap_of_a_new_channel_is_reported(server: Server, has_joined: bo
     assert sorted(gaps) == ["new", "old"]
 
 
+@pytest.mark.parametrize("has_joined", [True, False])
+@pytest.mark.parametrize("is_offline", [True, False])
+async def test_a_channel_added_after_a_loss_has_no_gap(server: Server, is_offline: bool, has_joined: bool) -> None:
+    """A channel that is active before an older loss is read gets its messages, and no gap before them."""
+    gaps: list[str] = []
+    with Proxy(server.port) as proxy:
+        async with Multiplexer(proxy.url, backoff=QUICK) as mpx:
+            feed = feed_of(mpx, gaps)
+            feed.add(b"old")
+            await feed.joined(b"old")
+            proxy.stop_listening()
+            proxy.cut()
+            await until(lambda: not mpx.connected)
+            if is_offline:
+                feed.add(b"new")
+            proxy.listen_again()
+            await feed.sub.wait_for_activation(b"old")
+            if not is_offline:
+                feed.add(b"new")
+            await (feed.joined(b"new") if has_joined else feed.sub.wait_for_activation("new"))
+            await mpx.publish("new", "a")
+            assert await feed.next() == ("new", b"a")
+    assert gaps == ["old"]
+
+
 async def test_a_channel_that_is_added_twice_has_its_gap(url: str, admin: Redis) -> None:
     """A channel that is active counts as such also after it was added again."""
     gaps: list[str] = []
