@@ -10,7 +10,7 @@ from asyncio import Timeout
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 
-client_logger = logging.getLogger("redismpx")
+from ._records import log
 
 
 @asynccontextmanager
@@ -68,9 +68,8 @@ class SendTimeout:
         if rest > 0:
             self._timer = self._loop.call_later(rest, self._check)
         else:
-            client_logger.warning(
-                "a client of %r has not read for %s s, and is disconnected", self._path, self._seconds
-            )
+            text = "a client of %r has not read for %s s, and is disconnected"
+            log(logging.WARNING, text, self._path, self._seconds)
             cancel(self._block)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from .. import (
     SubscriptionIsClosed,
     SubscriptionRefused,
 )
+from ._records import Records
 
 ACTIVE_WITHIN = 5.0  # seconds, after which a call goes on without a connection
 
@@ -43,6 +44,7 @@ class Transport:
             raise TypeError(f"{', '.join(options)}: these are options of the Multiplexer; pass them to it")
         self.multiplexer = redis
         self.is_stream: bool = is_stream
+        self.records: Records = Records()
 
     async def open(self) -> None:
         if self._is_owner:
@@ -68,6 +70,7 @@ class GapFeed(Generic[_Data, _Item]):
         prefix: str = "",
     ) -> None:
         self._is_stream = transport.is_stream
+        self._records = transport.records
         self._on_gap = on_gap
         self._new_item = new_item
         self._prefix = prefix.encode()
@@ -163,8 +166,8 @@ class GapFeed(Generic[_Data, _Item]):
     def _report(self, name: bytes, error: Exception) -> _Data | None:
         try:
             return None if self._on_gap is None else self._on_gap(self._name(name), error)
-        except Exception:
-            logging.getLogger("redismpx").exception("on_gap raised, for %r", name)
+        except Exception:  # noqa: BLE001, users' code
+            self._records.log(logging.ERROR, "on_gap raised, for %r", name, exc_info=True)
             return None
 
     def _name(self, name: bytes) -> str:

@@ -1,15 +1,29 @@
-"""The log records of the adapters: neither an outage nor a stranger can fill the log with them."""
+"""The log records of the adapters: they never raise, and neither an outage nor a stranger can fill the log."""
 
 from __future__ import annotations
 
-__all__ = ["Records"]
+__all__ = ["Records", "log"]
 
 import logging
 import math
+import traceback
+from contextlib import suppress
 from time import monotonic
 
 _RECORD_INTERVAL = 10.0  # seconds
 _records_logger = logging.getLogger("redismpx")
+
+
+def log(level: int, text: str, *arguments: object, exc_info: bool = False) -> None:
+    """Write a record. An exception in a user's filter or handler must not end the work of an adapter."""
+    try:
+        _records_logger.log(level, text, *arguments, exc_info=exc_info, stacklevel=2)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:  # noqa: BLE001, users' code
+        if logging.raiseExceptions:  # as logging itself does with a handler that cannot write
+            with suppress(Exception):  # sys.stderr may be closed
+                traceback.print_exc()
 
 
 class Records:
@@ -27,4 +41,4 @@ class Records:
             return
         self._texts[text] = now, 0
         more = f" ({left_out} more like this since the last record)" if left_out else ""
-        _records_logger.log(level, text + "%s", *arguments, more, exc_info=exc_info)
+        log(level, text + "%s", *arguments, more, exc_info=exc_info)

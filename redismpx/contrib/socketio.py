@@ -15,13 +15,12 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from .. import Disconnect, Message, Multiplexer, SubscriptionIsClosed, SubscriptionRefused, blocking
-from ._records import Records
+from ._records import Records, log
 from ._socketio import AsyncPubSubManager, BaseManager, Packet, PubSubManager
 
 _ACTIVATION_TIMEOUT = 1.0  # seconds that a client waits for the channel of a room
 _COPIES = 1000  # that are remembered; those of one event are published together
 _Message: TypeAlias = dict[str, Any]
-_socketio_logger: logging.Logger = logging.getLogger("redismpx")
 
 
 class _Addressed(BaseManager):
@@ -215,9 +214,8 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
             self._start(self._recover(error))
 
     async def _recover(self, error: Exception) -> None:
-        _socketio_logger.warning(
-            "Socket.IO clients miss what other processes emit, until all rooms are active again: %s", error
-        )
+        text = "Socket.IO clients miss what other processes emit, until all rooms are active again: %s"
+        log(logging.WARNING, text, error)
         await self._call("on_disconnect", self._on_disconnect, error)
         assert self._sub is not None
         refused: dict[bytes, SubscriptionRefused] = {}
@@ -233,9 +231,9 @@ class AsyncMultiplexerManager(_Addressed, AsyncPubSubManager):
                     refused[name] = refusal
         self._is_interrupted = False
         if refused:
-            _socketio_logger.error("%d Socket.IO rooms stay inactive: %s", len(refused), next(iter(refused.values())))
+            log(logging.ERROR, "%d Socket.IO rooms stay inactive: %s", len(refused), next(iter(refused.values())))
         else:
-            _socketio_logger.info("all rooms of Socket.IO are active again")
+            log(logging.INFO, "all rooms of Socket.IO are active again")
         await self._call("on_reconnect", self._on_reconnect)
 
     async def _call(self, name: str, callback: Callable[..., object] | None, *arguments: object) -> None:

@@ -29,7 +29,7 @@ from redismpx.testing import Proxy
 from ..helpers.asgi import serving
 from ..helpers.backoffs import QUICK
 from ..helpers.lengths import at_length
-from ..helpers.logs import warnings
+from ..helpers.logs import broken_log, warnings
 from ..helpers.monitor import kill_clients, settled
 from ..helpers.outages import interrupt
 from ..helpers.servers import Server
@@ -271,6 +271,33 @@ async def test_an_error_of_on_gap_ends_nothing(
         await until(lambda: any(record.exc_info for record in caplog.records))
         await broadcast.publish("a", "after")
         assert await reading == "after"
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_errors_of_on_gap_cannot_fill_the_log(
+    url: str, admin: Redis, is_broken: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If `on_gap` raises for each channel, there is one record for a while; the messages go on also without a log."""
+    gaps: list[str] = []
+
+    def on_gap(channel: str, error: Exception) -> None:
+        gaps.append(channel)
+        raise LookupError("of the application")
+
+    mpx = Multiplexer(url, backoff=QUICK)
+    async with mpx, Broadcast(mpx, on_gap=on_gap) as broadcast, contextlib.AsyncExitStack() as stack:
+        subscribers = [await stack.enter_async_context(broadcast.subscribe(f"{n}")) for n in range(5)]
+        with broken_log() if is_broken else contextlib.nullcontext():
+            await kill_clients(admin)
+            await until(lambda: mpx.stats().connections == 2)
+            await settled(admin, {b"%d" % n for n in range(5)})
+            for number, subscriber in enumerate(subscribers):
+                await broadcast.publish(str(number), "after")
+                assert await hear(subscriber) == "after"
+    assert gaps == list("01234")
+    assert [record.exc_info is not None for record in caplog.records if "on_gap" in record.message] == (
+        [] if is_broken else [True]
+    )
 
 
 def feed_of(mpx: Multiplexer, gaps: list[str]) -> GapFeed[bytes, tuple[str, bytes]]:

@@ -21,6 +21,7 @@ from redismpx.testing import Proxy
 from ..helpers.acl import limited, set_limited_user
 from ..helpers.asgi import Served, serving
 from ..helpers.lengths import at_length
+from ..helpers.logs import broken_log
 from ..helpers.servers import Server, free_port
 from ..helpers.socketio_clients import Clients, Servers
 from ..helpers.waiting import DEADLINE, eventually
@@ -274,6 +275,20 @@ async def test_very_many_refused_rooms_cost_one_look_each() -> None:
     manager._sub = Sub()
     await manager._recover(ConnectionLost("lost"))
     assert looks == 1000
+
+
+async def test_rooms_come_back_although_the_log_is_broken(server: Server, clients: Clients, admin: Redis) -> None:
+    """If a log filter raises, both hooks are called nevertheless, for each outage."""
+    told: asyncio.Queue[str] = asyncio.Queue()
+    async with server_here(Multiplexer(server.url)) as (sockets, served):
+        sockets.manager._on_disconnect = lambda error: told.put_nowait("interrupted")
+        sockets.manager._on_reconnect = lambda: told.put_nowait("resumed")
+        await clients.python(served.port)
+        with broken_log():
+            for _ in range(2):
+                await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                async with asyncio.timeout(DEADLINE):
+                    assert [await told.get(), await told.get()] == ["interrupted", "resumed"]
 
 
 async def test_no_room_comes_back_after_the_end(

@@ -33,7 +33,7 @@ from redismpx.contrib.starlette import (
 
 from ..helpers.asgi import Events, Served, serving
 from ..helpers.backoffs import QUICK
-from ..helpers.logs import warnings
+from ..helpers.logs import broken_log, warnings
 from ..helpers.outages import interrupt
 from ..helpers.servers import Server
 from ..helpers.waiting import DEADLINE
@@ -265,6 +265,12 @@ async def test_a_first_or_last_send_has_a_timeout(url: str, stuck: Stuck, caplog
     """The headers and the end of a stream wait for its client no longer than `send_timeout`; the log has a warning."""
     await stream_to(stuck, url)
     assert warnings(caplog) == ["a client of '/stuck' has not read for 0.05 s, and is disconnected"]
+
+
+async def test_a_broken_log_keeps_no_client(url: str) -> None:
+    """A client that does not read is disconnected also if a log filter raises."""
+    with broken_log():
+        await stream_to(Stuck("http.response.start"), url)
 
 
 async def test_a_websocket_that_cannot_be_closed_is_left(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,3 +22,18 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def without_slowness(lines: list[str]) -> list[str]:
     """Remove the warnings of asyncio's debug mode about slow steps: on a busy machine any step may be slow."""
     return [line for line in lines if not line.startswith("Executing <")]
+
+
+@contextmanager
+def broken_log() -> Iterator[None]:
+    """Have a filter of the application raise for each record of the library."""
+
+    def fail(record: logging.LogRecord) -> bool:
+        raise LookupError("of the application's filter")
+
+    logger = logging.getLogger("redismpx")
+    logger.addFilter(fail)
+    try:
+        yield
+    finally:
+        logger.removeFilter(fail)
