@@ -194,7 +194,7 @@ class Requester:
             self._promises.close()
 
     async def _send(self, request: OutgoingRequest, reply_to: bytes, outcome: asyncio.Future[Any]) -> None:
-        """Publish a request, and wait until that is done, or `outcome`: no reply can come any more."""
+        """Publish a request, and wait until it is published, or until `outcome` is done: no reply can come."""
         sent = outcome.get_loop().create_future()
         cancel = self._begin(request.channel, request.enclose(reply_to), sent, sharded=request.sharded)
         try:
