@@ -161,12 +161,13 @@ def to_position(after: str | bytes | None) -> bytes | None:
     if after is None:
         return None
     text = to_bytes(after, "after")
-    match = _match_id(text)
-    if match is None or max(int(number or 0) for number in match.groups()) >= 1 << 64:
-        raise ValueError(f"after must be the id of an entry, as 1700000000000-0, '0' or None, not {quote(text)}")
     if text == b"0":
         return b""
-    return b"%d-%d" % (int(match[1]), int(match[2] or 0))
+    match = _match_id(text)
+    numbers = (int(match[1]), int(match[2] or 0)) if match is not None else (1 << 64, 0)
+    if max(numbers) >= 1 << 64:
+        raise ValueError(f"after must be the id of an entry, as 1700000000000-0, '0' or None, not {quote(text)}")
+    return b"%d-%d" % numbers
 
 
 def to_events(events: Iterable[str | bytes] | None) -> frozenset[bytes] | None:

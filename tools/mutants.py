@@ -3290,8 +3290,8 @@ MUTANTS = [
     Mutant(
         "streams: a new connection does not get the script first",
         "_io/publishing/call.py",
-        "if script.by_digest in known:",
-        "if known is not None:",
+        "if digest not in known:",
+        "if known is None:",
         f"{STREAMS} -k keep_their_order",
     ),
     Mutant(

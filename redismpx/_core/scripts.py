@@ -11,50 +11,42 @@ from functools import lru_cache
 from hashlib import sha1
 from typing import NamedTuple
 
+from .wire import pack
+
 SLOTS = 16_384
 
 
 class Script:
-    """A script, and the beginnings of the commands that run it."""
+    """The text of a script, and the digest by which a server knows it."""
 
-    __slots__ = ("by_digest", "by_text")
+    __slots__ = ("digest", "text")
 
     def __init__(self, text: str) -> None:
-        source = text.strip().encode()
-        digest = sha1(source, usedforsecurity=False).hexdigest().encode()
-        self.by_digest: bytes = b"$7\r\nEVALSHA\r\n" + encode(digest)
-        """For a server that has the script."""
-        self.by_text: bytes = b"$4\r\nEVAL\r\n" + encode(source)
+        self.text: bytes = text.strip().encode()
+        self.digest: bytes = sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
 class Evaluation(NamedTuple):
     """A script with its arguments."""
 
     script: Script
-    size: int
-    """The number of words of the command."""
-    arguments: bytes
+    words: tuple[bytes, ...]
+    """The number of the keys, the keys, and the arguments."""
 
     @property
     def by_digest(self) -> bytes:
         """The command for a server that has the script."""
-        return b"*%d\r\n%b%b" % (self.size, self.script.by_digest, self.arguments)
+        return pack(b"EVALSHA", self.script.digest, *self.words)
 
     @property
     def by_text(self) -> bytes:
         """The command for any server."""
-        return b"*%d\r\n%b%b" % (self.size, self.script.by_text, self.arguments)
-
-
-def encode(word: bytes) -> bytes:
-    """Return a word of a command, with its length before it."""
-    return b"$%d\r\n%b\r\n" % (len(word), word)
+        return pack(b"EVAL", self.script.text, *self.words)
 
 
 def evaluate(script: Script, keys: tuple[bytes, ...], *arguments: bytes) -> Evaluation:
     """Return a script with its arguments."""
-    words = (b"%d" % len(keys), *keys, *arguments)
-    return Evaluation(script, len(words) + 2, b"".join(map(encode, words)))
+    return Evaluation(script, (b"%d" % len(keys), *keys, *arguments))
 
 
 _LAST = """

@@ -90,13 +90,17 @@ class Command:
         return Probe(names) if self.probe is None else self.probe._replace(names=names)
 
     def __bytes__(self) -> bytes:
-        # All arguments have a length prefix, so a name may have any bytes.
-        return bytes(hiredis.pack_command((self.verb.command.upper(), *self.names)))  # type: ignore[arg-type]
+        return pack(self.verb.command.upper(), *self.names)
 
 
 def login_command(*credentials: str) -> bytes:
     """Return the bytes of AUTH with a user and a password, or with only a password. No `Command` holds them."""
-    return bytes(hiredis.pack_command((b"AUTH", *credentials)))  # type: ignore[arg-type]
+    return pack(b"AUTH", *credentials)
+
+
+def pack(*words: bytes | str) -> bytes:
+    """Return the bytes of a command. Each word has a length prefix, so it may have any bytes."""
+    return bytes(hiredis.pack_command(words))  # type: ignore[arg-type]
 
 
 class ProtocolViolation(Exception):

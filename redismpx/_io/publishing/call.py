@@ -89,11 +89,9 @@ class ScriptCall(PublishCall):
 
     def prepare(self, known: set[bytes]) -> None:
         """Choose the command for a connection; `known` has the scripts that were sent over it."""
-        script = self.evaluation.script
-        if script.by_digest in known:
-            self.command = self.evaluation.by_digest
-        else:
-            known.add(script.by_digest)
+        digest = self.evaluation.script.digest
+        if digest not in known:
+            known.add(digest)
             self.command = self.evaluation.by_text
 
 

@@ -97,7 +97,7 @@ class Publisher:
         try:
             return await call.outcome
         except BaseException:  # see publish()
-            call.command, call.evaluation = b"", evaluation._replace(arguments=b"")
+            call.command, call.evaluation = b"", evaluation._replace(words=())
             del call
             raise
 
