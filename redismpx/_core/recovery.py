@@ -12,7 +12,7 @@ reached the end of the stream, its cursors go on with the messages that follow i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from .wire import IdentityEnum
@@ -57,8 +57,11 @@ class Page(NamedTuple):
     """Whether nothing between the position and the first entry can be missing."""
     is_end: bool
     """Whether no entry follows."""
-    entries: list[bytes]
-    """id, previous id and payload of each entry. A foreign entry, which was not appended here, has no previous id."""
+    ids: Sequence[bytes]
+    """The ids of its entries."""
+    links: Sequence[bytes]
+    """The previous id that each entry has; empty for a foreign entry, which was not appended here."""
+    payloads: Sequence[bytes]
 
 
 class CursorState(IdentityEnum):
@@ -258,7 +261,7 @@ class Stream:
     def cover(self, page: Page) -> None:
         """Note the newest ids of a page."""
         if page.is_end:
-            for entry_id in page.entries[-3 * COVERED :: 3]:
+            for entry_id in page.ids[-COVERED:]:
                 self.covered[entry_id] = None
             while len(self.covered) > COVERED:
                 del self.covered[next(iter(self.covered))]
@@ -316,8 +319,7 @@ def verify(position: bytes | None, page: Page, restart: bytes | None = None) -> 
         return [], page.last
     items: list[StreamItem] = []
     at, is_proven = position, page.is_anchored or not position
-    entries = page.entries
-    for entry_id, previous, data in zip(entries[::3], entries[1::3], entries[2::3], strict=True):
+    for entry_id, previous, data in zip(page.ids, page.links, page.payloads, strict=True):
         if previous:
             if at and previous != at and not (previous == ZERO and entry_id == restart):
                 reason = "trimmed" if id_key(previous) > id_key(at) else "restarted"

@@ -94,77 +94,67 @@ return id
 """Keys: the stream; perhaps the key that makes it idempotent. Arguments: PUBLISH or SPUBLISH, the payload, the number
 of entries to keep, their age in milliseconds. Replies with the id of the entry."""
 
-PAGE = Script(
-    _LAST
-    + """
-local after, left, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local page = {last, 0, 1}
-if left == 0 or last == '0-0' then return page end
-local from = after == '' and '-' or after
-if after == '0-0' and added == length then page[2] = 1 end
-while left > 0 and room > 0 and from ~= '(' .. last do
-  local count = math.min(left, 16)
+_ENTRIES = """
+local after, limit, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local from, is_anchored, is_end = after == '' and '-' or after, 0, 0
+local n, ids, links, page = 0, {}, {}, {}
+while is_end == 0 and n < limit and room > 0 do
+  local count = math.min(limit - n, n + 16, 128)
   local entries = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', from == after and count + 1 or count)
   if from == after then
-    from = '(' .. after
     if entries[1] and entries[1][1] == after then
-      page[2] = 1
+      is_anchored = 1
       table.remove(entries, 1)
     elseif entries[count + 1] then
       table.remove(entries)
     end
   end
-  for _, entry in ipairs(entries) do
-    local prev, data, fields = '', '', entry[2]
-    for i = 1, #fields, 2 do
-      if fields[i] == 'data' then data = fields[i + 1] elseif fields[i] == 'prev' then prev = fields[i + 1] end
+  for i = 1, #entries do
+    local link, data, fields = '', '', entries[i][2]
+    if fields[1] == 'prev' and fields[3] == 'data' and not fields[5] then
+      link, data = fields[2], fields[4]
+    else
+      for f = 1, #fields, 2 do
+        if fields[f] == 'data' then data = fields[f + 1] elseif fields[f] == 'prev' then link = fields[f + 1] end
+      end
     end
-    local n = #page
-    page[n + 1], page[n + 2], page[n + 3] = entry[1], prev, data
-    from, left, room = '(' .. entry[1], left - 1, room - #data
+    n, room = n + 1, room - #data
+    ids[n], links[n], page[n] = entries[i][1], link, data
     if room <= 0 then break end
   end
-  if room > 0 and #entries < count then return page end
+  if n > 0 then from = '(' .. ids[n] end
+  if from == '(' .. last or room > 0 and #entries < count then is_end = 1 end
 end
-if from ~= '(' .. last then page[3] = 0 end
-return page
+"""
+"""Reads the entries behind an id, in batches. They grow, because each call takes time. A batch is read whole before its
+bytes are counted, so the first has few entries, which may be large, and none has more than 128."""
+
+PAGE = Script(
+    _LAST
+    + """
+if ARGV[2] == '0' or last == '0-0' then return {last, 0, 1, '', {}, {}} end
+"""
+    + _ENTRIES
+    + """
+if after == '0-0' and added == length then is_anchored = 1 end
+return {last, is_anchored, is_end, table.concat(ids, ' '), links, page}
 """
 )
 """Key: the stream. Arguments: the id before the page, empty for the oldest entry that is kept; the number of entries;
 their bytes. Replies with the last id that was given out, whether the id before the page is there, whether no entry
-follows, and then the id, the previous id and the payload of each entry."""
+follows, and then the ids of the entries with a space between two of them, the previous id of each, and the payloads."""
 
 HISTORY = Script(
     """
-local left, room, is_end = tonumber(ARGV[2]), tonumber(ARGV[3]), 0
-local from = ARGV[1] == '' and '-' or '(' .. ARGV[1]
-local page, ids, n = {}, {}, 0
-while is_end == 0 and left > 0 and room > 0 do
-  local count = math.min(left, n + 16)
-  local entries = {}
-  if from ~= '(18446744073709551615-18446744073709551615' then
-    entries = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', count)
-  end
-  for _, entry in ipairs(entries) do
-    local data, fields = '', entry[2]
-    for i = 1, #fields, 2 do
-      if fields[i] == 'data' then data = fields[i + 1] end
-    end
-    n = n + 1
-    page[n], ids[n] = data, entry[1]
-    left, room = left - 1, room - #data
-    if room <= 0 then break end
-  end
-  if n > 0 then from = '(' .. ids[n] end
-  if room > 0 and #entries < count then is_end = 1 end
-end
-page[n + 1], page[n + 2] = table.concat(ids, ' '), is_end
-return page
+local last = '18446744073709551615-18446744073709551615'
+"""
+    + _ENTRIES
+    + """
+return {is_end, table.concat(ids, ' '), page}
 """
 )
-"""The same key and arguments, for a reader that follows no links: a third of the values to parse. Replies with the
-payloads of the entries, their ids with a space between two of them, and whether no entry follows. It reads them in
-growing batches, because each call takes time, and of large entries few have room."""
+"""The same key and arguments, for a reader that follows no links: half of the values to parse. Replies with whether no
+entry follows, the ids, and the payloads."""
 
 LOAD = Script("return redis.call('HGET', KEYS[1], ARGV[1])")
 """Key: the hash of positions. Argument: the name of the position. Replies with an id, or with nothing."""

@@ -33,6 +33,14 @@ class Entry(NamedTuple):
     before: int  # the number of the entry that was the last one when this was appended; -1: none
 
 
+def new_page(
+    last: bytes, entries: list[tuple[bytes, bytes, bytes]], *, anchored: bool = True, end: bool = True
+) -> Page:
+    """Return a page with entries, of which each is an id, the previous id and a payload."""
+    ids, links, payloads = zip(*entries, strict=True) if entries else ((), (), ())
+    return Page(last, anchored, end, ids, links, payloads)
+
+
 class Server:
     """A stream of a server, and the subscribed connection to it."""
 
@@ -81,13 +89,11 @@ class Server:
 
     def read(self, position: bytes | None) -> Page:
         if position is None:
-            return Page(self.last, True, True, [])
+            return new_page(self.last, [])
         behind = [e for e in self.entries if not position or id_key(e.id) > id_key(position)]
         anchored = any(e.id == position for e in self.entries)
-        entries: list[bytes] = []
-        for entry in behind[:PAGE]:
-            entries += (entry.id, entry.previous, entry.data)
-        return Page(self.last, anchored, len(behind) <= PAGE, entries)
+        entries = [(entry.id, entry.previous, entry.data) for entry in behind[:PAGE]]
+        return new_page(self.last, entries, anchored=anchored, end=len(behind) <= PAGE)
 
 
 class Reader(Cursor):
@@ -373,10 +379,8 @@ def frame(previous: int, number: int) -> bytes:
 
 def page_of(*numbers: int, last: int, anchored: bool = True, end: bool = True) -> Page:
     """Entries of which each names the one before it; the first is preceded by the number before it."""
-    entries: list[bytes] = []
-    for number in numbers:
-        entries += (b"%d-0" % number, b"%d-0" % (number - 1), b"m%d" % number)
-    return Page(b"%d-0" % last, anchored, end, entries)
+    entries = [(b"%d-0" % number, b"%d-0" % (number - 1), b"m%d" % number) for number in numbers]
+    return new_page(b"%d-0" % last, entries, anchored=anchored, end=end)
 
 
 class Reading:
@@ -555,12 +559,12 @@ def test_an_empty_page_tells_why(last: int, reason: str) -> None:
 
 def test_an_entry_of_others_is_a_gap_unless_it_is_proven() -> None:
     """Its neighbour in the page, or the entry at the position, prove that nothing is between."""
-    foreign = [b"6-0", b"", b"x", b"7-0", b"", b"y"]
+    foreign = [(b"6-0", b"", b"x"), (b"7-0", b"", b"y")]
     proven = [b"5-0 6-0 x", b"6-0 7-0 y"]
-    assert verify(b"5-0", Page(b"7-0", True, True, foreign)) == (proven, b"7-0")
+    assert verify(b"5-0", new_page(b"7-0", foreign)) == (proven, b"7-0")
     gap = HistoryGap(b"5-0", b"6-0", "trimmed", b"6-0")
-    assert verify(b"5-0", Page(b"7-0", False, True, foreign)) == ([gap, *proven], b"7-0")
-    assert verify(b"", Page(b"7-0", False, True, foreign))[0] == [b"0-0 6-0 x", b"6-0 7-0 y"]
+    assert verify(b"5-0", new_page(b"7-0", foreign, anchored=False)) == ([gap, *proven], b"7-0")
+    assert verify(b"", new_page(b"7-0", foreign, anchored=False))[0] == [b"0-0 6-0 x", b"6-0 7-0 y"]
 
 
 def test_a_new_history_is_no_gap_for_a_cursor_that_had_all() -> None:
@@ -569,7 +573,7 @@ def test_a_new_history_is_no_gap_for_a_cursor_that_had_all() -> None:
         reading = live()
         assert not reading.cursor.take(b"0-0 8-0 m")
         reading.request = reading.send()
-        got = reading.answer(Page(b"%d-0" % first, False, True, [b"%d-0" % first, ZERO, b"m"]))
+        got = reading.answer(new_page(b"%d-0" % first, [(b"%d-0" % first, ZERO, b"m")], anchored=False))
         assert len([item for item in got if isinstance(item, HistoryGap)]) == gaps
 
 

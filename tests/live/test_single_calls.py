@@ -20,8 +20,8 @@ from ..helpers.waiting import until
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.one_flavour]
 
 WRONG = b"-ERR wrong\r\n"
-EMPTY = b"*2\r\n$0\r\n\r\n:1\r\n"  # a page of a history without entries
-PAGE = b"*4\r\n$1\r\nx\r\n$5\r\n:12\r\n\r\n$7\r\n1-1 1-2\r\n:1\r\n"  # one with two
+EMPTY = b"*3\r\n:1\r\n$0\r\n\r\n*0\r\n"  # a page of a history without entries
+PAGE = b"*3\r\n:1\r\n$7\r\n1-1 1-2\r\n*2\r\n$1\r\nx\r\n$5\r\n:12\r\n\r\n"  # one with two
 
 
 async def at_rest(mpx: Multiplexer) -> object:
@@ -437,9 +437,9 @@ async def test_a_long_page_is_not_kept_twice() -> None:
         await until(lambda: script.calls[-1] == (1, b"long"))
         single = single_of(mpx)
         assert single._busy is not None
-        script.write(b"*3\r\n$2000000\r\n" + b"x" * 1_900_000)
+        script.write(b"*3\r\n:1\r\n$3\r\n1-1\r\n*1\r\n$2000000\r\n" + b"x" * 1_900_000)
         await until(lambda: single._busy is None)
-        script.write(b"x" * 100_000 + b"\r\n$3\r\n1-1\r\n:1\r\n")
+        script.write(b"x" * 100_000 + b"\r\n")
         (message,) = await call
         assert message.data == b"x" * 2_000_000
         assert await mpx.history("s") == []

@@ -122,8 +122,25 @@ async def test_a_history_is_read_in_pages_that_are_bounded(mpx: Multiplexer, adm
     assert await mpx.history("nothing") == []
 
 
+@pytest.mark.one_flavour
+async def test_a_page_is_read_in_few_batches(mpx: Multiplexer, admin: Redis) -> None:
+    """The script reads 16 entries, then as many as before and 16, but at most 128, because they may be large."""
+    pipeline = admin.pipeline(transaction=False)
+    for number in range(1, 1_001):
+        pipeline.xadd("s", {"prev": f"{number - 1}-0", "data": "x"}, id=f"{number}-0")
+    await pipeline.execute()
+    await admin.config_resetstat()
+    assert len(await mpx.history("s", limit=1_000)) == 1_000
+    assert (await admin.info("commandstats"))["cmdstat_xrange"]["calls"] == 10
+    got: list[bytes] = []
+    sub = mpx.new_stream_subscription(lambda message: got.append(message.id))
+    sub.add("s", after=b"0")
+    await until(lambda: len(got) == 1_000)
+    assert (await admin.info("commandstats"))["cmdstat_xrange"]["calls"] == 20
+
+
 async def test_a_page_may_end_at_the_greatest_id(mpx: Multiplexer, admin: Redis) -> None:
-    """A subscription reads a stream whose last id is the greatest that there can be: none is behind it."""
+    """The last id of a stream may be the greatest that there can be: nothing is read behind it."""
     pipeline = admin.pipeline(transaction=False)
     for entry_id in [*(b"%d-1" % number for number in range(1, 16)), LAST_ID]:  # as many as the script reads at once
         pipeline.xadd("s", {"data": "x"}, id=entry_id)
@@ -133,6 +150,7 @@ async def test_a_page_may_end_at_the_greatest_id(mpx: Multiplexer, admin: Redis)
     sub.add("s", after=b"0")
     await until(lambda: len(got) == 16)
     assert got[-1] == LAST_ID
+    assert [message.id for message in await mpx.history("s")] == got
 
 
 async def test_append_and_publish_keep_their_order(mpx: Multiplexer) -> None:

@@ -121,10 +121,10 @@ class Streams:
         """Return at most `limit` messages behind a position."""
         messages: list[StreamMessage[bytes]] = []
         while limit > 0:
-            bounds = b"%d" % min(limit, PAGE_ENTRIES), b"%d" % PAGE_BYTES
-            payloads = await self._publisher.evaluate(name, evaluate(HISTORY, (name,), position, *bounds))
-            is_end, ids = payloads.pop(), payloads.pop().split()
-            messages.extend(messages_of(name, ids, payloads))
+            count = b"%d" % min(limit, PAGE_ENTRIES)
+            evaluation = evaluate(HISTORY, (name,), position, count, b"%d" % PAGE_BYTES)
+            is_end, ids, payloads = await self._publisher.evaluate(name, evaluation)
+            messages.extend(messages_of(name, ids.split(), payloads))
             if is_end:
                 break
             position = messages[-1].id
@@ -143,8 +143,8 @@ class Streams:
         if position is None:
             position, count = b"", 0
         evaluation = evaluate(PAGE, (name,), position, b"%d" % count, b"%d" % PAGE_BYTES)
-        reply = await self._publisher.evaluate(name, evaluation)
-        return Page(reply[0], bool(reply[1]), bool(reply[2]), reply[3:])
+        last, is_anchored, is_end, ids, links, payloads = await self._publisher.evaluate(name, evaluation)
+        return Page(last, bool(is_anchored), bool(is_end), ids.split(), links, payloads)
 
     def _on_wanted(self, stream: Stream) -> None:
         pause = self._pauses.get(stream)
@@ -199,7 +199,7 @@ class Streams:
         except ResponseError as error:
             self._refuse(stream, request, error)
             return
-        if page.entries or request.position is None:
+        if page.ids or request.position is None:
             self._pauses.pop(stream, None)
         else:
             self._pauses[stream] = min(max(2 * self._pauses.get(stream, 0.0), FIRST_PAUSE), LONGEST_PAUSE)
