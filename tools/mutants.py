@@ -362,9 +362,16 @@ MUTANTS = [
     Mutant(
         "publish: a busy loop uses up the time of a batch",
         "_io/publishing/deadlines.py",
-        "            self._limit.reschedule(max(self._limit.when() or now, now + LATER) + late)\n",
+        "            self._limit.reschedule(max(self._limit.when() or now, now + LATER) + lost)\n",
         "            pass\n",
         "tests/live/test_publish_lag.py",
+    ),
+    Mutant(
+        "publish: all the time for which the process was stopped is added to each deadline",
+        "_io/publishing/deadlines.py",
+        "        lost = min(late, self._timeout)\n",
+        "        lost = late\n",
+        "tests/io/test_call_deadlines.py",
     ),
     Mutant(
         "publish: a batch that begins after its deadlines is over at once",

@@ -17,7 +17,7 @@ class Calls:
     def __init__(self) -> None:
         self.loop = Clock()
         self.found: list[float] = []
-        self.deadlines = CallDeadlines(lambda: self.found.append(self.deadlines.passed))
+        self.deadlines = CallDeadlines(5.0, lambda: self.found.append(self.deadlines.passed))
 
     def look_at(self, deadline: float) -> None:
         async def look() -> None:
@@ -57,6 +57,15 @@ def test_lost_time_is_added_to_the_deadline(calls: Calls) -> None:
     assert calls.found == []
     calls.go_to(2.0)
     assert calls.found == [2.0]
+
+
+def test_a_stop_of_the_process_adds_one_timeout_at_most(calls: Calls) -> None:
+    """After an hour in which the process was stopped, a silent server is noticed as soon as otherwise."""
+    calls.look_at(5.0)
+    calls.go_to(3600.0)
+    calls.look_at(3605.0)
+    calls.go_to(3605.0)
+    assert calls.found == [3605.0]
 
 
 def test_a_loop_that_is_always_busy_finds_calls_overdue(calls: Calls) -> None:

@@ -1,8 +1,9 @@
 """When the calls of a pipeline are overdue: one timer for all of them. Fails no call itself.
 
 A server has its time to reply while the event loop of this process runs. When the timer comes late, because the loop
-was busy, replies may wait unread; so the lost time is added before any call is judged. A loop that is always busy reads
-in between, so the time is not added for ever.
+was busy, replies may wait unread; so the lost time is added before any call is judged. A call has lost its timeout at
+most, also if the process was stopped for an hour. A loop that is always busy reads in between, so the time is not added
+for ever.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ LATER = 0.001  # seconds after the last verdict about a batch: a batch ends only
 class CallDeadlines:
     """The next deadline of some calls, and the limit of the batch that is in flight."""
 
-    def __init__(self, on_due: Callable[[], object]) -> None:
+    def __init__(self, timeout: float, on_due: Callable[[], object]) -> None:
+        self._timeout = timeout
         self._on_due = on_due
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when it is due: uvloop's handle does not always tell
@@ -48,10 +50,11 @@ class CallDeadlines:
             self._looks, self.passed = 0, now
             self._on_due()
             return
-        self._earliest = now + late
+        lost = min(late, self._timeout)
+        self._earliest = now + lost
         self._set_timer(now)
         if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(max(self._limit.when() or now, now + LATER) + late)
+            self._limit.reschedule(max(self._limit.when() or now, now + LATER) + lost)
 
     def limit(self, deadline: float) -> asyncio.Timeout:
         """Return the limit of a batch with this last deadline. `end_limit()` is to follow."""

@@ -65,7 +65,7 @@ class Pipeline:
         self._singles = 0  # batches of one call in a row, without another call meanwhile: the third goes out at once
         self._is_advancing = False  # whether the shortcut is about to take a batch
         self._task: asyncio.Task[object] | None = None
-        self._deadlines = CallDeadlines(self._expire)
+        self._deadlines = CallDeadlines(timeout, self._expire)
         self.current: CurrentConnection = CurrentConnection(endpoint, timeout, on_lost, self._reroute)
         self._failure: BaseException | None = None  # of the last attempt to connect
 
