@@ -411,9 +411,23 @@ MUTANTS = [
     Mutant(
         "an interrupted thread that is to wake the next one",
         "blocking/outcome.py",
-        "            self._is_interrupted = True\n",
+        "            self._has_left = True\n",
         "            pass\n",
         "tests/io/test_outcome.py -k interrupted",
+    ),
+    Mutant(
+        "a thread that Ctrl-C ends has just taken the outcome of another one",
+        "blocking/outcome.py",
+        " or self._is_settled)",
+        ")",
+        "tests/io/test_outcome.py -k ctrl_c",
+    ),
+    Mutant(
+        "a thread that Ctrl-C ends was about to wake the loop",
+        "blocking/portal.py",
+        "                self._is_woken = False\n                with suppress(RuntimeError):\n",
+        "                if False:\n",
+        "tests/io/test_portal.py -k interrupted",
     ),
     Mutant(
         "a loop that each call wakes although it has just settled another one",
@@ -446,8 +460,8 @@ MUTANTS = [
     Mutant(
         "an interrupted publish() that is sent later",
         "blocking/portal.py",
-        "            self.post(outcome.cancel)  # this thread was interrupted, or the work is done\n            raise\n",
-        "            raise\n",
+        "                self.post(outcome.cancel)  #",
+        "                pass  #",
         f"{BLOCKING} -k takes_back",
     ),
     Mutant(

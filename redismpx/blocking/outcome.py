@@ -86,7 +86,7 @@ class WakeUps:
 class ThreadOutcome(Outcome[_Settled]):
     """The outcome for a thread that waits for it."""
 
-    __slots__ = ("_error", "_is_interrupted", "_is_set", "_result", "_wake_ups")
+    __slots__ = ("_error", "_has_left", "_is_set", "_is_settled", "_result", "_wake_ups")
 
     _result: _Settled
 
@@ -94,20 +94,23 @@ class ThreadOutcome(Outcome[_Settled]):
         super().__init__()
         self._wake_ups = wake_ups
         self._error: BaseException | None = None
-        self._is_interrupted = False  # whether the thread does not wait any more
+        self._is_settled = False
+        self._has_left = False  # whether the thread does not wait any more
         self._is_set = new_held_lock()
 
     def resolve(self, result: _Settled) -> None:
         self._result = result
+        self._is_settled = True
         self._wake_ups.add(self)
 
     def reject(self, error: BaseException) -> None:
         self._error = error
+        self._is_settled = True
         self._wake_ups.add(self)
 
     def wake(self) -> bool:
         """Wake the thread, and return whether it is going to wake the next one."""
-        if self._is_interrupted:
+        if self._has_left:
             return False
         self._is_set.release()
         return True
@@ -116,13 +119,12 @@ class ThreadOutcome(Outcome[_Settled]):
         """Wait for the outcome. Ctrl-C interrupts the main thread here."""
         timeout = _FIRST_WAIT
         try:
-            while not self._is_set.acquire(timeout=timeout):
-                self._wake_ups.wake_next()  # whose turn it is may be in a signal handler
+            # The thread whose turn it is to wake this one may be in a signal handler, or may have left by Ctrl-C.
+            while not (self._is_set.acquire(timeout=timeout) or self._is_settled):
+                self._wake_ups.wake_next()
                 timeout = LONG
-        except BaseException:
-            self._is_interrupted = True
-            raise
         finally:
+            self._has_left = True
             self._wake_ups.wake_next()
         if self._error is None:
             return self._result

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -147,11 +148,12 @@ class Portal:
         if collects_here():
             raise RuntimeError("this call waits, and a finalizer must not: it may have interrupted what it waits for")
         outcome: ThreadOutcome[_Returned] = ThreadOutcome(self._wake_ups)
-        self._add(_Call(partial(launch, outcome), outcome.abandon), is_patient)
         try:
+            self._add(_Call(partial(launch, outcome), outcome.abandon), is_patient)
             return outcome.get()
         except BaseException:
-            self.post(outcome.cancel)  # this thread was interrupted, or the work is done
+            with suppress(RuntimeError):  # in a forked child
+                self.post(outcome.cancel)  # this thread was interrupted, or the work is done
             raise
 
     async def _forward(self, launch: Callable[[Outcome[_Returned]], object]) -> _Returned:
@@ -234,6 +236,11 @@ class Portal:
                 self._loop.call_soon_threadsafe(self._run_calls)
             except RuntimeError:  # the loop was closed meanwhile
                 self._fail_calls()
+            except BaseException:  # a signal handler has raised, as for Ctrl-C, perhaps before the loop was woken
+                self._is_woken = False
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._run_calls)
+                raise
 
     def _run_calls(self) -> None:
         self._is_woken = False  # before the look: each call that is added from now on wakes the loop again

@@ -12,6 +12,8 @@ import pytest
 
 from redismpx.blocking.outcome import ThreadOutcome, WakeUps
 
+from ..helpers.interrupts import interrupted
+
 
 def new_outcomes(count: int) -> list[ThreadOutcome[int]]:
     wake_ups = WakeUps()
@@ -92,3 +94,25 @@ def in_signal_handler(function: Callable[[], object], outcome: ThreadOutcome[int
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_ctrl_c_in_any_step_of_a_wait_leaves_no_other_asleep() -> None:
+    """An interrupted thread may just be waking the next one: that one returns its outcome, perhaps a little later."""
+    at = 1
+    while _wakes_after_an_interrupted_wait(at):
+        at += 1
+    assert at > 5
+
+
+def _wakes_after_an_interrupted_wait(at: int) -> bool:
+    """Interrupt a wait in its n-th step, and wait for the next outcome; return whether there was such a step."""
+    first, second = new_outcomes(2)
+    first.resolve(1)
+    second.resolve(2)
+    was_interrupted = interrupted(at, first.get)
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(second.get()), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert seen == [2]
+    return was_interrupted

@@ -12,6 +12,8 @@ import pytest
 
 from redismpx.blocking.portal import Portal
 
+from ..helpers.interrupts import interrupted
+
 
 @pytest.fixture
 def portal() -> Iterator[Portal]:
@@ -127,3 +129,44 @@ def test_a_call_is_looked_at_although_no_outcome_comes(portal: Portal) -> None:
     for thread in calls.threads:
         thread.join(5)
     assert calls.results == [0] * 9
+
+
+@pytest.mark.parametrize("kind", ["post", "call", "wait_for"])
+def test_an_interrupted_call_disturbs_no_other(kind: str) -> None:
+    """Ctrl-C may come in any step of a call: the calls of other threads do not wait for ever, and its own work ends."""
+    at = 1
+    while _answers_after_an_interrupted_call(kind, at):
+        at += 1
+    assert at > 10
+
+
+def _answers_after_an_interrupted_call(kind: str, at: int) -> bool:
+    """Interrupt a call in the n-th step, and let another thread call then; return whether there was such a step."""
+    portal = Portal()
+    futures: list[asyncio.Future[int]] = []
+
+    def begin(future: asyncio.Future[int]) -> None:
+        futures.append(future)
+        asyncio.get_running_loop().call_soon(settle_late, future)
+
+    portal.call(lambda: None)
+    wait_until(lambda: not portal._is_woken)
+    calls: dict[str, Callable[[], object]] = {
+        "post": lambda: portal.post(lambda: None),
+        "call": lambda: portal.call(lambda: None),
+        "wait_for": lambda: portal.wait_for(begin),
+    }
+    was_interrupted = interrupted(at, calls[kind])
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(portal.call(lambda: all(map(is_done, futures)))))
+    thread.daemon = True
+    thread.start()
+    thread.join(5)
+    assert answers == [True]
+    portal.post(portal.stop)
+    portal.join()
+    return was_interrupted
+
+
+def is_done(future: asyncio.Future[int]) -> bool:
+    return future.done()
