@@ -7,6 +7,7 @@ __all__ = ["Promise", "PromiseSubscription"]
 import asyncio
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from ._core.wire import Kind, escape_glob
 from ._io.delivery.consumer import Consumer
@@ -113,9 +114,9 @@ class Promise(asyncio.Future[bytes]):
         if self.done():
             return False
         self._outstanding.check_loop()
-        super().cancel(msg)
-        self._discard()
-        return True
+        if is_cancelled := super().cancel(msg):  # otherwise a finalizer has just cancelled it
+            self._discard()
+        return is_cancelled
 
     def set_result(self, result: bytes) -> None:
         """Resolve the promise without a message.
@@ -144,28 +145,29 @@ class Promise(asyncio.Future[bytes]):
         self._discard()
 
     def _resolve(self, data: bytes) -> None:
-        """Set the payload as the outcome. The caller has removed the promise from its channel."""
-        if not self.done():  # a finalizer may have cancelled it since then
-            self._stop_counting()
+        """Set the payload as the outcome, if there is none. The caller has removed the promise from its channel."""
+        try:
             super().set_result(data)
+        except asyncio.InvalidStateError:  # a finalizer has cancelled it since then
+            return
+        self._stop_counting()
 
     def _fail(self, error: BaseException) -> None:
-        """Set an error as the outcome. The caller has removed the promise from its channel."""
-        self._stop_counting()
-        super().set_exception(error)
-        self.exception()  # marks it as retrieved: asyncio logs nothing if nobody awaits this promise
+        """Set an error as the outcome, if there is none. The caller has removed the promise from its channel."""
+        with suppress(asyncio.InvalidStateError):  # a finalizer may have cancelled it since then
+            super().set_exception(error)
+            self.exception()  # marks it as retrieved: asyncio logs nothing if nobody awaits this promise
+            self._stop_counting()
 
     def _expire(self) -> None:
-        if self.done() or self._outstanding.failure is not None:  # done: a finalizer has just cancelled it
+        if self._outstanding.failure is None:
+            self._remove_from_channel()
+            self._fail(PromiseTimeout(self._channel, self._timeout or 0.0))
+        else:
             self._interrupt()
-            return
-        self._remove_from_channel()
-        self._fail(PromiseTimeout(self._channel, self._timeout or 0.0))
 
     def _interrupt(self) -> None:
         """Fail as all outstanding promises do, unless the promise has an outcome since that began."""
-        if self.done():
-            return
         assert self._outstanding.failure is not None
         reason, cause = self._outstanding.failure
         error = PromiseInterrupted(self._channel, reason)
@@ -281,8 +283,7 @@ class PromiseSubscription(Subscription):
         seconds = check_seconds(timeout, "timeout")
         self._hub.enter()
         if not self._is_active():
-            loop = asyncio.get_running_loop()
-            since = loop.time()
+            since = (loop := asyncio.get_running_loop()).time()
             try:
                 await self.wait_for_activation(timeout=timeout)
             except TimeoutError as error:
@@ -338,8 +339,7 @@ class PromiseSubscription(Subscription):
 
     def _fail_all(self, reason: str, cause: Exception | None = None) -> None:
         failing, self._outstanding = self._outstanding, _Outstanding(self._outstanding.counters, self._hub.check)
-        self._failing = [earlier for earlier in self._failing if earlier.count]
-        self._failing.append(failing)
+        self._failing = [each for each in (*self._failing, failing) if each.count]
         self._hub.slices.begin(failing.fail(reason, cause))
 
     @property

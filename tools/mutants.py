@@ -558,8 +558,8 @@ MUTANTS = [
     Mutant(
         "only the first of the promises with one timeout expires",
         "_io/runtime/timers.py",
-        "        if self._items:\n            self._timer = self._loop",
-        "        if False:\n            self._timer = self._loop",
+        "self._expire_due) if self._items else None\n",
+        "self._expire_due) if False else None\n",
         "tests/io/test_timers.py",
     ),
     Mutant(
@@ -1195,6 +1195,20 @@ MUTANTS = [
         "[*islice(self._items, EXPIRED_AT_ONCE)]",
         "islice(self._items, EXPIRED_AT_ONCE)",
         "tests/io/test_timers.py -k any_line",
+    ),
+    Mutant(
+        "promises: a finalizer that cancels one during the copy stops the deadlines of all",
+        "_io/runtime/timers.py",
+        "        with suppress(RuntimeError):",
+        "        if True:",
+        "tests/io/test_promise.py",
+    ),
+    Mutant(
+        "promises: a finalizer that cancels the one that expires stops the deadlines of all",
+        "promise.py",
+        "        with suppress(asyncio.InvalidStateError):",
+        "        if True:",
+        "tests/io/test_promise.py",
     ),
     Mutant(
         "streams: a finalizer that closes one in the middle of a change leaves its names subscribed",
@@ -2401,8 +2415,8 @@ MUTANTS = [
     Mutant(
         "a promise may be cancelled in another thread",
         "promise.py",
-        "        self._outstanding.check_loop()\n        super().cancel(msg)\n",
-        "        super().cancel(msg)\n",
+        "        self._outstanding.check_loop()\n        if is_cancelled",
+        "        if is_cancelled",
         f"{FOREIGN_LOOP} -k each_entry_rejects_another_loop",
     ),
     Mutant(

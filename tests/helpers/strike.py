@@ -58,3 +58,30 @@ def struck(at: int, part: str, sessions: list[Session], call: Callable[[], objec
     gc.collect()
     assert done, f"it hangs, or has raised, in line {at}"
     return done[0]
+
+
+def collected(at: int, end: Callable[[], object], call: Callable[[], object]) -> bool:
+    """Call a function; the collector runs by itself after the n-th allocation, and a finalizer calls `end`.
+
+    Return whether it ran before the function returned.
+    """
+    ended: list[bool] = []
+
+    def finalize() -> None:
+        ended.append(True)
+        end()
+
+    before = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    Session(finalize)
+    gc.set_threshold(at, 1, 1)
+    gc.enable()
+    try:
+        call()
+    finally:
+        gc.set_threshold(*before)
+    has_run = bool(ended)
+    gc.collect()
+    assert ended
+    return has_run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -28,9 +29,10 @@ class Deadlines(Generic[Item]):
         queue.add(item, seconds)
 
     def remove(self, item: Item, seconds: float) -> None:
-        """Forget an item that was added with the same `seconds` and has not expired."""
-        if self._queues[seconds].remove(item):
-            del self._queues[seconds]
+        """Forget an item that was added with the same `seconds`, also one that expires just now."""
+        queue = self._queues.get(seconds)
+        if queue is not None and queue.remove(item):
+            self._queues.pop(seconds, None)
 
 
 class _Queue(Generic[Item]):
@@ -50,8 +52,8 @@ class _Queue(Generic[Item]):
             self._timer = self._loop.call_at(when, self._expire_due)
 
     def remove(self, item: Item) -> bool:
-        """Remove an item; return whether none is left."""
-        del self._items[item]
+        """Remove an item, if it is there; return whether none is left."""
+        self._items.pop(item, None)
         if self._items:
             return False
         if self._timer is not None:
@@ -60,12 +62,15 @@ class _Queue(Generic[Item]):
         return True
 
     def _expire_due(self) -> None:
-        now = self._loop.time()
-        for item in [*islice(self._items, EXPIRED_AT_ONCE)]:  # copied: a finalizer may remove any of them
-            if self._items.get(item, now) > now:
+        now = next_look = self._loop.time()
+        due: list[Item] = []
+        with suppress(RuntimeError):  # a finalizer has removed an item during the copy: look again at once
+            due = [*islice(self._items, EXPIRED_AT_ONCE)]
+        for item in due:
+            when = self._items.get(item, now)
+            if when > now:
+                next_look = when
                 break
-            if item in self._items:
+            if self._items.pop(item, None) is not None:  # otherwise a finalizer has removed it
                 self._expire(item)
-        self._timer = None
-        if self._items:
-            self._timer = self._loop.call_at(next(iter(self._items.values())), self._expire_due)
+        self._timer = self._loop.call_at(next_look, self._expire_due) if self._items else None
