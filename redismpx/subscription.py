@@ -146,8 +146,9 @@ class Subscription(ABC):
         """Tell the same of some names. `missing` has those that were not active, for the next call: most still are."""
         self._check_open()
         for name in self._inbox.refusals.keys() & names:  # in a time that grows with the smaller one only
-            refusal = self._inbox.refusals[name]
-            raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
+            refusal = self._inbox.refusals.get(name)
+            if refusal is not None:  # otherwise a finalizer has just removed the name
+                raise SubscriptionRefused(refusal.kind, refusal.name, refusal.reason)
         while missing and self._has_active(missing[-1]):
             missing.pop()
         if not missing:  # others may have been lost since the last call
