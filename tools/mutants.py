@@ -1197,6 +1197,20 @@ MUTANTS = [
         "tests/io/test_timers.py -k any_line",
     ),
     Mutant(
+        "a finalizer that closes a subscription ends a drain with an error",
+        "_io/hub.py",
+        "        with self.budget.critical:  # a finalizer may close any of them\n",
+        "        if True:\n",
+        "tests/io/test_hub.py",
+    ),
+    Mutant(
+        "a finalizer that closes a durable subscription ends a drain with an error",
+        "_io/hub.py",
+        "        with self.budget.critical:  # as above\n",
+        "        if True:\n",
+        "tests/io/test_hub.py",
+    ),
+    Mutant(
         "promises: a finalizer that cancels one during the copy stops the deadlines of all",
         "_io/runtime/timers.py",
         "        with suppress(RuntimeError):",

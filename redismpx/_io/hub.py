@@ -24,7 +24,7 @@ from ..stats import Counters
 from .delivery.consumer import DeliveryContext
 from .delivery.watch import Watch
 from .deployment import Deployment
-from .runtime.log import RecordLimit, logger
+from .runtime.log import RecordLimit, call_late, logger
 from .runtime.slices import SLICE_STEPS, Slices
 from .runtime.tasks import Tasks
 from .session.subscriber import Subscriber
@@ -129,7 +129,8 @@ class Hub:
     @property
     def subscriptions(self) -> tuple[Closable, ...]:
         """All open subscriptions."""
-        return (*self._kept, *self._read)
+        with self.budget.critical:  # a finalizer may close any of them
+            return (*self._kept, *self._read)
 
     @property
     def subscription_count(self) -> int:
@@ -198,7 +199,7 @@ class Hub:
 
     def postpone(self, call: Callable[[], object]) -> bool:
         """Have a call made after the change that a finalizer has interrupted; return False if there is none."""
-        return self.budget.critical.postpone(partial(_call_late, call))
+        return self.budget.critical.postpone(partial(call_late, call))
 
     def add(self, kind: Kind, names: Collection[bytes], subscriber: Subscriber) -> None:
         """Subscribe to the names of a new subscriber, which a finalizer may have made."""
@@ -301,7 +302,9 @@ class Hub:
         """Close the subscriptions whose positions are kept in Redis, and wait until these are saved: for a second."""
         if self.durable:
             self.drain()
-        for number, subscription in enumerate(tuple(self.durable), 1):
+        with self.budget.critical:  # as above
+            durable = tuple(self.durable)
+        for number, subscription in enumerate(durable, 1):
             subscription._close("multiplexer closed")
             if number % SLICE_STEPS == 0:
                 await asyncio.sleep(0)
@@ -338,12 +341,3 @@ class Hub:
         else:
             await self.slices.done()
             await self.tasks.ended()
-
-
-def _call_late(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except Exception:  # noqa: BLE001, most often the subscription was closed meanwhile
-        logger.debug(
-            "a finalizer could not release something, most often because its subscription is closed", exc_info=True
-        )

@@ -14,7 +14,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from .._io.runtime.log import logger
+from .._io.runtime.log import call_late
 from ..errors import MultiplexerIsClosed
 from .collecting import collects_here
 from .locks import are_threads_greenlets
@@ -116,7 +116,7 @@ class Portal:
     def release(self, function: Callable[[], object]) -> None:
         """Call a function that ends something in the thread of the loop, as `call()` does; in a finalizer, soon."""
         if collects_here() and not self.is_here:
-            self.post(partial(_release_late, function))
+            self.post(partial(call_late, function))
         else:
             self.call(function)
 
@@ -277,15 +277,6 @@ class _Call:
         self.run: Callable[[], object] = partial(copy_context().run, function)
         self.fail = fail
         """Called instead when the loop has ended."""
-
-
-def _release_late(function: Callable[[], object]) -> None:
-    try:
-        function()
-    except Exception:  # noqa: BLE001, there is no caller
-        logger.debug(
-            "a finalizer could not release something, most often because its subscription is closed", exc_info=True
-        )
 
 
 def _nothing() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -30,6 +30,16 @@ class _Logger(logging.LoggerAdapter[logging.Logger]):
 
 
 logger = _Logger(logging.getLogger("redismpx"))
+
+
+def call_late(function: Callable[[], object]) -> None:
+    """Call a function for a finalizer, which could not call it itself. An error is logged: there is no caller."""
+    try:
+        function()
+    except Exception:  # most often the subscription was closed meanwhile
+        logger.debug(
+            "a finalizer could not release something, most often because its subscription is closed", exc_info=True
+        )
 
 
 class _Window:
