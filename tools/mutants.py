@@ -1374,7 +1374,7 @@ MUTANTS = [
     Mutant(
         "channels that are being added do not count for max_channels",
         "_io/hub.py",
-        "        count += self.joining\n",
+        "            count += self.joining\n",
         "",
         f"{ADDING} -k the_limit",
     ),

@@ -187,7 +187,7 @@ class Hub:
             error, option, limit, count = TooManyPatterns, "max_patterns", self.limits.max_patterns, self.patterns
         else:
             error, option, limit, count = TooManyChannels, "max_channels", self.limits.max_channels, self.channels
-        count += self.joining
+            count += self.joining
         if limit is None or count + len(names) <= limit:
             return
         if count + self.deployment.count_new(kind, names) > limit:

@@ -92,6 +92,14 @@ async def test_channels_that_are_being_added_count_for_the_limit(url: str) -> No
         await sub.wait_for_activation(timeout=20)
 
 
+async def test_a_limit_of_patterns_does_not_hurry_channels(url: str) -> None:
+    """Channels that are being added do not count as patterns: a new pattern leaves them to the next iterations."""
+    async with Multiplexer(url, max_patterns=1) as mpx:
+        mpx.new_channel_subscription().add(*NAMES)
+        mpx.new_pattern_subscription("a*")
+        assert mpx.stats().channels == AT_ONCE
+
+
 async def test_sharded_channels_are_added_in_time_slices(url: str, admin: Redis) -> None:
     """Very many shard channels are added in the same way."""
     async with Multiplexer(url) as mpx:
