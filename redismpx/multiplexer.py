@@ -208,8 +208,8 @@ class Multiplexer:
                 None if watch is None else watch.tell,
             )
             return Hub(
-                lambda on_end: deployment_of(
-                    client, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end)
+                lambda on_end, slices: deployment_of(
+                    client, DeploymentOptions(backoff, sessions, publish_timeout, delivery_probe, on_end, slices)
                 ),
                 tasks,
                 counters,

@@ -60,7 +60,7 @@ class Hub:
 
     def __init__(
         self,
-        new_deployment: Callable[[Callable[[], None]], Deployment],
+        new_deployment: Callable[[Callable[[], None], Slices], Deployment],
         tasks: Tasks,
         counters: Counters,
         limits: Limits,
@@ -83,7 +83,7 @@ class Hub:
         self.durable: WeakSet[Closable] = WeakSet()
         """The open subscriptions whose positions are kept in Redis."""
         self._abandoned: deque[Closable] = deque()  # the garbage collector has found these; the loop closes them
-        self.deployment: Deployment = new_deployment(self.close)
+        self.deployment: Deployment = new_deployment(self.close, self.slices)
         self._streams: Streams = Streams(self.deployment.publisher, tasks, record_limit, tail_interval)
         self.delivery: DeliveryContext = DeliveryContext(
             tasks, counters, budget, self.deployment.main.call_soon, record_limit, watch

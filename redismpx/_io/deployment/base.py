@@ -16,7 +16,7 @@ from ..redispy.connection import Address
 from ..redispy.credentials import Follower, Login
 from ..redispy.endpoint import Endpoint
 from ..runtime.log import logger
-from ..runtime.slices import Step, freeing
+from ..runtime.slices import Slices, Step, freeing
 from ..session.delivery_probe import DeliveryProbe
 from ..session.listener import Listener
 from ..session.options import SessionOptions
@@ -34,6 +34,8 @@ class DeploymentOptions(NamedTuple):
     delivery_probe: float | None  # seconds between two probes; None: no probe
     on_end: Callable[[], None]
     """Called when the session has ended, also when asyncio cancelled it."""
+    slices: Slices
+    """Does what takes long for very many names."""
 
 
 class Deployment:

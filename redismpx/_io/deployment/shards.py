@@ -17,14 +17,14 @@ from typing import TypeAlias
 
 from ..._core.critical import CriticalSection
 from ..._core.entry import Entry, SubscriberState
-from ..._core.loss import CHUNK
 from ..._core.registry import Registry
 from ..._core.wire import Kind, Redirection
 from ...errors import ConnectionLost
 from ..redispy.client import key_slot
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import ClusterNode, NodeEndpoint, SlotMap
-from ..runtime.tasks import TIME_SLICE, Tasks
+from ..runtime.slices import Slices, freeing
+from ..runtime.tasks import TIME_SLICE
 from ..session.dispatcher import Evict
 from ..session.session import UNCONFIRMED, Session
 from ..session.state import SessionState
@@ -57,11 +57,11 @@ class Shard:
 class Shards(SlotMapFollower):
     """Keeps each shard channel at the primary that owns its slot."""
 
-    def __init__(self, slot_map: SlotMap, new_session: NewSession, critical: CriticalSection, tasks: Tasks) -> None:
+    def __init__(self, slot_map: SlotMap, new_session: NewSession, critical: CriticalSection, slices: Slices) -> None:
         super().__init__(slot_map)
         self._new_session = new_session
         self._critical = critical
-        self._tasks = tasks
+        self._slices = slices
         self._places: dict[bytes, Shard] = {}  # the shard of each channel
         self._shards: dict[str, Shard] = {}
         self._ownerless = Shard("", Registry(), None)
@@ -187,8 +187,7 @@ class Shards(SlotMapFollower):
             shard.closing.cancel()
         if self._shards.get(shard.node) is shard and shard.session is not None:
             del self._shards[shard.node]
-            entries = shard.session.retire()
-            self._tasks.start(_free(entries), "redismpx names of a retired session", Context())
+            self._slices.begin(freeing(shard.session.retire()))
 
     def _move(self, name: bytes, source: Shard, target: Shard) -> None:
         """Remove a channel from one shard, and add it to another."""
@@ -293,10 +292,3 @@ class Shards(SlotMapFollower):
         self._places.clear()
         self._untold.clear()
         return entries
-
-
-async def _free(entries: list[Entry[Subscriber]]) -> None:
-    """Free names that nothing else refers to: all of a slot together would take long."""
-    while entries:
-        del entries[-CHUNK:]
-        await asyncio.sleep(0)
