@@ -1197,6 +1197,13 @@ MUTANTS = [
         "tests/io/test_timers.py -k any_line",
     ),
     Mutant(
+        "a finalizer that closes the multiplexer in the middle of close() lets that raise",
+        "_io/hub.py",
+        "            if before is HubState.CLOSED:\n                return False\n",
+        "",
+        "tests/io/test_hub.py -k as_it_ends",
+    ),
+    Mutant(
         "a finalizer that closes a subscription ends a drain with an error",
         "_io/hub.py",
         "        with self.budget.critical:  # a finalizer may close any of them\n",

@@ -109,11 +109,17 @@ class Hub:
         """Whether the multiplexer is closed."""
         return self.state is HubState.CLOSED
 
-    def _move(self, state: HubState) -> None:
-        if state not in HUB_TRANSITIONS[self.state]:
-            raise AssertionError(f"{self.state} to {state}")
-        before, self.state = self.state, state
+    def _move(self, state: HubState) -> bool:
+        """Move to a state; return False if a finalizer has closed the multiplexer just now."""
+        with self.budget.critical:
+            before = self.state
+            if before is HubState.CLOSED:
+                return False
+            if state not in HUB_TRANSITIONS[before]:
+                raise AssertionError(f"{before} to {state}")
+            self.state = state
         logger.debug("multiplexer %s -> %s", before.value, state.value)
+        return True
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:
@@ -316,9 +322,8 @@ class Hub:
         No callback is called any more. With very many subscriptions, most of them end in the next iterations of the
         loop: until then their messages count as pending, and their awaited callbacks and promises go on.
         """
-        if self.closed or self.postpone(self.close):
+        if self.closed or self.postpone(self.close) or not self._move(HubState.CLOSED):
             return
-        self._move(HubState.CLOSED)
         self.tasks.is_ending = True
         self._streams.end()
         self.budget.recall()  # a consumer takes messages from its batch without a look at anything else

@@ -9,7 +9,7 @@ import pytest
 
 from redismpx import Multiplexer
 
-from ..helpers.strike import Session, struck
+from ..helpers.strike import Session, collected, struck
 
 
 def consume(mpx: Multiplexer) -> None:
@@ -35,3 +35,19 @@ def _drains(step: Callable[[Multiplexer], None], at: int) -> bool:
     was_struck = struck(at, "weakref", [Session(subs.pop().close)], lambda: step(mpx))
     mpx.close()
     return was_struck
+
+
+@pytest.mark.parametrize("end", ["close", "drain"])
+def test_a_finalizer_may_close_the_multiplexer_as_it_ends(end: str) -> None:
+    """close() and drain() do what they promise, and raise nothing, although a finalizer closes it in the middle."""
+    at = 1
+    while _ends(end, at):
+        at += 1
+    assert at > 1
+
+
+def _ends(end: str, at: int) -> bool:
+    mpx = Multiplexer("redis://localhost:1")
+    was_collected = collected(at, mpx.close, getattr(mpx._hub, end))
+    assert mpx._hub.closed
+    return was_collected
