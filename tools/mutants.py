@@ -751,7 +751,7 @@ MUTANTS = [
     Mutant(
         "P6: a dial that did not notice its cancellation goes on",
         "_io/runtime/tasks.py",
-        "        for task in tuple(self._own):\n            task.cancel()\n",
+        "        for task in [*self._own]:\n            task.cancel()\n",
         "",
         f"{CANCELLATION} -k closing_a_dial_that_swallows_its_cancellation",
     ),
@@ -2821,7 +2821,7 @@ MUTANTS = [
     Mutant(
         "drain() forgets calls between two nodes",
         "_io/publishing/cluster.py",
-        "return [*super()._outcomes, *(call.outcome for queue in self._slot_queues.values() for call in queue.held)]",
+        "return [*super()._outcomes, *(call.outcome for queue in [*self._slot_queues.values()] for call in queue.held)]",
         "return super()._outcomes",
         "tests/cluster/test_publishing_order.py -k end_with_the_multiplexer",
     ),

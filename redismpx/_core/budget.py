@@ -90,7 +90,7 @@ class Budget:
         """How many messages are pending now, and their bytes in each buffer."""
         if not self.critical.is_open:  # otherwise a finalizer asks
             self.recall()
-        fresh = [holder.fresh for holder in tuple(self.uncounted)]
+        fresh = [holder.fresh for holder in [*self.uncounted]]
         return self.pending + sum(map(len, fresh)) // 2, self.size + sum([sum(map(len, items)) for items in fresh])
 
     def recall(self, size: int = sys.maxsize) -> None:

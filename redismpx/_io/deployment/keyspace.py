@@ -87,7 +87,7 @@ class KeySubscriber:
 
     def settle(self) -> None:
         """Notify the subscriber if every known primary has confirmed the name."""
-        if not self.is_active and self.feeds and all(feed.is_active for feed in tuple(self.feeds.values())):
+        if not self.is_active and self.feeds and all(feed.is_active for feed in [*self.feeds.values()]):
             self.is_active, self._is_refused = True, False
             self.subscriber.activate(self.name.name)
 
@@ -185,7 +185,7 @@ class Keyspace(ABC):
         known = self._subscribers.pop(subscriber, None)
         if known is None:
             return 0
-        for feed in tuple(known.feeds.values()):
+        for feed in [*known.feeds.values()]:
             known.leave(feed)
         return int(known.is_active)
 

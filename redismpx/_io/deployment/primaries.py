@@ -44,7 +44,7 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
     @property
     def sessions(self) -> Collection[Session]:
         """The sessions with the primaries."""
-        return [primary.session for primary in tuple(self._primaries.values())]
+        return [primary.session for primary in [*self._primaries.values()]]
 
     def name_count(self, kind: Kind) -> int:
         """Return how many names of a kind have subscribers."""
@@ -79,7 +79,7 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
         key = subscriber.name.key
         nodes = self._slot_map.primaries if key is None else [self._slot_map.owner(key_slot(key))]
         targets = {node.name: node for node in nodes if node is not None}
-        strays = [feed for feed in tuple(subscriber.feeds.values()) if feed.primary.node not in targets]
+        strays = [feed for feed in [*subscriber.feeds.values()] if feed.primary.node not in targets]
         doubted = [feed for feed in strays if feed.is_active and not feed.is_doubted]
         if not targets or doubted:
             for feed in doubted:
@@ -91,7 +91,7 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
         new = [node for node in targets if node not in subscriber.feeds]
         for name in new:
             subscriber.enter(self._primary_of(targets[name]))
-        for feed in tuple(subscriber.feeds.values()):
+        for feed in [*subscriber.feeds.values()]:
             feed.is_doubted = False
         self._tell(subscriber, strays, new)
 
@@ -119,7 +119,7 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
 
     @property
     def _suspect(self) -> str | None:
-        primaries = tuple(self._primaries.values())
+        primaries = [*self._primaries.values()]
         return next((primary.node for primary in primaries if not _is_connected(primary)), None)
 
     @property
@@ -134,7 +134,8 @@ class ClusterKeyspace(Keyspace, SlotMapFollower):
             if monotonic() > slice_end:
                 await asyncio.sleep(0)
                 slice_end = monotonic() + TIME_SLICE
-        for node, primary in tuple(self._primaries.items()):
+        for node in [*self._primaries]:  # a finalizer may add one
+            primary = self._primaries[node]
             if primary.session.registry.is_empty:
                 del self._primaries[node]
                 primary.session.retire()

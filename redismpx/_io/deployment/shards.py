@@ -77,7 +77,7 @@ class Shards(SlotMapFollower):
     @property
     def sessions(self) -> list[Session]:
         """The sessions with the primaries."""
-        return [shard.session for shard in tuple(self._shards.values()) if shard.session is not None]
+        return [shard.session for shard in [*self._shards.values()] if shard.session is not None]
 
     @property
     def name_count(self) -> int:
@@ -87,7 +87,7 @@ class Shards(SlotMapFollower):
     @property
     def outage(self) -> ConnectionLost | None:
         """Why some channels have no connection now; None if all have one."""
-        failing = [s.session.outage for s in tuple(self._shards.values()) if s.slots and s.session is not None]
+        failing = [s.session.outage for s in [*self._shards.values()] if s.slots and s.session is not None]
         unowned = ConnectionLost("no node is known to own its slot") if self._ownerless.slots else None
         return next(filter(None, failing), self._error or unowned)
 
@@ -96,9 +96,7 @@ class Shards(SlotMapFollower):
         """What is known about why some channels are not active yet."""
         if self.outage is not None:
             return self.outage.reason
-        waiting = [
-            s.session.progress for s in tuple(self._shards.values()) if s.session is not None and not s.is_connected
-        ]
+        waiting = [s.session.progress for s in [*self._shards.values()] if s.session is not None and not s.is_connected]
         return waiting[0] if waiting else UNCONFIRMED
 
     def count_new(self, names: Collection[bytes]) -> int:
@@ -237,7 +235,7 @@ class Shards(SlotMapFollower):
 
     @property
     def _suspect(self) -> str | None:
-        shards = tuple(self._shards.values())
+        shards = [*self._shards.values()]
         return next((shard.node for shard in shards if shard.slots and not shard.is_connected), None)
 
     async def _place_all(self) -> None:
@@ -257,7 +255,7 @@ class Shards(SlotMapFollower):
                     if shard.is_connected and doubts.get(slot) != owner.name:
                         self._doubts[slot] = owner.name
                     else:
-                        for name in tuple(shard.slots.get(slot, ())):
+                        for name in [*shard.slots.get(slot, ())]:
                             if self._places.get(name) is shard:
                                 self._move(name, shard, self._owner(slot))
                             if monotonic() > slice_end:
@@ -276,14 +274,14 @@ class Shards(SlotMapFollower):
         self._drain()
         for _ in self._ownerless.registry.drain():
             await asyncio.sleep(0)
-        for shard in tuple(self._shards.values()):
+        for shard in [*self._shards.values()]:
             if shard.session is not None:
                 await shard.session.unsubscribe_all()
 
     def close(self) -> list[Entry[Subscriber]]:
         """End every session, at once and for good; return the names, which are to be freed little by little."""
         entries = self._ownerless.registry.clear()
-        for shard in tuple(self._shards.values()):
+        for shard in [*self._shards.values()]:
             if shard.closing is not None:
                 shard.closing.cancel()
             if shard.session is not None:

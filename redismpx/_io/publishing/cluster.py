@@ -84,12 +84,12 @@ class ClusterPublisher(Publisher):
 
     @property
     def _outcomes(self) -> list[asyncio.Future[Any]]:
-        return [*super()._outcomes, *(call.outcome for queue in self._slot_queues.values() for call in queue.held)]
+        return [*super()._outcomes, *(call.outcome for queue in [*self._slot_queues.values()] for call in queue.held)]
 
     def close(self) -> Iterator[Step]:
         """Take out all calls; return, for each, a step that fails it if it has no outcome yet."""
         self._closed = True
-        return chain(super().close(), *[queue.close() for queue in tuple(self._slot_queues.values())])
+        return chain(super().close(), *[queue.close() for queue in [*self._slot_queues.values()]])
 
     # --- the owners of slots
 

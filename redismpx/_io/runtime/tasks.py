@@ -89,7 +89,7 @@ class Tasks:
         if self._starting > 0 or running_task() in self._tasks:
             return True
         caller = _caller.get()
-        return caller is not None and any(task.get_coro() is caller for task in tuple(self._tasks))
+        return caller is not None and any(task.get_coro() is caller for task in [*self._tasks])
 
     def cancel(self) -> Iterator[Callable[[], object]]:
         """Cancel the tasks of the library; return, for each callback that is awaited, a function that cancels it.
@@ -100,12 +100,12 @@ class Tasks:
         is cancelled once: it may be cleaning up.
         """
         self.is_ending = True
-        for task in tuple(self._own):
+        for task in [*self._own]:
             _cancel_once(task)
             if belongs_to(task):  # it runs a log handler, or a credential provider
                 task.get_loop().call_soon(task.cancel)
         self._cancel_later()
-        return (partial(_cancel_once, task) for task in tuple(self._tasks))
+        return (partial(_cancel_once, task) for task in [*self._tasks])
 
     def _cancel_later(self) -> None:
         if self._own and self._again is None:
@@ -113,7 +113,7 @@ class Tasks:
 
     def _cancel_again(self) -> None:
         self._again = None
-        for task in tuple(self._own):
+        for task in [*self._own]:
             task.cancel()
         self._cancel_later()
 
@@ -121,7 +121,7 @@ class Tasks:
         """Wait until the cancelled tasks have ended, for END_TIMEOUT at most; cancel() comes first."""
         give_up = monotonic() + END_TIMEOUT
         stuck: list[asyncio.Task[object]] = []
-        tasks = iter(tuple(self._tasks))
+        tasks = iter([*self._tasks])
         while some := list(islice(tasks, WAITED_AT_ONCE)):
             if others := [task for task in some if not belongs_to(task)]:
                 _, late = await asyncio.wait(others, timeout=max(0.0, give_up - monotonic()))
