@@ -297,6 +297,13 @@ MUTANTS = [
         f"{BLOCKING} -k bounded_in_bytes",
     ),
     Mutant(
+        "a thread that polls takes more and more messages out of their buffer",
+        "blocking/hand_over.py",
+        "        if self._batch or (self._is_asked",
+        "        if (self._is_asked",
+        f"{BLOCKING} -k moves_no_more",
+    ),
+    Mutant(
         "a callback ahead of messages on the way to a thread",
         "blocking/hand_over.py",
         "            await self.empty()\n            return await call",

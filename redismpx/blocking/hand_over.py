@@ -136,14 +136,17 @@ class HandOver:
             self._task.cancel()
 
     def fill_now(self, get_nowait: Callable[[], Any]) -> None:
-        """Take a batch without a wait."""
-        if self._is_asked and self._task is not None and not self._task.done():
-            return  # nothing is buffered, or another thread is about to get it
-        for _ in range(min(self._size, self._count_source())):
+        """Take a batch without a wait, unless there is one."""
+        if self._batch or (self._is_asked and self._task is not None and not self._task.done()):
+            return  # otherwise nothing is buffered, or another thread is about to get it
+        left, size = min(self._size, self._count_source()), 0
+        while left > 0 and size < _BATCH_BYTES:
             try:
-                self._batch.append(get_nowait())
+                event = get_nowait()
             except asyncio.QueueEmpty:
                 return
+            self._batch.append(event)
+            left, size = left - 1, size + _size_of(event)
 
     async def empty(self) -> None:
         """Wait until no message is on the way."""

@@ -308,6 +308,32 @@ def test_a_batch_is_bounded_in_bytes(mpx: Multiplexer) -> None:
     assert sub.pending == 9
 
 
+@pytest.mark.parametrize("read", ["get", "get_nowait"])
+def test_a_batch_ends_with_the_message_that_fills_it(mpx: Multiplexer, read: str) -> None:
+    """Messages cross the border together up to 64 KiB, and no more than fit are added to those on the way."""
+    sub = active(mpx, "a")
+    for _ in range(20):
+        mpx.publish("a", b"x" * 10_000)
+    until(lambda: sub.pending == 20)
+    for _ in range(5):
+        getattr(sub, read)()
+        assert 1 <= sub._hand_over.pending <= 6
+    assert sub.pending == 15
+
+
+def test_get_nowait_moves_no_more_messages_than_are_taken(mpx: Multiplexer) -> None:
+    """A thread that polls holds at most a tenth of max_pending besides the buffer, too."""
+    sub = active(mpx, "a", max_pending=100)
+    for sent in (100, 200):
+        for _ in range(100):
+            mpx.publish_soon("a", "x")
+        until(lambda sent=sent: mpx.stats().messages == sent)
+        for _ in range(5):
+            sub.get_nowait()
+            assert sub._hand_over.pending < 10
+    assert 10 + sub.pending + sub.dropped == 200
+
+
 def test_a_removed_channel_drops_what_is_on_the_way(mpx: Multiplexer) -> None:
     """After remove() and clear(), no message of the channels is read; those on the way count as dropped."""
     sub = active(mpx, "a")
