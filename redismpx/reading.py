@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 from typing import Generic, Self
 
 from ._core.events import Signal
+from ._io.delivery.bulk import read_many
 from ._io.delivery.worker import argument_of
 from .arguments import check_seconds
 from .errors import SubscriptionIsClosed
-from .message import Activation, Disconnect, Event, Message, new_message
+from .message import Activation, Disconnect, Event, Message, new_message, new_messages
 from .subscription import Subscription
 from .typing import T
 
@@ -124,6 +125,10 @@ class MessageSubscription(Subscription, Generic[T]):
         assert isinstance(message, tuple)
         return new_message((*message, self._source))
 
+    def _read_many(self, most: int, size: int) -> list[Message[T]]:
+        """Return buffered messages, as `read_many()` does; for readers that hand them on."""
+        return new_messages(read_many(self._inbox, most, size), self._source)
+
     def events(self) -> AsyncIterator[Event[T]]:
         """Read everything in order: each `Activation`, each `Message`, and each `Disconnect`, where the gap lies.
 
@@ -190,6 +195,9 @@ class _Events(Generic[T]):
 
     def __aiter__(self) -> Self:
         return self
+
+    def _read_many(self, most: int, size: int) -> list[Message[T]]:
+        return [] if self._active else self._subscription._read_many(most, size)
 
     async def __anext__(self) -> Event[T]:
         if self._active:

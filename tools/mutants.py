@@ -292,9 +292,23 @@ MUTANTS = [
     Mutant(
         "a batch for a thread without a bound in bytes",
         "blocking/hand_over.py",
-        "if left > 0 and size < _BATCH_BYTES:",
-        "if left > 0:",
+        "if left > 0 and size < _BATCH_BYTES and not",
+        "if left > 0 and not",
         f"{BLOCKING} -k bounded_in_bytes",
+    ),
+    Mutant(
+        "messages that are read at once without a bound in bytes",
+        "_io/delivery/bulk.py",
+        "del messages[2 * bisect_left(ends, size) + 2 :]",
+        "pass",
+        f"{BLOCKING} -k fills_it",
+    ),
+    Mutant(
+        "messages that are read at once in many steps",
+        "_core/buffer.py",
+        "self._lend(most or BATCH_SIZE)",
+        "self._lend(BATCH_SIZE)",
+        "tests/io/test_inbox.py -k few_steps",
     ),
     Mutant(
         "a thread that polls takes more and more messages out of their buffer",
@@ -302,6 +316,34 @@ MUTANTS = [
         "        if self._batch or (self._is_asked",
         "        if (self._is_asked",
         f"{BLOCKING} -k moves_no_more",
+    ),
+    Mutant(
+        "a message that a thread takes while others are dropped comes before earlier ones",
+        "blocking/hand_over.py",
+        "                    events.append(self._batch.pop())\n            events.reverse()\n",
+        "                    events.append(self._batch.popleft())\n",
+        "tests/io/test_hand_over.py -k order",
+    ),
+    Mutant(
+        "messages that are handed over after a finalizer has closed their subscription",
+        "blocking/hand_over.py",
+        "        for names in late:\n            self.forget(names)\n",
+        "",
+        "tests/io/test_hand_over.py -k finalizer",
+    ),
+    Mutant(
+        "a callback that waits for a message that has been read",
+        "blocking/hand_over.py",
+        "            self._report_empty()  # a thread",
+        "            # a thread",
+        "tests/io/test_hand_over.py -k callback_waits",
+    ),
+    Mutant(
+        "an interrupted thread that has not asked for messages, although others rely on it",
+        "blocking/hand_over.py",
+        "                    self._is_asked = False\n                    self._changed.notify_all()\n",
+        "                    pass\n",
+        "tests/io/test_hand_over.py -k interrupted_thread",
     ),
     Mutant(
         "a callback ahead of messages on the way to a thread",
@@ -842,8 +884,8 @@ MUTANTS = [
     Mutant(
         "the last message is popped without a look at the buffer",
         "_core/buffer.py",
-        "min(BATCH_SIZE, self.count - 1)",
-        "min(BATCH_SIZE, self.count)",
+        "min(most, self.count - 1)",
+        "min(most, self.count)",
         "tests/core/test_buffer.py -k model",
     ),
     Mutant(
@@ -1122,7 +1164,7 @@ MUTANTS = [
     Mutant(
         "a popped message stays in memory",
         "_core/buffer.py",
-        "        items[head : head + lent] = _NONES[:lent]  # or",
+        "        items[head : head + lent] = (None,) * lent  # or",
         "        # or",
         "tests/core/test_buffer.py -k model",
     ),

@@ -199,8 +199,8 @@ class Buffer(EventList):
 
     # --- events out
 
-    def pop_message(self) -> tuple[bytes, bytes] | None:
-        """Remove and return the oldest event, if that is a message: its channel and payload."""
+    def pop_message(self, most: int = 0) -> tuple[bytes, bytes] | None:
+        """Remove and return the oldest event, if that is a message. Lends up to `most` with it; 0: `BATCH_SIZE`."""
         batch = self.batch
         if not batch:
             critical = self._budget.critical
@@ -211,7 +211,7 @@ class Buffer(EventList):
                 if self.signals or self.count < 2 or self.overflowing or not self._is_roomy(0):
                     # Something is to be looked at after each message, the last one among them; or the room is tight.
                     return self._pop_one()
-                self._lend()
+                self._lend(most or BATCH_SIZE)
                 return batch.pop(), batch.pop()
             finally:
                 critical.is_entered = False
@@ -236,18 +236,18 @@ class Buffer(EventList):
             self._rearm()
         return channel, data
 
-    def _lend(self) -> None:
+    def _lend(self, most: int) -> None:
         """Move the next messages to the batch, which is counted when it is used up or recalled.
 
         The batch ends before the first removed event, so that recall() restores all positions.
         """
         items, head = self._items, self._skip() if self._removed else self._head
-        chunk = items[head : head + 2 * min(BATCH_SIZE, self.count - 1)]
+        chunk = items[head : head + 2 * min(most, self.count - 1)]
         if self._removed and None in chunk:
             del chunk[chunk.index(None) :]
         self._lent = lent = len(chunk)
         self._lent_size = sum(map(len, chunk))
-        items[head : head + lent] = _NONES[:lent]  # or the payloads would outlive their consumption
+        items[head : head + lent] = (None,) * lent  # or the payloads would outlive their consumption
         self._head = head + lent
         self.batch.extend(reversed(chunk))
         lenders = self._budget.lenders
@@ -346,5 +346,4 @@ class Buffer(EventList):
         super()._compact()
 
 
-_NONES = (None,) * (2 * BATCH_SIZE)
 _NO_LOSSES: Losses = {}  # never written to

@@ -42,7 +42,7 @@ class Latest(Buffer):
                 self._squeeze([channel, data], len(channel) + len(data), losses)
         return losses
 
-    def pop_message(self) -> tuple[bytes, bytes] | None:
+    def pop_message(self, most: int = 0) -> tuple[bytes, bytes] | None:
         with self._budget.critical:
             return self._pop_one()
 

@@ -12,9 +12,10 @@ import asyncio
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from .. import Activation, Disconnect, Message, MessageGap, Overflow, StreamMessage
 from ..errors import SubscriptionIsClosed
@@ -24,6 +25,8 @@ from .workers import Workers
 
 _BATCH = 256  # messages on the way, and a tenth of `max_pending` at most
 _BATCH_BYTES = 65_536  # of payloads; beyond, the batch has no further message
+
+_ReadMany: TypeAlias = Callable[[int, int], list[Any]]
 
 
 class Border:
@@ -59,40 +62,47 @@ class HandOver:
         """What threads read: `"messages"` or `"events"`."""
         self._source: AsyncIterator[Any] | None = None
         self._count_source: Callable[[], int] = int
+        self._read_many: _ReadMany | None = None
         # With `latest`, a newer message may replace each that is not read yet.
         self._size = 1 if overflow is Overflow.LATEST else max(1, min(_BATCH, max_pending // 10))
         self._task: asyncio.Task[None] | None = None
         self._waking: asyncio.Handle | None = None
         self._empty: list[asyncio.Future[None]] = []  # resolved when no message is on the way
+        self._late: list[Container[bytes] | None] | None = None  # what a finalizer forgets while messages are added
+        self._batch: deque[Any] = deque()  # threads take from its beginning, without the lock
         self._lock = threading.RLock()  # a finalizer may interrupt; for all that follows
         self._changed = new_condition(self._lock)
-        self._batch: deque[Any] = deque()
         self._readers = 0  # threads that wait
         self._is_asked = False  # whether the loop has been asked for a batch
 
-    def read(self, reads: str, source: AsyncIterator[Any], count: Callable[[], int]) -> None:
-        """Take the messages from here; `count` returns how many are buffered there."""
-        self.reads, self._source, self._count_source = reads, source, count
+    def read(
+        self, reads: str, source: AsyncIterator[Any], count: Callable[[], int], read_many: _ReadMany | None
+    ) -> None:
+        """Take the messages from here. `count` returns how many are buffered there.
+
+        `read_many` returns some of these at once: at most so many, and none after so many bytes.
+        """
+        self.reads, self._source, self._count_source, self._read_many = reads, source, count, read_many
         self.border.hand_overs.add(self)
 
     def release(self) -> None:
         """Drop all references to the subscription: no thread has one any more."""
         if self._task is not None:
             self._task.cancel()
-        self._source, self._count_source, self._task = None, int, None
+        self._source, self._count_source, self._read_many, self._task = None, int, None, None
         self.end()
 
     @property
     def pending(self) -> int:
         """The messages on the way."""
-        with self._lock:
-            return self._count()
-
-    def _count(self) -> int:
-        return sum([not isinstance(event, (Activation, Disconnect, MessageGap)) for event in self._batch])
+        return _count(self._batch.copy())
 
     def _ask(self) -> None:
-        self._task = self.portal.start(self._fill())
+        if self._batch:  # another thread has filled it since
+            self._is_asked = False
+            self._wake()
+        elif self._task is None or self._task.done():
+            self._task = self.portal.start(self._fill())
 
     async def _fill(self) -> None:
         batch, source = self._batch, self._source
@@ -102,7 +112,7 @@ class HandOver:
             event = await anext(source)
             batch.append(event)
             left, size = min(self._size - 1, self._count_source()), _size_of(event)
-            if left > 0 and size < _BATCH_BYTES:
+            if left > 0 and size < _BATCH_BYTES and not self._put_many(left, _BATCH_BYTES - size):
                 self._waking = loop.call_soon(self._wake_early)
                 async for event in source:
                     batch.append(event)
@@ -119,6 +129,21 @@ class HandOver:
                 self._waking = None
             self._is_asked = False
             self._wake()
+
+    def _put_many(self, most: int, size: int) -> bool:
+        """Put buffered messages into the batch, without a step for each. Return False if that is not possible."""
+        if self._read_many is None:
+            return False
+        late: list[Container[bytes] | None] = []
+        self._late = late
+        try:
+            messages = self._read_many(most, size)
+            self._batch += messages
+        finally:
+            self._late = None
+        for names in late:
+            self.forget(names)
+        return bool(messages)
 
     def _wake_early(self) -> None:
         """Wake the threads when a step is delayed, for example because a payload cannot be decoded."""
@@ -150,12 +175,10 @@ class HandOver:
 
     async def empty(self) -> None:
         """Wait until no message is on the way."""
-        while True:
-            with self._lock:
-                if not self._batch:
-                    return
-                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._empty.append(future)
+        while self._batch:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._empty.append(future)
+            self._report_empty()  # a thread may have taken the last message just before it could see the future
             await future
 
     def then(self, function: Callable[..., object] | None) -> Callable[[Any], Coroutine[Any, Any, object]] | None:
@@ -172,12 +195,18 @@ class HandOver:
 
     def forget(self, names: Container[bytes] | None) -> None:
         """Drop the messages of these channels; None: of all."""
-        with self._lock:
-            kept = [event for event in self._batch if not _is_about(event, names)]
-            before = self._count()
-            self._batch.clear()
-            self._batch.extend(kept)
-            self._drop(before - self._count())
+        if self._late is not None:
+            self._late.append(names)
+            return
+        with self._lock:  # a thread that finds the batch empty waits
+            events: list[Any] = []
+            while self._batch:  # from its end, because threads take from its beginning
+                with suppress(IndexError):
+                    events.append(self._batch.pop())
+            events.reverse()
+            kept = [event for event in events if not _is_about(event, names)]
+            self._batch += kept
+            self._drop(_count(events) - _count(kept))
         self._report_empty()
 
     def end(self) -> None:
@@ -207,62 +236,85 @@ class HandOver:
 
     def take(self, timeout: float | None = None) -> Any:
         """Wait for the next message, and return it; None after so many seconds without one. `EOFError` at the end."""
-        with self._lock:
-            if self._batch:
-                return self._pop()
-        return self._wait(timeout)
+        event = self._pop()
+        return self._wait(timeout) if event is None else event
 
     def _wait(self, timeout: float | None) -> Any:
         deadline = None if timeout is None else monotonic() + timeout
+        asks = False
         with self._lock:
             self._readers += 1
-            try:
-                while not self._batch:
+        try:
+            while True:
+                with self._lock:
+                    if (event := self._pop()) is not None:
+                        return event
                     if self.ended:
                         raise EOFError
                     left = None if deadline is None else deadline - monotonic()
                     if left is not None and left <= 0:
                         return None
-                    if not self._is_asked:
-                        self._is_asked = True
-                        self.portal.post(self._ask)
-                    self._changed.wait(LONG if left is None else min(left, LONG))
-                return self._pop()
-            finally:
+                    if self._is_asked:
+                        self._changed.wait(LONG if left is None else min(left, LONG))
+                        continue
+                    asks = self._is_asked = True
+                self.portal.post(self._ask)  # without the lock, as the loop may add a batch at once
+                asks = False
+        finally:
+            with self._lock:
                 self._readers -= 1
-                if not self._readers and self._is_asked and not self._batch:
-                    self.portal.post(self._stop_asking)
+                if asks:  # Ctrl-C came first: another thread is to ask
+                    self._is_asked = False
+                    self._changed.notify_all()
+                is_over = not self._readers and self._is_asked and not self._batch
+            if is_over:
+                self.portal.post(self._stop_asking)
 
     def _pop(self) -> Any:
-        event = self._batch.popleft()
-        if not self._batch and (self._empty or self.ended):
-            self.portal.post(self._report_empty)
+        """Remove and return the next event; None if there is none."""
+        try:
+            event = self._batch.popleft()
+        except IndexError:
+            return None
+        if not self._batch:
+            self._took_last()
         return event
+
+    def _took_last(self) -> None:
+        if self._empty or self.ended:
+            self.portal.post(self._report_empty)
 
     def iterate(self, timeout: float | None) -> Iterator[Any]:
         """Take messages until the end, or until there is none for so many seconds."""
-        lock, batch, take = self._lock, self._batch, self.take
+        batch = self._batch
         while True:
-            with lock:
-                event = batch.popleft() if len(batch) > 1 else None
-            if event is None:  # nothing is to be looked at after the others
+            try:
+                event = batch.popleft()
+            except IndexError:
+                event = None
+            if event is None:
                 try:
-                    event = take(timeout)
+                    event = self._wait(timeout)
                 except EOFError:
                     return
                 if event is None:
                     return
+            elif not batch:
+                self._took_last()
             yield event
-            del event  # otherwise it may end with the lock, and call anything
+            del event  # before the next one is taken: its finalizer may close the subscription
 
     def take_nowait(self) -> Any:
         """Return the next message on the way; None if there is none. `EOFError` at the end."""
-        with self._lock:
-            if self._batch:
-                return self._pop()
-            if self.ended:
-                raise EOFError
-            return None
+        event = self._pop()
+        if event is None and self.ended:
+            raise EOFError
+        return event
+
+
+def _count(events: Iterable[object]) -> int:
+    """Return how many of these events are messages."""
+    return sum([not isinstance(event, (Activation, Disconnect, MessageGap)) for event in events])
 
 
 def _size_of(event: object) -> int:

@@ -258,7 +258,8 @@ class Reading(Generic[_M, _E]):
     def _connect(self, reads: str) -> None:
         readable = self._readable
         source = readable.events() if reads == _EVENTS else readable.__aiter__()
-        self._hand_over.read(reads, source, lambda: readable.pending)
+        read_many = getattr(source, "_read_many", None)  # of streams and keys: None, as there is more to do for each
+        self._hand_over.read(reads, source, lambda: readable.pending, read_many)
 
     def _iterate(self, timeout: float | None) -> Iterator[Any]:
         yield from self._hand_over.iterate(timeout)  # meanwhile, this keeps the subscription alive

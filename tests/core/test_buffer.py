@@ -173,6 +173,7 @@ actions = st.lists(
                 st.tuples(st.just("refuse"), names),
                 st.tuples(st.just("pop"), st.integers(1, 6)),
                 st.tuples(st.just("take"), st.integers(1, 6)),
+                st.tuples(st.just("pop_many"), st.integers(1, 6)),
                 st.tuples(st.just("remove"), some_names),
             ),
         ),
@@ -264,6 +265,14 @@ class Harness:
                 assert self.buffer, "the last message is not to be popped without a look"
             else:
                 self.pop(1)
+
+    def pop_many(self, most: int) -> None:
+        """Pop a message with others, which may be in the batch; take some of these, and give the rest back."""
+        had = len(self.buffer.batch) // 2
+        self._check_popped(self.buffer.pop_message(most) or self.buffer.pop_signal())
+        assert len(self.buffer.batch) // 2 <= max(had, most) - 1
+        self.take(min(most - 1, len(self.buffer.batch) // 2) // 2)
+        self.buffer.recall()
 
     def remove(self, names: frozenset[bytes]) -> None:
         self.server -= names

@@ -235,6 +235,19 @@ def test_events_show_the_gap_in_its_place(mpx: Multiplexer, url: str) -> None:
         assert isinstance(found[2].error, ConnectionLost)
 
 
+def test_events_begin_with_all_activations(mpx: Multiplexer) -> None:
+    """Names that are active already get their activations before all messages that are buffered."""
+    sub = active(mpx, "a")
+    sub.add("b")
+    sub.wait_for_activation(timeout=5)
+    for number in range(3):
+        mpx.publish("ab"[number % 2], str(number))
+    until(lambda: sub.pending == 3)
+    events = list(sub.events(timeout=0.05))
+    assert {*events[:2]} == {Activation(b"a"), Activation(b"b")}
+    assert events[2:] == [Message(b"a", b"0"), Message(b"b", b"1"), Message(b"a", b"2")]
+
+
 def test_a_subscription_is_read_in_one_way(mpx: Multiplexer) -> None:
     """Reading a subscription that has on_message or is read by events() raises, as it does in asyncio."""
     with pytest.raises(RuntimeError, match="has on_message"):

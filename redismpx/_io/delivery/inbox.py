@@ -227,8 +227,11 @@ class Inbox(EventQueue):
             self.accept(call(self, signal.kind, signal.argument))
         return event
 
-    def read_nowait(self) -> tuple[bytes, Any] | None:
-        """Return the next message, if one is queued and no signal is ahead; raise `RuntimeError` as read() does."""
+    def read_nowait(self, most: int = 0) -> tuple[bytes, Any] | None:
+        """Return the next message, if one is queued and no signal is ahead; raise `RuntimeError` as read() does.
+
+        If no message is lent, up to `most` are, as `Buffer.pop_message()` does it.
+        """
         if self.reader is not None:
             self.reader.check()
         decode = self.consumer.decode
@@ -240,7 +243,7 @@ class Inbox(EventQueue):
                 if (handed := self.take_hand()) is None:
                     continue
                 message = handed
-            elif (popped := buffer.pop_message()) is not None:
+            elif (popped := buffer.pop_message(most)) is not None:
                 message = popped
                 if buffer.signals:
                     if self.signal_is_next:
