@@ -910,6 +910,13 @@ MUTANTS = [
         "tests/live/test_overflow.py -k middle_of_a_burst",
     ),
     Mutant(
+        "streams: an entry with a link that is no id ends all reading of its stream",
+        "_core/recovery.py",
+        "link if link == at or is_id(link) else",
+        "link if link or is_id(link) else",
+        "tests/core/test_recovery.py -k a_link_that_is_no_id",
+    ),
+    Mutant(
         "a message of a burst outlives its stream",
         "_io/delivery/event_queue.py",
         "        self.flush()\n        buffer, hand",

@@ -31,6 +31,12 @@ def id_key(entry_id: bytes) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
+def is_id(text: bytes) -> bool:
+    """Tell whether these bytes are the id of an entry."""
+    milliseconds, _, number = text.partition(b"-")  # a regular expression would take twice the time
+    return milliseconds.isdigit() and number.isdigit() and len(text) <= ID_LENGTH
+
+
 class HistoryGap(NamedTuple):
     """Entries that are not in the stream any more."""
 
@@ -193,7 +199,7 @@ class Stream:
             previous, entry_id, self.data = raw.split(b" ", 2)
         except ValueError:
             previous = entry_id = b""
-        first, _, second = entry_id.partition(b"-")  # a regular expression would take twice the time
+        first, _, second = entry_id.partition(b"-")  # as is_id() does, without the time for a call
         if not (first.isdigit() and second.isdigit()) or len(entry_id) > ID_LENGTH:  # not ours
             self.previous = self.id = b""
             return
@@ -319,7 +325,8 @@ def verify(position: bytes | None, page: Page, restart: bytes | None = None) -> 
         return [], page.last
     items: list[StreamItem] = []
     at, is_proven = position, page.is_anchored or not position
-    for entry_id, previous, data in zip(page.ids, page.links, page.payloads, strict=True):
+    for entry_id, link, data in zip(page.ids, page.links, page.payloads, strict=True):
+        previous = link if link == at or is_id(link) else b""  # an entry of others may have a field of this name
         if previous:
             if at and previous != at and not (previous == ZERO and entry_id == restart):
                 reason = "trimmed" if id_key(previous) > id_key(at) else "restarted"

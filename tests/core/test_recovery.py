@@ -567,6 +567,13 @@ def test_an_entry_of_others_is_a_gap_unless_it_is_proven() -> None:
     assert verify(b"", new_page(b"7-0", foreign, anchored=False))[0] == [b"0-0 6-0 x", b"6-0 7-0 y"]
 
 
+@pytest.mark.parametrize("link", [b"garbage", b"4-0 x", b"4-", b"-", b"4-0-0", b"9" * 42 + b"-0"])
+def test_a_link_that_is_no_id_is_none(link: bytes) -> None:
+    """An entry of others may have a field with the name of our link, and anything in it."""
+    assert verify(b"5-0", new_page(b"6-0", [(b"6-0", link, b"x")])) == ([b"5-0 6-0 x"], b"6-0")
+    assert verify(b"", new_page(b"6-0", [(b"6-0", link, b"x")], anchored=False)) == ([b"0-0 6-0 x"], b"6-0")
+
+
 def test_a_new_history_is_no_gap_for_a_cursor_that_had_all() -> None:
     """The live message that began it proves that; its page must begin with the very same entry."""
     for first, gaps in ((8, 0), (9, 1)):

@@ -264,6 +264,17 @@ async def test_a_trimmed_history_is_a_gap_in_its_place(mpx: Multiplexer, admin: 
     assert data_of(got[4:5]) == [b"2"]
 
 
+async def test_an_entry_with_a_link_that_is_no_id_stops_nothing(mpx: Multiplexer, admin: Redis) -> None:
+    """An entry of others may have a field with the name of our link: it is delivered, and all that follow."""
+    await admin.xadd("s", {"prev": "garbage", "data": "theirs"})
+    await mpx.append("s", "ours")
+    async with mpx.new_stream_subscription() as sub:
+        sub.add("s", after=b"0")
+        assert data_of([await sub.get(10), await sub.get(10)]) == [b"theirs", b"ours"]
+        await mpx.append("s", "more")
+        assert (await sub.get(10)).data == b"more"
+
+
 async def test_a_flushed_history_is_a_gap_after_a_loss(mpx: Multiplexer, admin: Redis) -> None:
     """A stream that is gone is a gap with the reason, also before anything is appended again."""
     got: list[Any] = []
