@@ -908,7 +908,7 @@ class Multiplexer:
                 print(existed)  # True
         """
         position = to_bytes(durable, "durable")
-        return await self._hub._streams.delete_position(self._stream(channel), position)
+        return await self._hub._streams.positions.delete(self._stream(channel), position)
 
     def _stream(self, channel: str | bytes) -> bytes:
         """Return the name of a stream for a call now."""

@@ -328,10 +328,10 @@ class _StreamMessages(MessageSubscription[Any]):
         """Save the positions, and wait for that."""
         positions = self.subscriber.take_unsaved()
         try:
-            await self.subscriber.streams.save(self.subscriber, positions)
+            await self.subscriber.streams.positions.save(self.subscriber, positions)
         except BaseException:  # a cancellation too: the positions are saved later
             self.subscriber.put_back(positions)
-            self.subscriber.streams.save_soon(self.subscriber)
+            self.subscriber.streams.positions.save_soon(self.subscriber)
             raise
 
     def __repr__(self) -> str:

@@ -314,7 +314,7 @@ class Hub:
             subscription._close("multiplexer closed")
             if number % SLICE_STEPS == 0:
                 await asyncio.sleep(0)
-        await self._streams.saved()
+        await self._streams.positions.saved()
 
     def close(self) -> None:
         """Close every subscription and connection, at once and for good. Without effect when closed.

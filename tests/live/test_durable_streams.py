@@ -242,7 +242,7 @@ async def test_a_rejected_save_is_logged_once(
     server: Server, admin: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A missing right is one WARNING with what to do, until positions are saved again, however many saves fail."""
-    monkeypatch.setattr("redismpx._io.streams.streams.SAVE_INTERVAL", 0.02)
+    monkeypatch.setattr("redismpx._io.streams.positions.SAVE_INTERVAL", 0.02)
 
     async def grant(rule: str) -> None:
         await admin.execute_command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all", rule)

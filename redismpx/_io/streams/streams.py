@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import Any
-from weakref import WeakSet
 
 from ..._core.recovery import Page, PageRequest, Stream
-from ..._core.scripts import APPEND, DELETE, HISTORY, LOAD, PAGE, SAVE, evaluate, once_key, positions_key
-from ...errors import ConnectionLost, MultiplexerIsClosed, SubscriptionRefused, plain, quote
+from ..._core.scripts import APPEND, HISTORY, PAGE, evaluate, once_key
+from ...errors import ConnectionLost, MultiplexerIsClosed, SubscriptionRefused, plain
 from ...message import StreamMessage, messages_of
 from ..publishing.publisher import Publisher
 from ..redispy.client import key_slot
@@ -25,7 +24,8 @@ from ..redispy.errors import ResponseError, is_transient
 from ..runtime.log import RecordLimit, logger
 from ..runtime.tasks import TIME_SLICE, Tasks
 from .advice import advise
-from .subscriber import Saved, StreamCursor, StreamSubscriber
+from .positions import Positions
+from .subscriber import StreamCursor
 
 PAGES_AT_ONCE = 32  # in flight
 PAGE_ENTRIES = 1_000
@@ -33,8 +33,6 @@ PAGE_BYTES = 1 << 18  # payloads of one page; the last may exceed it
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # seconds between pages of one stream that had nothing new
 RETRY_PAGE = 5.0  # seconds until a page that the server rejected is read again
 RETRY_BUSY = 0.5  # the same for a server that is busy, or a cluster that is down
-SAVE_INTERVAL = 1.0  # seconds from a change of a position until it is saved
-SAVE_TIMEOUT = 1.0  # seconds that aclose() waits until positions are saved
 
 
 class Streams:
@@ -45,7 +43,8 @@ class Streams:
     ) -> None:
         self._publisher = publisher
         self._tasks = tasks
-        self._record_limit = record_limit
+        self.positions: Positions = Positions(publisher, tasks, record_limit)
+        """The positions that are kept in Redis."""
         self._tail_interval = tail_interval
         self.streams: dict[bytes, Stream] = {}
         self._jobs: dict[Stream, Callable[[], Coroutine[Any, Any, None]] | None] = {}  # None: read pages
@@ -55,9 +54,6 @@ class Streams:
         self._pauses: dict[Stream, float] = {}  # of streams whose last page had nothing new
         self._quiet: dict[Stream, int] = {}  # live messages of each stream at the last look at its end
         self._timers: dict[object, asyncio.TimerHandle] = {}
-        self._unsaved: dict[StreamSubscriber, None] = {}
-        self._saving: set[asyncio.Task[object]] = set()
-        self._rejected: WeakSet[StreamSubscriber] = WeakSet()  # whose positions the server does not save
 
     # --- cursors
 
@@ -98,6 +94,7 @@ class Streams:
             timer.cancel()
         self._timers.clear()
         self._jobs.clear()
+        self.positions.end()
 
     # --- calls
 
@@ -130,11 +127,6 @@ class Streams:
             position = messages[-1].id
             limit -= len(payloads)
         return messages
-
-    async def delete_position(self, name: bytes, durable: bytes) -> bool:
-        """Delete a saved position; return whether there was one."""
-        reply = await self._publisher.evaluate(name, evaluate(DELETE, (positions_key(name, key_slot),), durable))
-        return bool(int(reply))
 
     # --- pages
 
@@ -245,101 +237,6 @@ class Streams:
             stream.look(frames, page)
         if stream.wanted:
             self._add(stream, None)
-
-    # --- positions that are kept in Redis
-
-    def load(self, cursor: StreamCursor) -> None:
-        """Load the position of a cursor; then it begins."""
-        self._tasks.start(self._load(cursor), "redismpx stream position", Context())
-
-    async def _load(self, cursor: StreamCursor) -> None:
-        subscriber, name = cursor.subscriber, cursor.stream.name
-        assert subscriber.durable is not None
-        while cursor.is_active and not cursor.is_loaded:
-            evaluation = evaluate(LOAD, (positions_key(name, key_slot),), subscriber.durable)
-            try:
-                position = await self._publisher.evaluate(name, evaluation)
-            except MultiplexerIsClosed:
-                return
-            except ConnectionLost:
-                await asyncio.sleep(FIRST_PAUSE)
-            except ResponseError as error:
-                is_busy = is_transient(error)
-                if not is_busy:
-                    cursor.fail(SubscriptionRefused("stream", name, str(error)))
-                await asyncio.sleep(RETRY_BUSY if is_busy else RETRY_PAGE)
-            else:
-                if not cursor.is_loaded:
-                    cursor.is_loaded = True
-                    if position is not None:
-                        cursor.position = cursor.handed = position
-        if cursor.is_active:
-            subscriber.begin(cursor)
-
-    def save_soon(self, subscriber: StreamSubscriber) -> None:
-        """Save the positions of a subscriber soon."""
-        self._unsaved[subscriber] = None
-        self._later("positions", SAVE_INTERVAL, self._save_all)
-
-    def _save_all(self) -> None:
-        unsaved, self._unsaved = self._unsaved, {}
-        for subscriber in unsaved:
-            self.save_in_background(subscriber)
-
-    def save_in_background(self, subscriber: StreamSubscriber) -> None:
-        """Save the positions of a subscriber, without a wait."""
-        if (found := subscriber.take_unsaved()) and not self._tasks.is_ending:
-            task = self._tasks.start(self._save_or_log(subscriber, found), "redismpx stream positions", Context())
-            self._saving.add(task)
-            task.add_done_callback(self._saving.discard)
-
-    async def saved(self) -> None:
-        """Wait until the positions that are being saved are saved, for SAVE_TIMEOUT at most."""
-        if self._saving and (await asyncio.wait(self._saving, timeout=SAVE_TIMEOUT))[1]:
-            logger.warning(
-                "positions of streams were not saved within %g s: the last messages are delivered again",
-                SAVE_TIMEOUT,
-            )
-
-    async def _save_or_log(self, subscriber: StreamSubscriber, positions: Sequence[Saved]) -> None:
-        try:
-            await self.save(subscriber, positions)
-        except (ConnectionLost, ResponseError, MultiplexerIsClosed) as error:
-            if isinstance(error, ResponseError) and not is_transient(error):
-                self._warn_of_rejected(subscriber, positions[0].name, error)
-            else:
-                logger.debug("positions of streams cannot be saved now (%s)", plain(str(error)))
-            if not isinstance(error, MultiplexerIsClosed):
-                subscriber.put_back(positions)
-                self.save_soon(subscriber)
-        else:
-            self._rejected.discard(subscriber)
-
-    def _warn_of_rejected(self, subscriber: StreamSubscriber, name: bytes, error: ResponseError) -> None:
-        """Log that positions are rejected, once until none is rejected any more."""
-        is_first = not self._rejected
-        self._rejected.add(subscriber)
-        if is_first and (left_out := self._record_limit.admit("positions")) is not None:
-            logger.warning(
-                "Redis rejects positions of durable streams, for example in the key %s (%s); after a restart, messages "
-                "are delivered again. Check the rights of the user (~KEY* +eval +evalsha +hget +hset), maxmemory, and "
-                "the type of the key%s",
-                quote(positions_key(name, key_slot)),
-                plain(str(error)),
-                f"; {left_out} such records were left out" if left_out else "",
-            )
-
-    async def save(self, subscriber: StreamSubscriber, positions: Sequence[Saved]) -> None:
-        """Save positions; raise what the first failure raised."""
-        assert subscriber.durable is not None
-        calls = []
-        for name, position, may_go_back in positions:
-            key = positions_key(name, key_slot)
-            evaluation = evaluate(SAVE, (key,), subscriber.durable, position, b"back" if may_go_back else b"")
-            calls.append(self._publisher.evaluate(name, evaluation))
-        for result in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
 
 
 def _deliver(stream: Stream, request: PageRequest, page: Page) -> Iterator[None]:

@@ -125,18 +125,8 @@ class StreamCursor(Cursor):
             self.subscriber.inbox.refuse(error)
 
 
-class Source(Protocol):
-    """What the streams of one multiplexer have in common."""
-
-    def open(self, name: bytes) -> Stream:
-        """Return the stream of a name, which another cursor joins now."""
-        ...
-
-    def close(self, cursor: StreamCursor) -> None:
-        """Remove a cursor."""
-
-    def hasten(self, stream: Stream) -> None:
-        """Read the next page of a stream without a pause."""
+class PositionStore(Protocol):
+    """Where the positions of subscriptions with `durable` are kept."""
 
     def load(self, cursor: StreamCursor) -> None:
         """Load the position of a cursor; then it begins."""
@@ -149,6 +139,25 @@ class Source(Protocol):
 
     async def save(self, subscriber: StreamSubscriber, positions: Sequence[Saved]) -> None:
         """Save positions."""
+
+
+class Source(Protocol):
+    """What the streams of one multiplexer have in common."""
+
+    @property
+    def positions(self) -> PositionStore:
+        """The positions that are kept in Redis."""
+        ...
+
+    def open(self, name: bytes) -> Stream:
+        """Return the stream of a name, which another cursor joins now."""
+        ...
+
+    def close(self, cursor: StreamCursor) -> None:
+        """Remove a cursor."""
+
+    def hasten(self, stream: Stream) -> None:
+        """Read the next page of a stream without a pause."""
 
 
 class StreamSubscriber:
@@ -172,7 +181,7 @@ class StreamSubscriber:
     def remove(self, names: Iterable[bytes]) -> int:
         """Leave streams; return how many of them the consumer takes for active."""
         if self.durable is not None:
-            self.streams.save_in_background(self)
+            self.streams.positions.save_in_background(self)
         cursors = [self.cursors.pop(name) for name in names if name in self.cursors]
         for cursor in cursors:
             self.streams.close(cursor)
@@ -216,7 +225,7 @@ class StreamSubscriber:
     def begin(self, cursor: StreamCursor) -> None:
         """Read on from the position, which is loaded first if it is in Redis."""
         if not cursor.is_loaded:
-            self.streams.load(cursor)
+            self.streams.positions.load(cursor)
             return
         if cursor.position is not None:
             self.announce(cursor)
@@ -305,7 +314,7 @@ class StreamSubscriber:
         """Take note that the consumer is through with the last message that it got."""
         if self.durable is not None:
             cursor.done = cursor.handed
-            self.streams.save_soon(self)
+            self.streams.positions.save_soon(self)
 
     def take_unsaved(self) -> list[Saved]:
         """Return the positions that are not saved yet. They count as saved from here on."""
