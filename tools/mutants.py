@@ -3450,7 +3450,7 @@ MUTANTS = [
     ),
     Mutant(
         "streams: the message that a gap names is lost without a gap",
-        "_io/streams/subscriber.py",
+        "_io/streams/cursor.py",
         'return [gap._replace(before=entry_id, reason="restarted"), *items]',
         "return items",
         f"{STREAMS} -k behind_a_gap",

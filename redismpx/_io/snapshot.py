@@ -11,7 +11,7 @@ from ..stats import Stats
 from .delivery.event_queue import EventQueue
 from .hub import Hub
 from .runtime.tasks import TIME_SLICE
-from .streams.subscriber import StreamCursor
+from .streams.cursor import StreamCursor
 
 LARGEST = 5  # queues that are named
 

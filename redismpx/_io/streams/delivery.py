@@ -22,7 +22,8 @@ from ...typing import Decode, T
 from ..delivery.consumer import Consumer
 from ..runtime.awaitable import is_awaitable
 from ..runtime.tasks import adopt
-from .subscriber import StreamCursor, StreamSubscriber
+from .cursor import StreamCursor
+from .subscriber import StreamSubscriber
 
 
 class StreamDelivery(Generic[T]):

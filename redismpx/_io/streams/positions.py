@@ -14,7 +14,8 @@ from ..redispy.client import key_slot
 from ..redispy.errors import ResponseError, is_transient
 from ..runtime.log import RecordLimit, logger
 from ..runtime.tasks import Tasks
-from .subscriber import Saved, StreamCursor, StreamSubscriber
+from .cursor import StreamCursor
+from .subscriber import Saved, StreamSubscriber
 
 LOAD_PAUSE = 0.01  # seconds until a position is loaded again after its connection was lost
 RETRY_LOAD = 5.0  # seconds until a position that the server rejected to load is loaded again

@@ -24,8 +24,8 @@ from ..redispy.errors import ResponseError, is_transient
 from ..runtime.log import RecordLimit, logger
 from ..runtime.tasks import TIME_SLICE, Tasks
 from .advice import advise
+from .cursor import StreamCursor
 from .positions import Positions
-from .subscriber import StreamCursor
 
 PAGES_AT_ONCE = 32  # in flight
 PAGE_ENTRIES = 1_000
