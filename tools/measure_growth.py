@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
 
-from redismpx import ChannelSubscription, Multiplexer, PromiseInterrupted
+from redismpx import ChannelSubscription, Multiplexer, PromiseInterrupted, StreamSubscription
 from tests.helpers.cluster import Cluster
 from tests.helpers.waiting import until
 
@@ -99,6 +99,12 @@ class Bench(NamedTuple):
             pipe.publish(channel, b"x")
         await pipe.execute()
 
+    async def read(self, mpx: Multiplexer) -> None:
+        """Wait until no page of a stream is to be read."""
+        streams = mpx._hub._streams
+        await asyncio.sleep(0.01)
+        await until(lambda: not (streams._jobs or streams._running or streams._timers), TIMEOUT)
+
     async def unsubscribed(self) -> None:
         """Wait until the server has no subscription any more."""
         while any(client["sub"] != "0" for client in await self.admin.client_list(_type="pubsub")):
@@ -118,7 +124,7 @@ async def connected(mpx: Multiplexer, connections: int) -> None:
     await until(lambda: mpx.stats().connections == connections, TIMEOUT)
 
 
-async def add(sub: ChannelSubscription[bytes], names: list[bytes]) -> None:
+async def add(sub: ChannelSubscription[bytes] | StreamSubscription[bytes], names: list[bytes]) -> None:
     for start in range(0, len(names), 100):
         sub.add(*names[start : start + 100])
         await asyncio.sleep(0)
@@ -153,7 +159,7 @@ async def calls(bench: Bench) -> None:
             await until(lambda: mpx.stats().channels == len(sub.channels), TIMEOUT)
 
 
-async def leave(sub: ChannelSubscription[bytes], names: list[bytes]) -> None:
+async def leave(sub: ChannelSubscription[bytes] | StreamSubscription[bytes], names: list[bytes]) -> None:
     for name in names:
         sub.remove(name)
         await asyncio.sleep(0)
@@ -280,6 +286,100 @@ async def promises(bench: Bench) -> None:
                     await promise
 
 
+async def streams(bench: Bench) -> None:
+    """One subscription follows streams, loses them with its connection, looks at their ends, and leaves them."""
+    async with Multiplexer(bench.url, tail_interval=None) as mpx:
+        sub = mpx.new_stream_subscription(ignore)
+        with bench.watch.step("join streams", bench.size):
+            await add(sub, bench.names)
+        with bench.watch.step("lose and join streams again", bench.size):
+            await bench.kill()
+            await connected(mpx, 2)
+            await sub.wait_for_activation(timeout=TIMEOUT)
+            await bench.read(mpx)
+        for number in (1, 2):  # the first look takes note of the streams, the second one asks for their ends
+            with bench.watch.step(f"look at the ends of streams, {number}", bench.size):
+                mpx._hub._streams._look_at_tails()
+                await bench.read(mpx)
+        with bench.watch.step("leave streams one by one", bench.size):
+            await leave(sub, bench.names)
+        await bench.unsubscribed()
+
+
+async def calls_of_streams(bench: Bench) -> None:
+    """One subscription gets all streams in one call, falls behind, and loses half of the streams in another call."""
+    async with Multiplexer(bench.url, tail_interval=None) as mpx:
+        sub = mpx.new_stream_subscription(ignore)
+        await mpx.connect(10)
+        with bench.watch.step("add() of all streams at once", bench.size):
+            sub.add(*bench.names)
+            await sub.wait_for_activation(timeout=TIMEOUT)
+        await bench.read(mpx)
+        with bench.watch.step("fall behind and catch up with streams", bench.size):
+            sub._subscriber.inbox.fall_behind()
+            await bench.read(mpx)
+        with bench.watch.step("remove() of half of the streams at once", bench.size):
+            sub.remove(*bench.names[::2])
+            await until(lambda: mpx.stats().channels == len(sub.channels), TIMEOUT)
+
+
+async def positions(bench: Bench) -> None:
+    """One subscription loads and saves the positions of its streams, and ends."""
+    for case in ("clear", "close", "drain"):
+        async with Multiplexer(bench.url, tail_interval=None) as mpx:
+            sub = mpx.new_stream_subscription(ignore, durable=case)
+            with bench.watch.step(f"join streams with positions, then {case}", bench.size):
+                await add(sub, bench.names)
+            for cursor in sub._subscriber.cursors.values():
+                cursor.handed = b"1-1"
+                sub._subscriber.through(cursor)
+            with bench.watch.step("save the positions of streams", bench.size):
+                await sub.commit()
+            for cursor in sub._subscriber.cursors.values():
+                sub._subscriber.through(cursor)
+            with bench.watch.step(f"{case} streams with positions", bench.size):
+                if case == "drain":
+                    await mpx.drain()
+                else:
+                    {"clear": sub.clear, "close": sub.close}[case]()
+                    await bench.unsubscribed()
+
+
+async def end_of_streams(bench: Bench) -> None:
+    """A subscription with streams is cleared, closed, or closed with its multiplexer."""
+    for case in ("clear", "close", "close the multiplexer of"):
+        async with Multiplexer(bench.url, tail_interval=None) as mpx:
+            sub = mpx.new_stream_subscription(ignore)
+            await add(sub, bench.names)
+            with bench.watch.step(f"{case} a subscription with streams", bench.size):
+                {"clear": sub.clear, "close": sub.close}.get(case, mpx.close)()
+                await bench.unsubscribed()
+
+
+async def moves(watch: Watch, size: int) -> None:
+    """The slot of one sharded channel with many subscriptions moves to another node."""
+    cluster = await Cluster.start("valkey", 2, 0)
+    try:
+        async with RedisCluster.from_url(cluster.url) as client, Multiplexer(client) as mpx:
+            seen = 0
+
+            def on_activation(_: bytes) -> None:
+                nonlocal seen
+                seen += 1
+
+            subs = [mpx.new_channel_subscription(ignore, ignore, on_activation, sharded=True) for _ in range(size)]
+            for sub in subs:
+                sub.add("one")
+            await until(lambda: seen == size, TIMEOUT)
+            owner = await cluster.owner("one")
+            other = next(node for node in cluster.nodes if node is not owner)
+            with watch.step("move one sharded name of many", size):
+                await cluster.move_slot("one", other)
+                await until(lambda: seen == 2 * size, TIMEOUT)
+    finally:
+        await cluster.stop()
+
+
 async def evictions(watch: Watch, size: int) -> None:
     """Sharded names of one slot move to another node; the consumer is busy."""
     cluster = await Cluster.start("valkey", 2, 0)
@@ -313,8 +413,15 @@ CASES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "subscriptions": subscriptions,
     "stuck": stuck,
     "promises": promises,
+    "streams": streams,
+    "calls_of_streams": calls_of_streams,
+    "positions": positions,
+    "end_of_streams": end_of_streams,
 }
-EVICTIONS = "evictions"
+IN_CLUSTERS: dict[str, Callable[[Watch, int], Awaitable[None]]] = {
+    "evictions": evictions,
+    "moves": moves,
+}
 
 
 def measure(case: str, size: int) -> list[Row]:
@@ -326,8 +433,8 @@ def measure(case: str, size: int) -> list[Row]:
             await CASES[case](Bench(watch, url, admin, [b"name:%d" % number for number in range(size)]))
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(watch)) as runner:
-        if case == EVICTIONS:
-            runner.run(evictions(watch, size))
+        if case in IN_CLUSTERS:
+            runner.run(IN_CLUSTERS[case](watch, size))
         else:
             with running_server("valkey", "--client-output-buffer-limit", "pubsub 0 0 0") as server:
                 runner.run(run(server.url))
@@ -356,7 +463,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = [*CASES, EVICTIONS]
+    cases = [*CASES, *IN_CLUSTERS]
     parser.add_argument("cases", metavar="CASE", nargs="*", help=f"one of {', '.join(cases)} (all)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args()

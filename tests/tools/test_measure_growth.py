@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tools.measure_growth import CASES, EVICTIONS, MOST_GROWTH, Row, measure, table, verdicts
+from tools.measure_growth import CASES, IN_CLUSTERS, MOST_GROWTH, Row, measure, table, verdicts
 
 SIZE = 600  # more than a time slice has
 
 
-@pytest.mark.parametrize("case", [*CASES, EVICTIONS])
+@pytest.mark.parametrize("case", [*CASES, *IN_CLUSTERS])
 def test_each_case_measures_its_steps(case: str) -> None:
     """Each step of a case has a row with its size, a CPU time, and a longest step that is a part of it."""
     rows = measure(case, SIZE)
