@@ -1318,9 +1318,30 @@ MUTANTS = [
     Mutant(
         "cluster: a channel that is about to be reported as moved is not active when very many are removed",
         "_io/deployment/shards.py",
-        "state is SubscriberState.ACTIVE or (name, subscriber) in self._untold",
+        "state is SubscriberState.ACTIVE or subscriber in self._untold.get(name, ())",
         "state is SubscriberState.ACTIVE",
         "tests/cluster/test_cluster.py -k removes_a_moving_channel",
+    ),
+    Mutant(
+        "cluster: very many subscribers of a moved channel are notified in one step",
+        "_io/deployment/shards.py",
+        "len(entry.subscribers) > NOTIFIED_AT_ONCE",
+        "False",
+        f"{CLUSTER} -k many_subscribers_of_a_moving_channel",
+    ),
+    Mutant(
+        "cluster: a moved channel is subscribed to before all its subscribers are notified",
+        "_io/deployment/shards.py",
+        " and name not in self._untold:",
+        ":",
+        f"{CLUSTER} -k many_subscribers_of_a_moving_channel",
+    ),
+    Mutant(
+        "cluster: a subscriber is notified of a loss, and then of the move of its channel",
+        "_core/moving.py",
+        "    one = source.loss.notified\n    if one is None or entry.state_of(one) is None:\n",
+        "    if True:\n",
+        "tests/core/test_moving.py",
     ),
     Mutant(
         "gevent: a finalizer that notifies in the middle of a notification makes it fail",
@@ -1479,7 +1500,7 @@ MUTANTS = [
     Mutant(
         "a name is active after its subscriber was notified of the loss",
         "_core/registry.py",
-        "        if state is SubscriberState.ACTIVE and self._loss.has_notified(subscriber):\n",
+        "        if state is SubscriberState.ACTIVE and self.loss.has_notified(subscriber):\n",
         "        if False:\n",
         "tests/core/test_registry.py -k active_until_its_loss",
     ),

@@ -127,6 +127,15 @@ class Entry(Generic[S]):
             self.states = {self.only_subscriber: self.only_state, subscriber: SubscriberState.WAITING}
             self.only_subscriber = None
 
+    def add_all(self, others: Iterable[S]) -> None:
+        """Add subscribers to a name that has one or more. They are waiting."""
+        known = self.states
+        if known is None:
+            assert self.only_subscriber is not None
+            known = {self.only_subscriber: self.only_state}
+        self.states, self.only_subscriber = dict.fromkeys(others, SubscriberState.WAITING), None
+        self.states.update(known)
+
     def set_state(self, subscriber: S, state: SubscriberState) -> None:
         """Change the state of a subscriber of the name."""
         self.active_snapshot = self.only_active = None
@@ -151,6 +160,15 @@ class Entry(Generic[S]):
         if state is SubscriberState.ACTIVE:
             self.active_snapshot = self.only_active = None
         return state
+
+    def remove_others(self, subscriber: S) -> dict[S, SubscriberState]:
+        """Remove all subscribers of the name but one; return the others, with their states."""
+        others = self.states
+        if others is None:
+            return {}
+        self.states = {subscriber: others.pop(subscriber)}
+        self.active_snapshot = self.only_active = None
+        return others
 
     def change_all(self, state: SubscriberState) -> Iterable[S]:
         """Change the state of each subscriber that has another one, and yield it then.

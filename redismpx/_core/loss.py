@@ -30,8 +30,13 @@ class Loss(Generic[S]):
         """Add a name that was active for a subscriber."""
         self._active[subscriber].append(entry)
 
+    @property
+    def notified(self) -> S | None:
+        """The subscriber that is notified of the loss, but some of its names have not changed to waiting yet."""
+        return self._subscriber if self._notified else None
+
     def has_notified(self, subscriber: S) -> bool:
-        """Tell whether a subscriber is notified of the loss, but some of its names have not changed to waiting yet."""
+        """Tell whether that is this subscriber."""
         return self._notified and subscriber == self._subscriber
 
     def remove(self, entry: Entry[S], subscriber: S) -> bool:

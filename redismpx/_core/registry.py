@@ -42,7 +42,8 @@ class Registry(Generic[S]):
         self._late: deque[tuple[Entry[S], S]] = deque()  # subscribers that were added to a name that was joined already
         self._refused: dict[Entry[S], None] = {}  # names that the server rejected; retry_refused() retries them
         self.lost_names: int = 0  # names that were active when the last connection was lost
-        self._loss: Loss[S] = Loss()  # of the last connection
+        self.loss: Loss[S] = Loss()
+        """The loss of the last connection."""
 
     # --- what is desired
 
@@ -79,7 +80,7 @@ class Registry(Generic[S]):
         state = None if entry is None else entry.remove(subscriber)
         if entry is None or state is None:  # drain() deleted it, or a finalizer has closed in the middle of close()
             return False
-        was_notified = self._loss.remove(entry, subscriber)
+        was_notified = self.loss.remove(entry, subscriber)
         if not entry.has_subscribers:
             self._unwanted[kind].add(name)
             self._reconcile(entry)
@@ -89,7 +90,7 @@ class Registry(Generic[S]):
         """Return what a subscriber was last notified of, for a name; None if it does not subscribe to it."""
         entry = self._tables[kind].get(name)
         state = None if entry is None else entry.state_of(subscriber)
-        if state is SubscriberState.ACTIVE and self._loss.has_notified(subscriber):
+        if state is SubscriberState.ACTIVE and self.loss.has_notified(subscriber):
             return SubscriberState.WAITING  # the next steps of the loss change it
         return state
 
@@ -281,7 +282,7 @@ class Registry(Generic[S]):
         The names must be iterated at once, or not at all.
         """
         self._forget_connection()
-        loss = self._loss
+        loss = self.loss
         steps = self.lost_names = 0
         for entry in self._entries():
             if not entry.has_subscribers and self._tables[entry.kind].get(entry.name) is not entry:
@@ -338,7 +339,7 @@ class Registry(Generic[S]):
 
     def _forget_connection(self) -> None:
         self._queue.clear()
-        self._loss = Loss()
+        self.loss = Loss()
         self._late.clear()
         self._in_flight.clear()
         self._probes.clear()

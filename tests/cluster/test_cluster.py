@@ -747,6 +747,66 @@ async def test_a_callback_removes_a_moving_channel_elsewhere(shared_cluster: Clu
             await sub.wait_for_activation(timeout=10)
 
 
+async def test_many_subscribers_of_a_moving_channel(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are notified a few in each iteration of the loop, each once, while a callback removes, closes and adds."""
+    monkeypatch.setattr(shards_module, "TIME_SLICE", 0.0)
+    source = await shared_cluster.owner(0)
+    target = await other_than(shared_cluster, source)
+    (name, staying), count = await at(source, 2), 3 * shards_module.NOTIFIED_AT_ONCE
+    checkers, late = [Checker() for _ in range(count)], Checker()
+    notified: Counter[int] = Counter()  # by the iteration of the loop
+    iteration = 0
+    changed: list[int] = []
+    async with multiplexing(shared_cluster) as mpx:
+
+        def subscribe(checker: Checker) -> ChannelSubscription[bytes]:
+            def on_disconnect(error: ConnectionLost) -> None:
+                checker.on_disconnect(error)
+                notified[iteration] += 1
+                if sum(notified.values()) == count // 3:
+                    change()
+
+            sub = mpx.new_channel_subscription(checker.on_message, on_disconnect, checker.on_activation, sharded=True)
+            sub.add(name, staying)
+            return sub
+
+        def change() -> None:
+            """Remove, close and renew three subscriptions that are not notified yet, and make another one."""
+            changed.extend([number for number, checker in enumerate(checkers) if not checker.disconnects][-3:])
+            for number in changed:
+                assert name in subs[number].active
+                subs[number].remove(name)
+                checkers[number].removed(name)
+            subs[changed[1]].close()
+            subs[changed[2]].add(name)
+            checkers[changed[2]].added(name)
+            subs.append(new_sub(mpx, late, name))
+
+        subs = [subscribe(checker) for checker in checkers]
+        for sub in subs:
+            await sub.wait_for_activation(timeout=10)
+
+        def next_iteration() -> None:
+            nonlocal iteration
+            iteration += 1
+            if not changed or not subs[-1].active:
+                asyncio.get_running_loop().call_soon(next_iteration)
+
+        next_iteration()
+        await shared_cluster.move_slot(name, target)
+        await until(lambda: bool(changed))
+        for sub in subs:
+            if not sub.closed:
+                await sub.wait_for_activation(timeout=10)
+        await at_their_owners(shared_cluster, [name, staying])
+        assert await mpx.publish(name, "1", sharded=True) == 1
+        await until(lambda: late.messages + sum(checker.messages for checker in checkers) == count - 1)
+        assert [number for number, checker in enumerate(checkers) if not checker.disconnects] == changed
+        assert {checker.disconnects for checker in checkers} == {0, 1}
+        assert not any(checker.faults for checker in (late, *checkers))
+        assert max(notified.values()) <= 2
+
+
 async def test_many_channels_survive_moves_and_failovers(cluster: Cluster) -> None:
     """Under load, slot moves and failovers lose and reorder nothing outside the reported gaps.
 

@@ -35,7 +35,7 @@ class Cluster(Deployment):
         session = options.session
         publisher = ClusterPublisher(slot_map, options.publish_timeout, session.tasks, session.counters, self.doubt)
         super().__init__(lambda: AnyNodeEndpoint(slot_map), publisher, options)
-        self.shards: Shards = Shards(slot_map, self._new_session, session.critical, options.slices)
+        self.shards: Shards = Shards(slot_map, self._new_session, session.critical, self._tasks, options.slices)
         self._primaries = ClusterKeyspace(slot_map, self._new_session, self._tasks)
         self.keyspace: Keyspace = self._primaries
         self._has_warned = False

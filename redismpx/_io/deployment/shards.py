@@ -9,7 +9,7 @@ the owner of its slot.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from ..._core.critical import CriticalSection
 from ..._core.entry import Entry, SubscriberState
+from ..._core.moving import move
 from ..._core.registry import Registry
 from ..._core.wire import Kind, Redirection
 from ...errors import ConnectionLost
@@ -24,13 +25,14 @@ from ..redispy.client import key_slot
 from ..redispy.endpoint import Endpoint
 from ..redispy.slot_map import ClusterNode, NodeEndpoint, SlotMap
 from ..runtime.slices import Slices, freeing
-from ..runtime.tasks import TIME_SLICE
+from ..runtime.tasks import TIME_SLICE, Tasks
 from ..session.dispatcher import Evict
 from ..session.session import UNCONFIRMED, Session
 from ..session.state import SessionState
 from ..session.subscriber import Subscriber
 from .follower import SlotMapFollower
 
+NOTIFIED_AT_ONCE = 256  # subscribers of a channel that has moved
 SHARD_LINGER = 1.0  # seconds that a session is kept after the last of its channels was removed
 
 NewSession: TypeAlias = Callable[[Endpoint, Evict], Session]
@@ -57,16 +59,25 @@ class Shard:
 class Shards(SlotMapFollower):
     """Keeps each shard channel at the primary that owns its slot."""
 
-    def __init__(self, slot_map: SlotMap, new_session: NewSession, critical: CriticalSection, slices: Slices) -> None:
+    def __init__(
+        self,
+        slot_map: SlotMap,
+        new_session: NewSession,
+        critical: CriticalSection,
+        tasks: Tasks,
+        slices: Slices,
+    ) -> None:
         super().__init__(slot_map)
         self._new_session = new_session
         self._critical = critical
+        self._tasks = tasks
         self._slices = slices
         self._places: dict[bytes, Shard] = {}  # the shard of each channel
         self._shards: dict[str, Shard] = {}
         self._ownerless = Shard("", Registry(), None)
         self._redirected: set[int] = set()  # slots that followed a redirection since the slot map was read
-        self._untold: set[tuple[bytes, Subscriber]] = set()  # channels that were moved, and who is to be notified of it
+        # Channels that were moved, and who is to be notified of that.
+        self._untold: dict[bytes, dict[Subscriber, SubscriberState]] = {}
         self._doubts: dict[int, str] = {}  # slots whose owner is in doubt, with the owner in the slot map
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -107,7 +118,7 @@ class Shards(SlotMapFollower):
         """Tell whether a channel is active for a subscriber, as far as the subscriber was notified."""
         shard = self._places.get(name)
         state = None if shard is None else shard.registry.subscriber_state(Kind.SHARD_CHANNEL, name, subscriber)
-        return state is SubscriberState.ACTIVE or (name, subscriber) in self._untold
+        return state is SubscriberState.ACTIVE or subscriber in self._untold.get(name, ())
 
     # --- subscriptions
 
@@ -133,8 +144,8 @@ class Shards(SlotMapFollower):
                 shard = self._places.get(name)
                 if shard is not None:
                     were_active += shard.registry.remove(Kind.SHARD_CHANNEL, name, subscriber)
-                    if self._untold and (name, subscriber) in self._untold:
-                        self._untold.discard((name, subscriber))
+                    if self._untold and subscriber in self._untold.get(name, ()):
+                        del self._untold[name][subscriber]
                         were_active += 1
                     if shard.registry.count_new(Kind.SHARD_CHANNEL, (name,)):
                         self._leave(name, shard)
@@ -188,22 +199,51 @@ class Shards(SlotMapFollower):
             self._slices.begin(freeing(shard.session.retire()))
 
     def _move(self, name: bytes, source: Shard, target: Shard) -> None:
-        """Remove a channel from one shard, and add it to another."""
-        untold = []
+        """Remove a channel from one shard, add it to another, and notify its subscribers.
+
+        If these are many, they are notified in time slices, and the channel is without an owner until that is done.
+        """
+        entry = source.registry.shard_channels.get(name)
+        are_many = source is not self._ownerless and entry is not None and len(entry.subscribers) > NOTIFIED_AT_ONCE
+        if are_many:
+            target = self._ownerless
         with self._critical:
-            entry = source.registry.shard_channels.get(name)
+            active = move(name, source.registry, target.registry)
             self._leave(name, source)
             self._enter(name, target)
-            for subscriber in () if entry is None else tuple(entry.subscribers):
-                if source.registry.remove(Kind.SHARD_CHANNEL, name, subscriber):
-                    untold.append((name, subscriber))
-                target.registry.add(Kind.SHARD_CHANNEL, (name,), subscriber)
-            self._untold.update(untold)
+            if active:
+                self._untold[name] = active | self._untold[name] if self._untold.get(name) else active
             self._nudge((source, target))
-        for each in untold:
-            if each in self._untold:  # the callback of one subscriber may have removed the channel from another
-                self._untold.discard(each)
-                each[1].disconnect(ConnectionLost("its slot has another owner", frozenset({name})))
+        if are_many:
+            self._tasks.start(self._tell_many(name, source.node), "redismpx moved channel", Context())
+        elif active:
+            for _ in self._tell(name):
+                pass
+
+    def _tell(self, name: bytes) -> Iterator[None]:
+        """Notify the subscribers of a channel that was moved, one in each step."""
+        error = ConnectionLost("its slot has another owner", frozenset({name}))
+        while untold := self._untold.get(name):
+            for subscriber in [*untold]:
+                if untold.pop(subscriber, None) is not None:  # a callback may remove the channel from any subscription
+                    subscriber.disconnect(error)
+                    yield
+        self._untold.pop(name, None)
+
+    async def _tell_many(self, name: bytes, node: str) -> None:
+        """Notify very many subscribers of a channel that was moved away from a node; then move it to its owner."""
+        slice_end = monotonic() + TIME_SLICE
+        for _ in self._tell(name):
+            if monotonic() > slice_end:
+                await asyncio.sleep(0)
+                slice_end = monotonic() + TIME_SLICE
+        owner = self._slot_map.owner(key_slot(name))
+        if self._places.get(name) is not self._ownerless or self._is_draining:
+            return
+        if owner is None or owner.name == node:
+            self._look_again()
+        else:
+            self._move(name, self._ownerless, self._owner(key_slot(name)))
 
     def _evict(self, node: ClusterNode, names: tuple[bytes, ...], redirection: Redirection | None) -> None:
         """Remove channels from a node that no longer owns their slot.
@@ -256,7 +296,7 @@ class Shards(SlotMapFollower):
                         self._doubts[slot] = owner.name
                     else:
                         for name in [*shard.slots.get(slot, ())]:
-                            if self._places.get(name) is shard:
+                            if self._places.get(name) is shard and name not in self._untold:
                                 self._move(name, shard, self._owner(slot))
                             if monotonic() > slice_end:
                                 await asyncio.sleep(0)
