@@ -3339,7 +3339,7 @@ MUTANTS = [
     Mutant(
         "streams: a cursor joins a page that was sent already",
         "_core/recovery.py",
-        "request = self.wanted.pop(next(iter(self.wanted)))",
+        "_, request = self.wanted.popitem(last=False)",
         "request = self.wanted[next(iter(self.wanted))]",
         RECOVERY,
     ),

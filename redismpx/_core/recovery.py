@@ -11,7 +11,7 @@ reached the end of the stream, its cursors go on with the messages that follow i
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -173,8 +173,8 @@ class Stream:
         self.cursors: dict[Cursor, None] = {}
         self.readers: int = 0
         """How many cursors wait for a page."""
-        self.wanted: dict[bytes | None, PageRequest] = {}
-        """The pages to read, by their positions."""
+        self.wanted: OrderedDict[bytes | None, PageRequest] = OrderedDict()
+        """The pages to read, by their positions. No other dictionary gives very many in order fast."""
         self.raw: bytes = b""
         """The last live message. All cursors get the same object."""
         self.previous: bytes = b""
@@ -235,7 +235,7 @@ class Stream:
     def next_request(self) -> PageRequest | None:
         """Return the next page to read; it counts as sent. None if no page is wanted."""
         while self.wanted:
-            request = self.wanted.pop(next(iter(self.wanted)))
+            _, request = self.wanted.popitem(last=False)
             if request.is_needed:
                 request.frames = self.frames
                 return request
