@@ -12,11 +12,12 @@ from typing import Any, Generic, Self
 
 from ._io.delivery.consumer import Consumer
 from ._io.hub import Hub
+from ._io.runtime.slices import SLICE_STEPS
 from ._io.session.subscriber import Subscriber
 from ._io.streams.delivery import StreamDelivery, StreamEvents
 from ._io.streams.inbox import ObservedStreamInbox, StreamInbox
 from ._io.streams.subscriber import StreamSubscriber
-from .arguments import to_bytes, to_position
+from .arguments import to_bytes, to_names, to_position
 from .errors import ConnectionLost, MultiplexerIsClosed, quote
 from .message import OnGap, OnStreamMessage, StreamEvent, StreamMessage
 from .reading import MessageSubscription
@@ -52,7 +53,7 @@ class StreamSubscription(Generic[T]):
     @property
     def channels(self) -> frozenset[bytes]:
         """The streams of this subscription, active or not."""
-        return frozenset(self._subscriber.cursors)
+        return frozenset(self._subscriber.names)
 
     @property
     def active(self) -> frozenset[bytes]:
@@ -91,15 +92,16 @@ class StreamSubscription(Generic[T]):
         """
         self._messages._hub.enter()
         name = to_bytes(channel, "a channel")
-        cursor = self._subscriber.cursors.get(name)
-        if cursor is None:
+        if name not in self._subscriber.names:
             raise ValueError(f"{quote(name)} is not a stream of this subscription: {self!r}; add it first")
-        return b"0" if cursor.handed == b"" else cursor.handed
+        position = self._subscriber.position(name)
+        return b"0" if position == b"" else position
 
     def add(self, *channels: str | bytes, after: str | bytes | None = None) -> None:
         """Follow more streams. Without `after`, streams that are already in the subscription are ignored.
 
-        Returns at once, and works offline.
+        Returns at once, and works offline. Hundreds of streams are subscribed to in the next iterations of the loop,
+        some in each. `stats()` counts them from then on.
 
         Args:
             channels: names; `str` is encoded as UTF-8.
@@ -118,29 +120,35 @@ class StreamSubscription(Generic[T]):
         messages, hub = self._messages, self._messages._hub
         messages._check_open()
         longest = hub.limits.max_name_bytes
-        names = dict.fromkeys([to_bytes(channel, "a channel", longest) for channel in channels])
+        names = dict.fromkeys(to_names(channels, "a channel", longest))
         position = to_position(after)
         hub.enter()
         if hub.draining:
             raise MultiplexerIsClosed
         if hub.postpone(partial(self.add, *names, after=after)):
             return
-        cursors = self._subscriber.cursors
-        new = [name for name in names if name not in cursors]
+        subscriber = self._subscriber
+        new = subscriber.without_known(names)
         if after is not None and len(new) < len(names):
-            known = next(name for name in names if name in cursors)
+            known = next(name for name in names if name in subscriber.names)
             raise ValueError(f"{quote(known)} is in this subscription already; remove it, and add it with `after`")
         hub.admit(messages._kind, new)
         with hub.budget.critical:
             messages._check_open()  # a finalizer may have closed it, or have added some of the streams
-            new = [name for name in new if name not in cursors]
-            self._subscriber.add(new, position)
-            hub.deployment.add(messages._kind, new, self._subscriber)
+            new = subscriber.without_known(new)
+            if len(new) <= SLICE_STEPS:
+                subscriber.follow(new, position)
+                return
+            subscriber.joining.update(dict.fromkeys(new, position))
+        hub.joining += len(new)
+        hub.slices.begin(partial(messages.join, name) for name in new)
 
     def remove(self, *channels: str | bytes) -> None:
         """Leave streams. Others are ignored.
 
-        Works offline. No callback is called for them any more. With `durable`, their positions are saved.
+        Returns at once, and works offline. No callback is called for them any more. With `durable`, their positions are
+        saved. Hundreds of streams are unsubscribed in the next iterations of the loop, some in each. `stats()` counts
+        them until then.
 
         Args:
             channels: names; `str` is encoded as UTF-8.
@@ -149,23 +157,28 @@ class StreamSubscription(Generic[T]):
             SubscriptionIsClosed: the subscription or its multiplexer is closed.
             TypeError, ValueError: a name is invalid. No stream was removed.
         """
-        messages, hub, cursors = self._messages, self._messages._hub, self._subscriber.cursors
-        messages._check_open()
-        removed = {to_bytes(channel, "a channel") for channel in channels}
-        hub.enter()
-        if hub.postpone(partial(self.remove, *removed)):
-            return
-        messages._inbox.flush()
-        with hub.budget.critical:
-            messages._check_open()
-            names = removed & cursors.keys()
-            hub.remove(messages._kind, names, self._subscriber)
-            were_active = self._subscriber.remove(names)
-            messages._inbox.forget(frozenset(names), were_active, rest=bool(cursors))
+        self._messages._check_open()
+        removed = to_names(channels, "a channel")
+        self._messages._hub.enter()
+        if not self._messages._hub.postpone(partial(self.remove, *removed)):
+            self._remove(removed)
 
     def clear(self) -> None:
         """Leave all streams, and raise errors, as `remove()` does. The subscription stays open."""
-        self.remove(*self._subscriber.cursors)
+        self._messages._check_open()
+        self._messages._hub.enter()
+        if not self._messages._hub.postpone(self.clear):
+            self._remove(None)
+
+    def _remove(self, removed: list[bytes] | None) -> None:
+        """Leave some streams, or, for None, all: very many in time slices."""
+        messages, hub, subscriber = self._messages, self._messages._hub, self._subscriber
+        messages._inbox.flush()
+        with hub.budget.critical:
+            messages._check_open()
+            rest = subscriber.remove(removed)
+        if rest:
+            hub.slices.begin(partial(subscriber.unsubscribe, name) for name in [*rest])
 
     def close(self) -> None:
         """Leave all streams, at once and for good.
@@ -192,7 +205,7 @@ class StreamSubscription(Generic[T]):
         self._messages._check_open()
         self._messages._hub.enter()
         self._delivery.finish()
-        await self._messages.save()
+        await self._subscriber.streams.positions.save(self._subscriber)
 
     async def wait_for_activation(self, *names: str | bytes, timeout: float | None = None) -> None:
         """Wait until streams of this subscription are active, all at the same time: subscribed, their positions known.
@@ -296,21 +309,28 @@ class _StreamMessages(MessageSubscription[Any]):
     def __init__(self, hub: Hub, consumer: Consumer, durable: bytes | None) -> None:
         super().__init__(hub, consumer, "a stream subscription")
         self._kind = hub.deployment.stream_kind
-        self.subscriber = StreamSubscriber(hub._streams, self._inbox, durable)
+        register, unregister = partial(hub.deployment.add, self._kind), partial(hub.remove, self._kind)
+        self.subscriber = StreamSubscriber(hub._streams, self._inbox, durable, register, unregister)
         if durable is not None:
             hub.durable.add(self)
 
     @property
     def _names(self) -> Collection[bytes]:
-        return self.subscriber.cursors.keys()
+        return self.subscriber.names
+
+    def join(self, name: bytes) -> None:
+        """Follow a stream that add() has left for later."""
+        self._hub.joining -= 1
+        with self._hub.budget.critical:
+            if not (self.closed or self._hub.draining):
+                self.subscriber.join(name)
 
     @property
     def _subscriber(self) -> Subscriber:
         return self.subscriber
 
     def _has_active(self, name: bytes) -> bool:
-        cursor = self.subscriber.cursors.get(name)
-        return cursor is not None and cursor.is_announced
+        return self.subscriber.has_active(name)
 
     def _close(self, reason: str | None) -> None:
         if not self._inbox.closed:
@@ -322,17 +342,7 @@ class _StreamMessages(MessageSubscription[Any]):
         await super()._consumed()
         if self.subscriber.durable is not None and not self._inbox.closed:
             with suppress(ConnectionLost):  # aclose() tries again
-                await self.save()
-
-    async def save(self) -> None:
-        """Save the positions, and wait for that."""
-        positions = self.subscriber.take_unsaved()
-        try:
-            await self.subscriber.streams.positions.save(self.subscriber, positions)
-        except BaseException:  # a cancellation too: the positions are saved later
-            self.subscriber.put_back(positions)
-            self.subscriber.streams.positions.save_soon(self.subscriber)
-            raise
+                await self.subscriber.streams.positions.save(self.subscriber)
 
     def __repr__(self) -> str:
         text = self._describe(f"streams={len(self._names)}").replace("_StreamMessages", "StreamSubscription", 1)

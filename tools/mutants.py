@@ -76,6 +76,7 @@ TOPIC_READERS = "tests/api/test_topic_readers.py"
 CHANNELS = "tests/contrib/test_channels.py"
 BLOCKING_TOPICS = "tests/live/test_blocking_topics.py"
 DURABLE = "tests/live/test_durable_streams.py"
+MANY_STREAMS = "tests/live/test_many_streams.py"
 SENTINEL = "tests/cluster/test_sentinel.py"
 SHARDED = "tests/live/test_sharded.py"
 UNREAD = "tests/live/test_unread.py"
@@ -750,7 +751,7 @@ MUTANTS = [
     Mutant(
         "P1: no disconnect",
         "_io/session/dispatcher.py",
-        "                    subscriber.disconnect(error, active)\n",
+        "                    rest = subscriber.disconnect(error, active)\n",
         "                    pass\n",
         f"{TORTURE} -k killed_connection",
     ),
@@ -1304,15 +1305,15 @@ MUTANTS = [
     Mutant(
         "streams: a finalizer that closes one ends the looks at the ends of all",
         "_io/streams/streams.py",
-        "        for stream in [*self.streams.values()]:  # a",
-        "        for stream in self.streams.values():  # a",
+        "        streams = [*self.streams.values()]  # a",
+        "        streams = self.streams.values()  # a",
         "tests/live/test_user_objects.py -k of_streams",
     ),
     Mutant(
         "streams: a finalizer that closes one in the middle of saving its positions loses them",
-        "_io/streams/subscriber.py",
-        "        for cursor in [*self.cursors.values()]:\n            if cursor.done",
-        "        for cursor in self.cursors.values():\n            if cursor.done",
+        "_io/streams/positions.py",
+        "self._save_in_background(subscriber, [*subscriber.cursors.values()])",
+        "self._save_in_background(subscriber, list(map(lambda cursor: cursor, subscriber.cursors.values())))",
         "tests/live/test_user_objects.py -k of_streams",
     ),
     Mutant(
@@ -2835,8 +2836,8 @@ MUTANTS = [
     Mutant(
         "a shard's loss is told without names",
         "_io/session/dispatcher.py",
-        "                if self._evict is None:\n                    subscriber.disconnect",
-        "                if True:\n                    subscriber.disconnect",
+        "                if self._evict is None:\n                    rest = subscriber.disconnect",
+        "                if True:\n                    rest = subscriber.disconnect",
         f"{CLUSTER} -k gap_of_its_own",
     ),
     Mutant(
@@ -3444,8 +3445,8 @@ MUTANTS = [
     Mutant(
         "streams: a stream without messages is never looked at",
         "_io/streams/streams.py",
-        'self._later("tails", self._tail_interval and self._tail_interval / 2, self._look_at_tails)\n\n    def _later',
-        "pass\n\n    def _later",
+        '        if self.streams:\n            self._later("tails"',
+        '        if False:\n            self._later("tails"',
         f"{STREAMS} -k tail",
     ),
     Mutant(
@@ -3536,7 +3537,7 @@ MUTANTS = [
         "streams: messages are handled while aclose() saves positions",
         "_io/hub.py",
         'subscription._close("multiplexer closed")',
-        "subscription.subscriber.streams.positions.save_in_background(subscription.subscriber)",
+        "subscription.subscriber.streams.positions.save_left(subscription.subscriber, [])",
         f"{DURABLE} -k aclose_saves_exactly",
     ),
     Mutant(
@@ -3559,6 +3560,104 @@ MUTANTS = [
         "        finally:\n            hub.close()\n",
         "        except asyncio.CancelledError:\n            raise\n        else:\n            hub.close()\n",
         f"{DURABLE} -k cancelled_aclose",
+    ),
+    Mutant(
+        "streams: very many streams are removed in one step",
+        "_io/streams/subscriber.py",
+        "        if len(left) <= SLICE_STEPS:\n",
+        "        if True:\n",
+        f"{MANY_STREAMS} -k removed_in_slices",
+    ),
+    Mutant(
+        "streams: a page goes on for a stream that its messages have removed with very many others",
+        "_io/streams/cursor.py",
+        "if self.request is not request or (leaving and self.is_left):",
+        "if self.request is not request:",
+        f"{MANY_STREAMS} -k in_a_page",
+    ),
+    Mutant(
+        "streams: very many streams are added in one step",
+        "stream.py",
+        "            if len(new) <= SLICE_STEPS:\n",
+        "            if True:\n",
+        f"{MANY_STREAMS} -k added_in_slices",
+    ),
+    Mutant(
+        "streams: a stream that is removed while very many are added is followed",
+        "_io/streams/subscriber.py",
+        "        if name in self.joining:\n            self.follow((name,), self.joining.pop(name))",
+        "        self.follow((name,), self.joining.pop(name, None))",
+        f"{MANY_STREAMS} -k added_in_slices",
+    ),
+    Mutant(
+        "streams: a channel that is left already is subscribed to again while it is registered",
+        "_io/streams/subscriber.py",
+        "            if name in self.leaving:\n                self.unsubscribe(name)\n",
+        "",
+        f"{MANY_STREAMS} -k removed_in_slices",
+    ),
+    Mutant(
+        "streams: close() leaves very many streams in one step",
+        "_io/streams/subscriber.py",
+        "self.streams.slices.begin(repeat(lambda: close(cursors.pop()), len(cursors)))",
+        "[close(cursor) for cursor in cursors]",
+        f"{MANY_STREAMS} -k closed_subscription",
+    ),
+    Mutant(
+        "streams: the ends of very many streams are looked at in one step",
+        "_io/streams/streams.py",
+        "self.slices.begin(chain(looks, [self._look_later]))",
+        "[look() for look in chain(looks, [self._look_later])]",
+        f"{MANY_STREAMS} -k ends_of_streams",
+    ),
+    Mutant(
+        "streams: a stream that is removed in the middle of a loss is lost",
+        "_io/streams/subscriber.py",
+        "            loss.difference_update(left)\n",
+        "            pass\n",
+        f"{MANY_STREAMS} -k loss_of_very_many",
+    ),
+    Mutant(
+        "streams: a stream is inactive before the consumer is notified of the loss",
+        "_io/streams/subscriber.py",
+        "cursor is not None and (cursor.is_announced or self._is_losing(name))",
+        "cursor is not None and cursor.is_announced",
+        f"{MANY_STREAMS} -k loss_of_very_many",
+    ),
+    Mutant(
+        "streams: the loss of very many streams is not told to the end",
+        "_io/session/dispatcher.py",
+        "(None,) if rest is None else rest:",
+        "(None,):",
+        f"{MANY_STREAMS} -k recover_from_a_loss",
+    ),
+    Mutant(
+        "streams: very many streams catch up in one step",
+        "_io/streams/subscriber.py",
+        "self.streams.slices.begin(partial(self._read_on, cursor) for cursor in lagging)",
+        "[self._read_on(cursor) for cursor in lagging]",
+        f"{MANY_STREAMS} -k catch_up",
+    ),
+    Mutant(
+        "streams: very many positions are saved in one step",
+        "_io/streams/positions.py",
+        "len(unsaved) == SAVED_AT_ONCE or not",
+        "not",
+        f"{MANY_STREAMS} -k some_at_a_time",
+    ),
+    Mutant(
+        "streams: a rejected position keeps the others from being saved",
+        "_io/streams/positions.py",
+        "if failure is not None and not isinstance(failure[1], ResponseError):",
+        "if failure is not None:",
+        f"{MANY_STREAMS} -k some_at_a_time",
+    ),
+    Mutant(
+        "streams: a position is loaded before that of a stream that was left is saved",
+        "_io/streams/positions.py",
+        "        if self._leaving:  #",
+        "        if False:  #",
+        f"{MANY_STREAMS} -k left_streams_are_saved",
     ),
     Mutant(
         "streams: drain() raises the error of a position that cannot be saved",

@@ -118,11 +118,15 @@ class Cursor:
 
     def deactivate(self) -> None:
         """Wait for the channel."""
-        self._leave(CursorState.WAITING)
+        if self.state is CursorState.READING:
+            self.stream.leave(self)
+        self.state = CursorState.WAITING
 
     def lag(self) -> None:
         """Wait until the consumer has caught up."""
-        if self.state is not CursorState.WAITING:
+        if self.state is CursorState.LIVE:
+            self.state = CursorState.LAGGING
+        elif self.state is CursorState.READING:
             self._leave(CursorState.LAGGING)
 
     def read(self, restart: bytes | None = None) -> None:

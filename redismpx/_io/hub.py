@@ -84,7 +84,7 @@ class Hub:
         """The open subscriptions whose positions are kept in Redis."""
         self._abandoned: deque[Closable] = deque()  # the garbage collector has found these; the loop closes them
         self.deployment: Deployment = new_deployment(self.close, self.slices)
-        self._streams: Streams = Streams(self.deployment.publisher, tasks, record_limit, tail_interval)
+        self._streams: Streams = Streams(self.deployment.publisher, tasks, self.slices, record_limit, tail_interval)
         self.delivery: DeliveryContext = DeliveryContext(
             tasks, counters, budget, self.deployment.main.call_soon, record_limit, watch
         )

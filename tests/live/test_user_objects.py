@@ -486,7 +486,7 @@ async def test_a_finalizer_in_the_middle_of_any_call(url: str, finalizer: str, s
 
 
 @pytest.mark.parametrize("finalizer", FINALIZERS)
-@pytest.mark.parametrize("step", ["add", "remove", "clear", "close", "look_at_tails", "take_unsaved"])
+@pytest.mark.parametrize("step", ["add", "remove", "clear", "close", "look_at_tails", "save"])
 async def test_a_finalizer_in_the_middle_of_a_call_of_streams(url: str, finalizer: str, step: str) -> None:
     """It calls a method of the same stream subscription: its streams and the registry have the same names."""
     async with Multiplexer(url) as mpx:
@@ -498,13 +498,14 @@ async def test_a_finalizer_in_the_middle_of_a_call_of_streams(url: str, finalize
             for cursor in subscriber.cursors.values():
                 cursor.done = b"1-1"
             streams._quiet.update(dict.fromkeys(streams.streams.values(), 0))
+            streams.positions._unsaved[subscriber] = None
             steps: dict[str, Callable[[], object]] = {
                 "add": lambda: sub.add("a", "d"),  # noqa: B023
                 "remove": lambda: sub.remove("a"),  # noqa: B023
                 "clear": lambda: sub.clear(),  # noqa: B023
                 "close": lambda: sub.close(),  # noqa: B023
                 "look_at_tails": streams._look_at_tails,
-                "take_unsaved": subscriber.take_unsaved,
+                "save": streams.positions._save_all,
             }
             with Striker(at, lambda: FINALIZERS[finalizer](sub)) as striker:  # noqa: B023
                 try:

@@ -6,7 +6,7 @@ It sends nothing, and waits neither for the network nor for a consumer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from operator import methodcaller
 from time import monotonic
@@ -162,7 +162,9 @@ class Dispatcher:
         self._interrupted = None
         subscriptions = listeners = 0
         deadline = monotonic() + TIME_SLICE
+        rest: Iterator[None] | None
         for loss in self._critical.each(self._registry.connection_lost()):
+            rest = None
             if loss is not None:
                 subscriber, active = loss
                 if isinstance(subscriber, Listener):
@@ -170,12 +172,13 @@ class Dispatcher:
                 else:
                     subscriptions += 1
                 if self._evict is None:
-                    subscriber.disconnect(error, active)
+                    rest = subscriber.disconnect(error, active)
                 else:  # its other names may be on links to other nodes
-                    subscriber.disconnect(narrow(error, frozenset(active)))
-            if monotonic() > deadline:
-                await asyncio.sleep(0)
-                deadline = monotonic() + TIME_SLICE
+                    rest = subscriber.disconnect(narrow(error, frozenset(active)))
+            for _ in (None,) if rest is None else rest:
+                if monotonic() > deadline:
+                    await asyncio.sleep(0)
+                    deadline = monotonic() + TIME_SLICE
         self._counters.gaps += subscriptions
         return Gap(subscriptions, self._registry.lost_names - listeners)  # a listener has one name
 
@@ -326,6 +329,6 @@ class Dispatcher:
                 plain(text),
             )
 
-    def _notify(self, notify: Callable[[Subscriber], None], subscribers: Iterable[Subscriber]) -> None:
+    def _notify(self, notify: Callable[[Subscriber], object], subscribers: Iterable[Subscriber]) -> None:
         """Notify subscribers of an event; receive() does it in time slices, before it takes the next reply."""
         self._interrupted = Notices(notify, self._critical.each(iter(subscribers)))

@@ -24,7 +24,7 @@ class FanOut(NamedTuple):
 class Notices(NamedTuple):
     """One event, other than a message, that many subscribers are being notified of."""
 
-    notify: Callable[[Subscriber], None]
+    notify: Callable[[Subscriber], object]
     rest: Iterator[Subscriber]  # the subscribers that are not notified yet
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeAlias
 
 from ...errors import ConnectionLost, SubscriptionRefused
@@ -40,10 +40,12 @@ class Subscriber(Protocol):
     def activate(self, name: bytes) -> None:
         """Take note that a name is active."""
 
-    def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> None:
+    def disconnect(self, error: ConnectionLost, lost: Iterable[bytes] | None = None) -> Iterator[None] | None:
         """Take note that the connection is lost, or some names on it.
 
         `lost` yields the names that were active, if `error.names` is None. It must be iterated at once, or not at all.
+        If hundreds of names are lost, short steps may be left; the caller takes all of them before anything else that
+        concerns these names.
         """
 
     def refuse(self, error: SubscriptionRefused) -> None:

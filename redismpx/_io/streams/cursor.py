@@ -18,6 +18,7 @@ class CursorOwner(Protocol):
 
     inbox: StreamInbox
     durable: bytes | None
+    leaving: dict[bytes, StreamCursor]
 
     def begin(self, cursor: StreamCursor) -> None:
         """Read on from the position, which is known now."""
@@ -55,11 +56,18 @@ class StreamCursor(Cursor):
         self.is_refused: bool = False
         """Whether the server rejects to read the stream."""
 
+    @property
+    def is_left(self) -> bool:
+        """Whether the subscription has left the stream, but the channel is still registered."""
+        return self.subscriber.leaving.get(self.stream.name) is self
+
     def receive(self, items: list[bytes | HistoryGap], request: PageRequest, page: Page) -> Iterator[None]:
         """Deliver what a page has for it, and yield now and then; then go on behind the page.
 
         While this is suspended, the position is the last message delivered.
         """
+        if self.is_left:
+            return
         if self.is_refused:
             self.is_refused = False
             self.subscriber.inbox.refusals.pop(self.stream.name, None)
@@ -68,8 +76,9 @@ class StreamCursor(Cursor):
         inbox, name, end = self.subscriber.inbox, self.stream.name, self.position
         items = self._compare_with_reported(items, request, page)
         left = inbox.consumer.max_pending - inbox.pending
+        leaving = self.subscriber.leaving
         for number, item in enumerate(items, 1):
-            if self.request is not request:
+            if self.request is not request or (leaving and self.is_left):
                 return
             if isinstance(item, HistoryGap):
                 inbox.gap((self, item), name)
@@ -84,11 +93,11 @@ class StreamCursor(Cursor):
                 left = inbox.consumer.max_pending - inbox.pending
                 self.position = item.split(b" ", 2)[1]
                 yield
-        if self.request is request:
+        if self.request is request and not self.is_left:
             self.position = end
             for raw in self.stream.go_on(self, request, page):
                 self._deliver(raw)
-                if self.state is not CursorState.LIVE:
+                if self.state is not CursorState.LIVE or self.is_left:
                     break
         inbox.flush()
 
@@ -124,6 +133,6 @@ class StreamCursor(Cursor):
 
     def fail(self, error: SubscriptionRefused) -> None:
         """Take note that the server rejects to read the stream."""
-        if not self.is_refused:
+        if not (self.is_refused or self.is_left):
             self.is_refused = True
             self.subscriber.inbox.refuse(error)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..publishing.publisher import Publisher
 from ..redispy.client import key_slot
 from ..redispy.errors import ResponseError, is_transient
 from ..runtime.log import RecordLimit, logger
+from ..runtime.slices import Slices
 from ..runtime.tasks import TIME_SLICE, Tasks
 from .advice import advise
 from .cursor import StreamCursor
@@ -40,12 +42,18 @@ class Streams:
     """The streams that subscriptions of one multiplexer follow."""
 
     def __init__(
-        self, publisher: Publisher, tasks: Tasks, record_limit: RecordLimit, tail_interval: float | None
+        self,
+        publisher: Publisher,
+        tasks: Tasks,
+        slices: Slices,
+        record_limit: RecordLimit,
+        tail_interval: float | None,
     ) -> None:
         self._publisher = publisher
         self._tasks = tasks
         self.positions: Positions = Positions(publisher, tasks, record_limit)
         """The positions that are kept in Redis."""
+        self.slices: Slices = slices
         self._tail_interval = tail_interval
         self.streams: dict[bytes, Stream] = {}
         # None: read pages. An ordered dictionary gives very many in order, as no other dictionary can fast.
@@ -69,6 +77,7 @@ class Streams:
     def close(self, cursor: StreamCursor) -> None:
         """Remove a cursor; forget its stream if it was the last one."""
         stream = cursor.stream
+        cursor.is_active = False
         cursor.remove()
         if not stream.cursors:
             self.streams.pop(stream.name, None)
@@ -78,7 +87,7 @@ class Streams:
     def hasten(self, stream: Stream) -> None:
         """Read the next page of a stream without a pause: a connection is new."""
         self._pauses.pop(stream, None)
-        self._later("tails", self._tail_interval and self._tail_interval / 2, self._look_at_tails)
+        self._look_later()
 
     def _later(self, key: object, seconds: float | None, callback: Callable[[], None]) -> None:
         """Call a function later, unless a call with this key is waiting already. None: never."""
@@ -218,15 +227,22 @@ class Streams:
 
     # --- the ends of streams without live messages
 
-    def _look_at_tails(self) -> None:
-        """Compare the last ids of all streams that had no live message since the last look."""
-        quiet, self._quiet = self._quiet, {}
-        for stream in [*self.streams.values()]:  # a finalizer may close any of them
-            if quiet.get(stream) == stream.frames and stream not in self._jobs and not stream.readers:
-                self._add(stream, partial(self._look, stream))
-            self._quiet[stream] = stream.frames
+    def _look_later(self) -> None:
         if self.streams:
             self._later("tails", self._tail_interval and self._tail_interval / 2, self._look_at_tails)
+
+    def _look_at_tails(self) -> None:
+        """Compare the last ids of all streams that had no live message since the last look: of very many in slices."""
+        streams = [*self.streams.values()]  # a finalizer may close any of them
+        looks = (partial(self._look_if_quiet, stream) for stream in streams)
+        self.slices.begin(chain(looks, [self._look_later]))
+
+    def _look_if_quiet(self, stream: Stream) -> None:
+        if self._tasks.is_ending or self.streams.get(stream.name) is not stream:
+            return
+        if self._quiet.get(stream) == stream.frames and stream not in self._jobs and not stream.readers:
+            self._add(stream, partial(self._look, stream))
+        self._quiet[stream] = stream.frames
 
     async def _look(self, stream: Stream) -> None:
         frames = stream.frames
