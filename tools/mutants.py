@@ -919,9 +919,9 @@ MUTANTS = [
     ),
     Mutant(
         "a message of a burst outlives its stream",
-        "_io/delivery/event_queue.py",
-        "        self.flush()\n        buffer, hand",
-        "        buffer, hand",
+        "stream.py",
+        "        messages._inbox.flush()\n",
+        "",
         "tests/live/test_streams.py -k removed_in_a_burst",
     ),
     Mutant(

@@ -172,8 +172,7 @@ class EventQueue(Notifier, ABC):
             self.context.call_soon(self.resume)
 
     def discard(self, names: frozenset[bytes] | None) -> None:
-        """Drop all queued events about these names, or, for None, all events."""
-        self.flush()
+        """Drop all queued events about these names, or, for None, all events. `flush()` comes first."""
         buffer, hand = self.buffer, self.hand
         if buffer is not None:
             self.drop(buffer.clear() if names is None else buffer.remove(names))
