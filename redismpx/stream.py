@@ -171,7 +171,7 @@ class StreamSubscription(Generic[T]):
             self._remove(None)
 
     def _remove(self, removed: list[bytes] | None) -> None:
-        """Leave some streams, or, for None, all: very many in time slices."""
+        """Leave some streams, or, for None, all: hundreds of them in time slices."""
         messages, hub, subscriber = self._messages, self._messages._hub, self._subscriber
         messages._inbox.flush()
         with hub.budget.critical:

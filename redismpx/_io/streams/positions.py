@@ -35,7 +35,7 @@ class Positions:
         self._unsaved: dict[StreamSubscriber, None] = {}
         self._timer: asyncio.TimerHandle | None = None  # of the next save
         self._saving: set[asyncio.Task[object]] = set()
-        self._leaving: set[asyncio.Task[object]] = set()  # those among them for very many streams that were left
+        self._leaving: set[asyncio.Task[object]] = set()  # those among them for streams that were left
         self._rejected: WeakSet[StreamSubscriber] = WeakSet()  # whose positions the server does not save
 
     # --- load
@@ -87,10 +87,9 @@ class Positions:
 
     def save_left(self, subscriber: StreamSubscriber, cursors: list[StreamCursor]) -> None:
         """Save the positions of cursors that a subscriber leaves, without a wait."""
-        are_many = len(cursors) > SAVED_AT_ONCE
-        if are_many or any(cursor.done is not None for cursor in cursors):
+        if len(cursors) > SAVED_AT_ONCE or any(cursor.done is not None for cursor in cursors):
             task = self._save_in_background(subscriber, cursors)
-            if are_many and task is not None:
+            if task is not None:
                 self._leaving.add(task)
                 task.add_done_callback(self._leaving.discard)
 
