@@ -67,13 +67,13 @@ class Entry(Generic[S]):
     __slots__ = ("active_snapshot", "kind", "name", "only_active", "only_state", "only_subscriber", "state", "states")
 
     def __init__(self, kind: Kind, name: bytes, subscriber: S) -> None:
-        self.kind = kind
-        self.name = name
-        self.state = NameState.ABSENT
+        self.kind: Kind = kind
+        self.name: bytes = name
+        self.state: NameState = NameState.ABSENT
         # Most names have one subscriber. A dictionary for it would take more memory than everything else here.
         self.only_subscriber: S | None = subscriber
         """The one subscriber, as long as the name never had two; None otherwise, and when it is removed."""
-        self.only_state = SubscriberState.WAITING
+        self.only_state: SubscriberState = SubscriberState.WAITING
         """The state of `only_subscriber`."""
         self.states: dict[S, SubscriberState] | None = None
         """The states of all subscribers, once there were two; None before."""
