@@ -3992,13 +3992,6 @@ MUTANTS = [
         "tests/live/test_blocking_gevent.py -k counted",
     ),
     Mutant(
-        "blocking: under gevent, a thread that has ended leaves files open",
-        "blocking/threads.py",
-        "            if are_threads_greenlets():  # otherwise",
-        "            if False:  # otherwise",
-        "tests/live/test_blocking_gevent.py -k no_files_open",
-    ),
-    Mutant(
         "blocking: a greenlet does not notice a release before its wait",
         "blocking/locks.py",
         "                if not self._is_free:  # released before the start\n",

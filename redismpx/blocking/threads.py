@@ -41,8 +41,6 @@ class NativeThread:
             self._function(self)
         finally:
             self._ended.set()
-            if are_threads_greenlets():  # otherwise the files of this thread's hub stay open
-                sys.modules["gevent"].get_hub().destroy()
 
     @property
     def is_here(self) -> bool:

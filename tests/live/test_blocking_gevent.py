@@ -159,38 +159,6 @@ def test_greenlets_share_a_multiplexer(url: str) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-FILES = """
-import gevent.monkey
-gevent.monkey.patch_all()
-import os
-import sys
-import gevent
-from redismpx.blocking import Multiplexer
-
-def use(times):
-    for _ in range(times):
-        active = []
-        with Multiplexer(sys.argv[1]) as mpx:
-            mpx.new_channel_subscription(print, on_activation=active.append).add("a")
-            with gevent.Timeout(10):
-                while not active:
-                    gevent.sleep(0.001)
-
-use(3)
-before = len(os.listdir("/dev/fd"))
-use(10)
-with gevent.Timeout(10):
-    while len(os.listdir("/dev/fd")) > before:  # the last threads are about to end
-        gevent.sleep(0.01)
-"""
-
-
-def test_threads_that_have_ended_leave_no_files_open(url: str) -> None:
-    """Under gevent, each thread that waits has an event loop of gevent's, which ends with the thread."""
-    result = subprocess.run([sys.executable, "-c", FILES, url], capture_output=True, text=True, timeout=60, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-
-
 async def test_the_end_of_work_wakes_the_loop() -> None:
     """The loop comes to what work in a greenlet of its own thread has scheduled, as asyncio does since Python 3.14."""
     loop = asyncio.get_running_loop()
