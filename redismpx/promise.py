@@ -283,13 +283,13 @@ class PromiseSubscription(Subscription):
         seconds = check_seconds(timeout, "timeout")
         self._hub.enter()
         if not self._is_active():
-            since = (loop := asyncio.get_running_loop()).time()
+            since = asyncio.get_running_loop().time()
             try:
                 await self.wait_for_activation(timeout=timeout)
             except TimeoutError as error:
                 raise PromiseTimeout(channel, timeout or 0.0, why=self._hub.progress(self._kind)) from error
             if timeout is not None:
-                seconds = max(0.0, since + timeout - loop.time())
+                seconds = max(0.0, since + timeout - asyncio.get_running_loop().time())
         return self._make_promise(channel, timeout, seconds)
 
     def clear(self) -> None:

@@ -510,8 +510,8 @@ MUTANTS = [
     Mutant(
         "an interrupted publish() that is sent later",
         "blocking/portal.py",
-        "                self.post(outcome.cancel)  #",
-        "                pass  #",
+        "a forked child\n                self.post(outcome.cancel)\n",
+        "a forked child\n                pass\n",
         f"{BLOCKING} -k takes_back",
     ),
     Mutant(
@@ -751,7 +751,7 @@ MUTANTS = [
     Mutant(
         "P1: no disconnect",
         "_io/session/dispatcher.py",
-        "                    rest = subscriber.disconnect(error, active)\n",
+        "                    steps = subscriber.disconnect(error, active)\n",
         "                    pass\n",
         f"{TORTURE} -k killed_connection",
     ),
@@ -2836,8 +2836,8 @@ MUTANTS = [
     Mutant(
         "a shard's loss is told without names",
         "_io/session/dispatcher.py",
-        "                if self._evict is None:\n                    rest = subscriber.disconnect",
-        "                if True:\n                    rest = subscriber.disconnect",
+        "                if self._evict is None:\n                    steps = subscriber.disconnect",
+        "                if True:\n                    steps = subscriber.disconnect",
         f"{CLUSTER} -k gap_of_its_own",
     ),
     Mutant(
@@ -3627,8 +3627,8 @@ MUTANTS = [
     Mutant(
         "streams: the loss of very many streams is not told to the end",
         "_io/session/dispatcher.py",
-        "(None,) if rest is None else rest:",
-        "(None,):",
+        "in steps or (None,):",
+        "in (None,):",
         f"{MANY_STREAMS} -k recover_from_a_loss",
     ),
     Mutant(

@@ -118,9 +118,7 @@ class Cursor:
 
     def deactivate(self) -> None:
         """Wait for the channel."""
-        if self.state is CursorState.READING:
-            self.stream.leave(self)
-        self.state = CursorState.WAITING
+        self._leave(CursorState.WAITING)
 
     def lag(self) -> None:
         """Wait until the consumer has caught up."""

@@ -151,9 +151,9 @@ class Portal:
         try:
             self._add(_Call(partial(launch, outcome), outcome.abandon), is_patient)
             return outcome.get()
-        except BaseException:
+        except BaseException:  # the error of the work, or Ctrl-C: then the work has to end, too
             with suppress(RuntimeError):  # in a forked child
-                self.post(outcome.cancel)  # this thread was interrupted, or the work is done
+                self.post(outcome.cancel)
             raise
 
     async def _forward(self, launch: Callable[[Outcome[_Returned]], object]) -> _Returned:

@@ -82,7 +82,7 @@ class GapFeed(Generic[_Data, _Item]):
         self._names: dict[bytes, str] = {}  # each channel as a text, without the prefix
         self._first: dict[bytes, int] = {}
         """Channels whose activation is not read yet: each with the first connection on which it may be active."""
-        self._joining: set[bytes] = set()  # those that were never active, as far as is known
+        self._joining: set[bytes] = set()  # the channels that were never active, as far as this feed was told
         self._lost: dict[bytes, ConnectionLost] = {}  # channels that were, and will be again
 
     def add(self, *names: bytes) -> None:

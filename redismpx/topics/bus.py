@@ -133,7 +133,7 @@ class TopicBus(ABC):
             return
         try:
             self._call_in_loop(partial(self._relay.follow, consumer.topic))
-        except BaseException:
+        except BaseException:  # also Ctrl-C: the caller has no subscription then
             self._forget(consumer)
             raise
         with self._directory.lock:
@@ -285,7 +285,7 @@ class TopicBus(ABC):
         if serve is not None:
             try:
                 self._call_in_loop(partial(self._serve_others, service, serve))
-            except BaseException:
+            except BaseException:  # also Ctrl-C: the caller has no service then
                 service.close()
                 raise
         return service

@@ -60,7 +60,7 @@ class Relay:
                         self._add_pattern(name, words)
                     for name in names.channels:
                         self._add_channel(name, words)
-            except BaseException:
+            except BaseException:  # also Ctrl-C: nobody follows the filter then
                 self._remove(words)
                 raise
             if self._is_active(words):

@@ -9,6 +9,7 @@ from redismpx import Multiplexer, TooManyChannels
 from redismpx._io.runtime.slices import SLICE_STEPS
 from redismpx.channel import _STEP_NAMES
 
+from ..helpers.ends import ENDS, end
 from ..helpers.monitor import settled
 from ..helpers.waiting import until
 
@@ -58,21 +59,15 @@ async def test_channels_are_cleared_while_they_are_added(url: str, admin: Redis)
         await settled(admin, {*NAMES[1:]}, 0)
 
 
-@pytest.mark.parametrize("end", ["clear", "close", "close the multiplexer", "drain"])
-async def test_an_end_comes_while_channels_are_added(url: str, admin: Redis, end: str) -> None:
+@pytest.mark.parametrize("how", ENDS)
+async def test_an_end_comes_while_channels_are_added(url: str, admin: Redis, how: str) -> None:
     """After a clear or an end of any kind, none of the channels is subscribed to any more."""
     async with Multiplexer(url) as mpx:
         sub = mpx.new_channel_subscription()
         await mpx.connect(5)
         sub.add(*NAMES)
-        if end == "drain":
-            await mpx.drain()
-        else:
-            {"clear": sub.clear, "close": sub.close}.get(end, mpx.close)()
-        await mpx._hub.slices.done()
-        await until(lambda: not mpx.stats().channels)
+        await end(how, mpx, sub)
         await settled(admin, set())
-        assert sub.closed == (end != "clear")
 
 
 async def test_channels_that_are_being_added_count_for_the_limit(url: str) -> None:

@@ -19,6 +19,7 @@ from redismpx._io.streams.positions import SAVED_AT_ONCE
 from redismpx.testing import Checker
 
 from ..helpers.backoffs import QUICK
+from ..helpers.ends import ENDS, end
 from ..helpers.servers import Server
 from ..helpers.waiting import until
 
@@ -72,22 +73,16 @@ async def test_very_many_streams_are_added_in_slices(mpx: Multiplexer) -> None:
     assert (checker.faults, checker.errors, mpx.stats().channels) == ([], [], TOTAL)
 
 
-@pytest.mark.parametrize("end", ["clear", "close", "close the multiplexer", "drain"])
-async def test_an_end_comes_while_streams_are_added(mpx: Multiplexer, end: str) -> None:
+@pytest.mark.parametrize("how", ENDS)
+async def test_an_end_comes_while_streams_are_added(mpx: Multiplexer, how: str) -> None:
     """After a clear or an end of any kind, none of the streams is followed any more."""
     sub = mpx.new_stream_subscription()
     await mpx.connect(10)
     sub.add(*NAMES)
-    if end == "drain":
-        await mpx.drain()
-    else:
-        {"clear": sub.clear, "close": sub.close}.get(end, mpx.close)()
-    await mpx._hub.slices.done()
-    await until(lambda: not mpx.stats().channels)
+    await end(how, mpx, sub)
     assert mpx._hub.joining == 0
-    if end in ("clear", "close"):
+    if how in ("clear", "close"):
         assert not mpx._hub._streams.streams
-    assert sub.closed == (end != "clear")
 
 
 async def test_streams_that_are_being_added_count_for_the_limit(server: Server) -> None:

@@ -6,7 +6,7 @@ It sends nothing, and waits neither for the network nor for a consumer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import methodcaller
 from time import monotonic
@@ -162,9 +162,8 @@ class Dispatcher:
         self._interrupted = None
         subscriptions = listeners = 0
         deadline = monotonic() + TIME_SLICE
-        rest: Iterator[None] | None
         for loss in self._critical.each(self._registry.connection_lost()):
-            rest = None
+            steps: Iterable[None] | None = None
             if loss is not None:
                 subscriber, active = loss
                 if isinstance(subscriber, Listener):
@@ -172,10 +171,10 @@ class Dispatcher:
                 else:
                     subscriptions += 1
                 if self._evict is None:
-                    rest = subscriber.disconnect(error, active)
+                    steps = subscriber.disconnect(error, active)
                 else:  # its other names may be on links to other nodes
-                    rest = subscriber.disconnect(narrow(error, frozenset(active)))
-            for _ in (None,) if rest is None else rest:
+                    steps = subscriber.disconnect(narrow(error, frozenset(active)))
+            for _ in steps or (None,):  # one look at the clock at least
                 if monotonic() > deadline:
                     await asyncio.sleep(0)
                     deadline = monotonic() + TIME_SLICE

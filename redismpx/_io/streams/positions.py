@@ -87,6 +87,7 @@ class Positions:
 
     def save_left(self, subscriber: StreamSubscriber, cursors: list[StreamCursor]) -> None:
         """Save the positions of cursors that a subscriber leaves, without a wait."""
+        # The task looks whether any of very many is to be saved: here it would take long.
         if len(cursors) > SAVED_AT_ONCE or any(cursor.done is not None for cursor in cursors):
             task = self._save_in_background(subscriber, cursors)
             if task is not None:
@@ -194,6 +195,6 @@ class Positions:
         return bool(int(reply))
 
     def end(self) -> None:
-        """Save nothing any more, but for what is being saved."""
+        """Begin no more saves. Those that run go on."""
         if self._timer is not None:
             self._timer.cancel()

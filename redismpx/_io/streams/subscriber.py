@@ -57,7 +57,7 @@ class Source(Protocol):
 
 
 class StreamNames(Collection[bytes]):
-    """The streams of one subscription: those that are followed, and those that are going to be."""
+    """The names of the streams of one subscription, also of those that `add()` has left for the next iterations."""
 
     def __init__(self, *parts: dict[bytes, Any]) -> None:
         self._parts = parts  # without a common name
