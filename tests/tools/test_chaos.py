@@ -61,9 +61,18 @@ def test_a_second_of_chaos_violates_nothing(flavour: str) -> None:
 def test_a_message_that_was_trimmed_is_not_lost_by_a_failover() -> None:
     """A failover loses the only entry behind a stream that was trimmed to nothing: the one before it is no loss."""
     truth = Truth()
-    assert truth.fork([(b"7-0", {b"prev": b"5-0", b"data": b"x"})], []) == 1
+    assert truth.fork([(b"7-0", {b"data": b"x"})], b"7-0", b"5-0") == 1
     assert not truth.is_forked((5, 0), (9, 0))
     assert truth.is_forked((7, 0), (9, 0))
+
+
+def test_a_failover_loses_also_what_was_trimmed() -> None:
+    """The primary has trimmed its only entry, and its replica has no such stream: nothing tells that it was there."""
+    truth = Truth()
+    truth.appended = {(7, 0): b"trimmed", (9, 0): b"later"}
+    assert truth.lost_between((0, 0), (9, 0)) == 1
+    assert truth.fork([], b"7-0", b"0-0") == 0
+    assert truth.lost_between((0, 0), (9, 0)) == 0
 
 
 @pytest.mark.parametrize("fault", BROKEN)

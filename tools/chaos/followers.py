@@ -50,20 +50,17 @@ class Truth:
         """Tell whether a failover has lost the first of two messages before the second was appended."""
         return any(kept < after <= end < before for kept, end in self.forks)
 
-    def fork(self, tail: Any, kept: Any) -> int:
-        """Take the last entries that a primary had when it was killed, and those of them that its replica has, too.
+    def fork(self, tail: Any, last: bytes, kept: bytes) -> int:
+        """Take the last entries that a primary had when it was killed, and the last id that it gave out.
 
-        Return how many are lost. If it has none of them, the stream may have been trimmed before the first: the entry
-        says which one was the last before it.
+        `kept` is the last id that its replica knows of; what came after that is lost. The entries do not tell: the
+        stream may have been trimmed to nothing on the one or the other. Return how many of the entries are lost.
         """
         entries = {key_of(entry_id): fields[b"data"] for entry_id, fields in tail}
-        _, oldest = tail[-1]
-        last = max([key_of(entry_id) for entry_id, _ in kept], default=key_of(oldest.get(b"prev", b"0-0")))
-        lost = [key for key in entries if key > last]
         self.appended |= entries
-        if lost:
-            self.forks.append((last, max(lost)))
-        return len(lost)
+        if key_of(kept) < key_of(last):
+            self.forks.append((key_of(kept), key_of(last)))
+        return len([key for key in entries if key > key_of(kept)])
 
 
 class Track(NamedTuple):

@@ -262,19 +262,22 @@ class Streams(Scene):
         """Return the names of the streams that a server has."""
         return [name for name in self.names if self.admin_for(name) is self.admins[server]]
 
-    def end(self, server: Server) -> dict[bytes, Any]:
-        """Kill all clients of a primary; return the last entries of its streams, to which nothing is added any more."""
+    def end(self, server: Server) -> dict[bytes, tuple[Any, bytes]]:
+        """Kill all clients of a primary, so that nothing is added to its streams any more.
+
+        Return the last entries of each stream, and the last id that it gave out.
+        """
         admin = self.admins[server]
         for kind in ("pubsub", "normal"):
             admin.client_kill_filter(_type=kind, skipme=True)
-        tails: Any = {name: admin.xrevrange(name, count=TAIL) for name in self.names_of(server)}
-        return {name: tail for name, tail in tails.items() if tail}
+        names = self.names_of(server)
+        return {name: (admin.xrevrange(name, count=TAIL), last_id(admin, name)) for name in names}
 
-    def compare(self, tails: dict[bytes, Any]) -> None:
-        """Take note of the entries that the server of a stream does not have any more."""
-        for name, tail in tails.items():
-            kept = self.admin_for(name).xrange(name, tail[-1][0], tail[0][0])
-            self.seen["lost by failovers"] += self.truths[name].fork(tail, kept)
+    def compare(self, tails: dict[bytes, tuple[Any, bytes]]) -> None:
+        """Take note of what the server of a stream does not have any more."""
+        for name, (tail, last) in tails.items():
+            kept = last_id_until(last, self.admin_for(name), name)
+            self.seen["lost by failovers"] += self.truths[name].fork(tail, last, kept)
 
     # --- histories
 
@@ -290,8 +293,7 @@ class Streams(Scene):
         for name in self.names:
             admin = self.admin_for(name)
             entries: Any = admin.xrevrange(name, count=20)
-            with suppress(redis.ResponseError):
-                self.truths[name].ends.append(key_of(admin.xinfo_stream(name)["last-generated-id"]))
+            self.truths[name].ends.append(key_of(last_id(admin, name)))
             for entry_id, fields in entries:
                 if b"prev" in fields:
                     break
@@ -353,3 +355,25 @@ class Streams(Scene):
         self.seen["delivered"] += messages
         self.seen["gaps"] += gaps
         self.seen["missed by a plain subscription"] += appended - len(plain)
+
+
+def last_id(admin: redis.Redis, name: bytes) -> bytes:
+    """Return the last id that a stream gave out; 0-0 if there is none."""
+    with suppress(redis.ResponseError):  # there is no such stream
+        found: Any = admin.xinfo_stream(name)
+        last: bytes = found["last-generated-id"]
+        return last
+    return b"0-0"
+
+
+def last_id_until(last: bytes, admin: redis.Redis, name: bytes) -> bytes:
+    """Return the last id up to another one that a stream gave out; something may have been appended after that."""
+    newest = last_id(admin, name)
+    if key_of(newest) <= key_of(last):
+        return newest
+    later: Any = admin.xrange(name, b"(" + last, count=1)
+    earlier: Any = admin.xrevrange(name, last, count=1)
+    if later and b"prev" in later[0][1]:
+        before: bytes = later[0][1][b"prev"]
+        return before
+    return earlier[0][0] if earlier else last
