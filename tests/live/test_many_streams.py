@@ -260,12 +260,12 @@ async def test_positions_are_saved_some_at_a_time(
             running -= 1
 
     monkeypatch.setattr(publisher, "evaluate", count)
-    await admin.set(positions_key(NAMES[3], key_slot), "another type")
+    await admin.set(positions_key(NAMES[-3], key_slot), "another type")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await sub.commit()
     assert most == SAVED_AT_ONCE
     assert await saved(admin) == TOTAL - 1
-    await admin.delete(positions_key(NAMES[3], key_slot))
+    await admin.delete(positions_key(NAMES[-3], key_slot))
     await sub.commit()
     assert await saved(admin) == TOTAL
 

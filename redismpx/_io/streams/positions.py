@@ -151,8 +151,7 @@ class Positions:
     async def _save_each(self, durable: bytes | None, cursors: list[StreamCursor]) -> tuple[bytes, Exception] | None:
         """Save the positions that are not saved, some at a time; return the name and the error of the first failure.
 
-        Takes over the list.
-        A rejected position does not keep the others from being saved; a lost connection does.
+        Take over the list. A rejected position does not keep the others from being saved; a lost connection does.
         """
         failure = None
         unsaved: list[StreamCursor] = []
